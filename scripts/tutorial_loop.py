@@ -1,0 +1,88 @@
+"""The loop of PyTorch's transfer-learning tutorial, as plain as it stands there, for scripts/benchmark.py.
+
+ImageFolder, random resized crop and flip to train, Resize and CenterCrop to validate, a DataLoader with a
+worker per core, SGD 0.01 with momentum 0.9, StepLR, batches of 64, all in train mode in each epoch.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn, optim
+from torchvision import datasets, models, transforms
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CROPPED = [transforms.Resize(256), transforms.CenterCrop(224)]
+AUGMENTED = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+TENSOR = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+
+
+def freeze(model: nn.Module, what: str) -> None:
+    """Freeze `all`, `none` or `through:<stage>` of a resnet."""
+    stages = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
+    last = {"all": "layer4", "none": None}.get(what, what.removeprefix("through:"))
+    for stage in stages[: stages.index(last) + 1] if last else []:
+        model.get_submodule(stage).requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="a folder with train and val, each with a folder per class")
+    parser.add_argument("--weights", type=Path, required=True, help="a state dict of resnet18")
+    parser.add_argument("--freeze", default="all")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-augment", action="store_true")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(arguments.seed)
+    prepared = {
+        "train": transforms.Compose([*(CROPPED if arguments.no_augment else AUGMENTED), *TENSOR]),
+        "val": transforms.Compose([*CROPPED, *TENSOR]),
+    }
+    pictures = {side: datasets.ImageFolder(arguments.data / side, prepared[side]) for side in prepared}
+    loaders = {
+        side: torch.utils.data.DataLoader(
+            pictures[side], batch_size=64, shuffle=side == "train", num_workers=os.cpu_count() or 1
+        )
+        for side in pictures
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = models.resnet18()
+    model.load_state_dict(torch.load(arguments.weights, weights_only=True))
+    freeze(model, arguments.freeze)
+    model.fc = nn.Linear(model.fc.in_features, len(pictures["train"].classes))
+    model = model.to(device)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+
+    best, seconds = 0.0, []
+    for _ in range(arguments.epochs):
+        started = time.perf_counter()
+        for side in ("train", "val"):
+            model.train(side == "train")
+            right = 0
+            for inputs, labels in loaders[side]:
+                inputs, labels = inputs.to(device), labels.to(device)
+                optimizer.zero_grad()
+                with torch.set_grad_enabled(side == "train"):
+                    outputs = model(inputs)
+                    loss = criterion(outputs, labels)
+                    if side == "train":
+                        loss.backward()
+                        optimizer.step()
+                right += int((outputs.argmax(1) == labels).sum())
+        scheduler.step()
+        best = max(best, right / len(pictures["val"]))
+        seconds.append(time.perf_counter() - started)
+    print(
+        json.dumps({"accuracy": best, "epoch_seconds": seconds, "pictures": sum(map(len, pictures.values()))})
+    )
+
+
+if __name__ == "__main__":
+    main()

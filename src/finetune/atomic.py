@@ -1,0 +1,34 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from finetune.errors import RunError
+
+
+def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside the target, sync to disk, then take its place: a reader finds the old file or the new one.
+
+    Raises:
+        RunError: the file cannot be written; the old one stays.
+    """
+    part = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        with part.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except (OSError, RuntimeError) as error:
+        # torch puts an error of its own before the system's, which says why.
+        system = error if isinstance(error, OSError) else error.__context__
+        raise RunError(f"{target}: cannot be written: {getattr(system, 'strerror', error)}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -1,0 +1,149 @@
+"""The prefix over the pictures, once each, as fast as the machine allows."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+BATCH = 64  # the bits of a feature depend on the batch it is computed in, so every batch is this large
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes minutes on a CPU without it
+
+Tensors = tuple[Tensor, ...]
+Forward = Callable[[Tensor], Tensors]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the prefix is computed; part of what its features are known by."""
+
+    dtype: str = "fp32"
+    folded: bool = True
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join([self.dtype, *["folded"] * self.folded, *["compiled"] * self.compiled])
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return DTYPES[self.dtype].itemsize
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: bool) -> Form:
+    """The form for a precision as asked for, the multiply-adds of the whole extraction, and the machine.
+
+    bf16: whether the device multiplies bf16 natively. `precision=auto` uses it where it does.
+    """
+    dtype = "bf16" if precision in ("bf16", "16") or (precision == "auto" and bf16) else "fp32"
+    compiler = device == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
+    large = macs >= COMPILE_FROM_MACS * (100 if device == "cuda" else 1)
+    return Form(dtype, compiled=bool(compiler and (compile is True or (compile == "auto" and large))))
+
+
+def accelerate(prefix: fx.GraphModule, form: Form, device: str) -> Forward:
+    """A copy of the prefix in the given form: normalised float32 pictures (B, 3, H, W) to its tensors."""
+    dtype = DTYPES[form.dtype]
+    network: nn.Module = copy.deepcopy(prefix).eval()
+    if form.folded:
+        network = fuse(network, inplace=True, no_trace=True)
+    network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    if form.compiled:
+        torch._inductor.config.freezing = True
+        network.compile(dynamic=False)
+
+    def forward(pictures: Tensor) -> Tensors:
+        with torch.inference_mode():
+            output = network(pictures.to(device=device, dtype=dtype, memory_format=torch.channels_last))
+            return output if isinstance(output, tuple) else (output,)
+
+    return forward
+
+
+def difference(exact: Tensors, fast: Tensors) -> float:
+    """Relative distance of two sets of features: the largest over the tensors of |a - b| / |a|."""
+    pairs = [(a.double().cpu(), b.double().cpu()) for a, b in zip(exact, fast, strict=True)]
+    return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
+
+
+def settle(prefix: fx.GraphModule, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
+    """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
+
+    sample: a few normalised pictures to measure the difference on. Returns the forward, its form and the
+    relative difference of the form asked for.
+    """
+    exact = accelerate(prefix, Form("fp32", folded=False), device)(sample)
+    forward = accelerate(prefix, form, device)
+    distance = difference(exact, forward(sample))
+    if distance <= TOLERANCE[form.dtype]:
+        return forward, form, distance
+    plain = Form("fp32", folded=False)
+    return accelerate(prefix, plain, device), plain, distance
+
+
+def extract(
+    forward: Forward,
+    read: Callable[[int], Tensor | None],
+    normalise: Callable[[Tensor], Tensor],
+    rows: Sequence[int],
+    device: str,
+) -> Iterator[tuple[list[int], Tensors]]:
+    """Compute the features of some pictures, in their order, a batch at a time.
+
+    Decoding and computing overlap. On a CPU each core takes whole batches, decoding and computing them on one
+    thread: no thread waits for another, and there are never more at work than cores.
+
+    read: decodes the picture of a row to uint8 (3, H, W); None leaves it out.
+    Yields the rows of a batch and their tensors on the CPU.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, 16, -(-len(rows) // BATCH))
+    on_cpu = device == "cpu"
+    threads = torch.get_num_threads()
+
+    def task(batch: Sequence[int]) -> tuple[list[int], Any]:
+        torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
+        decoded = {row: picture for row in batch if (picture := read(row)) is not None}
+        if not decoded:
+            return [], ()
+        pictures = torch.stack([*decoded.values(), *[next(iter(decoded.values()))] * (BATCH - len(decoded))])
+        return list(decoded), compute(pictures, len(decoded)) if on_cpu else pictures
+
+    def compute(pictures: Tensor, count: int) -> Tensors:
+        return tuple(tensor[:count].cpu() for tensor in forward(normalise(pictures.to(device))))
+
+    waiting: deque[Future[tuple[list[int], Any]]] = deque()
+    starts = iter(range(0, len(rows), BATCH))
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        try:
+            for start in starts:
+                waiting.append(pool.submit(task, rows[start : start + BATCH]))
+                if len(waiting) > 2 * workers:
+                    yield _done(waiting.popleft(), None if on_cpu else compute)
+            while waiting:
+                yield _done(waiting.popleft(), None if on_cpu else compute)
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)
+
+
+def _done(
+    future: Future[tuple[list[int], Any]], compute: Callable[[Tensor, int], Tensors] | None
+) -> tuple[list[int], Tensors]:
+    rows, result = future.result()
+    return (rows, compute(result, len(rows))) if compute and rows else (rows, result)

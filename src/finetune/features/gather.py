@@ -1,0 +1,121 @@
+"""The features of a data set: those the store has, and those computed now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.data.views import Inputs
+from finetune.features.extract import DTYPES, Form, extract, settle
+from finetune.features.store import Layout, MemoryStore, opened
+from finetune.model.boundary import Split
+
+RESIDENT = 2 << 30  # rows of up to so many bytes are held in memory; more are mapped from the disk
+SAMPLE = 8  # pictures on which the fast form is compared with fp32
+
+
+@dataclass(frozen=True)
+class Features:
+    """One view of every picture of a data set: `features(chosen)` gives the tensors of some, (B, ...) each.
+
+    form: how they were computed. difference: from fp32 eager, relative; None where none was computed now.
+    computed, seconds: how many were computed now, and in what time; the others were in the store.
+    """
+
+    layout: Layout
+    rows: np.ndarray
+    places: np.ndarray
+    form: Form
+    difference: float | None
+    computed: int
+    seconds: float
+
+    def inputs(self, chosen: Tensor) -> Inputs:
+        rows = torch.from_numpy(self.rows[self.places[chosen.numpy()]])
+        tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    def select(self, kept: np.ndarray) -> Features:
+        """The same for some of the pictures, renumbered."""
+        return replace(self, places=self.places[kept])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What features are computed of.
+
+    read: decodes a picture by its index to uint8 (3, H, W); None where it is broken, which gets no row.
+    digests: SHA-256 of each picture's content.
+    normalise: uint8 (B, 3, H, W) to what the prefix takes.
+    """
+
+    read: Callable[[int], Tensor | None]
+    digests: Sequence[str]
+    normalise: Callable[[Tensor], Tensor]
+
+
+def gather(
+    halves: Split,
+    pictures: Pictures,
+    form: Form,
+    device: str,
+    cache: tuple[Path, dict[str, Any]] | None,
+    advance: Callable[[int], None],
+    say: Callable[[str], None],
+) -> Features:
+    """Take from the store what it has, then compute and add the rest; without a store compute all.
+
+    cache: where the stores are, and all that decides the features beside their form; None: in memory only.
+    advance: called with the number of pictures done. say: called with what the user should know.
+    """
+    started = time.perf_counter()
+    assert halves.prefix is not None
+    layout = Layout(tuple(crossing.shape for crossing in halves.crossings), DTYPES[form.dtype])
+
+    def wait() -> None:
+        say("another run is computing the same features; waiting for it")
+
+    if cache is None:
+        context: Any = nullcontext(MemoryStore(layout))
+    else:
+        context = opened(cache[0], {**cache[1], **form.describe()}, layout, wait)
+    with context as store:
+        if damaged := store.verify(pictures.digests):
+            say(f"{len(damaged)} stored features are damaged and are computed again")
+        first = {digest: i for i, digest in reversed(list(enumerate(pictures.digests)))}
+        todo = sorted(i for digest, i in first.items() if digest not in store.place)
+        advance(len(first) - len(todo))
+        difference = None
+        if sample := _sample(pictures, todo):
+            forward, actual, difference = settle(
+                halves.prefix, form, device, pictures.normalise(torch.stack(sample))
+            )
+            if actual != form:
+                say(f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32")
+                return gather(halves, pictures, actual, device, cache, advance, say)
+            for rows, tensors in extract(forward, pictures.read, pictures.normalise, todo, device):
+                store.append([pictures.digests[row] for row in rows], tensors)
+                advance(len(rows))
+        places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
+        data = store.mapped()
+    if 0 < data.nbytes <= RESIDENT:
+        data, places = data[places], np.arange(len(places))
+    return Features(layout, data, places, form, difference, len(todo), time.perf_counter() - started)
+
+
+def _sample(pictures: Pictures, todo: Sequence[int]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for index in todo:
+        if len(found) == SAMPLE:
+            break
+        if (picture := pictures.read(index)) is not None:
+            found.append(picture)
+    return found

@@ -1,0 +1,191 @@
+"""What the batches are made of: features of the frozen prefix where they are kept, else pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from finetune.data.augment import Prepare
+from finetune.data.images import BadImage, Reader
+from finetune.data.sources import Dataset
+from finetune.data.views import Inputs, Rows, Views, views
+from finetune.features.extract import choose
+from finetune.features.gather import Features, Pictures, gather
+from finetune.features.plan import Boundary, Plan, find_boundary, make_plan, ram
+from finetune.model.assemble import Model
+from finetune.model.boundary import Split, fingerprint
+from finetune.model.freeze import digest
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything a training needs of the pictures.
+
+    dataset: without the pictures that are broken (`bad`).
+    inputs: by index; `prepare` is applied to a batch of them on the device, then `network`.
+    sample: some training pictures as the model sees them, (B, 3, H, W).
+    features: what the summary says of them; None where pictures are used.
+    """
+
+    dataset: Dataset
+    inputs: Views
+    prepare: Callable[[Any, bool, int], Inputs]
+    network: nn.Module
+    sample: Tensor
+    augment: str
+    bad: list[BadImage]
+    boundary: Boundary
+    plan: Plan
+    features: dict[str, Any] | None
+
+
+def read(
+    model: Model,
+    dataset: Dataset,
+    *,
+    augment: str,
+    cache: str,
+    cache_dir: Path,
+    cache_max_gb: float,
+    precision: str,
+    compile: str | bool,
+    bf16: bool,
+    device: str,
+    workers: int | str,
+    seed: int,
+    progress: Progress,
+    say: Say,
+) -> Ready:
+    """Find the boundary, decide what is kept, and read every picture once.
+
+    `augment=auto` follows from that: fresh pictures in every epoch where the backbone trains on pictures.
+    bf16: whether the device multiplies bf16 itself. progress: a progress bar of a name and a length.
+
+    Raises:
+        RequestError: a cache was asked for that fresh augmentation forbids.
+    """
+    boundary = find_boundary(model)
+    contents = len(set(dataset.digests))
+    rows = contents * (2 if augment == "flip" else 1)
+    form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
+    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    if augment == "auto":
+        augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
+    sizes = model.preprocessing
+    crop = sizes.resize_size if augment == "standard" else sizes.crop_size
+    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation)
+    prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
+    bad: dict[int, BadImage] = {}
+
+    def picture(index: int) -> Tensor | None:
+        decoded = reader(index)
+        if isinstance(decoded, BadImage):
+            # Pictures with the same content are read once: what is wrong with one is wrong with all.
+            for same, digest in enumerate(dataset.digests):
+                if digest == dataset.digests[index]:
+                    bad[same] = replace(decoded, index=same, path=str(dataset.images[same]))
+            return None
+        return decoded
+
+    plain: Rows
+    mirrored: Rows
+    if plan.where == "none":
+        with progress("reading pictures", len(dataset.images)) as advance:
+            pixels, broken = reader.all(workers, advance, partial(_room, cache_dir))
+        bad = {one.index: one for one in broken}
+        kept = dataset.kept(list(bad))
+        pixels = pixels[kept] if bad else pixels
+        plain, mirrored = (lambda chosen: pixels[chosen]), (lambda chosen: pixels[chosen].flip(3))
+        network, described = model.network, None
+    else:
+        assert boundary.split is not None
+        found = []
+        for view, turn in (("plain", False), ("mirrored", True))[: rows // contents]:
+            known_by = {**_known_by(model, boundary.split, device), "view": view}
+            store = (cache_dir, known_by) if plan.where == "disk" else None
+            pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
+            with progress(f"computing {view} features", contents) as advance:
+                found.append(gather(boundary.split, pictures, form, device, store, advance, say))
+        kept = dataset.kept(list(bad))
+        found = [one.select(kept) for one in found]
+        plain, mirrored = found[0].inputs, found[-1].inputs
+        network, described = boundary.split.suffix, _described(found, plan)
+    dataset = dataset.without(list(bad)) if bad else dataset
+    inputs = views(plain, mirrored if augment == "flip" else None, len(kept), seed)
+    return Ready(
+        dataset,
+        inputs,
+        prepare if described is None else _as_it_is,
+        network,
+        _sample(dataset, reader, prepare),
+        augment,
+        [bad[index] for index in sorted(bad)],
+        boundary,
+        plan,
+        described,
+    )
+
+
+def _known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
+    """All that decides features, beside the form they are computed in."""
+    assert halves.prefix is not None
+    return {
+        "model": model.name,
+        "boundary": [crossing.name for crossing in halves.crossings],
+        "weights": digest(halves.prefix.state_dict()),
+        "graph": fingerprint(halves.prefix),
+        "preprocessing": model.preprocessing.metadata(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+    }
+
+
+def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
+    computed = sum(one.computed for one in found)
+    return {
+        "where": plan.where,
+        "form": str(found[0].form),
+        "difference": found[0].difference,
+        "computed": computed,
+        "reused": sum(len(set(one.places.tolist())) for one in found) - computed,
+        "seconds": sum(one.seconds for one in found),
+        "bytes": plan.size,
+        "shapes": [list(shape) for shape in found[0].layout.shapes],
+    }
+
+
+def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
+    """Up to 32 training pictures as the first epoch may show them."""
+    order = np.random.default_rng(0).permutation(dataset.split["train"])[:32]
+    decoded = [replace(reader, pictures=dataset.images)(int(index)) for index in order]
+    return prepare(torch.stack([picture for picture in decoded if isinstance(picture, Tensor)]), True, 1)
+
+
+def _room(folder: Path, shape: tuple[int, ...]) -> Tensor:
+    """Zeroed bytes: in a quarter of the memory at most, else in a file that is gone with the process."""
+    if math.prod(shape) <= ram() / 4:
+        return torch.zeros(shape, dtype=torch.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
+
+
+def _as_it_is(features: Inputs, training: bool, number: int) -> Inputs:
+    return features

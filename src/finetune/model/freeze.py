@@ -1,0 +1,214 @@
+"""What is frozen: from patterns to parameters and modes, and the proof that nothing of it moved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from finetune.errors import RequestError, brief
+
+NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What of a model is constant: parameter and buffer names, and the modules held in eval mode."""
+
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+    eval_modules: frozenset[str]
+
+    def hold(self, model: nn.Module) -> None:
+        """Put what is frozen into eval mode; to be called after every `model.train()`."""
+        for name, module in model.named_modules():
+            if name in self.eval_modules:
+                module.training = False
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The frozen parameters and buffers by name, in the model's order."""
+        everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        names = self.parameters | self.buffers
+        return {name: value.detach() for name, value in everything.items() if name in names}
+
+
+def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example: Tensor) -> Frozen:
+    """Set `requires_grad` and the modes of a model as the patterns say.
+
+    Args:
+        model: the model, its head already replaced.
+        patterns: entries read like a .gitignore, later ones win: `all`, `none`, `through:<module>`, a full
+            name of a module or parameter with `*` and `?`, `@norm` or `@bias`; a leading `-` takes out.
+        head: full name of the replaced head, which always trains; None where the old head was kept.
+        example: one batch of pictures, (N, 3, H, W), to learn the order of execution from.
+
+    Raises:
+        RequestError: an entry matches nothing.
+    """
+    backbone = [name for name, _ in model.named_parameters() if not _is_below(name, head)]
+    frozen = set(backbone) if patterns[0].startswith("-") else set()
+    for pattern in patterns:
+        matched = _match(model, pattern, backbone, head, example)
+        frozen = frozen - matched if pattern.startswith("-") or pattern == "none" else frozen | matched
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    evals = _eval_modules(model, backbone, frozen, head)
+    buffers = frozenset(name for name, _ in model.named_buffers() if name.rpartition(".")[0] in evals)
+    result = Frozen(frozenset(frozen), buffers, evals)
+    model.train()
+    result.hold(model)
+    return result
+
+
+def _match(
+    model: nn.Module, pattern: str, backbone: list[str], head: str | None, example: Tensor
+) -> set[str]:
+    entry = pattern.removeprefix("-")
+    if entry in ("all", "none"):
+        return set(backbone)
+    if entry.startswith("through:"):
+        return _through(model, pattern, head, example) & set(backbone)
+    if entry == "@bias":
+        matched = {name for name in backbone if name.endswith("bias")}
+    elif entry == "@norm":
+        norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
+        matched = {name for name in backbone if name.rpartition(".")[0] in norms}
+    elif entry.startswith("@"):
+        raise RequestError(f"freeze={pattern}: expected @norm or @bias")
+    else:
+        matched = _named(backbone, entry)
+    if not matched and head and (_is_below(entry, head) or _named([f"{head}.weight"], entry)):
+        raise RequestError(
+            f"freeze={pattern}: expected a part of the backbone; {head} is the new head, which always"
+            f" trains (head=keep keeps the old one, as part of the backbone)"
+        )
+    if not matched:
+        raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
+    return matched
+
+
+def _named(names: list[str], entry: str) -> set[str]:
+    """The names that match the entry themselves or lie below what matches it."""
+
+    def ends(name: str) -> list[int]:  # layer1, layer1.0, layer1.0.conv1, layer1.0.conv1.weight
+        return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
+
+    return {name for name in names if any(fnmatchcase(name[:end], entry) for end in ends(name))}
+
+
+class _Uses(TorchFunctionMode):
+    """Notes the parameters of a model in the order in which a forward pass first computes with them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.order: dict[str, None] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # asking for a dtype is no use
+            for leaf in tree_leaves((args, kwargs)):
+                if id(leaf) in self.names:
+                    self.order.setdefault(self.names[id(leaf)])
+        return result
+
+
+def _through(model: nn.Module, pattern: str, head: str | None, example: Tensor) -> set[str]:
+    """Parameters that a forward pass uses before the target has first ended."""
+    target = pattern.partition(":")[2]
+    modules = dict(model.named_modules())
+    if not target or target not in modules:
+        raise RequestError(
+            f"freeze={pattern}: expected the name of a module; there is {_what_there_is(model, target)}"
+        )
+    if _is_below(target, head):
+        raise RequestError(
+            f"freeze={pattern}: expected a module of the backbone; {head} is the new head, which trains"
+        )
+    ended: list[set[str]] = []
+    modes = {module: module.training for module in modules.values()}
+    model.eval()
+    with torch.no_grad(), _Uses(model) as uses:
+        hook = modules[target].register_forward_hook(lambda *_: ended.append(set(uses.order)))
+        model(example[:1])
+    hook.remove()
+    for module, mode in modes.items():
+        module.training = mode
+    if ended:
+        return ended[0]
+    # A module that its parent never calls but whose parameters it hands to a function: attention's out_proj.
+    order = list(uses.order)
+    places = [place for place, name in enumerate(order) if name.startswith(f"{target}.")]
+    if not places:
+        raise RequestError(f"freeze={pattern}: expected a module that the forward pass uses")
+    return set(order[: places[-1] + 1])
+
+
+def _eval_modules(
+    model: nn.Module, backbone: list[str], frozen: set[str], head: str | None
+) -> frozenset[str]:
+    """The modules that stay in eval mode while the rest of the model trains."""
+    holding = {owner for name in backbone for owner in _owners(name)}
+    moving = {owner for name in backbone if name not in frozen for owner in _owners(name)}
+
+    def trains(name: str, module: nn.Module) -> bool:
+        if _is_below(name, head):
+            return True
+        if isinstance(module, BatchOrInstanceNorm) and module.affine:
+            return f"{name}.weight" not in frozen and f"{name}.bias" not in frozen
+        # Dropout and the like have no parameters: they are active where those around them move. Where there
+        # are none but the head's, as beside the last layer of EfficientNet, the next room outwards decides.
+        while name not in holding and name:
+            name = name.rpartition(".")[0]
+        return name in moving
+
+    return frozenset(name for name, module in model.named_modules() if not trains(name, module))
+
+
+def _owners(name: str) -> list[str]:
+    """The modules that a parameter lies in, the model itself ('') included."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts))]
+
+
+def _is_below(name: str, head: str | None) -> bool:
+    return head is not None and (name == head or name.startswith(f"{head}."))
+
+
+def _what_there_is(model: nn.Module, entry: str) -> str:
+    """The names at the place where an entry stops making sense: layer4.2.conv1 → layer4.0, layer4.1."""
+    modules = dict(model.named_modules())
+    place = next(owner for owner in reversed(_owners(entry)) if owner in modules)
+    children = [
+        name for name, child in modules[place].named_children() if any(True for _ in child.parameters())
+    ]
+    own = [name for name, _ in modules[place].named_parameters(recurse=False)]
+    names = [f"{place}.{name}" if place else name for name in own + children]
+    return f"{brief(names, 12)} (finetune inspect --parameters lists all)"
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, by name."""
+    return {name: hashlib.sha256(_bytes(value)).hexdigest() for name, value in tensors.items()}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """One SHA-256 over names, types, shapes and bytes of all tensors."""
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(_bytes(value))
+    return total.hexdigest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

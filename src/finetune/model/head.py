@@ -1,0 +1,68 @@
+"""Find the layer that gives the logits of any architecture, and put a new one in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from finetune.errors import RequestError
+
+
+def find(model: nn.Module) -> str:
+    """The full name of the layer that computes the logits: a linear or 1x1-convolution layer.
+
+    timm's models say which; in torchvision's, whose modules are registered in the order of the forward pass,
+    it is the last.
+
+    Raises:
+        RequestError: there is no such layer, or more than one.
+    """
+    found = [name for name, module in model.named_modules() if _is_classifier(module)]
+    if (config := getattr(model, "pretrained_cfg", None)) is not None:
+        told = config.get("classifier")
+        if isinstance(told, (tuple, list)):
+            raise RequestError(f"model: expected one head; this model has {len(told)} ({', '.join(told)})")
+        found = [name for name in found if name == told]
+    if not found:
+        raise RequestError("model: expected a linear or 1x1-convolution layer as its head; there is none")
+    return found[-1]
+
+
+def outputs(model: nn.Module, name: str) -> int:
+    """How many logits the layer of that name computes."""
+    layer = model.get_submodule(name)
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features  # type: ignore[return-value]
+
+
+def replace(
+    model: nn.Module, name: str, num_outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0
+) -> nn.Module:
+    """Put a new, randomly initialised head in the place of the layer `name` and return it.
+
+    Without hidden layers and dropout the new head is one layer, so that the model's state dict is that of
+    the same architecture built with `num_classes=num_outputs`. A convolutional classifier stays one.
+    """
+    old = model.get_submodule(name)
+    assert isinstance(old, nn.Linear | nn.Conv2d)
+    widths = [old.in_channels if isinstance(old, nn.Conv2d) else old.in_features, *hidden, num_outputs]
+    bias = old.bias is not None or bool(hidden)  # MaxViT's last layer has none
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths):
+        if layers:
+            layers.append(nn.ReLU())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        layers.append(
+            nn.Conv2d(width, following, 1, bias=bias)
+            if isinstance(old, nn.Conv2d)
+            else nn.Linear(width, following, bias=bias)
+        )
+    head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    model.set_submodule(name, head)
+    return head
+
+
+def _is_classifier(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))

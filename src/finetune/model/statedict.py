@@ -1,0 +1,203 @@
+"""State dicts: read from files of every kind, brought to a model's own names, and fitted into it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from finetune.errors import RequestError, brief
+from finetune.model import head as heads
+from finetune.model.freeze import digest
+
+State = dict[str, Tensor]
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# What torchvision's own loaders rename in the older of its files.
+RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
+
+# Architectures of torchvision and timm that tests have shown to compute the same when matched by order. Equal
+# shapes alone prove nothing: EfficientNet b5 to b7 and v2 differ in an epsilon, timm's tf_ models in padding.
+_PAIRS = {
+    **{f"efficientnet_b{i}": f"timm/efficientnet_b{i}" for i in range(5)},
+    "mobilenet_v2": "timm/mobilenetv2_100",
+    "mnasnet0_5": "timm/mnasnet_050",
+    "mnasnet0_75": "timm/mnasnet_075",
+    "mnasnet1_0": "timm/mnasnet_100",
+}
+TWINS = {**_PAIRS, **{theirs: f"torchvision's {ours}" for ours, theirs in _PAIRS.items()}}
+
+
+def read(path: Path) -> tuple[State, dict[str, str]]:
+    """A state dict and the text stored with it, from .safetensors, a file of torch.save or a run's folder.
+
+    Raises:
+        RequestError: the file is damaged, holds no state dict, or other objects, which are never loaded.
+    """
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not file.exists():
+        raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
+    try:
+        if file.suffix == ".safetensors":
+            return _safetensors(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # its note on a pickle that it then refuses
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(loaded, dict) and "frozen_sha256" in loaded:
+            return _run(loaded, file)
+    except pickle.UnpicklingError:
+        raise RequestError(
+            f"weights={path}: expected a plain state dict; this file is damaged or holds other objects,"
+            f" which are never loaded as they can run code"
+        ) from None
+    except RequestError:
+        raise
+    except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
+        line = (str(error).splitlines() or [""])[0]
+        raise RequestError(
+            f"weights={path}: expected a readable state dict ({type(error).__name__}: {line})"
+        ) from None
+    return _unwrapped(loaded, path), {}
+
+
+def fit(
+    model: nn.Module, architecture: str, state: State, requested: str, keep_head: bool
+) -> tuple[State, list[str]]:
+    """Load `state` into the model in place; with `keep_head` a head of another size replaces the model's.
+
+    Returns: the tensors that were loaded, under the model's names, and notes on what was left out.
+    Raises:
+        RequestError: tensors of the backbone are missing, unexpected or of another shape, or the head to be
+            kept is not there.
+    """
+    head = heads.find(model)
+    state, notes = _with_own_names(state, model, architecture, head)
+    own, theirs = model.state_dict(), _below(state, head)
+    backbone = _without(state, theirs)
+    _refuse_misfits(backbone, _without(own, _below(own, head)), requested)
+    size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
+    if _shapes(theirs) != _shapes(_below(own, head)):
+        if not keep_head:
+            told = f"has {size[0]} outputs" if size else "has layers of its own"
+            notes.append(
+                f"the head in the weights {told} and was left out" if theirs else "the weights have no head"
+            )
+            state = backbone
+        elif size and _shapes(theirs, 1) == _shapes(_below(own, head), 1):
+            heads.replace(model, head, size[0])
+            own = model.state_dict()
+        else:
+            raise RequestError(
+                f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
+                f" have {brief(list(theirs)) or 'none'}"
+            )
+    # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
+    own.update(state)
+    model.load_state_dict(own)
+    return {key: value for key, value in model.state_dict().items() if key in state}, notes
+
+
+def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+
+
+def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]:
+    """What trained, from a run's checkpoint, and what was frozen, from the file beside it."""
+    beside = file.with_name("frozen.safetensors")
+    frozen, text = _safetensors(beside)
+    if digest(frozen) != checkpoint["frozen_sha256"]:
+        raise RequestError(
+            f"weights={beside}: expected what was frozen in that run; this file has been changed"
+        )
+    return {**frozen, **checkpoint["state_dict"]}, text
+
+
+def _unwrapped(loaded: Any, path: Path) -> State:
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not (isinstance(loaded, dict) and loaded and all(isinstance(v, Tensor) for v in loaded.values())):
+        raise RequestError(f"weights={path}: expected a state dict, that is names with tensors")
+    return loaded
+
+
+def _with_own_names(state: State, model: nn.Module, architecture: str, head: str) -> tuple[State, list[str]]:
+    own = model.state_dict()
+    # Constants that a library does not store, but a run's record of what is frozen does.
+    constants = {name for name, _ in model.named_buffers()} - own.keys()
+    state = {key: value for key, value in _stripped(state, own).items() if key not in constants}
+    state = {key: value for key, value in state.items() if not key.startswith(AUXILIARY)}
+    for pattern, replacement in RENAMED:
+        state = {pattern.sub(replacement, key): value for key, value in state.items()}
+    twin = TWINS.get(architecture)
+    if twin and _counted(state).keys() != _counted(own).keys() and (found := _by_order(state, own, head)):
+        return found, [f"the layers were matched by order and shape, as is right for {twin} and no other"]
+    return state, []
+
+
+def _stripped(state: State, own: State) -> State:
+    """Take off wrapper prefixes that all keys share, as long as none of them is a key of the model."""
+    while not state.keys() & own.keys():
+        shared = [wrapper for wrapper in WRAPPERS if all(key.startswith(wrapper) for key in state)]
+        if not shared:
+            break
+        state = {key.removeprefix(shared[0]): value for key, value in state.items()}
+    return state
+
+
+def _by_order(state: State, own: State, head: str) -> State | None:
+    """The same tensors under another library's names: one by one of the same kind and shape.
+
+    None unless all agree, the head's number of outputs or its absence aside.
+    """
+    theirs, in_head = _counted(state), _below(own, head)
+    for mine in (_counted(own), _counted(_without(own, in_head))):
+        if len(mine) == len(theirs) and all(
+            key.rpartition(".")[2] == name.rpartition(".")[2]
+            and own[key].shape[key in in_head :] == theirs[name].shape[key in in_head :]
+            for key, name in zip(mine, theirs, strict=True)
+        ):
+            return dict(zip(mine, theirs.values(), strict=True))
+    return None
+
+
+def _refuse_misfits(state: State, own: State, requested: str) -> None:
+    missing = [key for key in _counted(own) if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [key for key in state if key in own and own[key].shape != state[key].shape]
+    kinds = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+    told = [f"{len(keys)} {what} ({brief(keys, 3)})" for keys, what in kinds if keys]
+    if told:
+        raise RequestError(
+            f"weights={requested}: expected the {len(own)} tensors of this model's backbone;"
+            f" {', '.join(told)}"
+        )
+
+
+def _counted(state: State) -> State:
+    """Without the counters that old files lack and nothing here reads."""
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _below(state: State, head: str) -> State:
+    return {key: value for key, value in state.items() if key.startswith(f"{head}.")}
+
+
+def _without(state: State, other: State) -> State:
+    return {key: value for key, value in state.items() if key not in other}
+
+
+def _shapes(state: State, start: int = 0) -> dict[str, torch.Size]:
+    return {key: value.shape[start:] for key, value in state.items()}

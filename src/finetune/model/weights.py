@@ -1,0 +1,188 @@
+"""Which weights: torchvision's or timm's, the bundled ones, a file's, a run's, or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from finetune.errors import RequestError
+from finetune.model import from_timm, statedict
+from finetune.model.build import check
+from finetune.model.download import Unreachable, download
+from finetune.model.freeze import digest
+from finetune.model.statedict import State
+
+BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
+WORDS = ("auto", "imagenet", "bundled", "random")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes an input: sizes in pixels, mean and deviation per RGB channel of [0, 1]."""
+
+    crop_size: int = 224
+    resize_size: int = 256
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def metadata(self) -> dict[str, str]:
+        """As the text that safetensors files carry."""
+        return {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_metadata(text: Mapping[str, str]) -> Preprocessing | None:
+        """What `metadata` wrote; None where a file says nothing of it."""
+        if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= text.keys():
+            return None
+        return Preprocessing(
+            int(text["crop_size"]),
+            int(text["resize_size"]),
+            tuple(json.loads(text["mean"])),
+            tuple(json.loads(text["std"])),
+            text["interpolation"],
+        )
+
+    def to(self, image_size: int) -> Preprocessing:
+        """The same for another input size, keeping the share of the picture that is cropped."""
+        resize = round(image_size * self.resize_size / self.crop_size)
+        return Preprocessing(**{**asdict(self), "crop_size": image_size, "resize_size": resize})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What was asked for, what was loaded in truth, and how its pictures are prepared.
+
+    sha256: of the tensors that were loaded, under the model's own names; a head that was left out is not
+    among them.
+    """
+
+    requested: str
+    used: str
+    preprocessing: Preprocessing
+    sha256: str = ""
+    notes: list[str] = field(default_factory=list)
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    state: State
+    used: str
+    preprocessing: Preprocessing
+    warning: str | None = None
+
+
+def enum_of(architecture: str, requested: str) -> Any | None:
+    """torchvision's enum entry that `requested` names for this architecture, or None."""
+    check(architecture)
+    if architecture.startswith("timm/"):
+        return None
+    enum = torchvision.models.get_model_weights(architecture)
+    if requested in ("auto", "imagenet"):
+        return enum.DEFAULT
+    return enum.__members__.get(requested)
+
+
+def load(model: nn.Module, architecture: str, requested: str, keep_head: bool = False) -> Weights:
+    """Load weights into a model with a 1,000-way head, in place.
+
+    With `keep_head` a single-layer head of another size replaces the model's; else such a head is left out.
+
+    Raises:
+        RequestError: the weights do not exist, cannot be fetched, are damaged, or do not fit the backbone.
+    """
+    if requested == "random":
+        preprocessing = default_preprocessing(architecture, model)
+        return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
+    source = _find(architecture, model, requested)
+    loaded, notes = statedict.fit(model, architecture, source.state, requested, keep_head)
+    return Weights(requested, source.used, source.preprocessing, digest(loaded), notes, source.warning)
+
+
+def default_preprocessing(architecture: str, model: nn.Module) -> Preprocessing:
+    """What the architecture's own ImageNet weights were trained with."""
+    if architecture.startswith("timm/"):
+        return Preprocessing(**from_timm.preprocessing(model))
+    return _enum_preprocessing(enum_of(architecture, "imagenet"))
+
+
+def _find(architecture: str, model: nn.Module, requested: str) -> _Source:
+    if requested == "bundled":
+        return _bundled(architecture)
+    if requested not in WORDS and enum_of(architecture, requested) is None:
+        return _from_path(architecture, model, requested)
+    try:
+        return _imagenet(architecture, model, requested)
+    except Unreachable as reason:
+        if requested != "auto":
+            raise RequestError(f"weights={requested}: {reason}") from None
+        if architecture not in BUNDLED:
+            raise RequestError(
+                f"weights=auto: {reason}, and none are bundled for {architecture};"
+                f" expected weights=random or a file"
+            ) from None
+        return _bundled(architecture, f"{reason}; using the bundled weights, which are weaker")
+
+
+def _imagenet(architecture: str, model: nn.Module, requested: str) -> _Source:
+    if architecture.startswith("timm/"):
+        name = architecture.removeprefix("timm/")
+        return _Source(
+            from_timm.state(name), f"timm's default for {name}", default_preprocessing(architecture, model)
+        )
+    enum = enum_of(architecture, requested)
+    assert enum is not None
+    state, _ = statedict.read(download(enum.url))
+    return _Source(state, f"{enum.name} of torchvision", _enum_preprocessing(enum))
+
+
+def _bundled(architecture: str, warning: str | None = None) -> _Source:
+    if architecture not in BUNDLED:
+        raise RequestError(
+            f"weights=bundled: expected one of the models with bundled weights ({', '.join(BUNDLED)}),"
+            f" not {architecture}"
+        )
+    state, text = statedict.read(BUNDLED[architecture])
+    preprocessing = Preprocessing.from_metadata(text)
+    assert preprocessing is not None
+    return _Source(state, "bundled", preprocessing, warning)
+
+
+def _from_path(architecture: str, model: nn.Module, requested: str) -> _Source:
+    if "://" in requested:
+        raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
+    path = Path(requested)
+    if not path.exists():
+        own = () if architecture.startswith("timm/") else torchvision.models.get_model_weights(architecture)
+        raise RequestError(
+            f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
+            f" a file or a run's folder"
+        )
+    state, text = statedict.read(path)
+    try:
+        preprocessing = Preprocessing.from_metadata(text)
+    except ValueError:
+        raise RequestError(
+            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std"
+        ) from None
+    return _Source(state, str(path), preprocessing or default_preprocessing(architecture, model))
+
+
+def _enum_preprocessing(enum: Any) -> Preprocessing:
+    transforms = enum.transforms()
+    return Preprocessing(
+        transforms.crop_size[0],
+        transforms.resize_size[0],
+        tuple(transforms.mean),
+        tuple(transforms.std),
+        transforms.interpolation.value,
+    )

@@ -1,0 +1,77 @@
+"""What a run came to, as summary.json has it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import finetune
+from finetune.features.inputs import Ready
+from finetune.inspection import parameters
+from finetune.model.assemble import Model
+from finetune.model.proof import Proof
+from finetune.training.fit import Fitted
+
+
+def summarise(
+    settings: dict[str, Any],
+    model: Model,
+    ready: Ready,
+    fitted: Fitted,
+    proof: Proof,
+    timing: dict[str, float],
+    device: str,
+    precision: str,
+) -> dict[str, Any]:
+    """The summary of a finished run whose proof held; times in seconds."""
+    dataset = ready.dataset
+    return {
+        "status": "finished",
+        "val": fitted.val,
+        "test": fitted.test,
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "model": model.name,
+        "weights": {
+            "requested": model.weights.requested,
+            "used": model.weights.used,
+            "sha256": model.weights.sha256,
+        },
+        "freeze": settings["freeze"],
+        "head": settings["head"],
+        "classes": list(dataset.classes),
+        "parameters": parameters.counts(model.network),
+        "frozen_proof": {
+            "identical": True,
+            "tensors": len(proof.each),
+            "sha256": proof.sha256,
+            "each": proof.each,
+        },
+        "data": {
+            "name": dataset.name,
+            **dataset.counts(),
+            "fingerprint": dataset.fingerprint(),
+            "skipped": len(ready.bad),
+            "ignored_files": dataset.ignored_files,
+        },
+        "preprocessing": vars(model.preprocessing),
+        "augment": ready.augment,
+        "features": ready.features,
+        "timing": timing,
+        "device": device,
+        "precision": precision,
+        "seed": settings["seed"],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "pillow", "numpy")
+    return {
+        "finetune": finetune.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

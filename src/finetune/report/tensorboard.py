@@ -1,0 +1,61 @@
+"""A run in TensorBoard, beside its curves: settings, parameters, pictures, confusion, final metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from finetune.inspection import parameters
+from finetune.model.assemble import Model
+from finetune.report.figures import confusion, confusion_figure, picture_grid
+
+
+class Board:
+    """Writes one run's folder `tensorboard/`; `writer` takes the curves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def start(self, settings: dict[str, Any], model: Model, pictures: Tensor) -> None:
+        """Settings and parameters as text, and some pictures (B, 3, H, W) as the model sees them."""
+        # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
+        # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
+        _, session, _ = hparams(flat(settings), {})
+        self.writer._get_file_writer().add_summary(session)
+        self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
+        self.writer.add_text("parameters", parameters.markdown(model.network))
+        grid = picture_grid(pictures, model.preprocessing.mean, model.preprocessing.std)
+        self.writer.add_image("pictures/train", grid)
+
+    def finish(
+        self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
+    ) -> None:
+        """The final metrics beside the settings, and the test split's confusion matrix."""
+        for side in ("val", "test"):
+            for name, value in (summary[side] or {}).items():
+                self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
+        if logits is not None:
+            figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
+            self.writer.add_figure("confusion/test", figure, summary["steps"])
+        self.writer.close()
+
+
+def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
+    """Settings by dotted names, as the HPARAMS page takes them: what is no number as on the command line."""
+    found: dict[str, float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{above}{key}.")
+        elif isinstance(value, list):
+            found[above + key] = f"[{','.join(map(str, value))}]"
+        elif value is None or isinstance(value, bool):
+            found[above + key] = json.dumps(value)
+        else:
+            found[above + key] = value
+    return found

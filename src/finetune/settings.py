@@ -1,0 +1,267 @@
+"""The knobs, typed and checked once, at the door."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from finetune.errors import RequestError
+
+
+def _number_or(least: int, expected: str, *words: str) -> BeforeValidator:
+    """A whole number from `least` on, or one of a few words."""
+
+    def check(value: Any) -> Any:
+        if type(value) is int and value >= least:  # true is an int, too
+            return value
+        if value not in words:
+            raise ValueError(expected)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _as_patterns(value: Any) -> Any:
+    patterns = [value] if isinstance(value, str) else value
+    if not (isinstance(patterns, list) and patterns and all(isinstance(p, str) and p for p in patterns)):
+        raise ValueError("all, none, through:<module> or a list as '[all,-layer4]'")
+    return patterns
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value  # a folder named 2026, precision=32
+
+
+Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SGD(_Strict):
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Fraction
+    weight_decay: NotNegative
+    nesterov: bool
+    backbone_lr_factor: Positive
+    decay_norm_and_bias: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov=true: expected optimizer.momentum above 0 with it")
+        return self
+
+
+class AdamW(_Strict):
+    name: Literal["adamw"]
+    lr: Positive
+    weight_decay: NotNegative
+    backbone_lr_factor: Positive
+    decay_norm_and_bias: bool
+
+
+class Data(_Strict):
+    name: Literal["clipart", "digits", "folder", "random"]
+    root: Text | None
+    image_size: Annotated[int | str, _number_or(8, "pixels, 8 or more, or auto", "auto")]
+    augment: Literal["auto", "none", "flip", "standard"]
+    val_fraction: Fraction
+    test_fraction: Fraction
+    bad_images: Literal["error", "skip"]
+    workers: Annotated[int | str, _number_or(1, "a number of threads, 1 or more, or auto", "auto")]
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> Data:
+        total = self.val_fraction + self.test_fraction
+        if total >= 1:
+            raise ValueError(
+                f"data.val_fraction and data.test_fraction: expected a sum below 1, so that pictures are left"
+                f" to train on, not {total:g}"
+            )
+        return self
+
+
+class Trainer(_Strict):
+    accelerator: Literal["auto", "cpu", "gpu"]
+    accumulate_batches: Count
+    clip_norm: Positive | None
+
+
+class Settings(_Strict):
+    """One run as asked for; every field is a knob of configs/config.yaml."""
+
+    model: Text
+    weights: Text
+    freeze: Patterns
+    head: Annotated[int | str, _number_or(1, "a number of outputs, 1 or more, auto or keep", "auto", "keep")]
+    head_hidden: list[Count]
+    head_dropout: Fraction
+    loss: Literal["cross_entropy", "bce", "sum_squares", "sum_difference"]
+    label_smoothing: Fraction
+    class_weights: Literal["none", "balanced"]
+    optimizer: Annotated[SGD | AdamW, Discriminator("name")]
+    schedule: Literal["constant", "cosine", "onecycle", "step"]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    step_epochs: Count
+    step_gamma: Positive
+    epochs: Count
+    max_steps: Count | None
+    batch_size: Count
+    patience: Count | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    cache: Literal["auto", "memory", "disk", "none"]
+    cache_dir: Text
+    cache_max_gb: Positive
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+    compile: Literal["auto", True, False]
+    trainer: Trainer
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Settings:
+        other_loss, balanced = self.loss != "cross_entropy", self.class_weights == "balanced"
+        vectors, keep = self.data.name == "random", self.head == "keep"
+        rules = (
+            (other_loss and self.label_smoothing, "label_smoothing: expected loss=cross_entropy with it"),
+            (other_loss and balanced, "class_weights=balanced: expected loss=cross_entropy with it"),
+            (vectors and balanced, "class_weights=balanced: expected classes; data=random has label vectors"),
+            (
+                vectors and self.head not in ("auto", "keep", 1000),
+                f"head={self.head}: expected auto, keep or 1000 with data=random, a vector of 1,000",
+            ),
+            (
+                keep and self.head_hidden,
+                "head_hidden: expected a new head with it; head=keep has its own layers",
+            ),
+            (
+                keep and self.head_dropout,
+                "head_dropout: expected a new head with it; head=keep has its own layers",
+            ),
+            (
+                self.warmup_epochs > self.epochs,
+                f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}",
+            ),
+            (
+                self.warmup_epochs and self.schedule == "onecycle",
+                f"warmup_epochs={self.warmup_epochs}: expected 0 with schedule=onecycle, which has its own",
+            ),
+        )
+        for broken, line in rules:
+            if broken:
+                raise ValueError(line)
+        return self
+
+
+SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "optimizer": (SGD, AdamW),
+    "data": (Data,),
+    "trainer": (Trainer,),
+}
+
+
+def known_keys() -> list[str]:
+    """Every knob by its dotted name, and every section."""
+    inside = {f"{name}.{key}" for name, models in SECTIONS.items() for m in models for key in m.model_fields}
+    return sorted({*Settings.model_fields, *inside})
+
+
+def no_such_knob(key: str) -> str:
+    """What to say of a key that is no knob, with the one that was probably meant."""
+    known = [*known_keys(), "experiment"]
+    if key in known:
+        return f"{key}: the chosen {key.partition('.')[0]} has no such knob"
+    # lr and optimiser.lr both mean optimizer.lr.
+    names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    return f"{key}: there is no such knob" + (f"; did you mean {names[near[0]]}?" if near else "")
+
+
+def validate(values: dict[str, Any]) -> Settings:
+    """Check the plain values of a composed config.
+
+    Raises:
+        RequestError: with one line that names the first wrong knob and what was expected.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # An unknown key is told first: it explains the others (a misspelt knob is also a missing one).
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise RequestError(_line(first, values)) from None
+
+
+EXPECTED = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt:.15g}",
+    "greater_than_equal": "{ge:.15g} or more",
+    "int_type": "a whole number",
+    "less_than": "a number below {lt:.15g}",
+    "list_type": "a list such as '[256]'",
+    "literal_error": "{expected}",
+    "missing": "a value; it is missing",
+    "string_type": "text",
+    "too_short": "a name",
+    "union_tag_invalid": "sgd or adamw",
+    "union_tag_not_found": "sgd or adamw",
+    "value_error": "{error}",
+}
+
+
+def _line(error: Any, values: dict[str, Any]) -> str:
+    kind, place, context = error["type"], error["loc"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return no_such_knob(".".join(filter(None, (_knob(place[:-1]), str(place[-1])))))
+    key = _knob(place)
+    if kind == "value_error" and (not key or key in SECTIONS):
+        return str(context["error"])  # a rule between knobs names them itself
+    if kind.startswith("union_tag"):
+        key += ".name"
+    expected = EXPECTED[kind].format(**context) if kind in EXPECTED else error["msg"]
+    if kind == "literal_error":
+        expected = expected.replace("'", "").lower()  # as the command line has it: true, not True
+    shown = "" if kind == "missing" else f"={_shown(key, values)}"
+    return f"{key}{shown}: expected {expected}"
+
+
+def _knob(place: tuple[int | str, ...]) -> str:
+    """The knob at a place in the values; list indices and the names of union members are no part of it."""
+    known, key = known_keys(), ""
+    for part in place:
+        longer = f"{key}.{part}" if key else str(part)
+        key = longer if longer in known else key
+    return key
+
+
+def _shown(key: str, values: dict[str, Any]) -> str:
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def configs_folder() -> Path:
+    """The shipped configs: inside the package when installed from a wheel, else the checkout's."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parents[1] / "configs"

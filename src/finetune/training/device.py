@@ -1,0 +1,89 @@
+"""What `auto` means on this machine: device, number format, compiling. Pure functions, never a timing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from finetune.errors import RequestError
+
+# A step of fewer multiply-adds is quicker on one thread, which waits for no other, and needs no bf16.
+LIGHT_MACS = 5e7
+
+Device = Literal["cpu", "cuda", "mps"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def accelerator(requested: str) -> Device:
+    """The device that `trainer=auto|cpu|gpu` means here.
+
+    Raises:
+        RequestError: a GPU was asked for and there is none.
+    """
+    gpu: Device | None = (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    )
+    if requested == "cpu" or (requested == "auto" and gpu is None):
+        return "cpu"
+    if gpu is None:
+        raise RequestError("trainer=gpu: expected a GPU that torch can use; there is none (trainer=cpu)")
+    return gpu
+
+
+def precision(requested: str, device: Device) -> Precision:
+    """Lightning's name for the number format of `precision=…` on a device.
+
+    Raises:
+        RequestError: 16 on a CPU.
+    """
+    if requested == "16" and device == "cpu":
+        raise RequestError("precision=16: expected a GPU with it; on a CPU use bf16 or 32")
+    names: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    return names.get(requested) or best_precision(device, multiplies_bf16(device))
+
+
+def best_precision(device: Device, native_bf16: bool) -> Precision:
+    """What `precision=auto` means: bf16 where the hardware multiplies it, else 16 on a CUDA GPU, else 32."""
+    return "bf16-mixed" if native_bf16 else "16-mixed" if device == "cuda" else "32-true"
+
+
+def multiplies_bf16(device: Device) -> bool:
+    """Whether the hardware multiplies bf16 itself; where it only emulates it, bf16 is slower than fp32.
+
+    A CPU does with AMX tiles or AVX512-BF16.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def compiles(requested: str | bool, device: Device, pictures: int) -> bool:
+    """Whether to compile the network for so many training pictures over all epochs.
+
+    auto: on a GPU from 200,000 pictures on, where the saving outweighs the minute that compiling takes.
+
+    Raises:
+        RequestError: compile=true without a C++ compiler on a CPU.
+    """
+    if requested == "auto":
+        return device == "cuda" and pictures >= 200_000
+    if requested and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise RequestError(
+            "compile=true: expected a C++ compiler (g++ or clang++) on the path; there is none"
+        )
+    return bool(requested)
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,168 @@
+"""Lightning's Trainer set up the way this toolkit uses it: quiet, atomic, told apart how it ends."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.data.module import Batches
+from finetune.errors import Interrupted, RunError
+from finetune.training.callbacks import Curves, Terminal
+from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from finetune.training.device import Device, Precision
+from finetune.training.module import Classifier
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training came to; `test` and its logits are None where there is no test split."""
+
+    best_epoch: int
+    epochs: int
+    steps: int
+    val: dict[str, float] | None
+    test: dict[str, float] | None
+    test_logits: Tensor | None
+
+
+def fit(
+    classifier: Classifier,
+    batches: Batches,
+    folder: Path,
+    console: Console,
+    writer: SummaryWriter,
+    *,
+    epochs: int,
+    max_steps: int | None,
+    patience: int | None,
+    frozen_sha256: str,
+    device: Device,
+    precision: Precision,
+    accumulate_batches: int,
+    clip_norm: float | None,
+) -> Fitted:
+    """Train, keep the best epoch, and evaluate the test split once with it.
+
+    Raises:
+        RunError: a number is no longer finite, memory runs out, or a file cannot be written.
+        Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoint is kept.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps)
+    files = AtomicCheckpointIO()
+    torch.manual_seed(batches.seed)  # for dropout, whatever has drawn before
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=device,
+            devices=1,
+            precision=precision,
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate_batches,
+            gradient_clip_val=clip_norm,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[files],
+            default_root_dir=folder,
+            callbacks=[
+                Curves(writer, folder / "metrics.csv"),
+                checkpoints,
+                Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
+            ],
+        )
+        with _told_apart(checkpoints):
+            trainer.fit(classifier, batches)
+            steps = trainer.global_step
+            classifier.load_state_dict(
+                files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
+            )
+            test = logits = None
+            if len(batches.split["test"]):
+                trainer.test(classifier, batches, verbose=False)
+                test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+    val = _of_side("val", checkpoints.metrics) or None
+    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
+
+
+def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
+    ending = f"/{side}"
+    return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
+
+
+class _Signal(BaseException):
+    """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
+    """Each way in which training ends early as an error of ours that says what is kept."""
+    try:
+        with _signals():
+            yield
+    except _Signal as received:
+        name = signal.Signals(received.number).name
+        raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
+    except RunError as error:
+        raise RunError(f"{error}; {checkpoints.kept()}") from None
+    except torch.OutOfMemoryError:
+        raise RunError(
+            "the GPU's memory is full, expected a smaller batch_size or data.image_size;"
+            f" {checkpoints.kept()}"
+        ) from None
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise _Signal, the first one only: what follows it may tidy up."""
+    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
+        yield
+        return
+    received = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal received
+        if not received:
+            received = True
+            raise _Signal(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's notes for its own users kept off the terminal; what concerns ours is said by us."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+        # With precision=16 the first steps may be skipped, until the gradient's scale fits.
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

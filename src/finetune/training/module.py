@@ -1,0 +1,157 @@
+"""The LightningModule: a network, a loss, an optimiser, and what an epoch adds up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from finetune.data.module import Batch
+from finetune.errors import RunError, brief
+from finetune.model.freeze import Frozen
+from finetune.training.losses import Loss
+from finetune.training.optim import Schedule
+
+
+class Sums:
+    """Loss and right answers of an epoch's batches, kept on the device until their means are asked for."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.correct: list[Tensor] = []
+        self.counts: list[int] = []
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        chosen = labels if labels.ndim == 1 else labels.argmax(1)
+        self.losses.append(loss.detach())
+        self.correct.append((logits.detach().argmax(1) == chosen).sum())
+        self.counts.append(len(labels))
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy per picture."""
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
+        correct = torch.stack(self.correct).cpu()
+        return {
+            "loss": float((losses * counts).sum() / counts.sum()),
+            "accuracy": float(correct.sum() / counts.sum()),
+        }
+
+
+class Classifier(pl.LightningModule):
+    """Trains `network`, whose parameters belong to `model`; checkpoints hold what of the model is not frozen.
+
+    Args:
+        model: the whole model, which names the parameters.
+        network: what the batches go through: the model itself or its suffix.
+        frozen: what stays constant and in eval mode.
+        optimizer: made once, over what trains.
+        schedule: factor on the rates at each optimiser step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        frozen: Frozen,
+        loss: Loss,
+        optimizer: Callable[[], torch.optim.Optimizer],
+        schedule: Schedule,
+    ) -> None:
+        super().__init__()
+        self.model, self.network = model, network
+        self.frozen, self.loss, self.make_optimizer, self.schedule = frozen, loss, optimizer, schedule
+        self.sums: dict[str, Sums] = {}
+        self.logits: list[Tensor] = []
+        self.train()
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if mode:
+            self.frozen.hold(self.model)
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        self.sums = {"train": Sums()}
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        try:
+            loss = self._judge("train", batch)[0]
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RunError(
+                "a BatchNorm that trains got a single value per channel, expected more: a larger batch_size"
+                " or data.image_size, or freeze=@norm"
+            ) from None
+        self.check_finite(
+            f"the loss of batch {index + 1}", float(loss.detach())
+        )  # before the optimiser steps
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums["val"] = Sums()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self._judge("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.check_finite("the validation loss", self.sums["val"].means()["loss"])
+
+    def on_test_epoch_start(self) -> None:
+        self.sums, self.logits = {"test": Sums()}, []
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self.logits.append(self._judge("test", batch)[1].cpu())
+
+    def on_test_epoch_end(self) -> None:
+        self.check_finite("the test loss", self.sums["test"].means()["loss"])
+
+    def _judge(self, side: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs, labels = batch
+        logits = self(inputs)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
+        loss = self.loss(logits, labels)
+        self.sums[side].add(loss, logits, labels)
+        return loss, logits
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise RunError where a number of the current epoch is infinite or none."""
+        if not math.isfinite(value):
+            raise RunError(
+                f"{what} became {value} in epoch {self.current_epoch + 1}, expected a finite number;"
+                " try a smaller optimizer.lr or trainer.clip_norm=1"
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """The current epoch's means, as loss/train, accuracy/train, loss/val, accuracy/val or the test's."""
+        return {
+            f"{name}/{side}": mean for side, sums in self.sums.items() for name, mean in sums.means().items()
+        }
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What of the model is not frozen, under the model's own names."""
+        constant = self.frozen.parameters | self.frozen.buffers
+        return {name: value for name, value in self.model.state_dict().items() if name not in constant}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Take a checkpoint's tensors; the frozen ones stay as they are.
+
+        Raises:
+            RunError: it does not hold exactly what of this model is not frozen.
+        """
+        if strange := state_dict.keys() ^ self.state_dict().keys():
+            raise RunError(f"the checkpoint is of another model or freeze: {brief(sorted(strange))}")
+        return self.model.load_state_dict(state_dict, strict=False, assign=assign)

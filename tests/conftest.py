@@ -1,0 +1,72 @@
+"""A home of its own for every session, and the command line as tests call it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ended import Ended
+from PIL import Image
+
+from finetune import cli
+
+# Beside other busy processes several threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No cache, no weights, nothing of the person who runs the tests; processes started by them inherit it.
+_home = tempfile.TemporaryDirectory(prefix="finetune-tests-")
+os.environ["HOME"] = _home.name
+os.environ["MPLCONFIGDIR"] = os.path.join(_home.name, "matplotlib")
+for _name in ("TORCH_HOME", "XDG_CACHE_HOME", "HF_HOME"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class: twenty pictures each of bluish, greenish and reddish noise, 32 pixels square."""
+    root = tmp_path_factory.mktemp("few") / "pictures"
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 128, (32, 32, 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Ended]:
+    """`finetune ARGUMENTS…` in this process, in the test's temporary folder and with an empty home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return Ended(code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def train(command: Callable[..., Ended]) -> Callable[..., Ended]:
+    """`finetune train OVERRIDES…`, likewise."""
+    return partial(command, "train")

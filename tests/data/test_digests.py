@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from finetune.data.digests import file_digests
+
+LONG_AGO = 1_600_000_000_000_000_000
+
+
+def write(path: Path, content: bytes, changed: int = LONG_AGO) -> Path:
+    path.write_bytes(content)
+    os.utime(path, ns=(changed, changed))
+    return path
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("memo", [None, "memo.sqlite", "new/folder/memo.sqlite"])
+def test_a_files_digest_is_of_its_bytes(tmp_path: Path, memo: str | None) -> None:
+    paths = [write(tmp_path / name, b"the same") for name in ("a", "b")] + [tmp_path / "gone"]
+    for _ in range(2):
+        found = file_digests(paths, memo and tmp_path / memo)
+        assert found == [sha(b"the same")] * 2 + [sha(str(tmp_path / "gone").encode())]
+
+
+def test_a_known_file_is_not_read_again_and_a_changed_one_is(tmp_path: Path) -> None:
+    memo = tmp_path / "memo.sqlite"
+    paths = [write(tmp_path / name, name.encode()) for name in "abcd"]
+    assert file_digests(paths, memo) == [sha(name.encode()) for name in "abcd"]
+    write(paths[0], b"A")  # same size and time: taken for the known file, which shows that it was not read
+    write(paths[1], b"B", LONG_AGO + 1)  # a nanosecond later
+    write(paths[2], b"longer")
+    assert file_digests(paths, memo) == [sha(b"a"), sha(b"B"), sha(b"longer"), sha(b"d")]
+
+
+def test_a_file_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> None:
+    memo, path = tmp_path / "memo.sqlite", tmp_path / "a"
+    path.write_bytes(b"1")
+    moment = path.stat().st_mtime_ns
+    assert file_digests([path], memo) == [sha(b"1")]
+    write(path, b"2", moment)
+    assert file_digests([path], memo) == [sha(b"2")]
+
+
+def test_links_to_one_file_are_remembered_as_one(tmp_path: Path) -> None:
+    memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
+    (tmp_path / "link").symlink_to(path)
+    file_digests([tmp_path / "link", path], memo)
+    assert sqlite3.connect(memo).execute("SELECT count(*) FROM digests").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to be one" * 50, None])
+def test_a_memo_that_cannot_be_used_costs_only_time(tmp_path: Path, content: bytes | None) -> None:
+    memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
+    if content is None:
+        memo.mkdir()
+    else:
+        memo.write_bytes(content)
+    assert file_digests([path], memo) == [sha(b"a")]

@@ -1,0 +1,159 @@
+"""Batches: every picture once an epoch, in an order that seed and epoch decide; two views that alternate."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from finetune.data.module import Batches, Loader
+from finetune.data.views import Views, views
+
+COUNT = 103
+
+
+def rows(chosen: Tensor) -> Tensor:
+    """Inputs that tell their index: positive as they are."""
+    return chosen[:, None].float() + 1
+
+
+def mirrored(chosen: Tensor) -> Tensor:
+    return -rows(chosen)
+
+
+def loader(
+    batch_size: int, seed: int = 0, epoch: int | None = 0, count: int = COUNT, inputs: Views | None = None
+) -> Loader:
+    labels = torch.arange(COUNT) * 10
+    indices = np.arange(COUNT)[::-1][:count].copy()
+    chosen = inputs or views(rows, None, COUNT, 0)
+    return Loader(chosen, labels, batch_size, indices, seed, None if epoch is None else lambda: epoch)
+
+
+def order(of: Loader) -> list[int]:
+    found: list[int] = []
+    for inputs, labels in of:
+        assert isinstance(inputs, Tensor)
+        index = inputs.flatten().abs().long() - 1
+        assert torch.equal(labels, index * 10)
+        found += index.tolist()
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 51, 102, 103, 1000])
+@pytest.mark.parametrize("epoch", [None, 0])
+def test_every_picture_comes_once(batch_size: int, epoch: int | None) -> None:
+    made = loader(batch_size, epoch=epoch)
+    assert sorted(order(made)) == list(range(COUNT))
+    assert len(list(made)) == len(made)
+
+
+def test_without_an_epoch_the_order_is_the_given_one() -> None:
+    assert order(loader(10, epoch=None)) == list(range(COUNT))[::-1]
+
+
+def test_seed_and_epoch_alone_decide_the_order() -> None:
+    once = order(loader(10, seed=1, epoch=2))
+    np.random.seed(0)
+    torch.manual_seed(0)
+    assert order(loader(10, seed=1, epoch=2)) == once
+    assert order(loader(33, seed=1, epoch=2)) == once  # the batch size cuts it, nothing else
+    assert order(loader(10, seed=1, epoch=3)) != once
+    assert order(loader(10, seed=2, epoch=2)) != once
+
+
+def test_each_pass_asks_for_its_epoch() -> None:
+    now = iter(range(3))
+    made = loader(10)
+    made.epoch = lambda: next(now)
+    assert [order(made) for _ in range(3)] == [order(loader(10, epoch=epoch)) for epoch in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (21, 10, [10, 11]),
+        (22, 10, [10, 10, 2]),
+        (20, 10, [10, 10]),
+        (1, 10, [1]),
+        (3, 1, [1, 2]),
+        (11, 10, [11]),
+    ],
+)
+def test_a_last_single_picture_joins_the_batch_before(count: int, batch_size: int, sizes: list[int]) -> None:
+    assert [len(labels) for _, labels in loader(batch_size, count=count)] == sizes
+
+
+def test_where_nothing_is_learnt_a_single_picture_stays_alone() -> None:
+    assert [len(labels) for _, labels in loader(10, epoch=None, count=21)] == [10, 10, 1]
+
+
+# Two views
+
+
+def signs(epoch: int | None, seed: int = 0) -> dict[int, float]:
+    made = loader(10, epoch=epoch, inputs=views(rows, mirrored, COUNT, seed))
+    return {int(abs(x)): float(x.sign()) for inputs, _ in made for x in inputs.flatten()}
+
+
+def test_each_picture_is_mirrored_in_every_other_epoch() -> None:
+    even, odd = signs(0), signs(1)
+    assert {number: -sign for number, sign in even.items()} == odd
+    assert signs(2) == even
+    assert 30 < list(even.values()).count(-1.0) < 73
+
+
+def test_the_seed_decides_which_epochs_those_are() -> None:
+    assert signs(0, seed=0) == signs(0, seed=0) != signs(0, seed=1)
+
+
+def test_evaluation_sees_pictures_as_they_are() -> None:
+    assert set(signs(None).values()) == {1.0}
+
+
+def test_views_of_several_tensors_are_mirrored_together() -> None:
+    def pair(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return rows(chosen), rows(chosen).view(-1, 1, 1, 1)
+
+    def turned(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return mirrored(chosen), mirrored(chosen).view(-1, 1, 1, 1)
+
+    first, second = views(pair, turned, COUNT, 0)(torch.arange(COUNT), 0)
+    assert torch.equal(first.flatten(), second.flatten())
+    assert set(first.sign().flatten().tolist()) == {1.0, -1.0}
+
+
+# The module that Lightning asks
+
+
+def batches(split: dict[str, list[int]]) -> Batches:
+    def prepare(inputs: Tensor, training: bool, number: int) -> Tensor:
+        return inputs * 0 + (number if training else -1)
+
+    arrays = {side: np.array(indices, dtype=np.int64) for side, indices in split.items()}
+    return Batches(views(rows, None, COUNT, 0), torch.arange(COUNT) * 10, arrays, 4, 0, prepare)
+
+
+def test_each_side_has_its_own_pictures() -> None:
+    module = batches({"train": [1, 2, 3, 4, 5], "val": [7, 6], "test": [9, 8, 10]})
+    assert sorted(order(module.train_dataloader())) == [1, 2, 3, 4, 5]
+    assert order(module.test_dataloader()) == [9, 8, 10]
+    validation = module.val_dataloader()
+    assert isinstance(validation, Loader)
+    assert order(validation) == [7, 6]
+
+
+def test_without_pictures_to_validate_there_is_no_loader() -> None:
+    assert batches({"train": [1], "val": [], "test": []}).val_dataloader() == []
+
+
+def test_the_trainers_epoch_decides_the_order() -> None:
+    module = batches({"train": list(range(50)), "val": [], "test": []})
+    first = order(module.train_dataloader())
+    module.trainer = SimpleNamespace(current_epoch=1)
+    second = order(module.train_dataloader())
+    module.trainer = SimpleNamespace(current_epoch=0)
+    assert order(module.train_dataloader()) == first != second

@@ -1,0 +1,340 @@
+"""Where pictures come from: folders as people have them, and the sets that are built in."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data import sources
+from finetune.data.sources import CLIPART, Dataset, load
+from finetune.errors import RequestError
+
+
+def save(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def fill(folder: Path, count: int = 20, first: int = 0) -> Path:
+    """Two classes with so many pictures each."""
+    for seed in range(first, first + count):
+        save(folder / "cat" / f"{seed}.png", 2 * seed)
+        save(folder / "dog" / f"{seed}.png", 2 * seed + 1)
+    return folder
+
+
+def folder(root: Path, val: float = 0.15, test: float = 0.15) -> Dataset:
+    return load("folder", str(root), val, test)
+
+
+def names(dataset: Dataset, side: str | None = None) -> list[str]:
+    chosen = dataset.split[side] if side else range(len(dataset.images))
+    return sorted(Path(str(dataset.images[i])).name for i in chosen)
+
+
+def check(dataset: Dataset) -> None:
+    """What holds of every data set."""
+    number = len(dataset.images)
+    assert len(dataset.labels) == len(dataset.digests) == number
+    assert sorted(np.concatenate([dataset.split[side] for side in sources.SPLITS])) == list(range(number))
+    assert dataset.counts() == {side: len(dataset.split[side]) for side in ("train", "val", "test")}
+
+
+# Built in
+
+
+def test_clipart_is_as_its_manifest_says() -> None:
+    dataset = load("clipart", None, 0.5, 0.4)  # its split is its own
+    check(dataset)
+    with (CLIPART / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(dataset.images) == len(rows) > 700
+    assert len(dataset.classes) == 10
+    for side, indices in dataset.split.items():
+        for i in indices[:20]:
+            row = rows[i]
+            assert dataset.images[i] == CLIPART / row["file"]
+            assert (row["class"], row["split"]) == (dataset.classes[dataset.labels[i]], side)
+    for side in sources.SPLITS:  # every class is on every side
+        assert set(dataset.labels[dataset.split[side]]) == set(range(10))
+
+
+def test_digits_are_scaled_to_eight_bits() -> None:
+    dataset = load("digits", None, 0.15, 0.15)
+    check(dataset)
+    assert len(dataset.images) == 1797
+    pixels = np.stack([np.asarray(image) for image in dataset.images])
+    assert (pixels.min(), pixels.max(), pixels.dtype, pixels.shape[1:]) == (0, 255, np.uint8, (8, 8))
+    assert dataset.classes[dataset.labels[0]] == "0"
+
+
+def test_random_is_one_picture_with_a_vector_and_always_the_same() -> None:
+    first, second = (load("random", None, 0.15, 0.15) for _ in range(2))
+    assert first.counts() == {"train": 1, "val": 0, "test": 0}
+    assert first.labels.shape == (1, 1000)
+    assert first.fingerprint() == second.fingerprint()
+    assert np.array_equal(first.images[0], second.images[0])
+
+
+@pytest.mark.parametrize("name", ["clipart", "digits", "random"])
+def test_a_root_for_what_is_built_in_is_refused(name: str) -> None:
+    with pytest.raises(
+        RequestError, match=rf"^data.root=mine: expected data=folder with it; data={name} brings"
+    ):
+        load(name, "mine", 0.15, 0.15)
+
+
+# Folders
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    dataset = folder(fill(tmp_path / "pets"))
+    check(dataset)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.name == str(tmp_path / "pets")
+    for path, label in zip(dataset.images, dataset.labels, strict=True):
+        assert isinstance(path, Path)
+        assert path.parent.name == dataset.classes[label]
+
+
+def test_train_val_and_test_above_the_classes(tmp_path: Path) -> None:
+    for side, count, first in (("train", 6, 0), ("val", 3, 6), ("test", 2, 9)):
+        fill(tmp_path / side, count, first)
+    dataset = folder(tmp_path)
+    check(dataset)
+    assert dataset.counts() == {"train": 12, "val": 6, "test": 4}
+    for side, indices in dataset.split.items():
+        assert {Path(str(dataset.images[i])).relative_to(tmp_path).parts[0] for i in indices} == {side}
+
+
+def test_validation_is_taken_from_train_where_only_test_is_given(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 30)
+    fill(tmp_path / "test", 5, 30)
+    dataset = folder(tmp_path, val=0.3)
+    check(dataset)
+    assert names(dataset, "test") == sorted(2 * [f"{i}.png" for i in range(30, 35)])
+    assert 8 <= len(dataset.split["val"]) <= 28
+    assert len(dataset.split["train"]) + len(dataset.split["val"]) == 60
+
+
+def test_only_train_and_val_leave_nothing_to_test(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 4)
+    fill(tmp_path / "val", 2, 4)
+    assert folder(tmp_path).counts() == {"train": 8, "val": 4, "test": 0}
+
+
+def test_an_empty_side_is_empty(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 4)
+    (tmp_path / "val").mkdir()
+    assert folder(tmp_path).counts() == {"train": 8, "val": 0, "test": 0}
+
+
+def test_folders_without_pictures_beside_train_do_no_harm(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 4)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text("{}")
+    assert folder(tmp_path, val=0).counts()["train"] == 8
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    fill(tmp_path / "store", 10)
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "cat").symlink_to(tmp_path / "store" / "cat")  # a linked class
+    (tmp_path / "pets" / "dog").mkdir()
+    for path in (tmp_path / "store" / "dog").iterdir():  # linked pictures
+        (tmp_path / "pets" / "dog" / path.name).symlink_to(path)
+    (tmp_path / "link").symlink_to(tmp_path / "pets")  # a linked root
+    dataset = folder(tmp_path / "link")
+    check(dataset)
+    assert len(dataset.images) == 20
+    assert dataset.fingerprint() == folder(tmp_path / "store").fingerprint()
+
+
+def test_a_link_to_a_folder_above_does_not_go_round(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    assert len(folder(tmp_path).images) == 10
+
+
+def test_a_broken_link_is_a_picture_that_decoding_reports(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert "gone.png" in names(folder(tmp_path))
+
+
+def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    (tmp_path / "README.txt").write_text("beside the classes")
+    save(tmp_path / "cover.png", 99)  # a picture beside the classes has none
+    (tmp_path / "cat" / "Thumbs.db").touch()
+    (tmp_path / "cat" / "notes").touch()
+    (tmp_path / "cat" / ".DS_Store").touch()
+    save(tmp_path / "cat" / ".hidden.png", 98)
+    save(tmp_path / "cat" / ".cache" / "hidden.png", 97)
+    save(tmp_path / ".git" / "hidden.png", 96)
+    dataset = folder(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.images) == 10
+    assert dataset.ignored_files == 6  # what lies in hidden folders is not looked at
+
+
+def test_every_case_of_extension_counts(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    for number, name in enumerate(("a.PNG", "b.Jpg", "c.JPEG", "d.WebP", "e.TIF", "f.BMP", "g.Gif")):
+        save(tmp_path / "cat" / name, 50 + number)
+    assert len(folder(tmp_path).images) == 11
+
+
+def test_pictures_below_a_class_belong_to_it(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    save(tmp_path / "cat" / "tabby" / "young" / "deep.png", 77)
+    dataset = folder(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    (index,) = (i for i, path in enumerate(dataset.images) if Path(str(path)).name == "deep.png")
+    assert dataset.classes[dataset.labels[index]] == "cat"
+
+
+STRANGE = ("two words", "Käse & Brötchen", "猫", 'it\'s "so"', "a=b,c", "[x]", "100%", "-dash")
+
+
+def test_strange_names_are_names(tmp_path: Path) -> None:
+    root = tmp_path / "my 'own' pictures"
+    for number, name in enumerate(STRANGE):
+        for extra in range(2):
+            save(root / name / f"{name} {extra}.png", 10 * number + extra)
+    dataset = folder(root, 0, 0)
+    check(dataset)
+    assert dataset.classes == tuple(sorted(STRANGE))
+    assert names(dataset) == sorted(f"{name} {extra}.png" for name in STRANGE for extra in range(2))
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill(tmp_path / "pets", 3)
+    assert len(load("folder", "~/pets", 0, 0).images) == 6
+
+
+def test_the_order_of_the_file_system_decides_nothing(tmp_path: Path) -> None:
+    forward, backward = tmp_path / "forward", tmp_path / "backward"
+    for root, seeds in ((forward, range(10)), (backward, range(9, -1, -1))):
+        for seed in seeds:
+            save(root / "cat" / f"{seed}.png", seed)
+            save(root / "dog" / f"{seed}.png", 100 + seed)
+    one, other = folder(forward), folder(backward)
+    assert [Path(str(p)).name for p in one.images] == [Path(str(p)).name for p in other.images]
+    assert list(one.digests) == list(other.digests)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    fill(tmp_path / "pets", 2).chmod(0)
+    with (
+        without_privilege(),
+        pytest.raises(RequestError, match=r"^data.root=pets: pets cannot be read: Permission"),
+    ):
+        load("folder", "pets", 0.15, 0.15)
+    (tmp_path / "pets").chmod(0o755)  # for the next to clean up
+
+
+def test_a_picture_that_may_not_be_read_is_left_to_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    (fill(Path("pets"), 2) / "cat" / "0.png").chmod(0)
+    with without_privilege():
+        assert "0.png" in names(load("folder", "pets", 0, 0))
+
+
+@contextmanager
+def without_privilege() -> Iterator[None]:
+    """As a user whom permissions bind; as root they would not."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_folder_out_of_reach_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "pets", 2)
+    tmp_path.chmod(0)
+    with without_privilege(), pytest.raises(RequestError, match=r"^data.root=pets: expected a folder"):
+        load("folder", "pets", 0.15, 0.15)
+    tmp_path.chmod(0o755)
+
+
+# Leaving out, and what a data set is known by
+
+
+def test_without_keeps_the_side_of_the_rest(tmp_path: Path) -> None:
+    dataset = folder(fill(tmp_path, 20), 0.25, 0.25)
+    side_of = {dataset.digests[i]: side for side, indices in dataset.split.items() for i in indices}
+    bad = [0, 7, 13, 39]
+    rest = dataset.without(bad)
+    check(rest)
+    assert len(rest.images) == 36
+    assert not {dataset.digests[i] for i in bad} & set(rest.digests)
+    for side, indices in rest.split.items():
+        for i in indices:
+            assert side_of[rest.digests[i]] == side
+            before = list(dataset.digests).index(rest.digests[i])
+            assert rest.images[i] == dataset.images[before]
+            assert rest.labels[i] == dataset.labels[before]
+
+
+def test_without_all_that_trains_is_refused(tmp_path: Path) -> None:
+    dataset = folder(fill(tmp_path, 10))
+    with pytest.raises(RequestError, match=r"^data.root: expected pictures to train on"):
+        dataset.without(dataset.split["train"].tolist())
+
+
+def test_the_fingerprint_does_not_depend_on_place_name_or_order(tmp_path: Path) -> None:
+    first = folder(fill(tmp_path / "here"))
+    for seed in range(20):
+        for name, number in (("cat", 2 * seed), ("dog", 2 * seed + 1)):
+            save(tmp_path / "there" / name / f"renamed {99 - seed}.png", number)
+    assert folder(tmp_path / "there").fingerprint() == first.fingerprint()
+
+
+def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) -> None:
+    root = fill(tmp_path)
+    seen = {folder(root).fingerprint()}
+
+    def changed() -> bool:
+        before = len(seen)
+        seen.add(folder(root).fingerprint())
+        return len(seen) > before
+
+    assert not changed()
+    save(root / "cat" / "0.png", 1000)  # another picture
+    assert changed()
+    (root / "cat" / "1.png").rename(root / "dog" / "moved.png")  # another label
+    assert changed()
+    (root / "cat" / "2.png").unlink()  # one less
+    assert changed()
+    (root / "dog" / "again.png").write_bytes((root / "dog" / "3.png").read_bytes())  # one twice
+    assert changed()
+    (root / "dog").rename(root / "wolf")  # another name for a class
+    assert changed()
+    seen.add(folder(root, 0.3, 0.15).fingerprint())  # another split
+    assert changed() is False
+    assert len(seen) == 7
+
+
+def test_the_fingerprint_of_vectors_depends_on_them() -> None:
+    dataset = load("random", None, 0, 0)
+    assert dataset.fingerprint() != Dataset(**{**vars(dataset), "labels": dataset.labels * 2}).fingerprint()

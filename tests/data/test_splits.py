@@ -1,0 +1,69 @@
+"""A picture's side of the split follows from its content alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finetune.data.splits import by_content, digest, digest_of_text, take_validation
+
+MANY = [digest_of_text(str(number)) for number in range(4000)]
+
+
+def sides(digests: list[str], split: dict[str, np.ndarray]) -> dict[str, str]:
+    return {digests[i]: side for side, indices in split.items() for i in indices}
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.15, 0.15), (0.3, 0.1), (0.0, 0.5), (0.2, 0.0)])
+def test_the_shares_are_about_what_was_asked_for(val: float, test: float) -> None:
+    split = by_content(MANY, val, test)
+    assert sorted(np.concatenate(list(split.values()))) == list(range(len(MANY)))
+    for side, share in (("val", val), ("test", test), ("train", 1 - val - test)):
+        assert abs(len(split[side]) / len(MANY) - share) < 0.03  # more than four deviations
+        assert len(split[side]) > 0 or share == 0
+
+
+def test_adding_and_removing_moves_nobody() -> None:
+    before = sides(MANY[:1000], by_content(MANY[:1000], 0.15, 0.15))
+    after = sides(MANY[500:], by_content(MANY[500:], 0.15, 0.15))
+    assert len(set(before.values())) == 3
+    for content in MANY[500:1000]:
+        assert before[content] == after[content]
+
+
+def test_identical_pictures_share_a_side() -> None:
+    doubled = [content for content in MANY[:300] for _ in range(2)]
+    split = by_content(doubled, 0.3, 0.3)
+    for indices in split.values():
+        assert len(indices) > 0
+        assert {i ^ 1 for i in indices} == set(indices)
+
+
+def test_order_decides_nothing() -> None:
+    assert sides(MANY, by_content(MANY, 0.2, 0.2)) == sides(MANY[::-1], by_content(MANY[::-1], 0.2, 0.2))
+
+
+def test_a_larger_test_share_only_adds() -> None:
+    small, large = (set(by_content(MANY, 0.0, share)["test"]) for share in (0.1, 0.3))
+    assert small < large
+
+
+def test_validation_is_taken_from_train_alone() -> None:
+    given = {"train": np.arange(0, 3000), "val": np.array([], np.int64), "test": np.arange(3000, 4000)}
+    split = take_validation(given, MANY, 0.2)
+    assert np.array_equal(split["test"], given["test"])
+    assert sorted(np.concatenate([split["train"], split["val"]])) == list(range(3000))
+    assert 480 < len(split["val"]) < 720
+
+
+def test_a_digest_is_of_all_that_a_picture_is() -> None:
+    picture = np.arange(16, dtype=np.uint8)
+    same = [digest(picture.reshape(4, 4)), digest(picture.reshape(4, 4).copy())]
+    others = [
+        digest(picture),
+        digest(picture.reshape(2, 8)),
+        digest(picture.reshape(4, 4).astype(np.int16)),
+        digest(picture.reshape(4, 4) + 1),
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 5

@@ -1,0 +1,144 @@
+import pytest
+import torch
+from torch import fx, nn
+
+from finetune.data.augment import Prepare
+from finetune.features.extract import BATCH, Form, accelerate, choose, difference, extract, settle
+from finetune.model.assemble import assemble
+from finetune.model.boundary import split
+
+SIZE = 48
+
+
+@pytest.fixture(scope="module")
+def prefix() -> fx.GraphModule:
+    model = assemble("resnet18", "random", ["through:layer2"], 10, "abcdefghij", seed=0, image_size=SIZE)
+    found = split(model.network, model.example).prefix
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return torch.randint(
+        0, 256, (BATCH + 20, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.manual_seed(0)
+    )
+
+
+PREPARE = Prepare(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none", 0)
+
+
+def rows_of(forward, pictures, rows):
+    found = {}
+    for batch, tensors in extract(forward, pictures.__getitem__, PREPARE.normalise, rows, "cpu"):
+        found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, row in enumerate(batch)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("form", "least", "most"),
+    [(Form("fp32", folded=False), 0, 1e-6), (Form("fp32"), 0, 1e-5), (Form("bf16"), 1e-4, 2e-2)],
+)
+def test_every_form_gives_the_features_up_to_its_rounding(prefix, pictures, form, least, most):
+    batch = PREPARE.normalise(pictures[:8])
+    with torch.no_grad():
+        exact = (prefix(batch),)
+    fast = accelerate(prefix, form, "cpu")(batch)
+    assert least <= difference(exact, fast) <= most
+    assert fast[0].dtype == (torch.bfloat16 if form.dtype == "bf16" else torch.float32)
+
+
+def test_folding_leaves_the_prefix_itself_alone(prefix):
+    before = {name: value.clone() for name, value in prefix.state_dict().items()}
+    modules = {name: type(module) for name, module in prefix.named_modules()}
+    accelerate(prefix, Form("bf16"), "cpu")
+    assert {name: type(module) for name, module in prefix.named_modules()} == modules
+    assert all(torch.equal(value, before[name]) for name, value in prefix.state_dict().items())
+    assert all(value.dtype in (torch.float32, torch.int64) for value in prefix.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_feature_has_the_same_bits_whatever_it_is_computed_beside(prefix, pictures, dtype):
+    forward = accelerate(prefix, Form(dtype), "cpu")
+    together = rows_of(forward, pictures, range(len(pictures)))
+    assert sorted(together) == list(range(len(pictures)))
+    for rows in ([70], [83, 2, 70], list(range(83, 10, -1))):
+        again = rows_of(forward, pictures, rows)
+        assert list(again) == rows
+        assert all(torch.equal(again[row][0], together[row][0]) for row in rows)
+
+
+def test_broken_pictures_are_left_out(prefix, pictures):
+    forward = accelerate(prefix, Form("fp32"), "cpu")
+    whole = rows_of(forward, pictures, range(6))
+    seen = [
+        (rows, tensors[0])
+        for rows, tensors in extract(
+            forward, lambda i: None if i in (0, 3) else pictures[i], PREPARE.normalise, range(6), "cpu"
+        )
+    ]
+    ((rows, tensor),) = seen
+    assert rows == [1, 2, 4, 5]
+    assert len(tensor) == 4
+    assert torch.equal(tensor[2], whole[4][0])
+    assert [rows for rows, _ in extract(forward, lambda _: None, PREPARE.normalise, range(3), "cpu")] == [[]]
+
+
+def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefix, pictures):
+    forward = accelerate(prefix, Form("fp32"), "cpu")
+    threads = torch.get_num_threads()
+
+    def read(index):
+        if index == 40:
+            raise MemoryError("no more")
+        return pictures[index]
+
+    with pytest.raises(MemoryError, match="no more"):
+        list(extract(forward, read, PREPARE.normalise, range(80), "cpu"))
+    assert torch.get_num_threads() == threads
+
+
+class Cancels(nn.Module):
+    """Adds and takes away a thousand: bf16 loses everything that was small."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1000.0) - 1000.0
+
+
+def test_where_bf16_is_too_far_off_fp32_is_used_and_the_difference_told(pictures):
+    network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), Cancels(), nn.AdaptiveAvgPool2d(1)))
+    sample = PREPARE.normalise(pictures[:4])
+    forward, form, distance = settle(network, Form("bf16"), "cpu", sample)
+    assert (form, distance > 0.05) == (Form("fp32", folded=False), True)
+    with torch.no_grad():
+        assert torch.allclose(forward(sample)[0], network(sample), atol=1e-5)
+
+
+def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, pictures):
+    _, form, distance = settle(prefix, Form("bf16"), "cpu", PREPARE.normalise(pictures[:4]))
+    assert form == Form("bf16")
+    assert 1e-4 < distance < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("precision", "compile", "device", "macs", "bf16", "form"),
+    [
+        ("auto", "auto", "cpu", 1e12, True, Form("bf16")),
+        ("auto", "auto", "cpu", 1e12, False, Form("fp32")),
+        ("32", "auto", "cpu", 1e12, True, Form("fp32")),
+        ("bf16", "auto", "cpu", 1e12, False, Form("bf16")),
+        ("auto", False, "cpu", 1e18, True, Form("bf16")),
+        ("auto", "auto", "cuda", 1e15, True, Form("bf16")),
+        ("auto", "auto", "cuda", 1e17, True, Form("bf16", compiled=True)),
+    ],
+)
+def test_the_form_is_a_function_of_machine_and_workload(precision, compile, device, macs, bf16, form):
+    assert choose(precision, compile, device, macs, bf16) == form
+
+
+@pytest.mark.slow
+def test_compiled_features_are_the_same_up_to_rounding(prefix, pictures):
+    batch = PREPARE.normalise(pictures[:BATCH])
+    with torch.no_grad():
+        exact = (prefix(batch),)
+    assert difference(exact, accelerate(prefix, Form("fp32", compiled=True), "cpu")(batch)) < 1e-5

@@ -1,0 +1,185 @@
+"""State dicts from files of every kind and from runs' folders; what is none is refused and never executed."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from finetune.errors import RequestError
+from finetune.model import head as heads
+from finetune.model.build import build
+from finetune.model.freeze import digest, freeze
+from finetune.model.statedict import State, fit, read
+from finetune.training.checkpoint import save_frozen
+
+
+def state_of(model: nn.Module) -> State:
+    return dict(model.state_dict())
+
+
+def test_a_file_of_torch_save(trained, tmp_path: Path):
+    torch.save(trained("squeezenet1_1").state_dict(), tmp_path / "w.pth")
+    state, text = read(tmp_path / "w.pth")
+    assert digest(state) == digest(state_of(trained("squeezenet1_1")))
+    assert text == {}
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_a_state_dict_wrapped_in_a_checkpoint(trained, tmp_path: Path, wrapper: str):
+    torch.save(
+        {wrapper: state_of(trained("squeezenet1_1")), "epoch": 3, "optimizer": {"lr": 0.1}},
+        tmp_path / "w.pth",
+    )
+    assert digest(read(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
+
+
+def test_an_old_file_that_is_no_zip_archive(trained, tmp_path: Path):
+    torch.save(state_of(trained("squeezenet1_1")), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert digest(read(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
+
+
+def test_safetensors_with_their_text(trained, tmp_path: Path):
+    save_file(state_of(trained("squeezenet1_1")), tmp_path / "w.safetensors", metadata={"mean": "[0, 0, 0]"})
+    state, text = read(tmp_path / "w.safetensors")
+    assert digest(state) == digest(state_of(trained("squeezenet1_1")))
+    assert text == {"mean": "[0, 0, 0]"}
+
+
+class Runs:
+    """A pickle of this would, if anything of it were executed, leave a file behind."""
+
+    def __init__(self, left: Path) -> None:
+        self.left = left
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.left,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, legacy: bool):
+    left = tmp_path / "left"
+    pickle.loads(pickle.dumps(Runs(left)))
+    assert left.exists()  # it is armed
+    left.unlink()
+    torch.save({"x": Runs(left)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(RequestError, match=r"weights=.*w\.pth: .* can run code"):
+        read(tmp_path / "w.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Runs(left)))
+    with pytest.raises(RequestError, match=r"weights=.*bare\.pth: "):
+        read(tmp_path / "bare.pth")
+    assert not left.exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path):
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
+    with pytest.raises(RequestError, match=r"weights=.*w\.pth: expected a plain state dict"):
+        read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("part", [0, 1, 7, 40, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, suffix: str, part: float):
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    small = {"a.weight": torch.randn(50, 50), "a.bias": torch.randn(50)}
+    save_file(small, whole) if suffix == "safetensors" else torch.save(small, whole)
+    data = whole.read_bytes()
+    cut.write_bytes(data[: part if isinstance(part, int) else int(len(data) * part)])
+    with pytest.raises(RequestError, match=rf"weights=.*cut\.{suffix}: ") as refused:
+        read(cut)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>404</html>",
+        b"\x00" * 64,
+        b"PK\x03\x04 not an archive",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff{}",
+        b"\x08\x00\x00\x00\x00\x00\x00\x00[1, 2]  ",
+        pickle.dumps([1, 2, 3]),
+        pickle.dumps({"a": 1}, protocol=0),
+        b"\x80\x04\x95",
+        b"\x80\x02}q\x00X\x05\x00\x00\x00abcdeq\x01h\x09s.",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: bytes, suffix: str):
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    with pytest.raises(RequestError, match=rf"weights=.*w\.{suffix}: ") as refused:
+        read(tmp_path / f"w.{suffix}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [torch.zeros(2)], {"state_dict": {"a": 1}}, {"a": torch.zeros(2), "b": 1}]
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(
+        RequestError, match=r"weights=.*w\.pth: expected a state dict, that is names with tensors"
+    ):
+        read(tmp_path / "w.pth")
+
+
+# --- a run's folder
+
+
+def write_run(folder: Path, model: nn.Module, patterns: list[str], head: str) -> None:
+    """The two files of a run that hold its network, as a run writes them."""
+    frozen = freeze(model, patterns, head, torch.zeros(1, 3, 224, 224))
+    tensors = frozen.tensors(model)
+    (folder / "checkpoints").mkdir(parents=True)
+    save_frozen(folder / "checkpoints" / "frozen.safetensors", tensors, {"crop_size": "96"})
+    moving = {key: value for key, value in model.state_dict().items() if key not in tensors}
+    torch.save({"state_dict": moving, "frozen_sha256": digest(tensors)}, folder / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize("patterns", [["all"], ["none"], ["all", "-features.12"]], ids=str)
+@pytest.mark.parametrize("inside", ["", "checkpoints/best.ckpt"])
+def test_a_runs_folder_or_its_checkpoint_gives_the_whole_network(
+    trained, tmp_path: Path, patterns: list[str], inside: str
+):
+    model = copy.deepcopy(trained("squeezenet1_1", 10))
+    write_run(tmp_path / "run", model, patterns, "classifier.1")
+    state, text = read(tmp_path / "run" / inside)
+    assert digest(state) == digest(model.state_dict())
+    assert text == {"crop_size": "96"}
+
+
+def test_a_runs_record_of_constants_that_a_library_does_not_store(tmp_path: Path):
+    model = build("timm/swin_tiny_patch4_window7_224")
+    heads.replace(model, "head.fc", 10)
+    write_run(tmp_path / "run", model, ["all"], "head.fc")
+    state, _ = read(tmp_path / "run")
+    assert state.keys() - model.state_dict().keys()  # relative_position_index and the like
+    other = build("timm/swin_tiny_patch4_window7_224")
+    fit(other, "timm/swin_tiny_patch4_window7_224", state, "run", keep_head=True)
+    assert digest(other.state_dict()) == digest(model.state_dict())
+
+
+def test_a_changed_record_of_what_was_frozen_is_refused(trained, tmp_path: Path):
+    write_run(tmp_path / "run", copy.deepcopy(trained("squeezenet1_1", 10)), ["all"], "classifier.1")
+    beside = tmp_path / "run" / "checkpoints" / "frozen.safetensors"
+    data = bytearray(beside.read_bytes())
+    data[-1] ^= 1
+    beside.write_bytes(data)
+    with pytest.raises(RequestError, match=r"weights=.*frozen\.safetensors: .* has been changed"):
+        read(tmp_path / "run")
+
+
+def test_a_run_without_its_files_is_refused(trained, tmp_path: Path):
+    with pytest.raises(
+        RequestError, match=r"weights=.*: expected a run's folder, with checkpoints/best\.ckpt in it"
+    ):
+        read(tmp_path)
+    write_run(tmp_path / "run", copy.deepcopy(trained("squeezenet1_1", 10)), ["all"], "classifier.1")
+    (tmp_path / "run" / "checkpoints" / "frozen.safetensors").unlink()
+    with pytest.raises(
+        RequestError, match=r"weights=.*run: expected a readable state dict .*frozen\.safetensors"
+    ):
+        read(tmp_path / "run")

@@ -1,0 +1,139 @@
+"""What a run wrote for TensorBoard, read back with TensorBoard's own reader."""
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from finetune.cli import compose
+from finetune.report.tensorboard import flat
+from finetune.run import run
+
+OVERRIDES = [
+    "data=folder",
+    "data.image_size=32",
+    "weights=random",
+    "head=10",
+    "freeze=[all,-layer4]",
+    "optimizer.weight_decay=0.01",
+    "optimizer.backbone_lr_factor=0.5",
+    "cache=memory",
+    "epochs=3",
+    "max_steps=5",
+    "batch_size=16",
+]
+
+
+class Written:
+    """A finished run's summary and events."""
+
+    def __init__(self, folder: Path, summary: dict[str, Any]) -> None:
+        self.folder, self.summary = folder, summary
+        self.events = EventAccumulator(str(folder / "tensorboard"), {"images": 0, "tensors": 0, "scalars": 0})
+        self.events.Reload()
+
+    def text(self, tag: str) -> str:
+        (event,) = self.events.Tensors(f"{tag}/text_summary")
+        return event.tensor_proto.string_val[0].decode()
+
+    def image(self, tag: str) -> Image.Image:
+        (event,) = self.events.Images(tag)
+        return Image.open(io.BytesIO(event.encoded_image_string))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Written:
+    where = tmp_path_factory.mktemp("board")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        settings = compose([*OVERRIDES, f"data.root={few_pictures}"])
+        summary = run(settings, where / "run", Console(file=io.StringIO()))
+    return Written(where / "run", summary)
+
+
+def test_curves_have_one_point_an_epoch_equal_to_the_table(written: Written) -> None:
+    with (written.folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["3", "5"]
+    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith("hp/")}
+    assert curves == {*rows[0]} - {"step"}
+    assert curves == {
+        *(f"{name}/{side}" for name in ("loss", "accuracy") for side in ("train", "val")),
+        *(f"lr/{part}" for part in ("backbone", "backbone_without_decay", "head", "head_without_decay")),
+        "gradient_norm",
+        "epoch",
+    }
+    for tag in curves:
+        points = [(event.step, event.value) for event in written.events.Scalars(tag)]
+        assert points == [(int(row["step"]), pytest.approx(float(row[tag]), rel=1e-6)) for row in rows]
+    assert float(rows[0]["lr/head"]) == 0.01
+    assert float(rows[0]["lr/backbone"]) == 0.005
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+
+
+def test_train_and_val_share_a_chart(written: Written) -> None:
+    content = written.events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(content)
+    charts = {
+        chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart
+    }
+    assert charts == {
+        "loss": ["loss/train", "loss/val"],
+        "accuracy": ["accuracy/train", "accuracy/val"],
+    }
+    assert {tag for tags in charts.values() for tag in tags} <= set(written.events.Tags()["scalars"])
+
+
+def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -> None:
+    (events,) = (written.folder / "tensorboard").iterdir()  # a second file or folder would be a second run
+    assert events.is_file()
+    content = written.events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    shown = {key: getattr(value, value.WhichOneof("kind")) for key, value in session.hparams.items()}
+    assert shown["optimizer.lr"] == 0.01
+    assert shown["freeze"] == "[all,-layer4]"
+    assert shown["max_steps"] == 5
+    assert shown["patience"] == "null"
+    assert shown["optimizer.nesterov"] == "false"
+    final = {tag: written.events.Scalars(tag) for tag in written.events.Tags()["scalars"] if tag[:3] == "hp/"}
+    assert {tag: [event.value for event in events] for tag, events in final.items()} == {
+        f"hp/{side}_{name}": [pytest.approx(written.summary[side][name], rel=1e-6)]
+        for side in ("val", "test")
+        for name in ("accuracy", "loss")
+    }
+    # An experiment tag would keep TensorBoard from showing first what differs between runs.
+    assert [tag for tag in written.events.Tags()["tensors"] if "hparams" in tag] == []
+    assert set(written.events._plugin_to_tag_to_content["hparams"]) == {"_hparams_/session_start_info"}
+
+
+def test_pictures(written: Written) -> None:
+    assert set(written.events.Tags()["images"]) == {"pictures/train", "confusion/test"}
+    grid = written.image("pictures/train").convert("L")
+    assert grid.size == (8 * 34 + 2, 4 * 34 + 2)
+    darkest, brightest = grid.crop((2, 2, 34, 34)).getextrema()
+    assert 0 < darkest < 60 < 110 < brightest < 255  # as in the files: the normalisation is undone
+    assert min(written.image("confusion/test").size) >= 300
+
+
+def test_texts(written: Written) -> None:
+    settings = json.loads(written.text("settings").strip("`").removeprefix("json"))
+    assert settings == json.loads((written.folder / "settings.json").read_text())
+    lines = written.text("parameters").splitlines()
+    assert len(lines) == 2 + 62
+    assert lines[2] == "| conv1.weight | 64x3x7x7 | 9,408 | False |"
+    assert lines[-1] == "| fc.bias | 10 | 10 | True |"
+    assert Counter("| True |" in line for line in lines[2:])[True] == 15 + 2
+
+
+def test_settings_by_dotted_names() -> None:
+    nested = {"a": 1, "b": {"c": None, "d": ["x", 2], "e": {"f": True}}, "g": []}
+    assert flat(nested) == {"a": 1, "b.c": "null", "b.d": "[x,2]", "b.e.f": "true", "g": "[]"}

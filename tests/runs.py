@@ -1,0 +1,40 @@
+"""What a run left in its folder, as several tests look at it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+CHECKOUT = Path(__file__).parents[1]
+QUICK = (
+    "data=folder",
+    "data.root=pictures",
+    "data.image_size=32",
+    "weights=random",
+    "epochs=2",
+    "cache=memory",
+)
+
+
+def newest() -> Path:
+    """The folder of the run just ended."""
+    return Path(Path("outputs/latest").read_text(encoding="utf-8").strip())
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def checkpoint(folder: Path, name: str = "best") -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def whole_state(folder: Path, name: str = "best") -> dict[str, Tensor]:
+    """The model's state dict from the two halves that a run stores."""
+    return {
+        **load_file(folder / "checkpoints" / "frozen.safetensors"),
+        **checkpoint(folder, name)["state_dict"],
+    }

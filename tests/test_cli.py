@@ -1,0 +1,233 @@
+"""The commands: help that costs nothing, sweeps that go on, folders that never collide, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ended import Ended
+
+from finetune.cli import compose, free_folder
+from finetune.errors import RequestError
+
+Train = Callable[..., Ended]
+CHECKOUT = Path(__file__).parents[1]
+FINETUNE = Path(sys.executable).with_name("finetune")
+
+# One picture of noise, one step: the fastest run there is.
+STEP = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "trainer=cpu", "cache=memory")
+
+
+def loaded_after(command: str, *arguments: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    code = f"""
+import sys
+sys.argv = ["train.py", *{list(arguments)!r}]
+try:
+    {command}
+finally:
+    sys.stderr.write("LOADED " + " ".join(sys.modules))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return set(ended.stderr.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("finetune.cli.train", "--help"),
+        ("finetune.cli.train", "--cfg", "job"),
+        ("finetune.cli.train", "hydra.run.dir=/proc/nowhere"),
+        ("finetune.cli.train", "optimizer.lrr=1"),
+        ("finetune.cli.main", "--help"),
+        ("finetune.cli.main", "train", "--help"),
+        ("finetune.cli.main", "inspect", "--help"),
+        ("finetune.cli.main", "inspect", "epochs=0"),
+    ],
+)
+def test_torch_is_not_imported_for(arguments: tuple[str, ...]) -> None:
+    function, *rest = arguments
+    loaded = loaded_after(f"import finetune.cli; {function}()", *rest)
+    assert "finetune.cli" in loaded
+    assert not loaded & {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "PIL"}
+
+
+def test_a_wrong_knob_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    loaded = loaded_after(
+        "import finetune.cli; finetune.cli.train()", "epochs=0", f"hydra.run.dir={tmp_path}"
+    )
+    assert (tmp_path / ".hydra").exists()
+    assert "finetune.cli" in loaded
+    assert "torch" not in loaded
+
+
+def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
+    ended = train("--help", "optimizer=adamw")
+    assert ended.code == 0
+    for line in (
+        "data: clipart, digits, folder, random",
+        "model: resnet18",
+        "  weight_decay: 0.01",
+        "  root: null",
+    ):
+        assert line in ended.out.splitlines()
+    assert "$" not in ended.out
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["inspect", "--help"], []])
+def test_finetune_helps(command: list[str], tmp_path: Path) -> None:
+    ended = subprocess.run([FINETUNE, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "train" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) -> None:
+    ended = train(*STEP)
+    assert ended.code == 0, ended.err
+    latest = (tmp_path / "outputs" / "latest").read_text().strip()
+    assert latest in ended.out
+    assert json.loads((tmp_path / latest / "summary.json").read_text())["status"] == "finished"
+
+
+def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
+    train: Train, tmp_path: Path
+) -> None:
+    ended = train("-m", *STEP, "head=0,auto", "model=resnet18,resnet19")
+    assert ended.code == 1
+    assert (
+        sorted(ended.err.splitlines(), key=len)[:2]
+        == ["error: head=0: expected a number of outputs, 1 or more, auto or keep"] * 2
+    )
+    assert "error: model=resnet19: expected a classification model" in ended.err
+    (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
+    finished = [job.name for job in sweep.iterdir() if (job / "summary.json").exists()]
+    assert finished == ["2"]  # jobs 0 and 1 have no outputs, job 3 no model
+    assert all((sweep / str(job) / ".hydra" / "overrides.yaml").exists() for job in range(4))
+    assert (tmp_path / "outputs" / "latest").read_text().strip() == str((sweep / "2").relative_to(tmp_path))
+
+
+def test_a_sweep_in_which_all_goes_well_ends_with_0(train: Train, tmp_path: Path) -> None:
+    assert train("-m", *STEP, "seed=0,1").code == 0
+    summaries = [json.loads(path.read_text()) for path in tmp_path.rglob("summary.json")]
+    assert sorted(summary["seed"] for summary in summaries) == [0, 1]
+
+
+def test_two_runs_of_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [free_folder("outputs/day/12-00-00") for _ in range(3)] == [
+        "outputs/day/12-00-00",
+        "outputs/day/12-00-00-2",
+        "outputs/day/12-00-00-3",
+    ]
+
+
+def test_many_processes_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    refused = [sys.executable, CHECKOUT / "train.py", "epochs=0"]
+    started = [subprocess.Popen(refused, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(6)]
+    assert [process.wait(timeout=120) for process in started] == [2] * 6
+    assert len(list(tmp_path.glob("outputs/*/*/.hydra/overrides.yaml"))) == 6
+
+
+def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path: Path) -> None:
+    train("epochs=0")
+    train("-m", "epochs=0", "seed=0,1,2")
+    assert len(list(tmp_path.glob("outputs/2*/*"))) == 1
+    (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
+
+
+def test_ctrl_c_while_preparing_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", CHECKOUT / "train.py", "data=digits", "weights=random", "data.image_size=224"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("freeze") for line in process.stdout)  # computing features comes next
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert not (tmp_path / "outputs" / "latest").exists()
+
+
+def test_a_named_pipe_is_no_picture_and_nobody_waits_for_it(tmp_path: Path, few_pictures: Path) -> None:
+    shutil.copytree(few_pictures, tmp_path / "here")
+    os.mkfifo(tmp_path / "here" / "red" / "pipe.png")
+    ended = subprocess.run(
+        [sys.executable, CHECKOUT / "train.py", "data=folder", "data.root=here", "weights=random"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2
+    assert "here/red/pipe.png (is no file)" in ended.stderr
+
+
+def test_an_error_of_our_own_is_no_wrong_request(tmp_path: Path) -> None:
+    # A torch that cannot be imported stands for whatever nobody has thought of: traceback, exit code 1.
+    (tmp_path / "torch.py").write_text("raise RuntimeError('this installation is broken')")
+    ended = subprocess.run(
+        [sys.executable, CHECKOUT / "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "RuntimeError: this installation is broken" in ended.stderr
+
+
+INSPECT = ("inspect", "data=digits", "weights=random", "data.image_size=32")
+
+
+def test_inspect_lists_what_trains(command: Train, tmp_path: Path) -> None:
+    ended = command(*INSPECT, "freeze=[all,-layer4]", "--parameters")
+    assert ended.code == 0, ended.err
+    trains = [line.split()[0] for line in ended.out.splitlines() if line.endswith("requires_grad=True")]
+    assert len(trains) == 17  # fifteen of layer4, and weight and bias of the head
+    assert {name.partition(".")[0] for name in trains} == {"layer4", "fc"}
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_inspect_says_when_nothing_trains(command: Train) -> None:
+    ended = command(*INSPECT, "head=keep")
+    assert ended.code == 0, ended.err
+    assert "nothing trains" in ended.out
+
+
+def test_compose_checks_what_it_composes() -> None:
+    with pytest.raises(RequestError, match=r"^epochs=0: expected 1 or more$"):
+        compose(["epochs=0"])
+
+
+def test_hydras_refusal_ends_compose_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compose(["lr=1"])
+    assert ended.value.code == 2
+    assert "did you mean optimizer.lr?" in capsys.readouterr().err
+
+
+def test_the_store_is_listed_and_cleared(command, few_pictures):
+    knobs = ["data=folder", f"data.root={few_pictures}", "weights=random", "data.image_size=32", "epochs=1"]
+    assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"
+    assert command("train", *knobs, "cache_dir=store").code == 0
+    listed = command("cache", "cache_dir=store").out.splitlines()
+    assert len(listed) == 2
+    assert "60 pictures  resnet18 at flatten (512," in listed[0]
+    assert "in 1 sets of features in store" in listed[1]
+    assert "removed from store" in command("cache", "--clear", "cache_dir=store").out
+    assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"

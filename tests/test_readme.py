@@ -1,0 +1,68 @@
+"""What the README tells people to type is taken as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from finetune.cli import compose
+from finetune.settings import validate
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+LINES = [
+    line.split("   #")[0].strip()
+    for text in TEXT.values()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    for line in block.splitlines()
+]
+TRAININGS = [
+    line[line.index("python train.py") :]
+    for line in LINES
+    if "python train.py" in line and " -m " not in line
+]
+
+
+def test_there_are_commands_to_test():
+    assert len(TRAININGS) >= 6
+    assert any(line.startswith("finetune inspect") for line in LINES)
+
+
+@pytest.mark.parametrize("line", TRAININGS)
+def test_every_training_is_understood_by_a_shell_and_by_us(line):
+    typed = line.replace("python", shlex.quote(sys.executable), 1)
+    shown = subprocess.run(["bash", "-c", f"{typed} --cfg job"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    values = OmegaConf.to_container(OmegaConf.create(shown.stdout))
+    assert isinstance(values, dict)
+    validate({str(key): value for key, value in values.items()})
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("finetune ")])
+def test_every_command_exists(command, line):
+    name, *arguments = shlex.split(line)[1:]
+    compose([argument for argument in arguments if not argument.startswith("-")])
+    assert command(name, "--help").code == 0
+
+
+def test_every_override_in_a_table_is_taken():
+    rows = [line for text in TEXT.values() for line in text.splitlines() if line.startswith("|")]
+    cells = [code for row in rows for code in re.findall(r"`([^`]*=[^`]*)`", row)]
+    overrides = [word for cell in cells for word in shlex.split(cell) if "=" in word]
+    tried = [word for word in overrides if not re.search(r"[<…]", word)]
+    assert len(tried) >= 25
+    for cell in cells:
+        compose([word for word in shlex.split(cell) if not re.search(r"[<…]", word)])
+
+
+def test_every_link_and_picture_exists():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[page.name]):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,79 @@
+"""Runs that fail or are interrupted: exit code, one line, and what is kept."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import CHECKOUT, QUICK, checkpoint, newest, summary_of
+
+from finetune.model.freeze import Frozen
+
+Train = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def pictures(few_pictures: Path, tmp_path: Path) -> None:
+    """`pictures` in the working directory of each test."""
+    (tmp_path / "pictures").symlink_to(few_pictures)
+
+
+def test_a_loss_that_is_not_finite(train: Train) -> None:
+    ended = train(*QUICK, "freeze=all", "loss=sum_squares", "optimizer.lr=1e10", "precision=32", "epochs=4")
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert "optimizer.lr" in ended.err
+    summary = summary_of(newest())
+    assert summary["status"] == "failed"
+    assert summary["reason"] in ended.err
+
+
+def test_the_proof_fails_a_run_whose_frozen_part_moved(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing holds the BatchNorms in eval mode here, so that their statistics move."""
+    monkeypatch.setattr(Frozen, "hold", lambda self, model: None)
+    ended = train(*QUICK, "freeze=all", "cache=none", "epochs=1", "max_steps=2")
+    assert ended.code == 1
+    assert ended.err.startswith("error: frozen tensors changed")
+    assert "bn1.running_mean" in ended.err
+    assert summary_of(newest())["status"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, str(CHECKOUT / "train.py"), *QUICK, "epochs=1000000", "schedule=constant"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("epoch       3/"):
+            break
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + number
+    folder = tmp_path / (tmp_path / "outputs/latest").read_text().strip()
+    kept = checkpoint(folder, "last")
+    assert kept["epoch"] + 1 >= 3
+    assert (
+        err == f"error: interrupted by {number.name}; the checkpoint of epoch {kept['epoch'] + 1} is kept\n"
+    )
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    assert checkpoint(folder, "best")["epoch"] <= kept["epoch"]
+    assert summary_of(folder)["status"] == "interrupted"
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(train: Train, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        ended = train(*QUICK)
+    finally:
+        tmp_path.chmod(0o700)
+    assert ended.code in (1, 2)
+    assert ended.err.count("\n") == 1

@@ -1,0 +1,233 @@
+"""The public surface: every knob with its default, every choice, and what may not creep in."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune.cli import compose
+from finetune.errors import RequestError
+from finetune.settings import configs_folder, known_keys, no_such_knob, validate
+
+CONFIGS = configs_folder()
+GROUPS = ("data", "optimizer", "trainer")
+DEFAULTS = {
+    "model": "resnet18",
+    "weights": "auto",
+    "freeze": ["all"],
+    "head": "auto",
+    "head_hidden": [],
+    "head_dropout": 0,
+    "loss": "cross_entropy",
+    "label_smoothing": 0,
+    "class_weights": "none",
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.01,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 0,
+    "optimizer.nesterov": False,
+    "optimizer.backbone_lr_factor": 1,
+    "optimizer.decay_norm_and_bias": False,
+    "schedule": "cosine",
+    "warmup_epochs": 0,
+    "step_epochs": 7,
+    "step_gamma": 0.1,
+    "epochs": 20,
+    "max_steps": None,
+    "batch_size": 64,
+    "patience": None,
+    "seed": 0,
+    "data.name": "clipart",
+    "data.root": None,
+    "data.image_size": "auto",
+    "data.augment": "auto",
+    "data.val_fraction": 0.15,
+    "data.test_fraction": 0.15,
+    "data.bad_images": "error",
+    "data.workers": "auto",
+    "cache": "auto",
+    "cache_dir": "~/.cache/finetune",
+    "cache_max_gb": 20,
+    "precision": "auto",
+    "compile": "auto",
+    "trainer.accelerator": "auto",
+    "trainer.accumulate_batches": 1,
+    "trainer.clip_norm": None,
+}
+CHOICES = {
+    "data": ["clipart", "digits", "folder", "random"],
+    "optimizer": ["adamw", "sgd"],
+    "trainer": ["auto", "cpu", "gpu"],
+}
+
+
+def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
+
+
+def files(folder: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def test_the_knobs_and_their_defaults_are_these() -> None:
+    assert flat(compose([]).model_dump()) == DEFAULTS
+
+
+def test_config_and_settings_have_the_same_knobs() -> None:
+    # A strict model forbids a key too many and demands every key; this says that no other choice adds one.
+    composed = {
+        key
+        for choice in itertools.product(*(files(group) for group in GROUPS))
+        for key in flat(compose([f"{g}={c}" for g, c in zip(GROUPS, choice, strict=True)]).model_dump())
+    }
+    assert composed == set(known_keys()) - set(GROUPS) == set(DEFAULTS)
+
+
+def test_the_groups_have_these_choices() -> None:
+    assert {group: files(group) for group in GROUPS} == CHOICES
+
+
+def test_adamw_brings_its_own_defaults() -> None:
+    assert compose(["optimizer=adamw"]).optimizer.model_dump() == {
+        "name": "adamw",
+        "lr": 0.001,
+        "weight_decay": 0.01,
+        "backbone_lr_factor": 1,
+        "decay_norm_and_bias": False,
+    }
+
+
+@pytest.mark.parametrize("name", files("data"))
+def test_a_data_file_is_named_as_the_source_it_chooses(name: str) -> None:
+    assert compose([f"data={name}"]).data.name == name
+
+
+@pytest.mark.parametrize("name", files("trainer"))
+def test_a_trainer_file_is_named_as_the_device_it_chooses(name: str) -> None:
+    assert compose([f"trainer={name}"]).trainer.accelerator == name
+
+
+@pytest.mark.parametrize("name", files("experiment"))
+def test_an_experiment_composes_and_validates(name: str) -> None:
+    assert compose([f"experiment={name}"]) != compose([])
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    assert compose(["experiment=notebook_step"]).epochs != 7
+    assert compose(["experiment=notebook_step", "epochs=7"]).epochs == 7
+
+
+def test_plain_knobs_have_no_folder_of_their_name() -> None:
+    # Hydra takes head=10 for the choice of a group as soon as there is a folder head, and refuses it.
+    plain = {key for key in DEFAULTS if "." not in key}
+    assert not plain & {path.name for path in CONFIGS.iterdir()}
+
+
+def test_config_fits_one_screen() -> None:
+    assert len((CONFIGS / "config.yaml").read_text().splitlines()) <= 70
+
+
+def test_every_plain_knob_is_in_config_with_a_comment_or_a_plain_name() -> None:
+    written = yaml.safe_load((CONFIGS / "config.yaml").read_text())
+    sections = ("defaults", "hydra")
+    assert set(flat({key: value for key, value in written.items() if key not in sections})) == {
+        key
+        for key in DEFAULTS
+        if key.partition(".")[0] not in ("optimizer", "trainer") and key != "data.name"
+    }
+
+
+def test_no_choice_is_a_word_that_yaml_reads_as_true_or_false() -> None:
+    words = {"on", "off", "yes", "no", "y", "n"}
+    assert not words & {path.stem for path in CONFIGS.rglob("*.yaml")}
+    offered = [word for words in _literals() for word in words if isinstance(word, str)]
+    assert "cosine" in offered
+    assert not words & set(offered)
+
+
+def _literals() -> list[list[Any]]:
+    from finetune import settings
+
+    schema = settings.Settings.model_json_schema()
+    nodes, found = [schema], []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            found.append(node.get("enum", [node["const"]] if "const" in node else []))
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("head=10", "head", 10),
+        ("head=keep", "head", "keep"),
+        ("freeze=none", "freeze", ["none"]),
+        ("freeze=-layer4", "freeze", ["-layer4"]),
+        ("freeze=[all,-@norm]", "freeze", ["all", "-@norm"]),
+        ("freeze=through:layer3", "freeze", ["through:layer3"]),
+        ("freeze=[layer?.0.*,-*.bn?]", "freeze", ["layer?.0.*", "-*.bn?"]),
+        ("head_hidden=[256,64]", "head_hidden", [256, 64]),
+        ("precision=32", "precision", "32"),
+        ("precision=bf16", "precision", "bf16"),
+        ("compile=true", "compile", True),
+        ("optimizer.lr=1e-3", "optimizer.lr", 0.001),
+        ("optimizer.lr=1", "optimizer.lr", 1),
+        ("data.root=2026", "data.root", "2026"),
+        ("data.root='my pictures'", "data.root", "my pictures"),
+        ("data.image_size=96", "data.image_size", 96),
+        ("trainer.clip_norm=1", "trainer.clip_norm", 1),
+        ("patience=3", "patience", 3),
+    ],
+)
+def test_a_value_arrives_as_it_was_meant(override: str, key: str, value: Any) -> None:
+    assert flat(compose([override]).model_dump())[key] == value
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "optimizer.lr"),
+        ("optimizer.lrr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("momentum", "optimizer.momentum"),
+        ("epoch", "epochs"),
+        ("batchsize", "batch_size"),
+        ("image_size", "data.image_size"),
+        ("pretrained_weights", None),
+        ("experment", "experiment"),
+    ],
+)
+def test_a_misspelt_knob_is_told_the_one_that_is_meant(key: str, meant: str | None) -> None:
+    expected = f"; did you mean {meant}?" if meant else ""
+    assert no_such_knob(key) == f"{key}: there is no such knob{expected}"
+
+
+def test_of_several_mistakes_the_unknown_knob_is_told_first() -> None:
+    values = compose([]).model_dump() | {"epoch": 3, "batch_size": -1}
+    with pytest.raises(RequestError, match=r"^epoch: there is no such knob; did you mean epochs\?$"):
+        validate(values)
+
+
+def test_every_missing_knob_is_told_by_its_name() -> None:
+    values = compose([]).model_dump()
+    for key in DEFAULTS:
+        section, _, inner = key.rpartition(".")
+        less = {k: v for k, v in (values[section] if section else values).items() if k != (inner or key)}
+        with pytest.raises(RequestError, match=rf"^{key}[:=]") as caught:
+            validate(values | {section: less} if section else less)
+        assert "expected" in str(caught.value)
+
+
+def test_configs_are_the_checkouts_when_the_package_holds_none() -> None:
+    assert (Path(__file__).parents[1] / "configs").samefile(CONFIGS)

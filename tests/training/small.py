@@ -1,0 +1,113 @@
+"""A small network and everything that `fit` takes with it."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.data.module import Batches
+from finetune.model.freeze import freeze
+from finetune.training import optim
+from finetune.training.fit import Fitted, fit
+from finetune.training.module import Classifier
+
+EXAMPLE = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
+
+
+class Small(nn.Module):
+    """Two convolutions with BatchNorm, dropout after each, a linear head: each kind of mode occurs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.2), nn.ReLU())
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.late(self.early(x)).mean((2, 3)))
+
+
+def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Pictures of noise whose class is the brightest channel's."""
+    x = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, x.mean((2, 3)).argmax(1)
+
+
+class Training:
+    """A small network with everything that `fit` takes; `fit` may be called once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        freeze_: tuple[str, ...] = ("early",),
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        batch_size: int = 8,
+        sides: tuple[int, int, int] = (32, 16, 16),
+        schedule: optim.Schedule = lambda step: 1.0,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    ) -> None:
+        torch.manual_seed(0)
+        self.folder, self.net = folder, Small().double()
+        self.frozen = freeze(self.net, freeze_, "head", EXAMPLE)
+        self.x, self.y = pictures(sum(sides))
+        ends = np.cumsum(sides)
+        split = {
+            name: np.arange(end - size, end)
+            for name, size, end in zip(("train", "val", "test"), sides, ends, strict=True)
+        }
+        self.batches = Batches(
+            lambda chosen, epoch: self.x[chosen], self.y, split, batch_size, 0, lambda x, *_: x
+        )
+        groups = optim.groups(self.net, "head", lr, 0.0, 1.0, False)
+        self.classifier = Classifier(
+            self.net,
+            self.net,
+            self.frozen,
+            loss,
+            lambda: optim.build("sgd", groups, momentum=momentum),
+            schedule,
+        )
+        self.text = io.StringIO()
+
+    def fit(self, **options: Any) -> Fitted:
+        (self.folder / "checkpoints").mkdir(parents=True)
+        writer = SummaryWriter(str(self.folder / "tensorboard"))
+        defaults: dict[str, Any] = {
+            "epochs": 3,
+            "max_steps": None,
+            "patience": None,
+            "frozen_sha256": "abc",
+            "device": "cpu",
+            "precision": "32-true",
+            "accumulate_batches": 1,
+            "clip_norm": None,
+        }
+        with writer:
+            return fit(
+                self.classifier,
+                self.batches,
+                self.folder,
+                Console(file=self.text, width=200),
+                writer,
+                **{**defaults, **options},
+            )
+
+    def checkpoint(self, name: str = "last") -> dict[str, Any]:
+        return torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+    def rows(self) -> list[dict[str, float]]:
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

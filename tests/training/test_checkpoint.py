@@ -1,0 +1,131 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.atomic import write_atomically
+from finetune.errors import RunError
+from finetune.training.checkpoint import AtomicCheckpointIO, save_frozen
+
+
+def test_a_file_takes_the_old_ones_place(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    for text in (b"old", b"new"):
+        write_atomically(target, lambda file, text=text: file.write(text))
+        assert target.read_bytes() == text
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_permissions_follow_the_users_mask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", lambda file: file.write(b""))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_writer_that_dies_half_way_leaves_the_old_file(tmp_path: Path, number: signal.Signals) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    program = f"""
+import os, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+from finetune.atomic import write_atomically
+def write(file):
+    file.write(b"half of the new one")
+    file.flush()
+    os.kill(os.getpid(), {int(number)})
+write_atomically(pathlib.Path({str(target)!r}), write)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert ended.returncode == -number
+    assert target.read_bytes() == b"old"
+    others = [path for path in tmp_path.iterdir() if path != target]
+    assert all(path.name.startswith(".file.") for path in others)
+    assert len(others) == (1 if number == signal.SIGKILL else 0)
+
+
+def test_a_full_disk_is_one_line_with_the_systems_reason(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    target = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"value": 1}, target)
+    program = f"""
+import resource, signal, torch
+from finetune.errors import RunError
+from finetune.training.checkpoint import AtomicCheckpointIO
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    AtomicCheckpointIO().save_checkpoint({{"value": torch.randn(1 << 16)}}, {str(target)!r})
+except RunError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == (f"{target}: cannot be written: File too large\n", "")
+    assert AtomicCheckpointIO().load_checkpoint(target) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nowhere/file: cannot be written: No such file or directory$"):
+        write_atomically(tmp_path / "nowhere" / "file", lambda file: file.write(b""))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RunError, match=r"cannot be written: Permission denied$"):
+            write_atomically(tmp_path / "file", lambda file: file.write(b""))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_damaged_checkpoints_are_one_line(tmp_path: Path) -> None:
+    whole, files = tmp_path / "whole.ckpt", AtomicCheckpointIO()
+    files.save_checkpoint({"value": torch.arange(1000)}, whole)
+    data = whole.read_bytes()
+    for name, content in (("cut", data[:-500]), ("empty", b""), ("text", b"no checkpoint")):
+        path = tmp_path / f"{name}.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=rf"{name}\.ckpt: is missing or damaged"):
+            files.load_checkpoint(path)
+    with pytest.raises(RunError, match="is missing or damaged"):
+        files.load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    for name in ("evil", "plain"):
+        with pytest.raises(RunError, match="damaged"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / f"{name}.ckpt", weights_only=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_frozen_tensors_of_any_layout_come_back(tmp_path: Path) -> None:
+    tensors = {
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "view": torch.arange(10)[::2],
+        "scalar": torch.tensor(7),
+    }
+    save_frozen(tmp_path / "frozen.safetensors", tensors, {"size": "224"})
+    read = load_file(tmp_path / "frozen.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+    save_frozen(tmp_path / "none.safetensors", {}, {"size": "224"})  # freeze=none
+    assert load_file(tmp_path / "none.safetensors") == {}

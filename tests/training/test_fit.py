@@ -1,0 +1,116 @@
+"""Real trainings of a small network: how they step, and in which modes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import Training, same
+
+from finetune.training.module import Sums
+
+# what an epoch adds up to
+
+
+def test_means_are_per_picture_whatever_the_batches() -> None:
+    logits, labels = torch.randn(11, 4), torch.randint(4, (11,))
+    sums = Sums()
+    for part in (slice(0, 8), slice(8, 10), slice(10, 11)):
+        sums.add(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+    assert sums.means() == pytest.approx(
+        {
+            "loss": F.cross_entropy(logits, labels).item(),
+            "accuracy": (logits.argmax(1) == labels).double().mean().item(),
+        },
+        rel=1e-6,
+    )
+
+
+def test_label_vectors_count_their_largest_entry() -> None:
+    sums = Sums()
+    sums.add(
+        torch.tensor(1.0), torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]])
+    )
+    assert sums.means()["accuracy"] == 0.5
+
+
+def test_metrics_are_those_of_the_epoch(tmp_path: Path) -> None:
+    """With rates of 0 nothing changes, so that train and val of each epoch can be computed by hand."""
+    training = Training(tmp_path, freeze_=("all",), schedule=lambda step: 0.0)
+    training.fit(epochs=2)
+    net = training.net.eval()
+    for row in training.rows():
+        for side, part in training.batches.split.items():
+            if side != "test":
+                with torch.no_grad():
+                    logits = net(training.x[part])
+                assert row[f"loss/{side}"] == pytest.approx(F.cross_entropy(logits, training.y[part]).item())
+                right = (logits.argmax(1) == training.y[part]).double().mean().item()
+                assert row[f"accuracy/{side}"] == right
+    assert [(row["epoch"], row["step"]) for row in training.rows()] == [(1, 4), (2, 8)]
+
+
+# stepping
+
+
+def test_accumulated_small_batches_equal_one_big_batch(tmp_path: Path) -> None:
+    """Gradients add up until they are cleared; every BatchNorm is frozen, dropout off."""
+    states = []
+    for size, accumulate in ((16, 1), (4, 4)):
+        training = Training(tmp_path / str(size), freeze_=("all",), batch_size=size)
+        training.fit(accumulate_batches=accumulate)
+        states.append(training.checkpoint())
+    assert [state["global_step"] for state in states] == [6, 6]
+    for name, value in states[0]["state_dict"].items():
+        torch.testing.assert_close(states[1]["state_dict"][name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_is_taken_for_what_is_left_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    training = Training(tmp_path, batch_size=8)
+    assert training.fit(epochs=2, accumulate_batches=3).steps == 4
+
+
+def test_clipping_bounds_the_step_and_the_norm_is_told_before_it(tmp_path: Path) -> None:
+    training = Training(tmp_path, lr=1.0, momentum=0.0, batch_size=32)
+    before = {name: p.detach().clone() for name, p in training.net.named_parameters()}
+    training.fit(epochs=1, clip_norm=1e-3)
+    moved = [p.detach() - before[name] for name, p in training.net.named_parameters()]
+    assert torch.nn.utils.get_total_norm(moved).item() == pytest.approx(1e-3, rel=1e-3)
+    assert training.rows()[0]["gradient_norm"] > 1e-2
+
+
+def test_the_gradient_norm_is_the_epochs_own(tmp_path: Path) -> None:
+    """With one step an epoch, a rate of 1 and no momentum a step is as long as the gradient."""
+    runs = [Training(tmp_path / str(n), ("all",), lr=1.0, momentum=0.0, batch_size=32) for n in (1, 2)]
+    for epochs, training in enumerate(runs, start=1):
+        training.fit(epochs=epochs)
+    first, second = (training.checkpoint()["state_dict"] for training in runs)
+    step = torch.nn.utils.get_total_norm([second[name] - first[name] for name in first])
+    assert runs[1].rows()[1]["gradient_norm"] == pytest.approx(step.item())
+
+
+def test_rates_follow_the_schedule_step_by_step(tmp_path: Path) -> None:
+    training = Training(tmp_path, lr=0.5, schedule=lambda step: 1 / (1 + step))
+    training.fit(epochs=3)
+    assert [row["lr/head"] for row in training.rows()] == pytest.approx([0.5, 0.5 / 5, 0.5 / 9])
+    assert training.checkpoint()["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.5 / 13)
+
+
+# modes
+
+
+def test_modes_in_every_epoch(tmp_path: Path) -> None:
+    """Also after a validation, which puts everything into eval mode."""
+    training = Training(tmp_path)
+    seen: list[tuple[bool, bool, bool, bool]] = []
+    early, late = training.net.early, training.net.late
+    training.net.register_forward_pre_hook(
+        lambda *_: seen.append((early[1].training, early[2].training, late[1].training, late[2].training))
+    )
+    frozen_before = {name: b.clone() for name, b in early.named_buffers()}
+    late_before = late[1].running_mean.clone()
+    training.fit(epochs=2)
+    train, val, test = [(False, False, True, True)] * 4, [(False,) * 4] * 2, [(False,) * 4] * 2
+    assert seen == [*train, *val, *train, *val, *test]
+    assert same(dict(early.named_buffers()), frozen_before)
+    assert not torch.equal(late[1].running_mean, late_before)
