@@ -60,7 +60,7 @@ def main() -> None:
     optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
 
-    best, seconds = 0.0, []
+    accuracies, seconds = [], []
     for _ in range(arguments.epochs):
         started = time.perf_counter()
         for side in ("train", "val"):
@@ -77,11 +77,10 @@ def main() -> None:
                         optimizer.step()
                 right += int((outputs.argmax(1) == labels).sum())
         scheduler.step()
-        best = max(best, right / len(pictures["val"]))
+        accuracies.append(right / len(pictures["val"]))
         seconds.append(time.perf_counter() - started)
-    print(
-        json.dumps({"accuracy": best, "epoch_seconds": seconds, "pictures": sum(map(len, pictures.values()))})
-    )
+    counted = sum(map(len, pictures.values()))
+    print(json.dumps({"accuracies": accuracies, "epoch_seconds": seconds, "pictures": counted}))
 
 
 if __name__ == "__main__":

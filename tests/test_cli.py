@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ended import Ended
 
-from finetune.cli import compose, free_folder
+from finetune.door import compose, free_folder
 from finetune.errors import RequestError
 
 Train = Callable[..., Ended]

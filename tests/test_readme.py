@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from finetune.cli import compose
+from finetune.door import compose
 from finetune.settings import validate
 
 ROOT = Path(__file__).parents[1]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 import torchvision
 from ended import Ended
 from PIL import Image
+from privilege import without_privilege
 from safetensors.torch import save_file
 
 Train = Callable[..., Ended]
@@ -358,18 +357,6 @@ def test_outputs_may_not_be_written_to(train: Train, tmp_path: Path) -> None:
         ended = train("seed=1")
     assert ended.code == 2
     assert ended.err == "error: hydra.run.dir: outputs cannot be made: Permission denied\n"
-
-
-@contextmanager
-def without_privilege() -> Iterator[None]:
-    """As a user whom permissions bind; as root they would not."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")

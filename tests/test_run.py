@@ -125,7 +125,7 @@ def test_both_halves_of_a_run_make_the_whole_model_again(train: Train) -> None:
     with safe_open(folder / "checkpoints" / "frozen.safetensors", "pt") as file:
         metadata = file.metadata()
     sizes = Preprocessing().to(32)
-    assert metadata == sizes.metadata()
+    assert metadata == {**sizes.metadata(), "classes": json.dumps(dataset.classes)}
     test = dataset.split["test"]
     reader = Reader(dataset.images, sizes.resize_size, sizes.crop_size, sizes.interpolation)
     prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.cli import compose
+from finetune.door import compose
 from finetune.errors import RequestError
 from finetune.settings import configs_folder, known_keys, no_such_knob, validate
 

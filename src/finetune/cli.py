@@ -1,27 +1,21 @@
-"""The commands; every error a user can cause becomes one line and an exit code."""
+"""The commands."""
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import typer
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.errors import Interrupted, RequestError, RunError
-from finetune.settings import Settings, configs_folder, no_such_knob, validate
+from finetune.door import at_once, compose, guarded, import_torch, refusal, settings_of
+from finetune.settings import Settings, configs_folder
 
 if TYPE_CHECKING:
     from finetune.model.assemble import Model
@@ -34,24 +28,6 @@ app = typer.Typer(
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-
-def free_folder(wanted: str) -> str:
-    """A folder of that name that did not exist yet, made; a second run within the second gets a suffix."""
-    folder, number = Path(wanted), 1
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            folder = Path(f"{wanted}-{number}")
-        else:
-            return str(folder)
-
-
-# Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
-OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
 
 
 class Job:
@@ -78,76 +54,10 @@ class Job:
 
 
 def _run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
-    _import_torch()
+    import_torch()
     from finetune.run import run
 
     return run(settings, folder, console)
-
-
-def _import_torch() -> None:
-    """Import what trains; late, so that a wrong knob is told at once.
-
-    Importing makes a million objects that stay. Told not to look through them again and again, the garbage
-    collector costs a second less.
-    """
-    if "torch" not in sys.modules:
-        gc.disable()
-        importlib.import_module("finetune.run")
-        gc.freeze()
-        gc.enable()
-
-
-def settings_of(config: DictConfig) -> Settings:
-    """Check a composed config."""
-    try:
-        values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:  # a reference to a key that is not there
-        raise RequestError(str(error).splitlines()[0]) from None
-    assert isinstance(values, dict)
-    return validate({str(key): value for key, value in values.items()})
-
-
-def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Do it; on an error of the kinds that users meet, print its line and return its exit code."""
-    try:
-        return 0, work()
-    except RequestError as error:
-        code, line = 2, one_line(error)
-    except Interrupted as error:
-        code, line = error.exit_code, one_line(error)
-    except RunError as error:
-        code, line = 1, one_line(error)
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    print(f"error: {line}", file=sys.stderr)
-    return code, None
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(error).splitlines())
-
-
-def refusal(error: BaseException, overrides: Sequence[str]) -> str:
-    """What to print when Hydra refuses a request before any job began: its own text, and what it means."""
-    if not isinstance(error, HydraException):
-        chain: BaseException | None = error
-        while chain:
-            if isinstance(chain, OSError):
-                return f"error: hydra.run.dir: {chain.filename} cannot be made: {chain.strerror}"
-            chain = chain.__cause__ or chain.__context__  # OmegaConf wraps what free_folder raises
-        return f"error: {one_line(error)}"
-    lines = [str(error)]
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        lines.append(str(error.__cause__))
-    for override in overrides:
-        key, _, value = override.partition("=")
-        key = key.lstrip("+~")
-        if f"override '{key}'" in str(error):
-            lines.append(f"error: {no_such_knob(key)}")
-        if value.startswith("~"):
-            lines.append(f"error: {key}: Hydra takes ~ only in quotes: \"{key}='{value}'\"")
-    return "\n".join(lines)
 
 
 def train() -> NoReturn:
@@ -187,21 +97,11 @@ def inspect(
     sys.exit(code)
 
 
-def compose(overrides: list[str]) -> Settings:
-    """The settings that a command line of overrides amounts to; ends the process where Hydra refuses it."""
-    try:
-        with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            return settings_of(hydra.compose("config", overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        print(refusal(error, overrides), file=sys.stderr)
-        sys.exit(2)
-
-
 def _inspect(settings: Settings, every_parameter: bool) -> None:
-    _import_torch()
+    import_torch()
     from finetune.inspection.parameters import table
+    from finetune.prepare import find_data, make_model
     from finetune.report.terminal import model_lines, say
-    from finetune.run import find_data, make_model
 
     console = Console(soft_wrap=True)
     dataset = find_data(settings)
@@ -249,24 +149,6 @@ def _cache(folder: Path, clear: bool) -> None:
 def main() -> None:
     """Run a command as sys.argv has it; raises SystemExit."""
     app()
-
-
-def at_once(command: Callable[[], object]) -> NoReturn:
-    """Run a command and end the process with its exit code, without Python's own clearing up.
-
-    Clearing up after torch takes more than a second and does nothing that ending the process would not.
-    """
-    code: object = 0
-    try:
-        command()
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:  # a fault of ours: told as Python tells it
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
 
 
 def console_script() -> NoReturn:

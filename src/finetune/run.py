@@ -1,33 +1,23 @@
-"""The story of one run, from settings to summary: the only reader of settings."""
+"""The story of one run, from settings to summary."""
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from finetune.data import sources
-from finetune.data.module import Batches
-from finetune.data.sources import Dataset
-from finetune.errors import RequestError
-from finetune.features.inputs import Ready, read
-from finetune.model.assemble import Model, assemble
-from finetune.model.proof import Proof
+from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
-from finetune.report.summary import summarise
 from finetune.report.tensorboard import Board
 from finetune.settings import Settings
+from finetune.summary import summarise
 from finetune.training import device as devices
-from finetune.training import losses, optim
 from finetune.training.checkpoint import save_frozen
-from finetune.training.fit import fit
-from finetune.training.module import Classifier
+from finetune.training.fit import Fitted, fit
 
 
 def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
@@ -38,163 +28,62 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         RunError: the run failed or was interrupted; what it wrote before is kept.
     """
     try:
-        return _run(settings, folder, console)
+        prepared = prepare(settings, folder, console)
+        board = start(prepared)
+        ready_at = time.perf_counter()
+        fitted = train(prepared, board, console)
+        return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
     except BaseException as error:
         folders.give_reason(folder, error)
         raise
 
 
-def _run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
-    started = time.perf_counter()
-    folders.refuse_used(folder)
-    device = devices.accelerator(settings.trainer.accelerator)
-    devices.precision(settings.precision, device)
-    dataset = find_data(settings)
-    model = make_model(settings, dataset)
-    if not any(p.requires_grad for p in model.network.parameters()):
-        raise RequestError(
-            "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
-            " number of outputs for a new head, or a freeze that leaves something trainable"
-        )
-    terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    ready = read_pictures(settings, dataset, model, device, console)
-    dataset = ready.dataset
-    terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
-    terminal.feature_line(console, ready)
-    compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
-    folders.start(folder, settings.model_dump(), ready.bad)
-
-    light = (
-        ready.features is not None and ready.boundary.suffix_macs * settings.batch_size < devices.LIGHT_MACS
-    )
-    precision = devices.precision(
-        "32" if light and settings.precision == "auto" else settings.precision, device
-    )
-    proof = Proof(model.network, model.frozen)
-    save_frozen(folder / "checkpoints" / "frozen.safetensors", proof.tensors, model.preprocessing.metadata())
-    labels = torch.from_numpy(dataset.labels)
-    batches = Batches(ready.inputs, labels, dataset.split, settings.batch_size, settings.seed, ready.prepare)
-    classifier = make_classifier(settings, model, ready, batches)
-    if compiled:
-        classifier.network.compile()
+def start(prepared: Prepared) -> Board:
+    """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard."""
+    folder, model = prepared.folder, prepared.model
+    about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
+    save_frozen(folder / "checkpoints" / "frozen.safetensors", prepared.proof.tensors, about)
     board = Board(folder)
-    board.start(settings.model_dump(), model, ready.sample)
-    prepared = time.perf_counter()
-    with devices.threads(1 if light else None):
-        terminal.training_line(console, settings.epochs, settings.optimizer.model_dump(), device, precision)
+    board.start(prepared.settings.model_dump(), model, prepared.ready.sample)
+    return board
+
+
+def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
+    """Train, and evaluate the test split with the best epoch; what is frozen is proven not to have moved."""
+    settings = prepared.settings
+    with devices.threads(1 if prepared.light else None):
+        terminal.training_line(
+            console, settings.epochs, settings.optimizer.model_dump(), prepared.device, prepared.precision
+        )
         fitted = fit(
-            classifier,
-            batches,
-            folder,
+            prepared.classifier,
+            prepared.batches,
+            prepared.folder,
             console,
             board.writer,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
             patience=settings.patience,
-            frozen_sha256=proof.sha256,
-            device=device,
-            precision=precision,
+            frozen_sha256=prepared.proof.sha256,
+            device=prepared.device,
+            precision=prepared.precision,
             accumulate_batches=settings.trainer.accumulate_batches,
             clip_norm=settings.trainer.clip_norm,
         )
-    proof.check(model.network)
-    now = time.perf_counter()
-    timing = {"preparing": prepared - started, "training": now - prepared, "total": now - started}
-    summary = summarise(settings.model_dump(), model, ready, fitted, proof, timing, device, precision)
-    board.finish(summary, fitted.test_logits, labels[dataset.split["test"]], dataset.classes)
-    folders.write_json(folder / "summary.json", summary)
-    terminal.result_lines(console, summary, folder)
+    prepared.proof.check(prepared.model.network)
+    return fitted
+
+
+def finish(
+    prepared: Prepared, board: Board, fitted: Fitted, training: float, console: Console
+) -> dict[str, Any]:
+    """Write what the run came to, after so many seconds of training, and return the summary."""
+    total = time.perf_counter() - prepared.started
+    timing = {"preparing": total - training, "training": training, "total": total}
+    summary = summarise(prepared, fitted, timing)
+    dataset = prepared.dataset
+    test_labels = prepared.batches.labels[dataset.split["test"]]
+    board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
+    folders.write_json(prepared.folder / "summary.json", summary)
+    terminal.result_lines(console, summary, prepared.folder)
     return summary
-
-
-def find_data(settings: Settings) -> Dataset:
-    """The pictures and labels that the settings name; nothing is decoded yet."""
-    knobs = settings.data
-    memo = cache_dir(settings) / "digests.sqlite"
-    return sources.load(knobs.name, knobs.root, knobs.val_fraction, knobs.test_fraction, memo)
-
-
-def cache_dir(settings: Settings) -> Path:
-    """The folder of features and digests; `~` is the user's own."""
-    return Path(os.path.expanduser(settings.cache_dir))
-
-
-def make_model(settings: Settings, dataset: Dataset) -> Model:
-    """The model that the settings describe, for the classes of a data set."""
-    return assemble(
-        settings.model,
-        settings.weights,
-        settings.freeze,
-        settings.head,
-        dataset.classes,
-        seed=settings.seed,
-        hidden=settings.head_hidden,
-        dropout=settings.head_dropout,
-        image_size=settings.data.image_size,
-    )
-
-
-def read_pictures(
-    settings: Settings, dataset: Dataset, model: Model, device: devices.Device, console: Console
-) -> Ready:
-    """Every picture, decoded once or as features of the frozen prefix.
-
-    Raises:
-        RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
-    """
-    ready = read(
-        model,
-        dataset,
-        augment=settings.data.augment,
-        cache=settings.cache,
-        cache_dir=cache_dir(settings),
-        cache_max_gb=settings.cache_max_gb,
-        precision=settings.precision,
-        compile=settings.compile,
-        bf16=devices.multiplies_bf16(device),
-        device=device,
-        workers=settings.data.workers,
-        seed=settings.seed,
-        progress=partial(terminal.progress, console),
-        say=partial(terminal.say, console, "note"),
-    )
-    if ready.bad and settings.data.bad_images == "error":
-        shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
-        raise RequestError(
-            f"data.bad_images=error: {len(ready.bad)} of {len(dataset.images)} pictures cannot be used:"
-            f" {shown}; mend them, or data.bad_images=skip leaves them out"
-        )
-    if settings.patience is not None and not len(ready.dataset.split["val"]):
-        raise RequestError(
-            f"patience={settings.patience}: expected pictures to validate with; there are none"
-            " (data.val_fraction)"
-        )
-    return ready
-
-
-def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
-    """The network with its loss, optimiser and schedule."""
-    train_labels = batches.labels[batches.split["train"]]
-    weights = (
-        losses.balanced_weights(train_labels, model.outputs) if settings.class_weights == "balanced" else None
-    )
-    chosen = settings.optimizer.model_dump()
-    name, grouping = chosen.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: chosen.pop(key) for key in grouping})
-    steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
-    schedule = optim.schedule(
-        settings.schedule,
-        min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
-        steps_per_epoch,
-        settings.warmup_epochs,
-        settings.step_epochs,
-        settings.step_gamma,
-    )
-    return Classifier(
-        model.network,
-        ready.network,
-        model.frozen,
-        losses.build(settings.loss, settings.label_smoothing, weights),
-        lambda: optim.build(name, groups, **chosen),
-        schedule,
-    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from privilege import without_privilege
 
 from finetune.data import sources
 from finetune.data.sources import CLIPART, Dataset, load
@@ -254,18 +252,6 @@ def test_a_picture_that_may_not_be_read_is_left_to_decoding(
     (fill(Path("pets"), 2) / "cat" / "0.png").chmod(0)
     with without_privilege():
         assert "0.png" in names(load("folder", "pets", 0, 0))
-
-
-@contextmanager
-def without_privilege() -> Iterator[None]:
-    """As a user whom permissions bind; as root they would not."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 def test_a_folder_out_of_reach_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

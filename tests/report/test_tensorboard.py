@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from finetune.cli import compose
+from finetune.door import compose
 from finetune.report.tensorboard import flat
 from finetune.run import run
 

@@ -7,25 +7,15 @@ from importlib.metadata import version
 from typing import Any
 
 import finetune
-from finetune.features.inputs import Ready
 from finetune.inspection import parameters
-from finetune.model.assemble import Model
-from finetune.model.proof import Proof
+from finetune.prepare import Prepared
 from finetune.training.fit import Fitted
 
 
-def summarise(
-    settings: dict[str, Any],
-    model: Model,
-    ready: Ready,
-    fitted: Fitted,
-    proof: Proof,
-    timing: dict[str, float],
-    device: str,
-    precision: str,
-) -> dict[str, Any]:
+def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
     """The summary of a finished run whose proof held; times in seconds."""
-    dataset = ready.dataset
+    settings, model, ready = prepared.settings, prepared.model, prepared.ready
+    dataset, proof = ready.dataset, prepared.proof
     return {
         "status": "finished",
         "val": fitted.val,
@@ -39,8 +29,8 @@ def summarise(
             "used": model.weights.used,
             "sha256": model.weights.sha256,
         },
-        "freeze": settings["freeze"],
-        "head": settings["head"],
+        "freeze": settings.freeze,
+        "head": settings.head,
         "classes": list(dataset.classes),
         "parameters": parameters.counts(model.network),
         "frozen_proof": {
@@ -60,9 +50,9 @@ def summarise(
         "augment": ready.augment,
         "features": ready.features,
         "timing": timing,
-        "device": device,
-        "precision": precision,
-        "seed": settings["seed"],
+        "device": prepared.device,
+        "precision": prepared.precision,
+        "seed": settings.seed,
         "versions": versions(),
     }
 

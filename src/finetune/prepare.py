@@ -1,0 +1,186 @@
+"""From settings to all that a training needs; with `run`, the only reader of settings."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from finetune.data import sources
+from finetune.data.module import Batches
+from finetune.data.sources import Dataset
+from finetune.errors import RequestError
+from finetune.features.inputs import Ready, read
+from finetune.model.assemble import Model, assemble
+from finetune.model.proof import Proof
+from finetune.report import folder as folders
+from finetune.report import terminal
+from finetune.settings import Settings
+from finetune.training import device as devices
+from finetune.training import losses, optim
+from finetune.training.module import Classifier
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that stands ready to train; its folder has been begun.
+
+    light: a step is so small that one thread is quickest. started: by `time.perf_counter()`.
+    """
+
+    settings: Settings
+    folder: Path
+    model: Model
+    ready: Ready
+    batches: Batches
+    classifier: Classifier
+    proof: Proof
+    device: devices.Device
+    precision: devices.Precision
+    light: bool
+    started: float
+
+    @property
+    def dataset(self) -> Dataset:
+        """The pictures in use: without those that were left out."""
+        return self.ready.dataset
+
+
+def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
+    """Find data and model, compute what is constant, and begin the run's folder.
+
+    Raises:
+        RequestError: the request was wrong.
+    """
+    started = time.perf_counter()
+    folders.refuse_used(folder)
+    device = devices.accelerator(settings.trainer.accelerator)
+    devices.precision(settings.precision, device)
+    dataset = find_data(settings)
+    model = make_model(settings, dataset)
+    if not any(p.requires_grad for p in model.network.parameters()):
+        raise RequestError(
+            "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
+            " number of outputs for a new head, or a freeze that leaves something trainable"
+        )
+    terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
+    ready = read_pictures(settings, dataset, model, device, console)
+    dataset = ready.dataset
+    terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
+    terminal.feature_line(console, ready)
+    compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
+    folders.start(folder, settings.model_dump(), ready.bad)
+
+    light = (
+        ready.features is not None and ready.boundary.suffix_macs * settings.batch_size < devices.LIGHT_MACS
+    )
+    precision = devices.precision(
+        "32" if light and settings.precision == "auto" else settings.precision, device
+    )
+    proof = Proof(model.network, model.frozen)
+    labels = torch.from_numpy(dataset.labels)
+    batches = Batches(ready.inputs, labels, dataset.split, settings.batch_size, settings.seed, ready.prepare)
+    classifier = make_classifier(settings, model, ready, batches)
+    if compiled:
+        classifier.network.compile()
+    return Prepared(
+        settings, folder, model, ready, batches, classifier, proof, device, precision, light, started
+    )
+
+
+def find_data(settings: Settings) -> Dataset:
+    """The pictures and labels that the settings name; nothing is decoded yet."""
+    knobs = settings.data
+    memo = cache_dir(settings) / "digests.sqlite"
+    return sources.load(knobs.name, knobs.root, knobs.val_fraction, knobs.test_fraction, memo)
+
+
+def cache_dir(settings: Settings) -> Path:
+    """The folder of features and digests; `~` is the user's own."""
+    return Path(os.path.expanduser(settings.cache_dir))
+
+
+def make_model(settings: Settings, dataset: Dataset) -> Model:
+    """The model that the settings describe, for the classes of a data set."""
+    return assemble(
+        settings.model,
+        settings.weights,
+        settings.freeze,
+        settings.head,
+        dataset.classes,
+        seed=settings.seed,
+        hidden=settings.head_hidden,
+        dropout=settings.head_dropout,
+        image_size=settings.data.image_size,
+    )
+
+
+def read_pictures(
+    settings: Settings, dataset: Dataset, model: Model, device: devices.Device, console: Console
+) -> Ready:
+    """Every picture, decoded once or as features of the frozen prefix.
+
+    Raises:
+        RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
+    """
+    ready = read(
+        model,
+        dataset,
+        augment=settings.data.augment,
+        cache=settings.cache,
+        cache_dir=cache_dir(settings),
+        cache_max_gb=settings.cache_max_gb,
+        precision=settings.precision,
+        compile=settings.compile,
+        bf16=devices.multiplies_bf16(device),
+        device=device,
+        workers=settings.data.workers,
+        seed=settings.seed,
+        progress=partial(terminal.progress, console),
+        say=partial(terminal.say, console, "note"),
+    )
+    if ready.bad and settings.data.bad_images == "error":
+        shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
+        raise RequestError(
+            f"data.bad_images=error: {len(ready.bad)} of {len(dataset.images)} pictures cannot be used:"
+            f" {shown}; mend them, or data.bad_images=skip leaves them out"
+        )
+    if settings.patience is not None and not len(ready.dataset.split["val"]):
+        raise RequestError(
+            f"patience={settings.patience}: expected pictures to validate with; there are none"
+            " (data.val_fraction)"
+        )
+    return ready
+
+
+def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
+    """The network with its loss, optimiser and schedule."""
+    train_labels = batches.labels[batches.split["train"]]
+    weights = (
+        losses.balanced_weights(train_labels, model.outputs) if settings.class_weights == "balanced" else None
+    )
+    chosen = settings.optimizer.model_dump()
+    name, grouping = chosen.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
+    groups = optim.groups(model.network, model.head, **{key: chosen.pop(key) for key in grouping})
+    steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
+    schedule = optim.schedule(
+        settings.schedule,
+        min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
+        steps_per_epoch,
+        settings.warmup_epochs,
+        settings.step_epochs,
+        settings.step_gamma,
+    )
+    return Classifier(
+        model.network,
+        ready.network,
+        model.frozen,
+        losses.build(settings.loss, settings.label_smoothing, weights),
+        lambda: optim.build(name, groups, **chosen),
+        schedule,
+    )

@@ -1,0 +1,120 @@
+"""A run opened again: its model as the best epoch left it, and what is known of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.errors import RequestError
+from finetune.model import head as heads
+from finetune.model import statedict
+from finetune.model.build import build
+from finetune.model.weights import Preprocessing, enum_of
+from finetune.report.folder import LATEST
+from finetune.settings import Settings, validate
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run on disk.
+
+    network: the whole model in eval mode, in float32 on the CPU.
+    head: full name of the layers that give the logits.
+    summary: what the run came to; None where it has not ended.
+    """
+
+    folder: Path
+    settings: Settings
+    network: nn.Module
+    head: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    summary: dict[str, Any] | None
+
+
+def find(run: str) -> Path:
+    """The folder that `RUN` on the command line means: a path, or `latest`.
+
+    Raises:
+        RequestError: there is no such folder, or it holds no run.
+    """
+    if run == "latest" and not Path(run).exists():
+        if not LATEST.exists():
+            raise RequestError(f"latest: expected {LATEST}, which the first run writes; there is none here")
+        folder = Path(LATEST.read_text(encoding="utf-8").strip())
+    else:
+        folder = Path(run)
+    if not (folder / "settings.json").is_file():
+        what = "settings.json in it" if folder.is_dir() else "there is no such folder"
+        raise RequestError(f"{folder}: expected the folder of a run, {what}")
+    return folder
+
+
+def settings_of(folder: Path) -> Settings:
+    """What the run was asked for.
+
+    Raises:
+        RequestError: settings.json is damaged.
+    """
+    file = folder / "settings.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: expected the settings of a run ({error})") from None
+    return validate(values)
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run; None where there is none yet.
+
+    Raises:
+        RequestError: summary.json is damaged.
+    """
+    file = folder / "summary.json"
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{file}: expected the summary of a run ({error})") from None
+
+
+def open_run(run: str) -> Saved:
+    """Open a run by its folder or `latest`.
+
+    Raises:
+        RequestError: it has no checkpoint yet, or its files are damaged.
+    """
+    folder = find(run)
+    settings = settings_of(folder)
+    if not (folder / "checkpoints" / "best.ckpt").exists():
+        raise RequestError(f"{folder}: expected a run with a finished epoch; it has no checkpoint yet")
+    state, about = statedict.read(folder)
+    preprocessing = Preprocessing.from_metadata(about)
+    if preprocessing is None or "classes" not in about:
+        raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
+    torch.manual_seed(settings.seed)
+    network = build(settings.model, enum_of(settings.model, settings.weights))
+    head = heads.find(network)
+    weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
+    outputs = len(weights[-1])  # the head's last layer
+    heads.replace(network, head, outputs, settings.head_hidden, settings.head_dropout)
+    own = network.state_dict()
+    if strange := own.keys() - state.keys():
+        raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")
+    network.load_state_dict({name: state[name] for name in own})
+    network.eval().to(memory_format=torch.channels_last)
+    return Saved(
+        folder,
+        settings,
+        network,
+        head,
+        tuple(json.loads(about["classes"])),
+        preprocessing,
+        summary_of(folder),
+    )
