@@ -11,13 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
-from finetune.data.sources import Dataset
 from finetune.errors import brief
 from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
+
+MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
 
 def say(console: Console, word: str, text: str) -> None:
@@ -78,6 +80,28 @@ def data_lines(
             "warning",
             f"{len(skipped)} pictures are broken and left out, listed in skipped.csv:"
             f" {brief([bad.path for bad in skipped], 2)}",
+        )
+
+
+def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
+    """What the user should know of the classes: too few pictures, none, or nearly all in one."""
+    for text in dataset.warnings:
+        say(console, "warning", text)
+    counts = dataset.to_train()
+    if none := [name for name, count in counts.items() if not count]:
+        say(console, "warning", f"there are no pictures to train on of {brief(none)}")
+    if dataset.multi_label or not counts:
+        return
+    name = max(counts, key=lambda one: counts[one])
+    share = counts[name] / sum(counts.values())
+    if share > MAJORITY:
+        weighed = "weighed down by class_weights=balanced"
+        advice = weighed if class_weights == "balanced" else "class_weights=balanced would weigh it down"
+        say(
+            console,
+            "warning",
+            f"{share:.0%} of the pictures to train on are {name}: always answering so is as often right;"
+            f" look at the balanced accuracy ({advice})",
         )
 
 
