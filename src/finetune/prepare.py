@@ -64,6 +64,10 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     devices.precision(settings.precision, device)
     dataset = find_data(settings, partial(terminal.progress, console))
     model = make_model(settings, dataset)
+    if dataset.multi_label and model.outputs != len(dataset.classes):
+        raise RequestError(
+            f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
+        )
     if not any(p.requires_grad for p in model.network.parameters()):
         raise RequestError(
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
@@ -218,4 +222,5 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         losses.build(settings.loss, settings.label_smoothing, weights),
         lambda: optim.build(name, groups, **chosen),
         schedule,
+        ready.dataset.classes if ready.dataset.multi_label else (),
     )

@@ -142,7 +142,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
     if summary["test"]:
         test = summary["test"]
-        say(console, "test", f"accuracy {test['accuracy']:.3f}, loss {test['loss']:.4f} ({best})")
+        say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
     else:
         say(console, "done", f"{best}; there is no test split")
     proof = summary["frozen_proof"]
@@ -155,6 +155,12 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
     say(console, "watch", "tensorboard --logdir outputs")
+
+
+def scores(metrics: dict[str, Any]) -> str:
+    """accuracy 0.655, balanced 0.650; with several labels a picture mAP and macro-F1 first."""
+    several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
+    return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"
 
 
 @contextmanager
