@@ -78,7 +78,8 @@ def data_lines(
         say(
             console,
             "warning",
-            f"{len(skipped)} pictures are broken and left out, listed in skipped.csv:"
+            f"{len(skipped):,} picture{'s are' if len(skipped) > 1 else ' is'} broken and left out, listed in"
+            " skipped.csv:"
             f" {brief([bad.path for bad in skipped], 2)}",
         )
 

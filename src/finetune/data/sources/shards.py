@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -92,6 +93,10 @@ def _places(shard: Path) -> dict[str, tuple[int, int]]:
     """Where each file of a shard begins, and its bytes; named as webdataset names them."""
     with tarfile.open(shard) as archive:
         members = [member for member in archive if member.isfile()]
+    with shard.open("rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, io.SEEK_END)
+        if any(file.read()):  # tarfile itself takes a header that is cut off for the end
+            raise tarfile.ReadError("unexpected end of data")
     split = ((member.name.rpartition("/"), member) for member in members)
     return {
         f"{folder}{slash}{stem}.{rest.lower()}": (member.offset_data, member.size)
