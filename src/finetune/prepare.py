@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from finetune.data import sources
+from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
-from finetune.data.sources import Dataset
+from finetune.data.sources import Progress
 from finetune.errors import RequestError
 from finetune.features.inputs import Ready, read
 from finetune.model.assemble import Model, assemble
@@ -61,17 +62,22 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     folders.refuse_used(folder)
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
-    dataset = find_data(settings)
+    dataset = find_data(settings, partial(terminal.progress, console))
     model = make_model(settings, dataset)
+    if dataset.multi_label and model.outputs != len(dataset.classes):
+        raise RequestError(
+            f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
+        )
     if not any(p.requires_grad for p in model.network.parameters()):
         raise RequestError(
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    ready = read_pictures(settings, dataset, model, device, console)
+    ready = read_pictures(settings, dataset, model, device, console, folder)
     dataset = ready.dataset
     terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
+    terminal.balance_lines(console, dataset, settings.class_weights)
     terminal.feature_line(console, ready)
     compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
     folders.start(folder, settings.model_dump(), ready.bad)
@@ -93,11 +99,33 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     )
 
 
-def find_data(settings: Settings) -> Dataset:
-    """The pictures and labels that the settings name; nothing is decoded yet."""
+def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
+    """The pictures and labels that the settings name; nothing is decoded yet.
+
+    Raises:
+        RequestError: they are not there, or not as the settings need them.
+    """
     knobs = settings.data
-    memo = cache_dir(settings) / "digests.sqlite"
-    return sources.load(knobs.name, knobs.root, knobs.val_fraction, knobs.test_fraction, memo)
+    dataset = sources.load(
+        knobs.source,
+        knobs.root,
+        knobs.val_fraction,
+        knobs.test_fraction,
+        memo(settings),
+        progress,
+        name=knobs.name,
+        nested=knobs.nested,
+        image_column=knobs.image_column,
+        label_column=knobs.label_column,
+    )
+    if dataset.multi_label and settings.loss == "cross_entropy":
+        raise RequestError("loss=cross_entropy: expected loss=bce, as pictures have several labels each")
+    return dataset
+
+
+def memo(settings: Settings) -> Path:
+    """The file that remembers what is known of picture files."""
+    return cache_dir(settings) / "digests.sqlite"
 
 
 def cache_dir(settings: Settings) -> Path:
@@ -121,9 +149,16 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
 
 
 def read_pictures(
-    settings: Settings, dataset: Dataset, model: Model, device: devices.Device, console: Console
+    settings: Settings,
+    dataset: Dataset,
+    model: Model,
+    device: devices.Device,
+    console: Console,
+    folder: Path | None = None,
 ) -> Ready:
     """Every picture, decoded once or as features of the frozen prefix.
+
+    folder: gets the list of those that are broken, where they are too many for a line.
 
     Raises:
         RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
@@ -141,11 +176,15 @@ def read_pictures(
         device=device,
         workers=settings.data.workers,
         seed=settings.seed,
+        memo=memo(settings),
         progress=partial(terminal.progress, console),
         say=partial(terminal.say, console, "note"),
     )
     if ready.bad and settings.data.bad_images == "error":
         shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
+        if folder is not None and len(ready.bad) > 10:
+            folders.list_bad(folder, ready.bad)
+            shown += f"; all are listed in {folder / 'skipped.csv'}"
         raise RequestError(
             f"data.bad_images=error: {len(ready.bad)} of {len(dataset.images)} pictures cannot be used:"
             f" {shown}; mend them, or data.bad_images=skip leaves them out"
@@ -183,4 +222,5 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         losses.build(settings.loss, settings.label_smoothing, weights),
         lambda: optim.build(name, groups, **chosen),
         schedule,
+        ready.dataset.classes if ready.dataset.multi_label else (),
     )

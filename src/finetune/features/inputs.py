@@ -18,8 +18,9 @@ import torchvision
 from torch import Tensor, nn
 
 from finetune.data.augment import Prepare
+from finetune.data.dataset import Dataset
+from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage, Reader
-from finetune.data.sources import Dataset
 from finetune.data.views import Inputs, Rows, Views, views
 from finetune.features.extract import choose
 from finetune.features.gather import Features, Pictures, gather
@@ -68,13 +69,15 @@ def read(
     device: str,
     workers: int | str,
     seed: int,
+    memo: Path,
     progress: Progress,
     say: Say,
 ) -> Ready:
     """Find the boundary, decide what is kept, and read every picture once.
 
     `augment=auto` follows from that: fresh pictures in every epoch where the backbone trains on pictures.
-    bf16: whether the device multiplies bf16 itself. progress: a progress bar of a name and a length.
+    bf16: whether the device multiplies bf16 itself. memo: the file that remembers what is known of picture
+    files; those known to be broken are not tried again. progress: a progress bar of a name and a length.
 
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
@@ -88,7 +91,13 @@ def read(
         augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
     sizes = model.preprocessing
     crop = sizes.resize_size if augment == "standard" else sizes.crop_size
-    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation)
+    reasons = known_bad(dataset.digests, memo)
+    known = {
+        index: BadImage(index, str(dataset.images[index]), reasons[digest])
+        for index, digest in enumerate(dataset.digests)
+        if digest in reasons
+    }
+    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known)
     prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
     bad: dict[int, BadImage] = {}
 
@@ -125,6 +134,7 @@ def read(
         found = [one.select(kept) for one in found]
         plain, mirrored = found[0].inputs, found[-1].inputs
         network, described = boundary.split.suffix, _described(found, plan)
+    remember_bad({dataset.digests[index]: one.reason for index, one in bad.items() if one.lasting}, memo)
     dataset = dataset.without(list(bad)) if bad else dataset
     inputs = views(plain, mirrored if augment == "flip" else None, len(kept), seed)
     return Ready(
@@ -173,7 +183,8 @@ def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
 def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     """Up to 32 training pictures as the first epoch may show them."""
     order = np.random.default_rng(0).permutation(dataset.split["train"])[:32]
-    decoded = [replace(reader, pictures=dataset.images)(int(index)) for index in order]
+    reader = replace(reader, pictures=dataset.images, known={})  # numbered anew, without the bad ones
+    decoded = [reader(int(index)) for index in order]
     return prepare(torch.stack([picture for picture in decoded if isinstance(picture, Tensor)]), True, 1)
 
 

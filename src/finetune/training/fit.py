@@ -28,13 +28,16 @@ from finetune.training.module import Classifier
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; `test` and its logits are None where there is no test split."""
+    """What training came to; `test` and its logits are None where there is no test split.
+
+    val, test: the metrics by name; where pictures have several labels, with those of each as `per_label`.
+    """
 
     best_epoch: int
     epochs: int
     steps: int
-    val: dict[str, float] | None
-    test: dict[str, float] | None
+    val: dict[str, Any] | None
+    test: dict[str, Any] | None
     test_logits: Tensor | None
 
 
@@ -90,15 +93,19 @@ def fit(
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
+            val = _of_side("val", checkpoints.metrics) or None
+            if val and classifier.labels:
+                trainer.validate(classifier, batches, verbose=False)
+                val |= {"per_label": classifier.per_label("val")}
             test = logits = None
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
                 test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
-    val = _of_side("val", checkpoints.metrics) or None
+                test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
     return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
 
 
-def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
+def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
     ending = f"/{side}"
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
