@@ -7,16 +7,18 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
 from finetune.data.sources import Progress
 from finetune.errors import RequestError
-from finetune.features.inputs import Ready, read
+from finetune.features.inputs import Prospect, Ready, foresee, read
 from finetune.model.assemble import Model, assemble
 from finetune.model.proof import Proof
 from finetune.report import folder as folders
@@ -148,6 +150,30 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     )
 
 
+def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> Prospect:
+    """Where the model splits and what would be kept of the pictures; nothing is decoded.
+
+    Raises:
+        RequestError: the device, the precision or the cache asked for is not to be had.
+    """
+    device = devices.accelerator(settings.trainer.accelerator)
+    devices.precision(settings.precision, device)
+    return foresee(model, dataset, **_kept(settings, device), device=device)
+
+
+def _kept(settings: Settings, device: devices.Device) -> dict[str, Any]:
+    """The knobs that decide what is kept, and whether the device multiplies bf16."""
+    return {
+        "augment": settings.data.augment,
+        "cache": settings.cache,
+        "cache_dir": cache_dir(settings),
+        "cache_max_gb": settings.cache_max_gb,
+        "precision": settings.precision,
+        "compile": settings.compile,
+        "bf16": devices.multiplies_bf16(device),
+    }
+
+
 def read_pictures(
     settings: Settings,
     dataset: Dataset,
@@ -166,13 +192,7 @@ def read_pictures(
     ready = read(
         model,
         dataset,
-        augment=settings.data.augment,
-        cache=settings.cache,
-        cache_dir=cache_dir(settings),
-        cache_max_gb=settings.cache_max_gb,
-        precision=settings.precision,
-        compile=settings.compile,
-        bf16=devices.multiplies_bf16(device),
+        **_kept(settings, device),
         device=device,
         workers=settings.data.workers,
         seed=settings.seed,
@@ -199,13 +219,7 @@ def read_pictures(
 
 def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
     """The network with its loss, optimiser and schedule."""
-    train_labels = batches.labels[batches.split["train"]]
-    weights = (
-        losses.balanced_weights(train_labels, model.outputs) if settings.class_weights == "balanced" else None
-    )
-    chosen = settings.optimizer.model_dump()
-    name, grouping = chosen.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: chosen.pop(key) for key in grouping})
+    name, options, groups = optimizer_groups(settings, model)
     steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
     schedule = optim.schedule(
         settings.schedule,
@@ -219,8 +233,23 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         model.network,
         ready.network,
         model.frozen,
-        losses.build(settings.loss, settings.label_smoothing, weights),
-        lambda: optim.build(name, groups, **chosen),
+        make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
+        lambda: optim.build(name, groups, **options),
         schedule,
         ready.dataset.classes if ready.dataset.multi_label else (),
     )
+
+
+def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
+    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
+    balanced = settings.class_weights == "balanced"
+    weights = losses.balanced_weights(train_labels, outputs) if balanced else None
+    return losses.build(settings.loss, settings.label_smoothing, weights)
+
+
+def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The optimiser's name and options, and its groups of what trains."""
+    options = settings.optimizer.model_dump()
+    name, grouping = options.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
+    groups = optim.groups(model.network, model.head, **{key: options.pop(key) for key in grouping})
+    return name, options, groups

@@ -22,7 +22,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage, Reader
 from finetune.data.views import Inputs, Rows, Views, views
-from finetune.features.extract import choose
+from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
 from finetune.features.plan import Boundary, Plan, find_boundary, make_plan, ram
 from finetune.model.assemble import Model
@@ -31,6 +31,46 @@ from finetune.model.freeze import digest
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What becomes of a data set's pictures, decided before any is decoded.
+
+    contents: how many different pictures there are. views: how many features are kept of each.
+    """
+
+    boundary: Boundary
+    contents: int
+    views: int
+    form: Form
+    plan: Plan
+
+
+def foresee(
+    model: Model,
+    dataset: Dataset,
+    *,
+    augment: str,
+    cache: str,
+    cache_dir: Path,
+    cache_max_gb: float,
+    precision: str,
+    compile: str | bool,
+    bf16: bool,
+    device: str,
+) -> Prospect:
+    """Find the boundary and decide what is kept, in what form and where; as in `read`, which does it.
+
+    Raises:
+        RequestError: a cache was asked for that fresh augmentation forbids.
+    """
+    boundary = find_boundary(model)
+    contents, views = len(set(dataset.digests)), 2 if augment == "flip" else 1
+    rows = contents * views
+    form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
+    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    return Prospect(boundary, contents, views, form, plan)
 
 
 @dataclass(frozen=True)
@@ -82,11 +122,19 @@ def read(
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
     """
-    boundary = find_boundary(model)
-    contents = len(set(dataset.digests))
-    rows = contents * (2 if augment == "flip" else 1)
-    form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
-    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    prospect = foresee(
+        model,
+        dataset,
+        augment=augment,
+        cache=cache,
+        cache_dir=cache_dir,
+        cache_max_gb=cache_max_gb,
+        precision=precision,
+        compile=compile,
+        bf16=bf16,
+        device=device,
+    )
+    boundary, contents, form, plan = prospect.boundary, prospect.contents, prospect.form, prospect.plan
     if augment == "auto":
         augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
     sizes = model.preprocessing
@@ -124,7 +172,7 @@ def read(
     else:
         assert boundary.split is not None
         found = []
-        for view, turn in (("plain", False), ("mirrored", True))[: rows // contents]:
+        for view, turn in (("plain", False), ("mirrored", True))[: prospect.views]:
             known_by = {**_known_by(model, boundary.split, device), "view": view}
             store = (cache_dir, known_by) if plan.where == "disk" else None
             pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
