@@ -41,6 +41,7 @@ DEFAULTS = {
     "batch_size": 64,
     "patience": None,
     "seed": 0,
+    "monitor_gradients": False,
     "data.name": "clipart",
     "data.root": None,
     "data.image_size": "auto",
