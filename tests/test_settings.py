@@ -41,6 +41,7 @@ DEFAULTS = {
     "batch_size": 64,
     "patience": None,
     "seed": 0,
+    "monitor_gradients": False,
     "data.source": "clipart",
     "data.root": None,
     "data.name": None,

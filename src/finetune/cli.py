@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 import typer
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from finetune.door import at_once, check_picture, compose, guarded, import_torch, refusal, settings_of
+from finetune.errors import RunError, brief
 from finetune.settings import Settings, configs_folder
 
 app = typer.Typer(
@@ -114,6 +115,38 @@ def inspect(
         )
 
     sys.exit(guarded(work)[0])
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="A run's folder, or latest.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
+    ] = None,
+) -> None:
+    """Show what in a picture speaks for the answer: finetune explain latest photographs."""
+    code, _ = guarded(lambda: _explain(run, paths, out))
+    sys.exit(code)
+
+
+def _explain(run: str, paths: list[str], out: Path | None) -> None:
+    import_torch()
+    from finetune.inspection import overlay
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    pictures, saved = overlay.pictures_at(paths), open_run(run)
+    folder = out or saved.folder / "explain"
+    with progress(console, "explain", len(pictures)) as advance:
+        written = overlay.explain(saved, pictures, folder, advance)
+    if written.pictures:
+        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
+        say(console, "folder", f"{folder}, the first {min(written.pictures, overlay.IN_GRID)} in grid.png")
+    if written.bad:
+        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
+        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -132,6 +132,7 @@ class Settings(_Strict):
     batch_size: Count
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    monitor_gradients: bool
     data: Data
     cache: Literal["auto", "memory", "disk", "none"]
     cache_dir: Text

@@ -24,6 +24,7 @@ from finetune.training.callbacks import Curves, Terminal
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from finetune.training.device import Device, Precision
 from finetune.training.module import Classifier
+from finetune.training.monitor import GradientMonitor
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def fit(
     precision: Precision,
     accumulate_batches: int,
     clip_norm: float | None,
+    monitor_gradients: bool = False,
 ) -> Fitted:
     """Train, keep the best epoch, and evaluate the test split once with it.
 
@@ -85,6 +87,7 @@ def fit(
                 Curves(writer, folder / "metrics.csv"),
                 checkpoints,
                 Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
+                *([GradientMonitor(writer, console)] if monitor_gradients else []),
             ],
         )
         with _told_apart(checkpoints):
