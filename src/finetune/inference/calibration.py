@@ -18,8 +18,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Logits are to be divided by it. It lies in 0.05 to 20. Guo et al. 2017, "On Calibration of Modern Neural
     Networks", section 4.2. As in Platt 1999, section 2.2, a label counts 1 - 1 / (N + 2) and the rest goes to
-    the other classes: without that, a few pictures that are all answered rightly would make every later answer
-    certain.
+    the other classes: without that, a few pictures that are all answered rightly would make every later
+    answer certain.
 
     The likelihood is concave in 1 / temperature, so its slope has one zero; it is found by bisection.
     """
