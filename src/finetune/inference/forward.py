@@ -16,6 +16,7 @@ from finetune.data.sources import Picture
 from finetune.features.extract import Forward, accelerate, choose, extract, settle
 from finetune.model.boundary import NotTraceable, split
 from finetune.saved import Saved
+from finetune.training import device as devices
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,17 @@ class Predictor:
 
     Args:
         precision: `auto`, `32`, `bf16` or `16`, as for features.
-        bf16: whether the device multiplies it itself.
+        accelerator: `auto`, `cpu` or `gpu`.
+
+    Raises:
+        RequestError: there is no such accelerator.
     """
 
-    def __init__(self, saved: Saved, precision: str, bf16: bool, device: str) -> None:
-        self.saved, self.device = saved, device
+    def __init__(self, saved: Saved, precision: str = "auto", accelerator: str = "auto") -> None:
+        self.saved, self.device = saved, devices.accelerator(accelerator)
         sizes = saved.preprocessing
         self.normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0).normalise
-        self.form = choose(precision, False, device, 0, bf16)
+        self.form = choose(precision, False, self.device, 0, devices.multiplies_bf16(self.device))
         self.forward: Forward | None = None
 
     def __call__(self, pictures: Iterable[Picture]) -> Iterator[list[Answer]]:
@@ -80,6 +84,12 @@ class Predictor:
                 done = rows[-1] + 1
         if waiting:
             yield [answer(number, None) for number in sorted(waiting)]
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each output; those beyond the classes have numbers."""
+        classes, outputs = self.saved.classes, self.saved.outputs
+        return [*classes, *(f"output {number}" for number in range(len(classes), outputs))]
 
     def read(self, picture: Picture) -> Tensor | BadImage:
         """uint8 (3, H, W), or what is wrong with the picture."""
