@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +15,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, check_picture, compose, guarded, import_torch, refusal, settings_of
+from finetune.door import (
+    at_once,
+    check_picture,
+    compose,
+    guarded,
+    import_torch,
+    override,
+    refusal,
+    settings_of,
+)
 from finetune.errors import RunError, brief
 from finetune.settings import Settings, configs_folder
 
@@ -132,12 +142,13 @@ def explain(
 
 def _explain(run: str, paths: list[str], out: Path | None) -> None:
     import_torch()
+    from finetune.inference.paths import find
     from finetune.inspection import overlay
     from finetune.report.terminal import progress, say
     from finetune.saved import open_run
 
     console = Console(soft_wrap=True)
-    pictures, saved = overlay.pictures_at(paths), open_run(run)
+    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
     folder = out or saved.folder / "explain"
     with progress(console, "explain", len(pictures)) as advance:
         written = overlay.explain(saved, pictures, folder, advance)
@@ -147,6 +158,100 @@ def _explain(run: str, paths: list[str], out: Path | None) -> None:
     if written.bad:
         shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
         raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
+
+
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def evaluate(
+    context: typer.Context,
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Write all of it to this file, as JSON.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; test by default, all of other data than the run's."),
+    ] = None,
+    raw: Raw = False,
+) -> None:
+    """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
+    code, _ = guarded(lambda: _evaluate(run, context.args, out, split, raw))
+    sys.exit(code)
+
+
+def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
+    import_torch()
+    from finetune.inference import tables
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.evaluate import choose, evaluate
+    from finetune.inference.forward import Predictor
+    from finetune.prepare import find_data
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
+
+    tables.check(out)
+    console, saved = Console(soft_wrap=True), open_run(run)
+    settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
+    predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
+    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, split)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
+    with progress(console, "reading pictures", len(chosen.rows)) as advance:
+        evaluation = evaluate(predictor, chosen, settings.loss, temperature, advance)
+    tables.show(console, chosen, evaluation, temperature)
+    if out:
+        tables.write(out, saved.folder, chosen, evaluation, temperature)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for a list on stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Write to this .csv or .jsonl, not to stdout.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes a picture, the likeliest first.")] = 1,
+    raw: Raw = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 if a picture cannot be read.")
+    ] = False,
+    format: Annotated[str | None, typer.Option(help="csv or jsonl, whatever the file's extension.")] = None,
+) -> None:
+    """Classify pictures: finetune predict latest photographs --out classes.csv."""
+    try:
+        code, _ = guarded(lambda: _predict(run, paths, out, top, raw, strict, format))
+    except BrokenPipeError:  # whoever read has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _predict(
+    run: str, paths: list[str], out: Path | None, top: int, raw: bool, strict: bool, format: str | None
+) -> None:
+    import_torch("finetune.inference.predict")
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.forward import Predictor
+    from finetune.inference.paths import find
+    from finetune.inference.predict import format_of, predict
+    from finetune.report.terminal import progress
+    from finetune.saved import open_run
+
+    kind, pictures, saved = format_of(out, format), find(paths, sys.stdin), open_run(run)
+    predictor = Predictor(saved, saved.settings.precision)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    console = Console(stderr=True, soft_wrap=True)
+    # Rows and a bar on one terminal would be in each other's way.
+    total = pictures.total
+    bar = (
+        nullcontext(lambda _: None)
+        if not out and sys.stdout.isatty()
+        else progress(console, "predict", total)
+    )
+    with bar as advance:
+        tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
+    tally.tell(console, predictor.form, temperature)
+    if strict and tally.broken:
+        raise RunError(f"--strict: {tally.broken:,} pictures cannot be read, {tally.first} for one")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -181,8 +181,11 @@ def scores(metrics: dict[str, Any]) -> str:
 
 
 @contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it."""
+def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it.
+
+    total: None where nobody knows how long it will be.
+    """
     bar = Progress(
         TextColumn(what),
         BarColumn(),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -29,9 +29,10 @@ from finetune.training.monitor import GradientMonitor
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; `test` and its logits are None where there is no test split.
+    """What training came to; measures and logits are None where that side of the split has no pictures.
 
     val, test: the metrics by name; where pictures have several labels, with those of each as `per_label`.
+    val_logits, test_logits: of the best epoch's weights, in the order of the split.
     """
 
     best_epoch: int
@@ -40,6 +41,7 @@ class Fitted:
     val: dict[str, Any] | None
     test: dict[str, Any] | None
     test_logits: Tensor | None
+    val_logits: Tensor | None = None
 
 
 def fit(
@@ -97,15 +99,17 @@ def fit(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
             val = _of_side("val", checkpoints.metrics) or None
+            test = test_logits = val_logits = None
+            if val:
+                val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
             if val and classifier.labels:
                 trainer.validate(classifier, batches, verbose=False)
                 val |= {"per_label": classifier.per_label("val")}
-            test = logits = None
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
-                test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+                test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
                 test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
-    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
+    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
 
 
 def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
