@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from finetune.door import at_once, compose, guarded, import_torch, refusal, settings_of
+from finetune.errors import RequestError
 from finetune.settings import Settings, configs_folder
 
 if TYPE_CHECKING:
@@ -144,6 +145,45 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def export(
+    run: str = typer.Argument(..., help="A run's folder, or latest."),
+    format: str = typer.Option(
+        "safetensors", "--format", help="safetensors, onnx or torch (a .pt2 program)."
+    ),
+    out: str = typer.Option(None, "--out", help="A file or a folder; else export/ in the run's folder."),
+    softmax: bool = typer.Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
+) -> None:
+    """Write a run's model for other programs: finetune export latest --format onnx."""
+    code, _ = guarded(lambda: _export(run, format, out, softmax))
+    sys.exit(code)
+
+
+def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
+    import_torch()
+    from finetune.inference import export as exports
+    from finetune.prepare import find_data
+    from finetune.report.terminal import say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    saved = open_run(run)
+    target = exports.target_of(saved, kind, out, softmax)
+    dataset = None
+    if kind != "safetensors":
+        try:
+            dataset = find_data(saved.settings)
+        except RequestError as gone:
+            say(console, "note", f"the run's pictures are not there ({gone})")
+    inputs, what = exports.examples(dataset, saved.preprocessing)
+    difference = exports.write(saved, kind, target, inputs, 1.0 if softmax else None)
+    say(console, "export", str(target))
+    if difference is None:
+        say(console, "loads", f"into {exports.loads_into(saved)}")
+    else:
+        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
 
 
 def main() -> None:
