@@ -19,7 +19,6 @@ from finetune.features.store import Layout, MemoryStore, opened
 from finetune.model.boundary import Split
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held in memory; more are mapped from the disk
-SAMPLE = 8  # pictures on which the fast form is compared with fp32
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class Features:
     """One view of every picture of a data set: `features(chosen)` gives the tensors of some, (B, ...) each.
 
     form: how they were computed. difference: from fp32 eager, relative; None where none was computed now.
-    computed, seconds: how many were computed now, and in what time; the others were in the store.
+    computed, reused: how many different pictures were computed now, and how many were in the store.
+    seconds: the time that both took.
     """
 
     layout: Layout
@@ -36,6 +36,7 @@ class Features:
     form: Form
     difference: float | None
     computed: int
+    reused: int
     seconds: float
 
     def inputs(self, chosen: Tensor) -> Inputs:
@@ -92,29 +93,34 @@ def gather(
             say(f"{len(damaged)} stored features are damaged and are computed again")
         first = {digest: i for i, digest in reversed(list(enumerate(pictures.digests)))}
         todo = sorted(i for digest, i in first.items() if digest not in store.place)
-        advance(len(first) - len(todo))
+        reused = len(first) - len(todo)
+        advance(reused)
         difference = None
-        if sample := _sample(pictures, todo):
+        if sample := _sample(pictures, todo, form.batch):
             forward, actual, difference = settle(
                 halves.prefix, form, device, pictures.normalise(torch.stack(sample))
             )
             if actual != form:
                 say(f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32")
                 return gather(halves, pictures, actual, device, cache, advance, say)
-            for rows, tensors in extract(forward, pictures.read, pictures.normalise, todo, device):
+            for rows, tensors in extract(
+                forward, pictures.read, pictures.normalise, todo, form.batch, device
+            ):
                 store.append([pictures.digests[row] for row in rows], tensors)
                 advance(len(rows))
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
         data = store.mapped()
     if 0 < data.nbytes <= RESIDENT:
         data, places = data[places], np.arange(len(places))
-    return Features(layout, data, places, form, difference, len(todo), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Features(layout, data, places, form, difference, len(todo), reused, seconds)
 
 
-def _sample(pictures: Pictures, todo: Sequence[int]) -> list[Tensor]:
+def _sample(pictures: Pictures, todo: Sequence[int], most: int) -> list[Tensor]:
+    """One batch, on which the fast form is compared with fp32."""
     found: list[Tensor] = []
     for index in todo:
-        if len(found) == SAMPLE:
+        if len(found) == most:
             break
         if (picture := pictures.read(index)) is not None:
             found.append(picture)

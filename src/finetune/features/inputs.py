@@ -158,13 +158,12 @@ def _known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
 
 
 def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
-    computed = sum(one.computed for one in found)
     return {
         "where": plan.where,
         "form": str(found[0].form),
         "difference": found[0].difference,
-        "computed": computed,
-        "reused": sum(len(set(one.places.tolist())) for one in found) - computed,
+        "computed": sum(one.computed for one in found),
+        "reused": sum(one.reused for one in found),
         "seconds": sum(one.seconds for one in found),
         "bytes": plan.size,
         "shapes": [list(shape) for shape in found[0].layout.shapes],

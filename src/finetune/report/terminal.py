@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from finetune.data.images import BadImage
 from finetune.data.sources import Dataset
@@ -133,6 +142,13 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "watch", "tensorboard --logdir outputs")
 
 
+class Rate(ProgressColumn):
+    """Pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
+
+
 @contextmanager
 def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, nothing elsewhere; yields the function that advances it."""
@@ -140,6 +156,7 @@ def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int]
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -28,7 +28,10 @@ from finetune.training.module import Classifier
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; `test` and its logits are None where there is no test split."""
+    """What training came to; measures and logits are None where that side of the split has no pictures.
+
+    val_logits, test_logits: of the best epoch's weights, in the order of the split.
+    """
 
     best_epoch: int
     epochs: int
@@ -36,6 +39,7 @@ class Fitted:
     val: dict[str, float] | None
     test: dict[str, float] | None
     test_logits: Tensor | None
+    val_logits: Tensor | None = None
 
 
 def fit(
@@ -90,12 +94,14 @@ def fit(
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
-            test = logits = None
+            test = test_logits = val_logits = None
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
-                test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+                test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+            if len(batches.split["val"]):
+                val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
     val = _of_side("val", checkpoints.metrics) or None
-    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
+    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
 
 
 def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
