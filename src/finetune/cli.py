@@ -178,12 +178,39 @@ def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
         except RequestError as gone:
             say(console, "note", f"the run's pictures are not there ({gone})")
     inputs, what = exports.examples(dataset, saved.preprocessing)
-    difference = exports.write(saved, kind, target, inputs, 1.0 if softmax else None)
+    temperature = exports.temperature_of(saved) or 1.0
+    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
     say(console, "export", str(target))
+    if softmax:
+        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
     if difference is None:
         say(console, "loads", f"into {exports.loads_into(saved)}")
     else:
         say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+
+
+@app.command()
+def report(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
+    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    code, _ = guarded(lambda: _report(run))
+    sys.exit(code)
+
+
+def _report(run: str) -> None:
+    import_torch()
+    from finetune.prepare import find_data
+    from finetune.report import page
+    from finetune.saved import find, settings_of, summary_of
+
+    folder = find(run)
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+    try:
+        pictures = find_data(settings_of(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        pictures = []
+    print(page.write(folder, summary, pictures))
 
 
 def main() -> None:

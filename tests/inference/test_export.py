@@ -103,7 +103,7 @@ def test_onnx_takes_batches_of_any_size(command: Command, pictures: Path, model:
     assert b"/site-packages/" not in file.read_bytes()  # no paths of the machine that wrote it
     session = onnxruntime.InferenceSession(file)
     for count in (1, 7):
-        (found,) = session.run(["outputs"], {"pictures": some(count).numpy()})
+        (found,) = session.run(["logits"], {"pictures": some(count).numpy()})
         torch.testing.assert_close(torch.from_numpy(found), expected(some(count)), rtol=0, atol=1e-4)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["labels"]) == ["blue", "green", "red"]

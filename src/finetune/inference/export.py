@@ -62,10 +62,10 @@ def target_of(saved: Saved, kind: str, out: str | None, softmax: bool) -> Path:
         raise RequestError(
             "--softmax: expected --format onnx or torch with it; safetensors holds weights only"
         )
-    if softmax and saved.settings.loss == "bce":
+    if softmax and saved.settings.loss != "cross_entropy":
         raise RequestError(
-            "--softmax: expected a run whose classes exclude each other; with loss=bce each has a"
-            " probability of its own, the sigmoid of its logit"
+            f"--softmax: expected a run with loss=cross_entropy; the outputs of loss={saved.settings.loss}"
+            " are not the logits of classes that exclude each other"
         )
     path = saved.folder / "export" if out is None else Path(out)
     if path.suffix == ENDINGS[kind] and not path.is_dir():
@@ -93,13 +93,19 @@ def examples(dataset: Dataset | None, preprocessing: Preprocessing, most: int = 
     return noise, f"{most} random inputs"
 
 
+def temperature_of(saved: Saved) -> float | None:
+    """The temperature that was fitted on validation (Guo et al. 2017); None where none was."""
+    calibration = (saved.summary or {}).get("calibration")
+    return None if calibration is None else calibration["temperature"]
+
+
 def write(
     saved: Saved, kind: str, target: Path, inputs: Tensor, temperature: float | None = None
 ) -> float | None:
     """Write the model and return the largest difference of its outputs from the model's own on `inputs`.
 
     A state dict has its labels and preprocessing in two files beside it, and is itself the model: None is
-    returned. The others carry them inside. temperature: of the softmax that ends the network; None for logits.
+    returned. The others carry them inside. temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
         RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
@@ -108,10 +114,7 @@ def write(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{target.parent}: cannot be made: {error.strerror}") from None
-    about = {
-        "labels.json": list(saved.classes),
-        "preprocessing.json": asdict(saved.preprocessing),
-    }
+    about = {"labels.json": list(saved.classes), "preprocessing.json": asdict(saved.preprocessing)}
     if kind == "safetensors":
         for name, value in about.items():
             write_json(target.with_name(name), value)
@@ -126,7 +129,8 @@ def write(
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
     program = _program(model, inputs.shape[1:])
     text = {name: json.dumps(value) for name, value in about.items()}
-    stored, run = _as_onnx(program, text) if kind == "onnx" else _as_program(program, text)
+    output = "logits" if temperature is None else "probabilities"
+    stored, run = _as_onnx(program, output, text) if kind == "onnx" else _as_program(program, text)
     differences = []
     for some in (inputs[:1], inputs):  # the batch's size is free
         with torch.no_grad():
@@ -143,7 +147,7 @@ def write(
 
 def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
     """The model as a graph for pictures of a shape (3, H, W) in batches of any size."""
-    # The example is stored with the program, so it is none of the user's pictures; one would fix the size at 1.
+    # The example is stored with the program, so no picture of the user's. One would fix the size at one.
     pair = torch.zeros(2, *shape)
     free = {"pictures": {0: torch.export.Dim.DYNAMIC}}
     model = model.to(memory_format=torch.contiguous_format)
@@ -164,7 +168,9 @@ def _as_program(program: torch.export.ExportedProgram, text: dict[str, str]) -> 
         return file.read_bytes(), torch.export.load(file).module()
 
 
-def _as_onnx(program: torch.export.ExportedProgram, text: dict[str, str]) -> tuple[bytes, Outputs]:
+def _as_onnx(
+    program: torch.export.ExportedProgram, output: str, text: dict[str, str]
+) -> tuple[bytes, Outputs]:
     import onnxruntime
 
     size = sum(value.nbytes for value in program.state_dict.values())
@@ -179,7 +185,7 @@ def _as_onnx(program: torch.export.ExportedProgram, text: dict[str, str]) -> tup
             dynamo=True,
             verbose=False,
             input_names=["pictures"],
-            output_names=["outputs"],
+            output_names=[output],
             dynamic_shapes={"pictures": {0: "batch"}},
         )
     assert converted is not None
