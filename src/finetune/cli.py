@@ -25,7 +25,7 @@ from finetune.door import (
     refusal,
     settings_of,
 )
-from finetune.errors import RunError, brief
+from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
 
 app = typer.Typer(
@@ -279,6 +279,72 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def export(
+    run: str = typer.Argument(..., help="A run's folder, or latest."),
+    format: str = typer.Option(
+        "safetensors", "--format", help="safetensors, onnx or torch (a .pt2 program)."
+    ),
+    out: str = typer.Option(None, "--out", help="A file or a folder; else export/ in the run's folder."),
+    softmax: bool = typer.Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
+) -> None:
+    """Write a run's model for other programs: finetune export latest --format onnx."""
+    code, _ = guarded(lambda: _export(run, format, out, softmax))
+    sys.exit(code)
+
+
+def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
+    import_torch()
+    from finetune.inference import export as exports
+    from finetune.prepare import find_data
+    from finetune.report.terminal import say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    saved = open_run(run)
+    target = exports.target_of(saved, kind, out, softmax)
+    dataset = None
+    if kind != "safetensors":
+        try:
+            dataset = find_data(saved.settings)
+        except RequestError as gone:
+            say(console, "note", f"the run's pictures are not there ({gone})")
+    inputs, what = exports.examples(dataset, saved.preprocessing)
+    temperature = exports.temperature_of(saved) or 1.0
+    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
+    say(console, "export", str(target))
+    if softmax:
+        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
+    if difference is None:
+        say(console, "loads", f"into {exports.loads_into(saved)}")
+    else:
+        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+
+
+@app.command()
+def report(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
+    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    code, _ = guarded(lambda: _report(run))
+    sys.exit(code)
+
+
+def _report(run: str) -> None:
+    import_torch()
+    from finetune.prepare import find_data
+    from finetune.report import page
+    from finetune.saved import find, settings_of, summary_of
+
+    folder = find(run)
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+    try:
+        pictures = find_data(settings_of(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        pictures = []
+    print(page.write(folder, summary, pictures))
 
 
 def main() -> None:

@@ -164,6 +164,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         )
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
+    if (report := folder / "report.html").exists():
+        say(console, "report", str(report))
     say(console, "watch", "tensorboard --logdir outputs")
 
 
