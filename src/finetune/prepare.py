@@ -24,6 +24,7 @@ from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import losses, optim
 from finetune.training.module import Classifier
+from finetune.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,14 @@ def read_pictures(
     return ready
 
 
-def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
-    """The network with its loss, optimiser and schedule."""
+def make_recipe(settings: Settings, model: Model, batches: Batches) -> Recipe:
+    """The numbers of the training that the settings describe."""
     train_labels = batches.labels[batches.split["train"]]
-    weights = (
-        losses.balanced_weights(train_labels, model.outputs) if settings.class_weights == "balanced" else None
-    )
-    chosen = settings.optimizer.model_dump()
-    name, grouping = chosen.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: chosen.pop(key) for key in grouping})
+    balanced = settings.class_weights == "balanced"
+    weights = losses.balanced_weights(train_labels, model.outputs) if balanced else None
+    options = settings.optimizer.model_dump()
+    name, grouping = options.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
+    groups = optim.groups(model.network, model.head, **{key: options.pop(key) for key in grouping})
     steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
     schedule = optim.schedule(
         settings.schedule,
@@ -176,11 +176,17 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         settings.step_epochs,
         settings.step_gamma,
     )
+    return Recipe(name, groups, options, schedule, settings.label_smoothing, weights)
+
+
+def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
+    """The network with its loss, optimiser and schedule."""
+    recipe = make_recipe(settings, model, batches)
     return Classifier(
         model.network,
         ready.network,
         model.frozen,
-        losses.build(settings.loss, settings.label_smoothing, weights),
-        lambda: optim.build(name, groups, **chosen),
-        schedule,
+        losses.build(settings.loss, recipe.label_smoothing, recipe.class_weights),
+        lambda: optim.build(recipe.optimizer, recipe.groups, **recipe.options),
+        recipe.schedule,
     )

@@ -17,10 +17,13 @@ from finetune.report.figures import confusion, confusion_figure, picture_grid
 
 
 class Board:
-    """Writes one run's folder `tensorboard/`; `writer` takes the curves."""
+    """Writes one run's folder `tensorboard/`; `writer` takes the curves.
 
-    def __init__(self, folder: Path) -> None:
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+    figures: whether to draw the confusion matrix, which takes longer than a small training.
+    """
+
+    def __init__(self, folder: Path, figures: bool = True) -> None:
+        self.writer, self.figures = SummaryWriter(str(folder / "tensorboard")), figures
 
     def start(self, settings: dict[str, Any], model: Model, pictures: Tensor) -> None:
         """Settings and parameters as text, and some pictures (B, 3, H, W) as the model sees them."""
@@ -40,7 +43,7 @@ class Board:
         for side in ("val", "test"):
             for name, value in (summary[side] or {}).items():
                 self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
-        if logits is not None:
+        if self.figures and logits is not None:
             figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
             self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()

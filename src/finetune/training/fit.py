@@ -28,7 +28,10 @@ from finetune.training.module import Classifier
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; `test` and its logits are None where there is no test split."""
+    """What training came to; measures and logits are None where that side of the split has no pictures.
+
+    val_logits, test_logits: of the best epoch's weights, in the order of the split.
+    """
 
     best_epoch: int
     epochs: int
@@ -36,6 +39,7 @@ class Fitted:
     val: dict[str, float] | None
     test: dict[str, float] | None
     test_logits: Tensor | None
+    val_logits: Tensor | None = None
 
 
 def fit(
@@ -103,7 +107,7 @@ def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
 
-class _Signal(BaseException):
+class Signal(BaseException):
     """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
 
     def __init__(self, number: int) -> None:
@@ -114,9 +118,9 @@ class _Signal(BaseException):
 def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
     try:
-        with _signals():
+        with signals():
             yield
-    except _Signal as received:
+    except Signal as received:
         name = signal.Signals(received.number).name
         raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
     except RunError as error:
@@ -129,8 +133,8 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise _Signal, the first one only: what follows it may tidy up."""
+def signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Signal, the first one only: what follows it may tidy up."""
     if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
         yield
         return
@@ -140,7 +144,7 @@ def _signals() -> Iterator[None]:
         nonlocal received
         if not received:
             received = True
-            raise _Signal(number)
+            raise Signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
