@@ -43,17 +43,17 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
 
 
-def start(prepared: Prepared, like: Path | None = None, figures: bool = True) -> Board:
+def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
     """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
 
-    like: the folder of a run with the same frozen part, which then is stored once for both.
+    like: of a run with the same frozen part and pictures; the frozen part then is stored once for both.
     """
     folder, model, name = prepared.folder, prepared.model, "checkpoints/frozen.safetensors"
-    if like is None or not linked(like / name, folder / name):
+    if like is None or not linked(like.folder / name, folder / name):
         about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
         save_frozen(folder / name, prepared.proof.tensors, about)
     board = Board(folder, figures)
-    board.start(prepared.settings.model_dump(), model, prepared.ready.sample)
+    board.start(prepared.settings.model_dump(), model, like or prepared.ready.sample)
     return board
 
 

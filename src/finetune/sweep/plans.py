@@ -97,6 +97,12 @@ def groups(plans: Sequence[Plan]) -> list[list[Plan]]:
     return [group[i : i + MOST] for group in found.values() for i in range(0, len(group), MOST)]
 
 
+def varying(plans: Sequence[Plan]) -> list[str]:
+    """The keys of the overrides that not all of them share."""
+    shared = set.intersection(*(set(plan.overrides) for plan in plans))
+    return list(dict.fromkeys(o.partition("=")[0] for p in plans for o in p.overrides if o not in shared))
+
+
 def numbers(plans: Sequence[Plan]) -> str:
     """Their numbers in few words: 0-15, 20, 22-31."""
     runs: list[list[int]] = []

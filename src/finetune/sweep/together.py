@@ -198,7 +198,9 @@ class Together:
     def end_epoch(self, epoch: int, metrics: list[dict[str, float]]) -> None:
         """Write what an epoch came to, and remember it where it is the best of its job."""
         for name, value in self.state.items():
-            self._drop(f"a value of {name}", value.detach().abs().flatten(1).amax(1).tolist(), epoch - 1)
+            self._drop(
+                f"a value of {name}", value.detach().abs().view(len(value), -1).amax(1).tolist(), epoch - 1
+            )
         better = []
         for job in list(self.live):
             if self.records[job].epoch(epoch, self.step, metrics[job], self.norms[job]):

@@ -20,7 +20,7 @@ from finetune.report import terminal
 from finetune.report.tensorboard import Board
 from finetune.run import finish, run, run_prepared, start
 from finetune.sweep import together
-from finetune.sweep.plans import Plan, alone_because, groups, numbers
+from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
 from finetune.sweep.record import Record
 from finetune.training import device as devices
 
@@ -110,10 +110,13 @@ def _network(prepared: Prepared) -> together.Network:
 
 def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> None:
     terminal.say(
-        console, "together", f"jobs {numbers(plans)}: {len(plans)} heads or the like advance in each step"
+        console,
+        "together",
+        f"jobs {numbers(plans)}, which differ in {', '.join(varying(plans))}: all advance in each step",
     )
     jobs = [_own(prepared, plan) for plan in plans]
-    boards = [start(job, None if job is jobs[0] else jobs[0].folder, figures=False) for job in jobs]
+    boards = [start(jobs[0], figures=False)]
+    boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
     network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
     group = together.Together(
         network,
@@ -144,6 +147,11 @@ def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> 
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         plan.finish(finish(share, board, came_to, training / len(jobs), Console(quiet=True)))
+    finished = [plan for plan in plans if not plan.code]
+    text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
+    if accuracies := [plan.accuracy for plan in finished if plan.accuracy is not None]:
+        text += f"; validation accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
+    terminal.say(console, "done", text)
 
 
 def _own(prepared: Prepared, plan: Plan) -> Prepared:

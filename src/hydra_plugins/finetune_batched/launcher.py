@@ -22,7 +22,15 @@ class BatchedLauncher(Launcher):
     """Calls the task for each job, which hands back its plan; then trains the plans of all jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from finetune.settings import SECTIONS, known_keys  # every app of Hydra imports this module
+
+        from .composing import OncePerChoice
+
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        # The sweeper, too, composes every job, to see that it can be.
+        loader = hydra_context.config_loader
+        once = OncePerChoice(loader, frozenset(known_keys()) - SECTIONS.keys())
+        loader.load_sweep_config = once  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train a batch of jobs; each returns its validation accuracy, None where it failed or has none.
@@ -30,7 +38,7 @@ class BatchedLauncher(Launcher):
         Raises:
             SystemExit: the sweep was interrupted.
         """
-        from finetune.cli import train_plans  # every app of Hydra imports this module
+        from finetune.cli import train_plans
 
         setup_globals()
         returns = [
