@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 import typer
@@ -15,13 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, compose, guarded, import_torch, refusal, settings_of
-from finetune.errors import RequestError
+from finetune.door import at_once, check_picture, compose, guarded, import_torch, refusal, settings_of
+from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
 from finetune.sweep.plans import Plan
-
-if TYPE_CHECKING:
-    from finetune.model.assemble import Model
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,32 +113,64 @@ def inspect(
     every_parameter: bool = typer.Option(
         False, "--parameters", help="List every parameter with its requires_grad."
     ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, every module unfolded."),
+    graph: str | None = typer.Option(
+        None, metavar="FILE", help="Draw the autograd graph of one step: FILE.svg or FILE.png."
+    ),
+    depth: int | None = typer.Option(
+        None, min=1, help="Unfold modules so deep; 1: the model's own children."
+    ),
 ) -> None:
-    """Say what would train: finetune inspect freeze=all head=10 --parameters."""
-    code, _ = guarded(lambda: _inspect(compose(context.args), every_parameter))
+    """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
+
+    def work() -> None:
+        settings = compose(context.args)
+        picture = check_picture(graph) if graph is not None else None
+        import_torch()
+        from finetune.inspection.command import inspect
+
+        inspect(
+            settings,
+            Console(soft_wrap=True),
+            every_parameter=every_parameter,
+            as_json=as_json,
+            picture=picture,
+            depth=depth,
+        )
+
+    sys.exit(guarded(work)[0])
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="A run's folder, or latest.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
+    ] = None,
+) -> None:
+    """Show what in a picture speaks for the answer: finetune explain latest photographs."""
+    code, _ = guarded(lambda: _explain(run, paths, out))
     sys.exit(code)
 
 
-def _inspect(settings: Settings, every_parameter: bool) -> None:
+def _explain(run: str, paths: list[str], out: Path | None) -> None:
     import_torch()
-    from finetune.inspection.parameters import table
-    from finetune.prepare import find_data, make_model
-    from finetune.report.terminal import model_lines, say
+    from finetune.inspection import overlay
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
 
     console = Console(soft_wrap=True)
-    dataset = find_data(settings)
-    model: Model = make_model(settings, dataset)
-    model_lines(console, model, settings.freeze, len(dataset.classes))
-    rows = table(model.network)
-    if every_parameter:
-        width = max(len(name) for name, *_ in rows)
-        for name, shape, number, trains in rows:
-            print(f"{name:<{width}}  {shape:>14}  {number:>10,}  requires_grad={trains}")
-    total = sum(number for _, _, number, _ in rows)
-    trainable = sum(number for _, _, number, trains in rows if trains)
-    say(console, "count", f"{len(rows)} named parameters, {total:,} values, {trainable:,} of them trainable")
-    if not trainable:
-        say(console, "warning", "the loss carries no gradient: nothing trains, and training would be refused")
+    pictures, saved = overlay.pictures_at(paths), open_run(run)
+    folder = out or saved.folder / "explain"
+    with progress(console, "explain", len(pictures)) as advance:
+        written = overlay.explain(saved, pictures, folder, advance)
+    if written.pictures:
+        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
+        say(console, "folder", f"{folder}, the first {min(written.pictures, overlay.IN_GRID)} in grid.png")
+    if written.bad:
+        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
+        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

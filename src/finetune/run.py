@@ -78,6 +78,7 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
             precision=prepared.precision,
             accumulate_batches=settings.trainer.accumulate_batches,
             clip_norm=settings.trainer.clip_norm,
+            monitor_gradients=settings.monitor_gradients,
         )
     prepared.proof.check(prepared.model.network)
     return fitted

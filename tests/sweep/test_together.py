@@ -20,11 +20,10 @@ from finetune.data.views import views
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze
 from finetune.sweep import together
-from finetune.sweep.record import Record
+from finetune.sweep.record import Recipe, Record
 from finetune.training import losses, optim
 from finetune.training.fit import Fitted, fit
 from finetune.training.module import Classifier
-from finetune.training.recipe import Recipe
 
 FEATURES, OUTPUTS = 6, 3
 SIDES = {"train": np.arange(33), "val": np.arange(33, 50), "test": np.arange(50, 64)}

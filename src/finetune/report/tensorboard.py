@@ -50,9 +50,10 @@ class Board:
     ) -> None:
         """The final metrics beside the settings, and the test split's confusion matrix."""
         for side in ("val", "test"):
-            for name, value in (summary[side] or {}).items():
+            numbers = {name: value for name, value in (summary[side] or {}).items() if name != "per_label"}
+            for name, value in numbers.items():
                 self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
-        if self.figures and logits is not None:
+        if self.figures and logits is not None and labels.ndim == 1:
             figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
             self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()

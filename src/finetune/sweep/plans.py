@@ -66,7 +66,8 @@ def alone_because(settings: Settings) -> str | None:
         (settings.freeze == ["none"], "freeze=none"),
         (settings.cache == "none", "cache=none"),
         (settings.data.augment == "standard", "data.augment=standard"),
-        (settings.data.name == "random", "data=random"),
+        (settings.data.source == "random", "data=random"),
+        (settings.monitor_gradients, "monitor_gradients=true"),
         (settings.precision not in ("auto", "32"), f"precision={settings.precision}"),
         (settings.compile is True, "compile=true"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,23 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.atomic import linked, write_atomically
 from finetune.sweep.stacked import Tensors
 from finetune.training import optim
-from finetune.training.callbacks import write_point
-from finetune.training.recipe import Recipe
+from finetune.training.callbacks import LAYOUT, write_point
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one job trains, over the parameters of the model that all jobs share.
+
+    groups: of parameters, with rates and decay, as `optim.groups` makes them.
+    options: of the optimiser beside those, as `optim.build` takes them.
+    """
+
+    optimizer: str
+    groups: list[dict[str, Any]]
+    options: dict[str, Any]
+    schedule: optim.Schedule
+    label_smoothing: float
+    class_weights: Tensor | None
 
 
 class Snapshot:
@@ -52,6 +68,7 @@ class Record:
         patience: int | None = None,
     ) -> None:
         self.folder, self.writer, self.recipe = folder, writer, recipe
+        writer.add_custom_scalars(LAYOUT)
         self.names, self.frozen_sha256, self.patience = names, frozen_sha256, patience
         self.best: tuple[float, float] | None = None
         self.best_epoch = 0

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.training import metrics
+
 Tensors = dict[str, Tensor]
 
 
@@ -86,23 +88,23 @@ OPTIMIZERS: dict[str, type[SGD | AdamW]] = {"sgd": SGD, "adamw": AdamW}
 
 
 class Tally:
-    """Loss and right answers of an epoch's batches, for every job."""
+    """Losses and answers of an epoch's batches, for every job."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.counts: list[int] = []
+        self.hits: list[Tensor] = []
+        self.labels: list[Tensor] = []
 
     def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Losses (J,), logits (J, B, outputs) and labels (J, B) of a batch."""
         self.losses.append(losses.detach())
-        self.correct.append((logits.detach().argmax(2) == labels).sum(1))
-        self.counts.append(labels.shape[1])
+        self.hits.append(logits.detach().argmax(2) == labels)
+        self.labels.append(labels)
 
-    def means(self) -> tuple[list[float], list[float]]:
-        """Loss and accuracy per picture, a list over the jobs each."""
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        losses, correct = torch.stack(self.losses).cpu().double(), torch.stack(self.correct).cpu()
-        return (
-            ((losses * counts[:, None]).sum(0) / counts.sum()).tolist(),
-            (correct.sum(0) / counts.sum()).tolist(),
-        )
+    def means(self) -> list[dict[str, float]]:
+        """Loss, accuracy and the like per picture, of each job."""
+        counts = torch.tensor([labels.shape[1] for labels in self.labels], dtype=torch.float64)
+        losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
+        means = (losses * counts[:, None]).sum(0) / counts.sum()
+        answers = zip(means, torch.cat(self.hits, 1).cpu(), torch.cat(self.labels, 1).cpu(), strict=True)
+        return [{"loss": float(mean), **metrics.one_class(*each)} for mean, *each in answers]

@@ -22,11 +22,10 @@ from finetune.data.module import Batches, Loader
 from finetune.errors import Interrupted, RunError
 from finetune.model.freeze import Frozen
 from finetune.sweep import stacked
-from finetune.sweep.record import Record, Snapshot
+from finetune.sweep.record import Recipe, Record, Snapshot
 from finetune.sweep.stacked import Tally, Tensors
 from finetune.training.fit import Fitted, Signal, signals
 from finetune.training.module import not_finite
-from finetune.training.recipe import Recipe
 
 WRITE_EVERY = 10.0  # seconds: a process that is killed loses so much of its checkpoints at most
 
@@ -255,8 +254,11 @@ def fit(
                 sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf, advance).means()}
                 if len(jobs.batches[0].split["val"]):
                     sides["val"] = jobs.judge(_side(jobs.batches[0], "val"), jobs.state)[0].means()
-                    jobs._drop("the validation loss", sides["val"][0], epoch)
-                metrics = [_metrics(sides, job) for job in range(len(jobs.records))]
+                    jobs._drop("the validation loss", [one["loss"] for one in sides["val"]], epoch)
+                metrics = [
+                    {f"{name}/{side}": number for side in sides for name, number in sides[side][job].items()}
+                    for job in range(len(jobs.records))
+                ]
                 jobs.end_epoch(epoch + 1, metrics)
                 say(epoch + 1, [metrics[job] for job in jobs.live], time.perf_counter() - started)
                 if not jobs.live or jobs.step >= (max_steps or math.inf):
@@ -275,13 +277,6 @@ def _side(batches: Batches, side: str) -> Loader:
     return Loader(batches.inputs, batches.labels, batches.batch_size, batches.split[side])
 
 
-def _metrics(sides: dict[str, tuple[list[float], list[float]]], job: int) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for side, (losses, accuracies) in sides.items():
-        found |= {f"loss/{side}": losses[job], f"accuracy/{side}": accuracies[job]}
-    return found
-
-
 def _results(jobs: Together) -> list[Fitted | RunError]:
     tests: list[dict[str, float] | None] = [None] * len(jobs.records)
     state = {name: value for (kind, name), value in jobs.best.tensors.items() if kind == "state"}
@@ -290,10 +285,9 @@ def _results(jobs: Together) -> list[Fitted | RunError]:
         logits["val"] = jobs.judge(_side(jobs.batches[0], "val"), state)[1]
     if len(jobs.batches[0].split["test"]):
         tally, logits["test"] = jobs.judge(_side(jobs.batches[0], "test"), state)
-        losses, accuracies = tally.means()
+        tests = [*tally.means()]
         jobs.live = [job for job in range(len(jobs.records)) if job not in jobs.ended]
-        jobs._drop("the test loss", losses, max(jobs.last.epochs) - 1)
-        tests = [{"loss": a, "accuracy": b} for a, b in zip(losses, accuracies, strict=True)]
+        jobs._drop("the test loss", [one["loss"] for one in tests if one], max(jobs.last.epochs) - 1)
     found: list[Fitted | RunError] = []
     for job, record in enumerate(jobs.records):
         val = {name[:-4]: value for name, value in record.metrics.items() if name.endswith("/val")}

@@ -14,14 +14,14 @@ from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.model import head as heads
-from finetune.prepare import Prepared, make_recipe, prepare
+from finetune.prepare import Prepared, make_class_weights, make_schedule, optimizer_groups, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.report.tensorboard import Board
 from finetune.run import finish, run, run_prepared, start
 from finetune.sweep import together
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
-from finetune.sweep.record import Record
+from finetune.sweep.record import Recipe, Record
 from finetune.training import device as devices
 
 
@@ -172,5 +172,14 @@ def _initial(job: Prepared) -> dict[str, Any]:
 
 def _record(job: Prepared, board: Board) -> Record:
     names = {id(parameter): name for name, parameter in job.model.network.named_parameters()}
-    recipe = make_recipe(job.settings, job.model, job.batches)
-    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, job.settings.patience)
+    settings, batches = job.settings, job.batches
+    name, options, groups = optimizer_groups(settings, job.model)
+    recipe = Recipe(
+        name,
+        groups,
+        options,
+        make_schedule(settings, len(batches.train_dataloader())),
+        settings.label_smoothing,
+        make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
+    )
+    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience)

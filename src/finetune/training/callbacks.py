@@ -19,6 +19,7 @@ LAYOUT = {
     "curves": {
         "loss": ["Multiline", ["loss/train", "loss/val"]],
         "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
+        "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
     }
 }
 
@@ -64,8 +65,9 @@ class Terminal(pl.Callback):
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> str:
     """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s"""
+    name, key = ("mAP", "map") if "map/train" in metrics else ("accuracy", "accuracy")
     sides = [
-        f"{side} loss {metrics[f'loss/{side}']:.4f} accuracy {metrics[f'accuracy/{side}']:.3f}"
+        f"{side} loss {metrics[f'loss/{side}']:.4f} {name} {metrics[f'{key}/{side}']:.3f}"
         for side in ("train", "val")
         if f"loss/{side}" in metrics
     ]

@@ -24,20 +24,22 @@ from finetune.training.callbacks import Curves, Terminal
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from finetune.training.device import Device, Precision
 from finetune.training.module import Classifier
+from finetune.training.monitor import GradientMonitor
 
 
 @dataclass(frozen=True)
 class Fitted:
     """What training came to; measures and logits are None where that side of the split has no pictures.
 
+    val, test: the metrics by name; where pictures have several labels, with those of each as `per_label`.
     val_logits, test_logits: of the best epoch's weights, in the order of the split.
     """
 
     best_epoch: int
     epochs: int
     steps: int
-    val: dict[str, float] | None
-    test: dict[str, float] | None
+    val: dict[str, Any] | None
+    test: dict[str, Any] | None
     test_logits: Tensor | None
     val_logits: Tensor | None = None
 
@@ -57,6 +59,7 @@ def fit(
     precision: Precision,
     accumulate_batches: int,
     clip_norm: float | None,
+    monitor_gradients: bool = False,
 ) -> Fitted:
     """Train, keep the best epoch, and evaluate the test split once with it.
 
@@ -86,6 +89,7 @@ def fit(
                 Curves(writer, folder / "metrics.csv"),
                 checkpoints,
                 Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
+                *([GradientMonitor(writer, console)] if monitor_gradients else []),
             ],
         )
         with _told_apart(checkpoints):
@@ -94,15 +98,19 @@ def fit(
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
+            val = _of_side("val", checkpoints.metrics) or None
+            if val and classifier.labels:
+                trainer.validate(classifier, batches, verbose=False)
+                val |= {"per_label": classifier.per_label("val")}
             test = logits = None
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
                 test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
-    val = _of_side("val", checkpoints.metrics) or None
+                test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
     return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
 
 
-def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
+def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
     ending = f"/{side}"
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 

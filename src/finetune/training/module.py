@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.data.module import Batch
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
+from finetune.training import metrics
 from finetune.training.losses import Loss
 from finetune.training.optim import Schedule
 
@@ -26,28 +27,43 @@ def not_finite(what: str, value: float, epoch: int) -> RunError:
 
 
 class Sums:
-    """Loss and right answers of an epoch's batches, kept on the device until their means are asked for."""
+    """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
 
-    def __init__(self) -> None:
+    several: pictures have several labels each, so that an answer is all of a picture's logits.
+    """
+
+    def __init__(self, several: bool = False) -> None:
+        self.several = several
         self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
         self.counts: list[int] = []
+        self.answers: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.found: dict[str, float] = {}
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        chosen = labels if labels.ndim == 1 else labels.argmax(1)
         self.losses.append(loss.detach())
-        self.correct.append((logits.detach().argmax(1) == chosen).sum())
         self.counts.append(len(labels))
+        if self.several:
+            self.answers.append(logits.detach())
+            self.labels.append(labels)
+        else:
+            chosen = labels if labels.ndim == 1 else labels.argmax(1)
+            self.answers.append(logits.detach().argmax(1) == chosen)
+            self.labels.append(chosen)
+        self.found = {}
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """The answers and labels of all batches, on the CPU."""
+        return torch.cat(self.answers).cpu(), torch.cat(self.labels).cpu()
 
     def means(self) -> dict[str, float]:
-        """Loss and accuracy per picture."""
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
-        correct = torch.stack(self.correct).cpu()
-        return {
-            "loss": float((losses * counts).sum() / counts.sum()),
-            "accuracy": float(correct.sum() / counts.sum()),
-        }
+        """Loss, accuracy and the like per picture."""
+        if not self.found:
+            counts = torch.tensor(self.counts, dtype=torch.float64)
+            losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
+            judge = metrics.several_labels if self.several else metrics.one_class
+            self.found = {"loss": float((losses * counts).sum() / counts.sum()), **judge(*self.all())}
+        return self.found
 
 
 class Classifier(pl.LightningModule):
@@ -59,6 +75,7 @@ class Classifier(pl.LightningModule):
         frozen: what stays constant and in eval mode.
         optimizer: made once, over what trains.
         schedule: factor on the rates at each optimiser step.
+        labels: names of the outputs, where a picture has any number of labels.
     """
 
     def __init__(
@@ -69,10 +86,12 @@ class Classifier(pl.LightningModule):
         loss: Loss,
         optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model, self.network = model, network
         self.frozen, self.loss, self.make_optimizer, self.schedule = frozen, loss, optimizer, schedule
+        self.labels = labels
         self.sums: dict[str, Sums] = {}
         self.logits: list[Tensor] = []
         self.train()
@@ -92,7 +111,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {"train": Sums()}
+        self.sums = {"train": Sums(bool(self.labels))}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         try:
@@ -110,7 +129,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.sums["val"] = Sums()
+        self.sums["val"] = Sums(bool(self.labels))
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._judge("val", batch)
@@ -119,7 +138,7 @@ class Classifier(pl.LightningModule):
         self.check_finite("the validation loss", self.sums["val"].means()["loss"])
 
     def on_test_epoch_start(self) -> None:
-        self.sums, self.logits = {"test": Sums()}, []
+        self.sums, self.logits = {"test": Sums(bool(self.labels))}, []
 
     def test_step(self, batch: Batch, index: int) -> None:
         self.logits.append(self._judge("test", batch)[1].cpu())
@@ -145,6 +164,10 @@ class Classifier(pl.LightningModule):
         return {
             f"{name}/{side}": mean for side, sums in self.sums.items() for name, mean in sums.means().items()
         }
+
+    def per_label(self, side: str) -> dict[str, dict[str, float]]:
+        """What the current epoch's answers come to for each label, where pictures have several."""
+        return metrics.per_label(*self.sums[side].all(), self.labels)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """What of the model is not frozen, under the model's own names."""
