@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -27,6 +28,7 @@ from finetune.door import (
 )
 from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
+from finetune.sweep.plans import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,28 +46,50 @@ class Job:
     def __init__(self) -> None:
         self.began = False
         self.codes: list[int] = []
+        self.plans: list[Plan] = []
 
-    def __call__(self, config: DictConfig) -> float | None:
+    def __call__(self, config: DictConfig) -> float | Plan | None:
+        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
         self.began = True
-        console = Console(soft_wrap=True)
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        if sweep:
-            console.print(f"\n[bold]job {HydraConfig.get().job.num}[/]  ", end="")
-            console.print(" ".join(HydraConfig.get().overrides.task), markup=False, highlight=False)
-        code, result = guarded(lambda: _run(settings_of(config), folder, console))
-        # In a sweep a wrong request is a failed job like any other.
-        self.codes.append(1 if sweep and code == 2 else code)
-        if code >= 128:
-            raise SystemExit(code)  # an interrupt ends a sweep, too
-        return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        hydra_config = HydraConfig.get()
+        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        if hydra_config.mode != RunMode.MULTIRUN:
+            code, result = guarded(lambda: _run(settings_of(config), folder))
+            self.codes.append(code)
+            return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task), None)
+        self.plans.append(plan)
+        try:
+            plan.settings = settings_of(config)
+        except RequestError as error:
+            plan.fail(error)
+        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
+            return plan
+        train_plans([plan])
+        return plan.accuracy
+
+    def code(self) -> int:
+        """The exit code of all that ran."""
+        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
 
 
-def _run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
+def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     import_torch()
     from finetune.run import run
 
-    return run(settings, folder, console)
+    return run(settings, folder, Console(soft_wrap=True))
+
+
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    if all(plan.ended for plan in plans):
+        return
+    import_torch()
+    from finetune.sweep.train import train_all
+
+    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
+    if code:
+        raise SystemExit(code)
 
 
 def train() -> NoReturn:
@@ -83,7 +107,7 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    sys.exit(max(job.codes, default=0))
+    sys.exit(job.code())
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, one_line
 from finetune.settings import SECTIONS, Settings, configs_folder, no_such_knob, validate
 
 
@@ -120,11 +120,6 @@ def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
         code, line = 130, "interrupted"
     print(f"error: {line}", file=sys.stderr)
     return code, None
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(error).splitlines())
 
 
 def refusal(error: BaseException, overrides: Sequence[str]) -> str:

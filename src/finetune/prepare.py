@@ -220,8 +220,21 @@ def read_pictures(
 def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
     """The network with its loss, optimiser and schedule."""
     name, options, groups = optimizer_groups(settings, model)
-    steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
-    schedule = optim.schedule(
+    return Classifier(
+        model.network,
+        ready.network,
+        model.frozen,
+        make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
+        lambda: optim.build(name, groups, **options),
+        make_schedule(settings, len(batches.train_dataloader())),
+        ready.dataset.classes if ready.dataset.multi_label else (),
+    )
+
+
+def make_schedule(settings: Settings, batches: int) -> optim.Schedule:
+    """The schedule over epochs of so many batches."""
+    steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
+    return optim.schedule(
         settings.schedule,
         min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
         steps_per_epoch,
@@ -229,22 +242,18 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         settings.step_epochs,
         settings.step_gamma,
     )
-    return Classifier(
-        model.network,
-        ready.network,
-        model.frozen,
-        make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
-        lambda: optim.build(name, groups, **options),
-        schedule,
-        ready.dataset.classes if ready.dataset.multi_label else (),
-    )
 
 
 def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
     """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
-    balanced = settings.class_weights == "balanced"
-    weights = losses.balanced_weights(train_labels, outputs) if balanced else None
+    weights = make_class_weights(settings, train_labels, outputs)
     return losses.build(settings.loss, settings.label_smoothing, weights)
+
+
+def make_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:
+    """What each class weighs in the loss, (outputs,); None where all weigh the same."""
+    balanced = settings.class_weights == "balanced"
+    return losses.balanced_weights(train_labels, outputs) if balanced else None
 
 
 def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:

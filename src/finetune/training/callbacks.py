@@ -100,16 +100,21 @@ class Curves(pl.Callback):
         epoch, step = trainer.current_epoch + 1, trainer.global_step
         norm = float(torch.stack(self.norms).mean())
         values = pl_module.metrics() | self.rates | {"gradient_norm": norm}
-        for name, value in {**values, "epoch": epoch}.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-        row = {"epoch": epoch, "step": step, **values}
-        new = not self.table.exists()
-        with self.table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        write_point(self.writer, self.table, epoch, step, values)
 
     def on_exception(self, *args: Any) -> None:
         self.writer.close()
+
+
+def write_point(writer: SummaryWriter, table: Path, epoch: int, step: int, values: dict[str, float]) -> None:
+    """An epoch's values as points in TensorBoard and as a row in metrics.csv."""
+    for name, value in {**values, "epoch": epoch}.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
+    row = {"epoch": epoch, "step": step, **values}
+    new = not table.exists()
+    with table.open("a", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, list(row))
+        if new:
+            rows.writeheader()
+        rows.writerow(row)

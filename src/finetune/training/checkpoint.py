@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune.atomic import write_atomically
+from finetune.atomic import linked, write_atomically
 from finetune.errors import RunError
 
 
@@ -73,21 +72,11 @@ class Checkpoints(pl.Callback):
         if self.best is None or score is None or score > self.best:
             self.best, self.best_epoch, self.metrics = score, epoch, metrics
             trainer.save_checkpoint(self.folder / "best.ckpt")
-        if epoch != self.best_epoch or not self._link_last_to_best():
+        if epoch != self.best_epoch or not linked(self.folder / "best.ckpt", self.folder / "last.ckpt"):
             trainer.save_checkpoint(self.folder / "last.ckpt")
         self.saved = epoch
         if self.patience is not None and epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
-
-    def _link_last_to_best(self) -> bool:
-        """Give the best epoch's file its second name; False on file systems where files have only one."""
-        part = self.folder / f".last.ckpt.{uuid4().hex}"
-        try:
-            part.hardlink_to(self.folder / "best.ckpt")
-            part.replace(self.folder / "last.ckpt")
-        except OSError:
-            return False
-        return True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -117,7 +117,7 @@ def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
 
-class _Signal(BaseException):
+class Signal(BaseException):
     """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
 
     def __init__(self, number: int) -> None:
@@ -128,9 +128,9 @@ class _Signal(BaseException):
 def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
     try:
-        with _signals():
+        with signals():
             yield
-    except _Signal as received:
+    except Signal as received:
         name = signal.Signals(received.number).name
         raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
     except RunError as error:
@@ -143,8 +143,8 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise _Signal, the first one only: what follows it may tidy up."""
+def signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Signal, the first one only: what follows it may tidy up."""
     if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
         yield
         return
@@ -154,7 +154,7 @@ def _signals() -> Iterator[None]:
         nonlocal received
         if not received:
             received = True
-            raise _Signal(number)
+            raise Signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

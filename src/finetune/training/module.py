@@ -19,6 +19,14 @@ from finetune.training.losses import Loss
 from finetune.training.optim import Schedule
 
 
+def not_finite(what: str, value: float, epoch: int) -> RunError:
+    """The error of a training whose numbers have left the range of floats."""
+    return RunError(
+        f"{what} became {value} in epoch {epoch}, expected a finite number;"
+        " try a smaller optimizer.lr or trainer.clip_norm=1"
+    )
+
+
 class Sums:
     """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
 
@@ -156,10 +164,7 @@ class Classifier(pl.LightningModule):
     def check_finite(self, what: str, value: float) -> None:
         """Raise RunError where a number of the current epoch is infinite or none."""
         if not math.isfinite(value):
-            raise RunError(
-                f"{what} became {value} in epoch {self.current_epoch + 1}, expected a finite number;"
-                " try a smaller optimizer.lr or trainer.clip_norm=1"
-            )
+            raise not_finite(what, value, self.current_epoch + 1)
 
     def metrics(self) -> dict[str, float]:
         """The current epoch's means, as loss/train, accuracy/train, loss/val, accuracy/val or the test's."""
