@@ -14,8 +14,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, compose, guarded, import_torch, refusal, settings_of
+from finetune.door import at_once, compose, guarded, import_torch, one_line, refusal, settings_of
+from finetune.errors import RequestError
 from finetune.settings import Settings, configs_folder
+from finetune.sweep import begun, tables
+from finetune.sweep.jobs import find_sweep, refuse
+from finetune.sweep.leaderboard import compare
 
 if TYPE_CHECKING:
     from finetune.model.assemble import Model
@@ -45,7 +49,7 @@ class Job:
         if sweep:
             console.print(f"\n[bold]job {HydraConfig.get().job.num}[/]  ", end="")
             console.print(" ".join(HydraConfig.get().overrides.task), markup=False, highlight=False)
-        code, result = guarded(lambda: _run(settings_of(config), folder, console))
+        code, result = guarded(lambda: _job(config, folder, console, sweep))
         # In a sweep a wrong request is a failed job like any other.
         self.codes.append(1 if sweep and code == 2 else code)
         if code >= 128:
@@ -53,16 +57,23 @@ class Job:
         return None if result is None or result["val"] is None else result["val"]["accuracy"]
 
 
-def _run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
-    import_torch()
-    from finetune.run import run
+def _job(config: DictConfig, folder: Path, console: Console, sweep: bool) -> dict[str, Any]:
+    try:
+        settings = settings_of(config)
+        import_torch()
+        from finetune.run import run
 
-    return run(settings, folder, console)
+        return run(settings, folder, console)
+    except RequestError as error:
+        if sweep:
+            refuse(folder, one_line(error))
+        raise
 
 
 def train() -> NoReturn:
     """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
     job = Job()
+    begun.Begun.config = None  # an earlier one in this process
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:
@@ -75,7 +86,30 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    sys.exit(max(job.codes, default=0))
+    except SystemExit:  # interrupted
+        _end_sweep()
+        raise
+    sys.exit(max([_end_sweep(), *job.codes]))
+
+
+def _end_sweep() -> int:
+    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
+
+    Jobs that ran in other processes or on other machines are known by their folders alone.
+    """
+    folder = begun.folder()
+    if folder is None:
+        return 0
+    code, finished = guarded(lambda: _leaderboard(folder))
+    return code or int(not finished)
+
+
+def _leaderboard(folder: Path) -> bool:
+    """Write and show a leaderboard; whether every job finished."""
+    board = compare(folder)
+    tables.write(board)
+    tables.show(board, Console())
+    return not board.others
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)
@@ -144,6 +178,13 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
+    """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
+    code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
+    sys.exit(code)
 
 
 def main() -> None:

@@ -18,13 +18,7 @@ from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
-
-
-def say(console: Console, word: str, text: str) -> None:
-    """One line: a word of eight letters at most, then what there is to say."""
-    style = "yellow" if word == "warning" else "bold"
-    console.print(f"[{style}]{word:<8}[/] ", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+from finetune.report.say import say
 
 
 def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:
