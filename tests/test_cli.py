@@ -110,7 +110,7 @@ def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
     assert "error: model=resnet19: expected a classification model" in ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
     states = [json.loads((sweep / str(job) / "summary.json").read_text())["status"] for job in range(4)]
-    assert states == ["refused", "refused", "finished", "refused"]  # no outputs in 0 and 1, no model in 3
+    assert states == ["failed", "failed", "finished", "failed"]  # no outputs in 0 and 1, no model in 3
     assert all((sweep / str(job) / ".hydra" / "overrides.yaml").exists() for job in range(4))
     assert (tmp_path / "outputs" / "latest").read_text().strip() == str((sweep / "2").relative_to(tmp_path))
 

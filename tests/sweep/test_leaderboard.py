@@ -14,6 +14,12 @@ import pytest
 from ended import Ended
 from rich.console import Console
 from runs import QUICK, summary_of
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
 from finetune.errors import RequestError
 from finetune.sweep.jobs import find_sweep
@@ -77,7 +83,7 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> Non
 
 def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> None:
     job(tmp_path, 0, ["lr=1"], {"status": "failed", "reason": "the loss is not finite"})
-    job(tmp_path, 1, ["lr=-1"], {"status": "refused", "reason": "lr=-1: expected a number above 0"})
+    job(tmp_path, 1, ["lr=-1"], {"status": "failed", "reason": "lr=-1: expected a number above 0"})
     job(tmp_path, 2, ["lr=2"], finished(0.5))
     running = job(tmp_path, 3, ["lr=3"])
     (running / "settings.json").write_text('{"epochs": 20}')
@@ -87,12 +93,12 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
     told = [(one.folder.name, one.status, one.reason) for one in board.others]
     assert told == [
         ("0", "failed", "the loss is not finite"),
-        ("1", "refused", "lr=-1: expected a number above 0"),
+        ("1", "failed", "lr=-1: expected a number above 0"),
         ("3", "unfinished", "2 of 20 epochs so far"),
         ("4", "unfinished", "not begun"),
     ]
     lines = list(csv.DictReader(io.StringIO(as_csv(board))))
-    assert [line["status"] for line in lines] == ["finished", "failed", "refused", "unfinished", "unfinished"]
+    assert [line["status"] for line in lines] == ["finished", "failed", "failed", "unfinished", "unfinished"]
     assert lines[1]["rank"] == ""
     text = shown(tmp_path)
     assert "failed   job 0 (lr=1): the loss is not finite\n" in text
@@ -142,7 +148,33 @@ def test_what_is_no_sweep_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         compare(tmp_path)
 
 
-def test_a_sweep_ends_with_its_leaderboard(
+def hparams_page(sweep: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """What TensorBoard's HPARAMS page shows of a folder: the settings' order, and a line for each run."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(sweep))
+    runs.Reload()
+    context = RequestContext()
+    backend = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(sweep))))
+    metadata = backend.hparams_metadata(context, "")
+    experiment = backend.experiment_from_metadata(context, "", True, metadata, [])
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=100,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING],
+        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+    )
+    groups = list_session_groups.Handler(context, backend, "", request).run().session_groups
+    lines = [
+        {
+            "run": group.sessions[0].name,
+            "lr": group.hparams["optimizer.lr"].number_value,
+            "seed": group.hparams["seed"].number_value,
+            **{metric.name.tag: metric.value for metric in group.metric_values},
+        }
+        for group in groups
+    ]
+    return [info.name for info in experiment.hparam_infos], lines
+
+
+def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
     train: Command, command: Command, few_pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").symlink_to(few_pictures)
@@ -151,7 +183,7 @@ def test_a_sweep_ends_with_its_leaderboard(
     assert ended.err.count("error: optimizer.lr=0: expected a number above 0") == 2
     (sweep,) = Path("outputs/sweeps").glob("*/*")
     lines = list(csv.DictReader((sweep / "leaderboard.csv").open()))
-    assert [line["status"] for line in lines] == ["finished"] * 2 + ["refused"] * 2
+    assert [line["status"] for line in lines] == ["finished"] * 2 + ["failed"] * 2
     for line in lines[:2]:
         summaries = [summary_of(sweep / number) for number in line["jobs"].split()]
         for side in ("val", "test"):
@@ -161,7 +193,16 @@ def test_a_sweep_ends_with_its_leaderboard(
                 assert float(line[f"{side}_{name}_std"]) == pytest.approx(statistics.stdev(values))
     assert float(lines[0]["val_accuracy"]) >= float(lines[1]["val_accuracy"])
     assert f"best     {lines[0]['best_run']}: optimizer.lr=" in ended.out
-    assert "refused  job 2 (optimizer.lr=0 seed=0): optimizer.lr=0: expected a number above 0" in ended.out
+    assert "failed   job 2 (optimizer.lr=0 seed=0): optimizer.lr=0: expected a number above 0" in ended.out
+    settings, runs = hparams_page(sweep)
+    assert settings[:2] == ["optimizer.lr", "seed"]  # what differs stands first
+    assert len(runs) == 4
+    for run in runs:
+        summary = summary_of(sweep / run["run"].partition("/")[0])
+        assert run["seed"] == summary["seed"]
+        for side in ("val", "test"):
+            assert run[f"hp/{side}_accuracy"] == pytest.approx(summary[side]["accuracy"])
+    assert {(run["lr"], run["seed"]) for run in runs} == {(0.1, 0), (0.1, 1), (0.001, 0), (0.001, 1)}
     (sweep / "leaderboard.csv").unlink()
     again = command("leaderboard", "latest")
     assert again.code == 0

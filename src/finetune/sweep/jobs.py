@@ -20,9 +20,9 @@ SWEEPS = Path("outputs") / "sweeps"
 class Job:
     """One job of a sweep.
 
-    overrides: what its command line would be, key by key. status: finished, failed, interrupted, refused (the
-    request was wrong) or unfinished (it waits, runs, or was killed). val, test: the metrics of a finished
-    one, None where there is no such split. seconds: how long it took.
+    overrides: what its command line would be, key by key. status: finished, failed, interrupted or unfinished
+    (it waits, runs, or was killed). val, test: the metrics of a finished one, None where there is no such
+    split. seconds: how long it took.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ def read_jobs(sweep: Path) -> list[Job]:
 def refuse(folder: Path, reason: str) -> None:
     """Say in a job's folder that its request was wrong, unless the folder holds a run."""
     if not (folder / "settings.json").exists():
-        text = json.dumps({"status": "refused", "reason": reason}, indent=2, ensure_ascii=False)
+        text = json.dumps({"status": "failed", "reason": reason}, indent=2, ensure_ascii=False)
         write_atomically(folder / "summary.json", lambda file: file.write(f"{text}\n".encode()))
 
 
