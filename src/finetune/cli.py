@@ -249,7 +249,9 @@ def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | Non
     temperature = 1.0 if raw else temperature_of(saved.summary)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading pictures", len(chosen.rows)) as advance:
-        evaluation = evaluate(predictor, chosen, settings.loss, temperature, advance)
+        evaluation = evaluate(
+            predictor, chosen, settings.data.bad_images, settings.loss, temperature, advance
+        )
     tables.show(console, chosen, evaluation, temperature)
     if out:
         tables.write(out, saved.folder, chosen, evaluation, temperature)
@@ -302,7 +304,8 @@ def _predict(
         tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
     tally.tell(console, predictor.form, temperature)
     if strict and tally.broken:
-        raise RunError(f"--strict: {tally.broken:,} pictures cannot be read, {tally.first} for one")
+        told = f"{tally.broken:,} of {tally.pictures:,} pictures cannot be read"
+        raise RunError(f"--strict: {told}; the first is {tally.first}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

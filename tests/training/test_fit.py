@@ -112,7 +112,8 @@ def test_modes_in_every_epoch(tmp_path: Path) -> None:
     frozen_before = {name: b.clone() for name, b in early.named_buffers()}
     late_before = late[1].running_mean.clone()
     training.fit(epochs=2)
-    train, val, test = [(False, False, True, True)] * 4, [(False,) * 4] * 2, [(False,) * 4] * 2
-    assert seen == [*train, *val, *train, *val, *test]
+    train, val = [(False, False, True, True)] * 4, [(False,) * 4] * 2
+    test, val_logits = val, val
+    assert seen == [*train, *val, *train, *val, *test, *val_logits]
     assert same(dict(early.named_buffers()), frozen_before)
     assert not torch.equal(late[1].running_mean, late_before)
