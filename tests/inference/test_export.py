@@ -22,6 +22,7 @@ from finetune.saved import open_run
 
 Command = Callable[..., Ended]
 Finished = Callable[..., Path]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("convnext_tiny", "timm/vit_tiny_patch16_224")]
 MODELS = ("resnet18", "mobilenet_v3_small", "timm/resnet18")
 
 
@@ -102,12 +103,11 @@ def test_with_hidden_layers_it_is_said_what_it_loads_into(finished: Finished, co
     own.load_state_dict(load_file("mine/model.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "model", ["resnet18", "mobilenet_v3_small", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v3_small", *SLOW])
 def test_onnx_takes_batches_of_any_size(finished: Finished, command: Command, model: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    run = finished(f"model={model}")
+    size = 224 if "vit" in model else 32  # a vision transformer's own
+    run = finished(f"model={model}", f"data.image_size={size}")
     Path("pictures").symlink_to(run.parent / "pictures")
     ended = command("export", str(run), "--format", "onnx", "--out", "mine.onnx")
     assert ended.code == 0, ended.err
@@ -117,11 +117,12 @@ def test_onnx_takes_batches_of_any_size(finished: Finished, command: Command, mo
     assert b"/site-packages/" not in Path("mine.onnx").read_bytes()  # no paths of the machine that wrote it
     session = onnxruntime.InferenceSession("mine.onnx")
     for count in (1, 7):
-        (found,) = session.run(["logits"], {"pictures": some(count).numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), expected(run, some(count)), rtol=0, atol=1e-4)
+        inputs = some(count, size)
+        (found,) = session.run(["logits"], {"pictures": inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected(run, inputs), rtol=0, atol=1e-4)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["labels"]) == ["blue", "green", "red"]
-    assert json.loads(about["preprocessing"])["crop_size"] == 32
+    assert json.loads(about["preprocessing"])["crop_size"] == size
 
 
 def test_softmax_gives_calibrated_probabilities(run: Path, command: Command) -> None:
