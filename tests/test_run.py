@@ -45,7 +45,9 @@ def test_the_main_job(tmp_path: Path) -> None:
     assert summary["weights"]["requested"] == "bundled"
     assert summary["parameters"] == {"total": 11_181_642, "trainable": 5_130}
     assert summary["frozen_proof"]["tensors"] == 120
-    assert sum(summary["data"][side] for side in sources.SPLITS) == len(sources._clipart().images)
+    assert sum(summary["data"][side] for side in sources.SPLITS) == len(
+        sources.load("clipart", None, 0, 0).images
+    )
     for told in (
         "bundled",
         "11,176,512 of 11,181,642 parameters are frozen",

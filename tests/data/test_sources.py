@@ -11,7 +11,9 @@ from PIL import Image
 from privilege import without_privilege
 
 from finetune.data import sources
-from finetune.data.sources import CLIPART, Dataset, load
+from finetune.data.dataset import Dataset
+from finetune.data.sources import load
+from finetune.data.sources.builtin import CLIPART
 from finetune.errors import RequestError
 
 

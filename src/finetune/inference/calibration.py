@@ -67,3 +67,9 @@ def calibrate(
         "log_loss_before": before.log_loss,
         "log_loss_after": after.log_loss,
     }
+
+
+def temperature_of(summary: dict[str, Any] | None) -> float:
+    """What a run's logits are to be divided by; 1 where nothing was fitted."""
+    calibration = (summary or {}).get("calibration")
+    return calibration["temperature"] if calibration else 1.0

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from finetune.atomic import write_atomically
+from finetune.data.dataset import Picture
 from finetune.data.images import BrokenPicture, decode
-from finetune.data.sources import Picture
 from finetune.inference.metrics import PerClass, bins, calibration_error, per_class
 from finetune.report import charts, predictions
 from finetune.report.predictions import Prediction
