@@ -20,6 +20,7 @@ from PIL import Image
 from runs import QUICK, newest, summary_of, trained
 from scipy.stats import binomtest
 
+from finetune.data.dataset import Stored
 from finetune.report import page, predictions
 
 Command = Callable[..., Ended]
@@ -151,13 +152,33 @@ def test_pictures_that_are_gone_are_said_to_be(run: Path, monkeypatch: pytest.Mo
     assert "no longer there" in told.text
 
 
-def test_a_picture_without_a_file_is_found_by_its_number() -> None:
+def test_pictures_without_files_are_found_by_their_names() -> None:
     grey = np.full((8, 8), 200, dtype=np.uint8)
-    image = page.thumbnail("#1", [np.zeros((8, 8), dtype=np.uint8), grey])
-    assert image is not None
-    assert image.startswith("data:image/jpeg;base64,")
-    assert image != page.thumbnail("#0", [np.zeros((8, 8), dtype=np.uint8), grey])
-    assert page.thumbnail("#1", []) is None
+    stored = Stored("shard.tar/1.png", lambda: np.zeros((8, 8), dtype=np.uint8))
+    pictures = [Path("a.png"), grey, stored]
+    light, dark, gone = page.thumbnails(["#1", "shard.tar/1.png", "a.png"], pictures)
+    assert light is not None
+    assert light.startswith("data:image/jpeg;base64,")
+    assert dark is not None
+    assert dark != light
+    assert gone is None
+    assert page.thumbnails(["#1"], []) == [None]
+
+
+def test_several_labels_a_picture_have_figures_of_their_own(command: Command, few_pictures: Path) -> None:
+    rows = [(path, path.parent.name) for path in few_pictures.rglob("*.png")]
+    with Path("table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label"))
+        table.writerows((path, f"{name}|<b>noise" if name != "red" else name) for path, name in rows)
+    knobs = [knob for knob in QUICK if not knob.startswith("data.root")]
+    ended = command("train", *knobs, "data=csv", "data.root=table.csv", "loss=bce")
+    assert ended.code == 0, ended.err
+    told = Page(newest())
+    found = summary_of(newest())["test"]["map"]
+    assert f"mean average precision of {found * 100:.1f} % on" in told.text
+    assert "<b>noise" in told.words
+    assert "Label by label" in told.text
 
 
 def test_without_test_pictures_validation_is_told(tmp_path: Path, few_pictures: Path) -> None:
