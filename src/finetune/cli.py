@@ -337,21 +337,22 @@ def _cache(folder: Path, clear: bool) -> None:
 
 @app.command()
 def export(
-    run: str = typer.Argument(..., help="A run's folder, or latest."),
-    format: str = typer.Option(
-        "safetensors", "--format", help="safetensors, onnx or torch (a .pt2 program)."
-    ),
-    out: str = typer.Option(None, "--out", help="A file or a folder; else export/ in the run's folder."),
-    softmax: bool = typer.Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
+    run: RunArgument,
+    format: Annotated[str, typer.Option(help="safetensors, onnx or torch (a .pt2 program).")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="A file or a folder; else export/ in the run's.")] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="Calibrated probabilities in place of logits.")
+    ] = False,
 ) -> None:
     """Write a run's model for other programs: finetune export latest --format onnx."""
     code, _ = guarded(lambda: _export(run, format, out, softmax))
     sys.exit(code)
 
 
-def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
+def _export(run: str, kind: str, out: Path | None, softmax: bool) -> None:
     import_torch()
     from finetune.inference import export as exports
+    from finetune.inference.calibration import temperature_of
     from finetune.prepare import find_data
     from finetune.report.terminal import say
     from finetune.saved import open_run
@@ -366,7 +367,7 @@ def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
         except RequestError as gone:
             say(console, "note", f"the run's pictures are not there ({gone})")
     inputs, what = exports.examples(dataset, saved.preprocessing)
-    temperature = exports.temperature_of(saved) or 1.0
+    temperature = temperature_of(saved.summary)
     difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
     say(console, "export", str(target))
     if softmax:
@@ -378,7 +379,7 @@ def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
 
 
 @app.command()
-def report(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
+def report(run: RunArgument) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     code, _ = guarded(lambda: _report(run))
     sys.exit(code)

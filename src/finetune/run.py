@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from finetune.atomic import linked
+from finetune.inference.calibration import temperature_of
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
@@ -99,7 +100,7 @@ def finish(
         dataset,
         {"val": fitted.val_logits, "test": fitted.test_logits},
         prepared.settings.loss,
-        (summary["calibration"] or {"temperature": 1.0})["temperature"],
+        temperature_of(summary),
     )
     if not page.of_sweep(prepared.folder):
         page.write(prepared.folder, summary, dataset.images)

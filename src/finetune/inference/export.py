@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from finetune.atomic import write_atomically
 from finetune.data.augment import Prepare
+from finetune.data.dataset import Dataset
 from finetune.data.images import Reader
-from finetune.data.sources import Dataset
 from finetune.errors import RequestError, RunError
-from finetune.model import head as heads
 from finetune.model.weights import Preprocessing
 from finetune.report.folder import write_json
 from finetune.saved import Saved
@@ -45,7 +44,7 @@ class Exported(nn.Module):
         return logits if self.temperature is None else torch.softmax(logits / self.temperature, 1)
 
 
-def target_of(saved: Saved, kind: str, out: str | None, softmax: bool) -> Path:
+def target_of(saved: Saved, kind: str, out: Path | None, softmax: bool) -> Path:
     """The file to write: `out`, a file or a folder, or `export/model.<ending>` in the run's folder.
 
     Raises:
@@ -67,7 +66,7 @@ def target_of(saved: Saved, kind: str, out: str | None, softmax: bool) -> Path:
             f"--softmax: expected a run with loss=cross_entropy; the outputs of loss={saved.settings.loss}"
             " are not the logits of classes that exclude each other"
         )
-    path = saved.folder / "export" if out is None else Path(out)
+    path = out or saved.folder / "export"
     if path.suffix == ENDINGS[kind] and not path.is_dir():
         return path
     if path.suffix in ENDINGS.values():
@@ -91,12 +90,6 @@ def examples(dataset: Dataset | None, preprocessing: Preprocessing, most: int = 
             return prepare.normalise(torch.stack(decoded)).contiguous(), f"{several} of {dataset.name}"
     noise = torch.randn(most, 3, size, size, generator=torch.Generator().manual_seed(0))
     return noise, f"{most} random inputs"
-
-
-def temperature_of(saved: Saved) -> float | None:
-    """The temperature that was fitted on validation (Guo et al. 2017); None where none was."""
-    calibration = (saved.summary or {}).get("calibration")
-    return None if calibration is None else calibration["temperature"]
 
 
 def write(
@@ -205,7 +198,7 @@ def loads_into(saved: Saved) -> str:
     head = network.get_submodule(saved.head)
     options: dict[str, Any] = {}
     if isinstance(head, nn.Linear | nn.Conv2d):
-        options["num_classes"] = heads.outputs(network, saved.head)
+        options["num_classes"] = saved.outputs
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "transform_input": True}
     if getattr(network, "image_size", 224) != 224:  # a vision transformer of torchvision

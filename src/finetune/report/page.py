@@ -59,6 +59,7 @@ def write(folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture])
         "command": _command(folder),
         "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
         "result": side and _result([one for one in answers if one.split == side], side, summary, pictures),
+        "labels": _labels(summary),
         "skipped": _skipped(folder / "skipped.csv"),
         "time": _time(summary),
         "saved": _saved(summary),
@@ -114,7 +115,7 @@ def _result(
     present = [row for row in table if row.pictures]
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
-    right = len(answers) - len(wrong)
+    right, shown = len(answers) - len(wrong), wrong[:MISTAKES]
     return {
         "side": SIDES[side],
         "pictures": len(answers),
@@ -130,7 +131,7 @@ def _result(
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary),
         "wrong": len(wrong),
-        "mistakes": [(one, thumbnail(one.picture, pictures)) for one in wrong[:MISTAKES]],
+        "mistakes": [*zip(shown, thumbnails([one.picture for one in shown], pictures), strict=True)],
     }
 
 
@@ -152,16 +153,41 @@ def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> d
     }
 
 
-def thumbnail(picture: str, pictures: Sequence[Picture]) -> str | None:
-    """A picture as the model's crop shows it, as a data URI; None where it cannot be read any more."""
-    source = pictures[int(picture[1:])] if picture.startswith("#") and pictures else Path(picture)
+def thumbnails(names: Sequence[str], pictures: Sequence[Picture]) -> list[str | None]:
+    """Pictures by their names in predictions.csv, cropped as the model sees them, as data URIs.
+
+    pictures: the data set's, among which those are found that are no files. None where one cannot be read.
+    """
+    found = {
+        name: picture
+        for index, picture in enumerate(pictures)
+        if not isinstance(picture, Path) and (name := predictions.name_of(picture, index)) in names
+    }
+    return [_thumbnail(found.get(name, Path(name))) for name in names]
+
+
+def _thumbnail(picture: Picture) -> str | None:
     try:
-        pixels = decode(source, THUMBNAIL, THUMBNAIL, "bilinear")
+        pixels = decode(picture, THUMBNAIL, THUMBNAIL, "bilinear")
     except BrokenPicture:
         return None
     stored = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stored, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
+
+
+def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run came to where a picture may have several labels; None elsewhere."""
+    side = next((side for side in SIDES if "per_label" in (summary[side] or {})), None)
+    if side is None:
+        return None
+    table = [{"name": name, **numbers} for name, numbers in summary[side]["per_label"].items()]
+    return {
+        **summary[side],
+        "side": SIDES[side],
+        "pictures": summary["data"][side],
+        "table": sorted(table, key=lambda row: (row["average_precision"], row["name"])),
+    }
 
 
 def _curves(file: Path, best: int) -> list[tuple[str, Any]]:

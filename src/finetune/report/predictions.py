@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from finetune.atomic import write_atomically
-from finetune.data.sources import Dataset
+from finetune.data.dataset import Dataset, Picture
 from finetune.errors import RequestError
 from finetune.inference.metrics import probabilities
 
@@ -22,7 +23,7 @@ FILE = "predictions.csv"
 class Prediction:
     """One answer.
 
-    picture: its file, or `#12` for the twelfth picture of data without files, counted from 0.
+    picture: as `name_of` has it.
     probability: of the answer, with the run's temperature; uncalibrated: without it.
     """
 
@@ -43,7 +44,7 @@ def write(
 ) -> None:
     """Write the answers for each side of the split that has logits (N, outputs), in the order of the split.
 
-    Data with label vectors has no classes to answer with, and gets no file.
+    Data with label vectors has no single class to answer with, and gets no file.
 
     Raises:
         RunError: the file cannot be written.
@@ -75,12 +76,17 @@ def _predictions(
         picture, answer = dataset.images[index], chosen[row]
         yield Prediction(
             side,
-            str(picture) if isinstance(picture, Path) else f"#{index}",
+            name_of(picture, int(index)),
             classes[int(dataset.labels[index])],
             classes[answer] if answer < len(classes) else f"output {answer}",
             round(sure[row], 6),
             round(raw[row], 6),
         )
+
+
+def name_of(picture: Picture, index: int) -> str:
+    """A picture's file, its name in an archive or, where it has neither, its place in the data set as `#12`."""
+    return f"#{index}" if isinstance(picture, np.ndarray) else str(picture)
 
 
 def read(folder: Path) -> list[Prediction]:
