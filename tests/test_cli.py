@@ -50,6 +50,7 @@ finally:
         ("finetune.cli.main", "train", "--help"),
         ("finetune.cli.main", "inspect", "--help"),
         ("finetune.cli.main", "inspect", "epochs=0"),
+        ("finetune.cli.main", "leaderboard", "latest"),
     ],
 )
 def test_torch_is_not_imported_for(arguments: tuple[str, ...]) -> None:
@@ -141,7 +142,9 @@ def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path
     train("-m", "epochs=0", "seed=0,1,2")
     assert len(list(tmp_path.glob("outputs/2*/*"))) == 1
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == [
+        *("0", "1", "2", "leaderboard.csv", "leaderboard.md", "multirun.yaml")
+    ]
 
 
 def test_ctrl_c_while_preparing_ends_with_130_and_one_line(tmp_path: Path) -> None:

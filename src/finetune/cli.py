@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,9 +16,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, check_picture, compose, guarded, import_torch, refusal, settings_of
+from finetune.door import (
+    at_once,
+    check_picture,
+    compose,
+    guarded,
+    import_torch,
+    override,
+    refusal,
+    settings_of,
+)
 from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
+from finetune.sweep import begun, tables
+from finetune.sweep.jobs import find_sweep
+from finetune.sweep.leaderboard import compare
 from finetune.sweep.plans import Plan
 
 app = typer.Typer(
@@ -85,6 +98,7 @@ def train_plans(plans: Sequence[Plan]) -> None:
 def train() -> NoReturn:
     """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
     job = Job()
+    begun.Begun.config = None  # an earlier one in this process
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:
@@ -97,7 +111,30 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    sys.exit(job.code())
+    except SystemExit:  # interrupted
+        _end_sweep()
+        raise
+    sys.exit(max(_end_sweep(), job.code()))
+
+
+def _end_sweep() -> int:
+    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
+
+    Jobs that ran in other processes or on other machines are known by their folders alone.
+    """
+    folder = begun.folder()
+    if folder is None:
+        return 0
+    code, finished = guarded(lambda: _leaderboard(folder))
+    return code or int(not finished)
+
+
+def _leaderboard(folder: Path) -> bool:
+    """Write and show a leaderboard; whether every job finished."""
+    board = compare(folder)
+    tables.write(board)
+    tables.show(board, Console())
+    return not board.others
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)
@@ -156,12 +193,13 @@ def explain(
 
 def _explain(run: str, paths: list[str], out: Path | None) -> None:
     import_torch()
+    from finetune.inference.paths import find
     from finetune.inspection import overlay
     from finetune.report.terminal import progress, say
     from finetune.saved import open_run
 
     console = Console(soft_wrap=True)
-    pictures, saved = overlay.pictures_at(paths), open_run(run)
+    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
     folder = out or saved.folder / "explain"
     with progress(console, "explain", len(pictures)) as advance:
         written = overlay.explain(saved, pictures, folder, advance)
@@ -171,6 +209,100 @@ def _explain(run: str, paths: list[str], out: Path | None) -> None:
     if written.bad:
         shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
         raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
+
+
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def evaluate(
+    context: typer.Context,
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Write all of it to this file, as JSON.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; test by default, all of other data than the run's."),
+    ] = None,
+    raw: Raw = False,
+) -> None:
+    """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
+    code, _ = guarded(lambda: _evaluate(run, context.args, out, split, raw))
+    sys.exit(code)
+
+
+def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
+    import_torch()
+    from finetune.inference import tables
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.evaluate import choose, evaluate
+    from finetune.inference.forward import Predictor
+    from finetune.prepare import find_data
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
+
+    tables.check(out)
+    console, saved = Console(soft_wrap=True), open_run(run)
+    settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
+    predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
+    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, split)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
+    with progress(console, "reading pictures", len(chosen.rows)) as advance:
+        evaluation = evaluate(predictor, chosen, settings.loss, temperature, advance)
+    tables.show(console, chosen, evaluation, temperature)
+    if out:
+        tables.write(out, saved.folder, chosen, evaluation, temperature)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for a list on stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Write to this .csv or .jsonl, not to stdout.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes a picture, the likeliest first.")] = 1,
+    raw: Raw = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 if a picture cannot be read.")
+    ] = False,
+    format: Annotated[str | None, typer.Option(help="csv or jsonl, whatever the file's extension.")] = None,
+) -> None:
+    """Classify pictures: finetune predict latest photographs --out classes.csv."""
+    try:
+        code, _ = guarded(lambda: _predict(run, paths, out, top, raw, strict, format))
+    except BrokenPipeError:  # whoever read has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _predict(
+    run: str, paths: list[str], out: Path | None, top: int, raw: bool, strict: bool, format: str | None
+) -> None:
+    import_torch("finetune.inference.predict")
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.forward import Predictor
+    from finetune.inference.paths import find
+    from finetune.inference.predict import format_of, predict
+    from finetune.report.terminal import progress
+    from finetune.saved import open_run
+
+    kind, pictures, saved = format_of(out, format), find(paths, sys.stdin), open_run(run)
+    predictor = Predictor(saved, saved.settings.precision)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    console = Console(stderr=True, soft_wrap=True)
+    # Rows and a bar on one terminal would be in each other's way.
+    total = pictures.total
+    bar = (
+        nullcontext(lambda _: None)
+        if not out and sys.stdout.isatty()
+        else progress(console, "predict", total)
+    )
+    with bar as advance:
+        tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
+    tally.tell(console, predictor.form, temperature)
+    if strict and tally.broken:
+        raise RunError(f"--strict: {tally.broken:,} pictures cannot be read, {tally.first} for one")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -198,6 +330,78 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def export(
+    run: str = typer.Argument(..., help="A run's folder, or latest."),
+    format: str = typer.Option(
+        "safetensors", "--format", help="safetensors, onnx or torch (a .pt2 program)."
+    ),
+    out: str = typer.Option(None, "--out", help="A file or a folder; else export/ in the run's folder."),
+    softmax: bool = typer.Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
+) -> None:
+    """Write a run's model for other programs: finetune export latest --format onnx."""
+    code, _ = guarded(lambda: _export(run, format, out, softmax))
+    sys.exit(code)
+
+
+def _export(run: str, kind: str, out: str | None, softmax: bool) -> None:
+    import_torch()
+    from finetune.inference import export as exports
+    from finetune.prepare import find_data
+    from finetune.report.terminal import say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    saved = open_run(run)
+    target = exports.target_of(saved, kind, out, softmax)
+    dataset = None
+    if kind != "safetensors":
+        try:
+            dataset = find_data(saved.settings)
+        except RequestError as gone:
+            say(console, "note", f"the run's pictures are not there ({gone})")
+    inputs, what = exports.examples(dataset, saved.preprocessing)
+    temperature = exports.temperature_of(saved) or 1.0
+    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
+    say(console, "export", str(target))
+    if softmax:
+        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
+    if difference is None:
+        say(console, "loads", f"into {exports.loads_into(saved)}")
+    else:
+        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+
+
+@app.command()
+def report(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
+    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    code, _ = guarded(lambda: _report(run))
+    sys.exit(code)
+
+
+def _report(run: str) -> None:
+    import_torch()
+    from finetune.prepare import find_data
+    from finetune.report import page
+    from finetune.saved import find, settings_of, summary_of
+
+    folder = find(run)
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+    try:
+        pictures = find_data(settings_of(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        pictures = []
+    print(page.write(folder, summary, pictures))
+
+
+def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
+    """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
+    code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
+    sys.exit(code)
 
 
 def main() -> None:

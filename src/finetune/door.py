@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import Interrupted, RequestError, RunError, one_line
-from finetune.settings import Settings, configs_folder, no_such_knob, validate
+from finetune.settings import SECTIONS, Settings, configs_folder, no_such_knob, validate
 
 
 def free_folder(wanted: str) -> str:
@@ -46,6 +47,36 @@ def compose(overrides: list[str]) -> Settings:
     except (HydraException, OmegaConfBaseException) as error:
         print(refusal(error, overrides), file=sys.stderr)
         sys.exit(2)
+
+
+def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> Settings:
+    """A run's settings with some changed as on the command line; ends the process where Hydra refuses it.
+
+    takes: the knobs and sections that may be changed.
+
+    Raises:
+        RequestError: a knob is not among them, or a value is wrong.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        print(refusal(error, overrides), file=sys.stderr)
+        sys.exit(2)
+    for one in parsed:
+        if one.key_or_group.partition(".")[0] not in takes:
+            raise RequestError(
+                f"{one.key_or_group}: expected {', '.join(takes)} here; the rest is the run's own"
+            )
+    config = OmegaConf.create(settings.model_dump())
+    groups = [one for one in parsed if one.key_or_group in SECTIONS]
+    if groups:
+        fresh = compose([str(one.input_line) for one in groups]).model_dump()
+        for one in groups:
+            config[one.key_or_group] = fresh[one.key_or_group]
+    for one in parsed:
+        if one not in groups:
+            OmegaConf.update(config, one.key_or_group, one.value())
+    return settings_of(config)
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -113,15 +144,15 @@ def refusal(error: BaseException, overrides: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def import_torch() -> None:
-    """Import what trains; late, so that a wrong knob is told at once.
+def import_torch(module: str = "finetune.run") -> None:
+    """Import what trains, or another module that needs torch; late, so that a wrong knob is told at once.
 
     Importing makes a million objects that stay. Told not to look through them again and again, the garbage
     collector costs a second less.
     """
     if "torch" not in sys.modules:
         gc.disable()
-        importlib.import_module("finetune.run")
+        importlib.import_module(module)
         gc.freeze()
         gc.enable()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from finetune.atomic import linked
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
-from finetune.report import terminal
+from finetune.report import page, predictions, terminal
 from finetune.report.tensorboard import Board
 from finetune.settings import Settings
 from finetune.summary import summarise
@@ -94,6 +94,15 @@ def finish(
     dataset = prepared.dataset
     test_labels = prepared.batches.labels[dataset.split["test"]]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
+    predictions.write(
+        prepared.folder,
+        dataset,
+        {"val": fitted.val_logits, "test": fitted.test_logits},
+        prepared.settings.loss,
+        (summary["calibration"] or {"temperature": 1.0})["temperature"],
+    )
+    if not page.of_sweep(prepared.folder):
+        page.write(prepared.folder, summary, dataset.images)
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary

@@ -6,13 +6,14 @@ import copy
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
@@ -59,7 +60,7 @@ def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: 
     return Form(dtype, compiled=compiled, batch=BATCHES[device])
 
 
-def accelerate(prefix: fx.GraphModule, form: Form, device: str) -> Forward:
+def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
     """A copy of the prefix in the given form: normalised float32 pictures (B, 3, H, W) to its tensors.
 
     B is at most the form's batch, to which the pictures are padded.
@@ -90,7 +91,7 @@ def difference(exact: Tensors, fast: Tensors) -> float:
     return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
 
 
-def settle(prefix: fx.GraphModule, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
+def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
 
     sample: a few normalised pictures to measure the difference on. Returns the forward, its form and the
@@ -109,7 +110,7 @@ def extract(
     forward: Forward,
     read: Callable[[int], Tensor | None],
     normalise: Callable[[Tensor], Tensor],
-    rows: Sequence[int],
+    rows: Iterable[int],
     batch: int,
     device: str,
 ) -> Iterator[tuple[list[int], Tensors]]:
@@ -119,10 +120,14 @@ def extract(
     thread: no thread waits for another, and there are never more at work than cores.
 
     read: decodes the picture of a row to uint8 (3, H, W); None leaves it out.
+    rows: taken from no faster than they are computed, so that they may come from a stream without end.
     Yields the rows of a batch and their tensors on the CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 16, -(-len(rows) // batch))
+    remaining = iter(rows)
+    batches = iter(lambda: list(islice(remaining, batch)), [])
+    first = list(islice(batches, min(cores, 16)))
+    workers = max(len(first), 1)
     on_cpu = device == "cpu"
     threads = torch.get_num_threads()
 
@@ -138,11 +143,10 @@ def extract(
         return tuple(tensor.cpu() for tensor in forward(normalise(pictures.to(device))))
 
     waiting: deque[Future[tuple[list[int], Any]]] = deque()
-    starts = range(0, len(rows), batch)
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for start in starts:
-                waiting.append(pool.submit(task, rows[start : start + batch]))
+            for chosen in chain(first, batches):
+                waiting.append(pool.submit(task, chosen))
                 if len(waiting) > 2 * workers:
                     yield _done(waiting.popleft(), None if on_cpu else compute)
             while waiting:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from finetune.atomic import write_atomically
 from finetune.data.images import BadImage, Reader
-from finetune.data.sources import is_picture
 from finetune.errors import RequestError
 from finetune.inspection.explain import heatmaps
 from finetune.saved import Saved
@@ -31,22 +30,6 @@ class Written:
     method: str = ""
     pictures: int = 0
     bad: list[BadImage] = field(default_factory=list)
-
-
-def pictures_at(paths: Sequence[str]) -> list[Path]:
-    """Files whatever their names, and the pictures in folders and below.
-
-    Raises:
-        RequestError: a path does not exist, or a folder holds no pictures.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(filter(is_picture, path.rglob("*"))) if path.is_dir() else [path]
-        if not inside or not path.exists():
-            expected = "pictures in this folder" if path.exists() else "a picture or a folder; there is none"
-            raise RequestError(f"{path}: expected {expected}")
-        found += inside
-    return found
 
 
 def explain(saved: Saved, pictures: Sequence[Path], out: Path, advance: Callable[[int], None]) -> Written:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -71,11 +71,11 @@ def _table(
 ) -> None:
     table = Table(box=None, show_header=header, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for index, (name, width) in enumerate(zip(HEADER, widths, strict=True)):
-        justify = "right" if index in NUMBERS else "left"
+        justify: JustifyMethod = "right" if index in NUMBERS else "left"
         last = index == len(HEADER) - 1
         table.add_column(
             name, width=None if last else width, no_wrap=True, overflow="ellipsis", justify=justify
-        )  # type: ignore[arg-type]
+        )
     for line, row in zip(cells, rows, strict=True):
         table.add_row(*map(Text, line), style="dim" if row.constant else None)
     if header or rows:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, image
 
+from finetune.inference.metrics import confusion
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
-from finetune.report.figures import confusion, confusion_figure, picture_grid
+from finetune.report.figures import confusion_figure, picture_grid
 
 
 class Board:

@@ -27,15 +27,9 @@ from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
+from finetune.report.say import say
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
-
-
-def say(console: Console, word: str, text: str) -> None:
-    """One line: a word of eight letters at most, then what there is to say."""
-    style = "yellow" if word == "warning" else "bold"
-    console.print(f"[{style}]{word:<8}[/] ", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:
@@ -180,6 +174,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         )
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
+    if (report := folder / "report.html").exists():
+        say(console, "report", str(report))
     say(console, "watch", "tensorboard --logdir outputs")
 
 
@@ -197,8 +193,11 @@ def scores(metrics: dict[str, Any]) -> str:
 
 
 @contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it."""
+def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it.
+
+    total: None where nobody knows how long it will be.
+    """
     bar = Progress(
         TextColumn(what),
         BarColumn(),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -99,15 +99,17 @@ def fit(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
             val = _of_side("val", checkpoints.metrics) or None
+            test = test_logits = val_logits = None
+            if val:
+                val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
             if val and classifier.labels:
                 trainer.validate(classifier, batches, verbose=False)
                 val |= {"per_label": classifier.per_label("val")}
-            test = logits = None
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
-                test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+                test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
                 test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
-    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
+    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
 
 
 def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.module import Batch
+from finetune.data.views import Inputs
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
 from finetune.training import metrics
@@ -146,13 +147,19 @@ class Classifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.check_finite("the test loss", self.sums["test"].means()["loss"])
 
+    def predict_step(self, batch: Batch, index: int) -> Tensor:
+        return self._answer(batch[0]).cpu()
+
     def _judge(self, side: str, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs, labels = batch
-        logits = self(inputs)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
+        logits = self._answer(inputs)
         loss = self.loss(logits, labels)
         self.sums[side].add(loss, logits, labels)
         return loss, logits
+
+    def _answer(self, inputs: Inputs) -> Tensor:
+        logits = self(inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
 
     def check_finite(self, what: str, value: float) -> None:
         """Raise RunError where a number of the current epoch is infinite or none."""

@@ -31,7 +31,7 @@ def find(root: str, memo: Path | None, progress: Progress, nested: bool = False)
     ignored = sum(map(os.path.isfile, (path for top in tops.values() for path in top.iterdir())))
     for side, top in tops.items():
         for child in _subfolders(top, asked):
-            files = list(_files(child))
+            files = list(files_below(child))
             found = [path for path in files if is_picture(path)]
             ignored += len(files) - len(found)
             pictures += found
@@ -62,7 +62,7 @@ def _given_sides(folder: Path, asked: str) -> dict[str, Path]:
     """The folders train, val and test where the user has split the pictures."""
     subfolders = _subfolders(folder, asked)
     given = {path.name: path for path in subfolders if path.name in SPLITS}
-    others = [p.name for p in subfolders if p.name not in SPLITS and any(map(is_picture, _files(p)))]
+    others = [p.name for p in subfolders if p.name not in SPLITS and any(map(is_picture, files_below(p)))]
     if given and ("train" not in given or others):
         raise RequestError(
             f"{asked}: expected either a folder per class, or only train, val and test with the classes below"
@@ -96,7 +96,7 @@ def _subfolders(folder: Path, asked: str) -> list[Path]:
         raise RequestError(f"{asked}: {folder} cannot be read: {error.strerror}") from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every file below a folder but those in hidden folders, links followed, in a stable order."""
     seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
