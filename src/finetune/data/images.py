@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,7 +104,10 @@ def _open(picture: Picture, least: int) -> Image.Image:
             if min(image.size) < THINNEST:
                 raise ValueError(f"{image.width} x {image.height} pixels, too thin to show anything")
             image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
-            ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
+            image.load()
+            # A damaged EXIF is left aside, as viewers do.
+            with suppress(SyntaxError, ValueError, TypeError, LookupError, struct.error):
+                ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
             return on_white(image)
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
         of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
