@@ -121,8 +121,11 @@ def on_white(image: Image.Image) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I") else max(float(array.max()), 1e-12)
         return Image.fromarray((array / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        rgba = to_srgb(image.convert("RGBA"), image.info.get("icc_profile"))
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgba = to_srgb(rgba, image.info.get("icc_profile"))
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
     if image.mode in ("P", "1", "PA"):
         image = image.convert("RGB")
     return _as_rgb(to_srgb(image, image.info.get("icc_profile")))
