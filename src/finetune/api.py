@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from torch import Tensor, nn
 
+from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
-from finetune.data.sources import Picture
 from finetune.door import composed, free_folder, one_line
 from finetune.errors import RequestError
 from finetune.inference.calibration import temperature_of

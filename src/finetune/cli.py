@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 import typer
@@ -15,12 +16,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, compose, guarded, import_torch, override, refusal, settings_of
-from finetune.errors import RunError
+from finetune.door import (
+    at_once,
+    check_picture,
+    compose,
+    guarded,
+    import_torch,
+    override,
+    refusal,
+    settings_of,
+)
+from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
-
-if TYPE_CHECKING:
-    from finetune.model.assemble import Model
+from finetune.sweep import begun, tables
+from finetune.sweep.jobs import find_sweep
+from finetune.sweep.leaderboard import compare
+from finetune.sweep.plans import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,33 +49,56 @@ class Job:
     def __init__(self) -> None:
         self.began = False
         self.codes: list[int] = []
+        self.plans: list[Plan] = []
 
-    def __call__(self, config: DictConfig) -> float | None:
+    def __call__(self, config: DictConfig) -> float | Plan | None:
+        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
         self.began = True
-        console = Console(soft_wrap=True)
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        if sweep:
-            console.print(f"\n[bold]job {HydraConfig.get().job.num}[/]  ", end="")
-            console.print(" ".join(HydraConfig.get().overrides.task), markup=False, highlight=False)
-        code, result = guarded(lambda: _run(settings_of(config), folder, console))
-        # In a sweep a wrong request is a failed job like any other.
-        self.codes.append(1 if sweep and code == 2 else code)
-        if code >= 128:
-            raise SystemExit(code)  # an interrupt ends a sweep, too
-        return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        hydra_config = HydraConfig.get()
+        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        if hydra_config.mode != RunMode.MULTIRUN:
+            code, result = guarded(lambda: _run(settings_of(config), folder))
+            self.codes.append(code)
+            return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task), None)
+        self.plans.append(plan)
+        try:
+            plan.settings = settings_of(config)
+        except RequestError as error:
+            plan.fail(error)
+        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
+            return plan
+        train_plans([plan])
+        return plan.accuracy
+
+    def code(self) -> int:
+        """The exit code of all that ran."""
+        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
 
 
-def _run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
+def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     import_torch()
     from finetune.run import run
 
-    return run(settings, folder, console)
+    return run(settings, folder, Console(soft_wrap=True))
+
+
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    if all(plan.ended for plan in plans):
+        return
+    import_torch()
+    from finetune.sweep.train import train_all
+
+    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
+    if code:
+        raise SystemExit(code)
 
 
 def train() -> NoReturn:
     """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
     job = Job()
+    begun.Begun.config = None  # an earlier one in this process
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:
@@ -77,7 +111,30 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    sys.exit(max(job.codes, default=0))
+    except SystemExit:  # interrupted
+        _end_sweep()
+        raise
+    sys.exit(max(_end_sweep(), job.code()))
+
+
+def _end_sweep() -> int:
+    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
+
+    Jobs that ran in other processes or on other machines are known by their folders alone.
+    """
+    folder = begun.folder()
+    if folder is None:
+        return 0
+    code, finished = guarded(lambda: _leaderboard(folder))
+    return code or int(not finished)
+
+
+def _leaderboard(folder: Path) -> bool:
+    """Write and show a leaderboard; whether every job finished."""
+    board = compare(folder)
+    tables.write(board)
+    tables.show(board, Console())
+    return not board.others
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)
@@ -93,32 +150,65 @@ def inspect(
     every_parameter: bool = typer.Option(
         False, "--parameters", help="List every parameter with its requires_grad."
     ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, every module unfolded."),
+    graph: str | None = typer.Option(
+        None, metavar="FILE", help="Draw the autograd graph of one step: FILE.svg or FILE.png."
+    ),
+    depth: int | None = typer.Option(
+        None, min=1, help="Unfold modules so deep; 1: the model's own children."
+    ),
 ) -> None:
-    """Say what would train: finetune inspect freeze=all head=10 --parameters."""
-    code, _ = guarded(lambda: _inspect(compose(context.args), every_parameter))
+    """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
+
+    def work() -> None:
+        settings = compose(context.args)
+        picture = check_picture(graph) if graph is not None else None
+        import_torch()
+        from finetune.inspection.command import inspect
+
+        inspect(
+            settings,
+            Console(soft_wrap=True),
+            every_parameter=every_parameter,
+            as_json=as_json,
+            picture=picture,
+            depth=depth,
+        )
+
+    sys.exit(guarded(work)[0])
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="A run's folder, or latest.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
+    ] = None,
+) -> None:
+    """Show what in a picture speaks for the answer: finetune explain latest photographs."""
+    code, _ = guarded(lambda: _explain(run, paths, out))
     sys.exit(code)
 
 
-def _inspect(settings: Settings, every_parameter: bool) -> None:
+def _explain(run: str, paths: list[str], out: Path | None) -> None:
     import_torch()
-    from finetune.inspection.parameters import table
-    from finetune.prepare import find_data, make_model
-    from finetune.report.terminal import model_lines, say
+    from finetune.inference.paths import find
+    from finetune.inspection import overlay
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
 
     console = Console(soft_wrap=True)
-    dataset = find_data(settings)
-    model: Model = make_model(settings, dataset)
-    model_lines(console, model, settings.freeze, len(dataset.classes))
-    rows = table(model.network)
-    if every_parameter:
-        width = max(len(name) for name, *_ in rows)
-        for name, shape, number, trains in rows:
-            print(f"{name:<{width}}  {shape:>14}  {number:>10,}  requires_grad={trains}")
-    total = sum(number for _, _, number, _ in rows)
-    trainable = sum(number for _, _, number, trains in rows if trains)
-    say(console, "count", f"{len(rows)} named parameters, {total:,} values, {trainable:,} of them trainable")
-    if not trainable:
-        say(console, "warning", "the loss carries no gradient: nothing trains, and training would be refused")
+    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
+    folder = out or saved.folder / "explain"
+    with progress(console, "explain", len(pictures)) as advance:
+        written = overlay.explain(saved, pictures, folder, advance)
+    if written.pictures:
+        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
+        say(console, "folder", f"{folder}, the first {min(written.pictures, overlay.IN_GRID)} in grid.png")
+    if written.bad:
+        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
+        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
 
 
 RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
@@ -243,6 +333,79 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    format: Annotated[str, typer.Option(help="safetensors, onnx or torch (a .pt2 program).")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="A file or a folder; else export/ in the run's.")] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="Calibrated probabilities in place of logits.")
+    ] = False,
+) -> None:
+    """Write a run's model for other programs: finetune export latest --format onnx."""
+    code, _ = guarded(lambda: _export(run, format, out, softmax))
+    sys.exit(code)
+
+
+def _export(run: str, kind: str, out: Path | None, softmax: bool) -> None:
+    import_torch()
+    from finetune.inference import export as exports
+    from finetune.inference.calibration import temperature_of
+    from finetune.prepare import find_data
+    from finetune.report.terminal import say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    saved = open_run(run)
+    target = exports.target_of(saved, kind, out, softmax)
+    dataset = None
+    if kind != "safetensors":
+        try:
+            dataset = find_data(saved.settings)
+        except RequestError as gone:
+            say(console, "note", f"the run's pictures are not there ({gone})")
+    inputs, what = exports.examples(dataset, saved.preprocessing)
+    temperature = temperature_of(saved.summary)
+    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
+    say(console, "export", str(target))
+    if softmax:
+        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
+    if difference is None:
+        say(console, "loads", f"into {exports.loads_into(saved)}")
+    else:
+        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    code, _ = guarded(lambda: _report(run))
+    sys.exit(code)
+
+
+def _report(run: str) -> None:
+    import_torch()
+    from finetune.prepare import find_data
+    from finetune.report import page
+    from finetune.saved import find, settings_of, summary_of
+
+    folder = find(run)
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+    try:
+        pictures = find_data(settings_of(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        pictures = []
+    print(page.write(folder, summary, pictures))
+
+
+def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
+    """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
+    code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
+    sys.exit(code)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, one_line
 from finetune.settings import SECTIONS, Settings, configs_folder, no_such_knob, validate
 
 
@@ -94,6 +94,23 @@ def settings_of(config: DictConfig) -> Settings:
     return validate({str(key): value for key, value in values.items()})
 
 
+def check_picture(name: str) -> Path:
+    """The file of that name, after a look, before any work is done, at whether a picture can go there.
+
+    Raises:
+        RequestError: its folder is not there or not to be written into, or its ending is unknown.
+    """
+    file = Path(os.path.expanduser(name))
+    if file.suffix.lower() not in (".svg", ".png"):
+        raise RequestError(f"--graph {file}: expected a file that ends in .svg or .png")
+    if file.is_dir() or not file.parent.is_dir():
+        why = "this is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise RequestError(f"--graph {file}: expected a file in a folder that is there; {why}")
+    if not os.access(file.parent, os.W_OK):
+        raise RequestError(f"--graph {file}: expected a folder that can be written into, not {file.parent}")
+    return file
+
+
 def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
     """Do it; on an error of the kinds that users meet, print its line and return its exit code."""
     try:
@@ -108,11 +125,6 @@ def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
         code, line = 130, "interrupted"
     print(f"error: {line}", file=sys.stderr)
     return code, None
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(error).splitlines())
 
 
 def refusal(error: BaseException, overrides: Sequence[str]) -> str:

@@ -55,6 +55,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         },
         "preprocessing": vars(model.preprocessing),
         "augment": ready.augment,
+        "boundary": {"share": ready.boundary.share, "why": ready.plan.why},
         "features": ready.features,
         "timing": timing,
         "device": prepared.device,

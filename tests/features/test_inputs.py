@@ -39,6 +39,7 @@ def prepared(tmp_path, freeze, dataset, **knobs):
         "device": "cpu",
         "workers": "auto",
         "seed": 0,
+        "memo": tmp_path / "digests.sqlite",
         "progress": silent,
         "say": lambda text: None,
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 from small import Training, same
 
 from finetune.training.module import Sums
@@ -21,6 +22,7 @@ def test_means_are_per_picture_whatever_the_batches() -> None:
         {
             "loss": F.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).double().mean().item(),
+            "balanced_accuracy": balanced_accuracy_score(labels.numpy(), logits.argmax(1).numpy()),
         },
         rel=1e-6,
     )

@@ -18,7 +18,7 @@ from finetune.features.extract import DTYPES, Form, extract, settle
 from finetune.features.store import Layout, MemoryStore, opened
 from finetune.model.boundary import Split
 
-RESIDENT = 2 << 30  # rows of up to so many bytes are held in memory; more are mapped from the disk
+RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Features:
     """
 
     layout: Layout
-    rows: np.ndarray
+    rows: Tensor
     places: np.ndarray
     form: Form
     difference: float | None
@@ -40,7 +40,7 @@ class Features:
     seconds: float
 
     def inputs(self, chosen: Tensor) -> Inputs:
-        rows = torch.from_numpy(self.rows[self.places[chosen.numpy()]])
+        rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]
 
@@ -103,17 +103,18 @@ def gather(
             if actual != form:
                 say(f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32")
                 return gather(halves, pictures, actual, device, cache, advance, say)
-            for rows, tensors in extract(
-                forward, pictures.read, pictures.normalise, todo, form.batch, device
-            ):
-                store.append([pictures.digests[row] for row in rows], tensors)
-                advance(len(rows))
+            batches = extract(forward, pictures.read, pictures.normalise, todo, form.batch, device)
+            for done, tensors in batches:
+                store.append([pictures.digests[row] for row in done], tensors)
+                advance(len(done))
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
-        data = store.mapped()
-    if 0 < data.nbytes <= RESIDENT:
-        data, places = data[places], np.arange(len(places))
+        rows = torch.from_numpy(store.mapped())
+    if 0 < rows.nbytes <= RESIDENT:
+        rows, places = rows[torch.from_numpy(places)], np.arange(len(places))
+        if device == "cuda" and rows.nbytes <= torch.cuda.mem_get_info()[0] // 4:
+            rows = rows.to(device)
     seconds = time.perf_counter() - started
-    return Features(layout, data, places, form, difference, len(todo), reused, seconds)
+    return Features(layout, rows, places, form, difference, len(todo), reused, seconds)
 
 
 def _sample(pictures: Pictures, todo: Sequence[int], most: int) -> list[Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.augment import Prepare
+from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, BrokenPicture, decode
-from finetune.data.sources import Picture
 from finetune.features.extract import Forward, accelerate, choose, extract, settle
 from finetune.model.boundary import NotTraceable, split
 from finetune.saved import Saved

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 
-from finetune.data.sources import Picture
+from finetune.data.dataset import Picture
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.features.extract import Form
 from finetune.inference.forward import Answer, Predictor
