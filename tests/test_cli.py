@@ -50,6 +50,7 @@ finally:
         ("finetune.cli.main", "train", "--help"),
         ("finetune.cli.main", "inspect", "--help"),
         ("finetune.cli.main", "inspect", "epochs=0"),
+        ("finetune.cli.main", "leaderboard", "latest"),
     ],
 )
 def test_torch_is_not_imported_for(arguments: tuple[str, ...]) -> None:
@@ -102,14 +103,12 @@ def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
 ) -> None:
     ended = train("-m", *STEP, "head=0,auto", "model=resnet18,resnet19")
     assert ended.code == 1
-    assert (
-        sorted(ended.err.splitlines(), key=len)[:2]
-        == ["error: head=0: expected a number of outputs, 1 or more, auto or keep"] * 2
-    )
-    assert "error: model=resnet19: expected a classification model" in ended.err
+    told = [line.rpartition("): ")[2] for line in ended.err.splitlines()]
+    assert told[:2] == ["head=0: expected a number of outputs, 1 or more, auto or keep"] * 2
+    assert "head=auto model=resnet19): model=resnet19: expected a classification model" in ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
-    finished = [job.name for job in sweep.iterdir() if (job / "summary.json").exists()]
-    assert finished == ["2"]  # jobs 0 and 1 have no outputs, job 3 no model
+    states = [json.loads((sweep / str(job) / "summary.json").read_text())["status"] for job in range(4)]
+    assert states == ["failed", "failed", "finished", "failed"]  # no outputs in 0 and 1, no model in 3
     assert all((sweep / str(job) / ".hydra" / "overrides.yaml").exists() for job in range(4))
     assert (tmp_path / "outputs" / "latest").read_text().strip() == str((sweep / "2").relative_to(tmp_path))
 
@@ -143,7 +142,9 @@ def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path
     train("-m", "epochs=0", "seed=0,1,2")
     assert len(list(tmp_path.glob("outputs/2*/*"))) == 1
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == [
+        *("0", "1", "2", "leaderboard.csv", "leaderboard.md", "multirun.yaml")
+    ]
 
 
 def test_ctrl_c_while_preparing_ends_with_130_and_one_line(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ from finetune.door import (
 )
 from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
+from finetune.sweep import begun, tables
+from finetune.sweep.jobs import find_sweep
+from finetune.sweep.leaderboard import compare
 from finetune.sweep.plans import Plan
 
 app = typer.Typer(
@@ -95,6 +98,7 @@ def train_plans(plans: Sequence[Plan]) -> None:
 def train() -> NoReturn:
     """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
     job = Job()
+    begun.Begun.config = None  # an earlier one in this process
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:
@@ -107,7 +111,30 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    sys.exit(job.code())
+    except SystemExit:  # interrupted
+        _end_sweep()
+        raise
+    sys.exit(max(_end_sweep(), job.code()))
+
+
+def _end_sweep() -> int:
+    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
+
+    Jobs that ran in other processes or on other machines are known by their folders alone.
+    """
+    folder = begun.folder()
+    if folder is None:
+        return 0
+    code, finished = guarded(lambda: _leaderboard(folder))
+    return code or int(not finished)
+
+
+def _leaderboard(folder: Path) -> bool:
+    """Write and show a leaderboard; whether every job finished."""
+    board = compare(folder)
+    tables.write(board)
+    tables.show(board, Console())
+    return not board.others
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)
@@ -222,7 +249,9 @@ def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | Non
     temperature = 1.0 if raw else temperature_of(saved.summary)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading pictures", len(chosen.rows)) as advance:
-        evaluation = evaluate(predictor, chosen, settings.loss, temperature, advance)
+        evaluation = evaluate(
+            predictor, chosen, settings.data.bad_images, settings.loss, temperature, advance
+        )
     tables.show(console, chosen, evaluation, temperature)
     if out:
         tables.write(out, saved.folder, chosen, evaluation, temperature)
@@ -275,7 +304,8 @@ def _predict(
         tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
     tally.tell(console, predictor.form, temperature)
     if strict and tally.broken:
-        raise RunError(f"--strict: {tally.broken:,} pictures cannot be read, {tally.first} for one")
+        told = f"{tally.broken:,} of {tally.pictures:,} pictures cannot be read"
+        raise RunError(f"--strict: {told}; the first is {tally.first}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -370,6 +400,12 @@ def _report(run: str) -> None:
     except RequestError:  # only the thumbnails are lacking then
         pictures = []
     print(page.write(folder, summary, pictures))
+
+
+def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
+    """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
+    code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
+    sys.exit(code)
 
 
 def main() -> None:

@@ -42,11 +42,16 @@ OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, repl
 def compose(overrides: list[str]) -> Settings:
     """The settings that a command line of overrides amounts to; ends the process where Hydra refuses it."""
     try:
-        with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            return settings_of(hydra.compose("config", overrides))
+        return settings_of(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         print(refusal(error, overrides), file=sys.stderr)
         sys.exit(2)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The shipped configs with overrides, as Hydra composes them; its errors are let out."""
+    with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
+        return hydra.compose("config", overrides)
 
 
 def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> Settings:

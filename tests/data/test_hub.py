@@ -122,6 +122,14 @@ def test_columns_that_cannot_be_told_apart_are_asked_for(tmp_path: Path) -> None
     assert hf(tmp_path / "saved", label_column="kind").classes == ("a", "b")
 
 
+def test_pictures_without_labels_are_told(tmp_path: Path) -> None:
+    table([0, 1] * 5, NAMES).select_columns(["image"]).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(
+        RequestError, match=r"expected a column of labels beside its pictures; there is none$"
+    ):
+        hf(tmp_path / "saved")
+
+
 def test_neither_name_nor_root() -> None:
     with pytest.raises(RequestError, match=r"^data.name: expected a data set of the hub, or imagefolder"):
         hf(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.data.splits import by_content, digest, digest_of_text, take_validation
+from finetune.data.splits import by_content, digest, digest_of_text, take_validation, too_few
 
 MANY = [digest_of_text(str(number)) for number in range(4000)]
 ONE = np.zeros(4000, np.int64)  # all of one class
@@ -49,6 +49,30 @@ def test_order_decides_nothing() -> None:
 def test_a_larger_test_share_only_adds() -> None:
     small, large = (set(by_content(MANY, ONE, 0.0, share)["test"]) for share in (0.1, 0.3))
     assert small < large
+
+
+def test_every_class_has_something_to_learn_from() -> None:
+    labels = np.arange(4000) // 4  # a thousand classes of four
+    split = by_content(MANY, labels, 0.4, 0.4)
+    assert set(labels[split["train"]]) == set(range(1000))
+    assert 900 < len(split["train"]) < 1500
+
+
+def test_a_class_of_two_goes_to_train_with_whatever_is_identical() -> None:
+    digests = [*MANY[:60], MANY[0], MANY[1]]  # the last two are the first two again, in a class of two
+    labels = np.array([0] * 60 + [1, 1])
+    assert any({0, 1} & set(by_content(MANY[:60], ONE[:60], 0.3, 0.6)[side]) for side in ("val", "test"))
+    split = by_content(digests, labels, 0.3, 0.6)
+    assert {0, 1, 60, 61} <= set(split["train"])
+    assert too_few(("a", "b", "c"), labels) == ["b"]
+
+
+def test_a_rare_label_of_several_trains() -> None:
+    labels = np.zeros((400, 2), np.float32)
+    labels[::2, 0] = labels[[5, 7], 1] = 1
+    split = by_content(MANY[:400], labels, 0.4, 0.4)
+    assert {5, 7} <= set(split["train"])
+    assert all(len(indices) > 50 for indices in split.values())
 
 
 def test_validation_is_taken_from_train_alone() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+import finetune
+from finetune.data import sources
 from finetune.inference.calibration import BOUNDS, calibrate, fit_temperature
+from finetune.inference.forward import Predictor
 from finetune.inference.metrics import measure
+from finetune.saved import open_run
 
 CLASSES = ("cat", "dog", "fish", "owl")
 
@@ -72,3 +78,15 @@ def test_nothing_is_calibrated_without_classes_that_exclude_each_other() -> None
     assert calibrate("cross_entropy", (None, torch.zeros(0)), val, CLASSES) is None
     assert calibrate("cross_entropy", (val[0], torch.rand(50, 4)), val, CLASSES) is None
     assert calibrate("cross_entropy", (val[0], torch.zeros(50, dtype=torch.long)), val, CLASSES) is None
+
+
+def test_a_run_fits_it_on_its_validation_split(run: finetune.Run, few_pictures: Path) -> None:
+    dataset = sources.load("folder", str(few_pictures), 0.15, 0.15)
+    rows = dataset.split["val"]
+    predictor = Predictor(open_run(str(run.folder)), "32")
+    answers = [answer for some in predictor(dataset.images[row] for row in rows) for answer in some]
+    logits = torch.stack([answer.logits for answer in answers if answer.logits is not None])
+    calibration = run.summary["calibration"]
+    assert calibration["fitted_on"] == len(rows)
+    expected = fit_temperature(logits, torch.from_numpy(dataset.labels[rows]))
+    assert calibration["temperature"] == pytest.approx(expected, rel=1e-3)

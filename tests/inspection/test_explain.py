@@ -46,7 +46,9 @@ def transformer() -> nn.Module:
 
 def saved(network: nn.Module, size: int = 16) -> Saved:
     settings = compose(["model=vit_b_32"])
-    return Saved(Path(), settings, network.eval(), "head", ("a", "b", "c"), Preprocessing(size, size), None)
+    return Saved(
+        Path(), settings, network.eval(), "head", 3, ("a", "b", "c"), Preprocessing(size, size), None
+    )
 
 
 # the last feature map

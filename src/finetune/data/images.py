@@ -72,11 +72,7 @@ def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tens
     Returns: uint8 (3, crop, crop).
     Raises: BrokenPicture.
     """
-    content = picture.read() if isinstance(picture, Stored) else picture
-    if isinstance(content, np.ndarray):
-        image = Image.fromarray(content).convert("RGB")
-    else:
-        image = _open(content, resize)
+    image = _open(picture, resize)
     width, height = image.size
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
@@ -92,10 +88,13 @@ def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tens
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _open(content: Path | bytes, least: int) -> Image.Image:
-    if isinstance(content, Path) and content.exists() and not (content.is_file() or content.is_dir()):
+def _open(picture: Picture, least: int) -> Image.Image:
+    if isinstance(picture, Path) and picture.exists() and not (picture.is_file() or picture.is_dir()):
         raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
     try:
+        content = picture.read() if isinstance(picture, Stored) else picture
+        if isinstance(content, np.ndarray):
+            return _as_rgb(Image.fromarray(content))
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         with Image.open(file, formats=tuple(FORMATS)) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):  # Pillow itself allows twice that
@@ -121,8 +120,11 @@ def on_white(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if image.mode in ("P", "1", "PA"):
         image = image.convert("RGB")
-    image = to_srgb(image, image.info.get("icc_profile"))
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    return _as_rgb(to_srgb(image, image.info.get("icc_profile")))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,17 @@ def choose(
 
 
 def evaluate(
-    predictor: Predictor, chosen: Chosen, loss: str, temperature: float, advance: Callable[[int], None]
+    predictor: Predictor,
+    chosen: Chosen,
+    bad_images: str,
+    loss: str,
+    temperature: float,
+    advance: Callable[[int], None],
 ) -> Evaluation:
     """Measure a model on the chosen pictures.
 
     Raises:
-        RequestError: none of them can be read.
+        RequestError: pictures cannot be read and `bad_images` is `error`, or none can.
     """
     logits, labels, broken = [], [], []
     pictures = (chosen.dataset.images[row] for row in chosen.rows)
@@ -92,6 +97,12 @@ def evaluate(
                 logits.append(answer.logits)
                 labels.append(label)
         advance(len(answers))
+    if broken and bad_images == "error":
+        shown = brief([f"{one.path} ({one.reason})" for one in broken])
+        raise RequestError(
+            f"data.bad_images=error: {len(broken)} of {len(chosen.rows)} pictures cannot be used: {shown};"
+            " data.bad_images=skip leaves them out"
+        )
     if not logits:
         raise RequestError(f"{chosen.dataset.name}: expected pictures that can be read; {broken[0].reason}")
     measures = measure(torch.stack(logits), torch.tensor(labels), predictor.saved.classes, loss, temperature)

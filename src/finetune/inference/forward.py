@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,10 @@ class Predictor:
         """The answers to pictures in their order, a few at a time; memory does not grow with their number."""
         stream = iter(pictures)
         if self.forward is None:
-            seen = list(islice(stream, self.form.batch))
-            self.settle(seen)
+            seen, decoded = self._sample(stream)
+            if not seen:
+                return
+            self.settle(decoded)
             stream = chain(seen, stream)
         assert self.forward is not None
         waiting: dict[int, Picture] = {}
@@ -99,10 +101,21 @@ class Predictor:
         except BrokenPicture as error:
             return BadImage(0, str(picture), str(error))
 
-    def settle(self, pictures: Iterable[Picture]) -> None:
-        """Decide the form on some pictures: fp32 where the fast one is too far from it."""
+    def _sample(self, stream: Iterator[Picture]) -> tuple[list[Picture], list[Tensor]]:
+        """The first pictures, and a batch of those that can be read; not too many where few can."""
+        seen: list[Picture] = []
+        decoded: list[Tensor] = []
+        while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
+            if (picture := next(stream, None)) is None:
+                break
+            seen.append(picture)
+            if isinstance(one := self.read(picture), Tensor):
+                decoded.append(one)
+        return seen, decoded
+
+    def settle(self, decoded: Sequence[Tensor]) -> None:
+        """Decide the form on some pictures, uint8 (3, H, W): fp32 where the fast one is too far from it."""
         network = copy.deepcopy(self.saved.network)
-        decoded = [one for picture in pictures if isinstance(one := self.read(picture), Tensor)]
         halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
         plain = replace(self.form, dtype="fp32", folded=False)
         if halves is None:
@@ -111,17 +124,22 @@ class Predictor:
         prefix, suffix = halves
         suffix.to(self.device)
         if decoded:
-            sample = self.normalise(torch.stack(decoded))
+            sample = self.normalise(torch.stack(list(decoded)))
             backbone, self.form, _ = settle(prefix, self.form, self.device, sample)
         else:
             self.form, backbone = plain, accelerate(prefix, plain, self.device)
 
         def forward(pictures: Tensor) -> tuple[Tensor, ...]:
-            tensors = tuple(tensor.float() for tensor in backbone(pictures))
+            tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(pictures))
             with torch.inference_mode():
-                return (suffix(tensors if len(tensors) > 1 else tensors[0]),)
+                return (suffix(tensors if len(tensors) > 1 else tensors[0])[: len(pictures)],)
 
         self.forward = forward
+
+
+def _padded(tensor: Tensor, batch: int) -> Tensor:
+    """To the batch's full size, as the bits of an answer depend on it."""
+    return torch.cat([tensor, tensor[:1].expand(batch - len(tensor), *tensor.shape[1:])])
 
 
 def _before_head(network: nn.Module, head: str, size: int) -> tuple[nn.Module, nn.Module] | None:

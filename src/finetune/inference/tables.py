@@ -63,7 +63,8 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
         lines.append(f"classes of the run without pictures, left out of the means: {brief(missing)}")
     if evaluation.broken:
         paths = [f"{one.path} ({one.reason})" for one in evaluation.broken]
-        lines.append(f"{len(paths)} pictures cannot be read and are left out: {brief(paths, 2)}")
+        asked = len(chosen.rows)
+        lines.append(f"{len(paths)} of {asked:,} pictures cannot be read and are left out: {brief(paths, 2)}")
     return lines
 
 

@@ -59,12 +59,13 @@ def lay_out(
     x = np.zeros(len(depth))
     for row in rows:
         _spread(row, x, x.__getitem__, lefts, rights, np.ones(len(depth)))
-    weight = np.array([1.0] * len(inputs) + [4.0] * (len(depth) - len(inputs)))  # long edges run straight
+    weight = np.array([1.0] * len(inputs) + [0.01] * (len(depth) - len(inputs)))  # a line makes way
     for sweep in range(SWEEPS):
         near = above if sweep % 2 == 0 else below
 
         def wanted(node: int, near: list[list[int]] = near) -> float:
-            return float(np.mean(x[near[node]])) if near[node] else float(x[node])
+            nodes = [one for one in near[node] if one < len(inputs)] or near[node]  # lines do not pull
+            return float(np.mean(x[nodes])) if nodes else float(x[node])
 
         for row in rows if sweep % 2 == 0 else rows[::-1]:
             if sweep < SWEEPS // 2:

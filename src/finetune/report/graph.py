@@ -34,6 +34,7 @@ FROZEN, FROZEN_EDGE, FROZEN_TEXT = "#f1f3f5", "#c5ccd3", "#67727e"
 MOVING, MOVING_EDGE, MOVING_TEXT = "#e4effb", "#2f74b5", "#12395e"
 ROOT, LEAF, LEAF_EDGE, LEAF_TEXT = "#1d4e80", "#fff0d9", "#d9861a", "#7a4300"
 BOUNDARY = "#b3261e"
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def draw(nodes: Sequence[Node], file: Path, title: str, subtitle: str, total: in
 
 def figure_of(nodes: Sequence[Node], title: str, subtitle: str, note: str) -> Figure:
     """The figure of a graph whose first node is the picture and whose last is the loss."""
-    boxes = [_box(node, index == len(nodes) - 1) for index, node in enumerate(nodes)]
+    boxes = [_box(node) for node in nodes]
     late = [node.late for node in nodes]
     place = lay_out([n.inputs for n in nodes], late, [b.left for b in boxes], [b.right for b in boxes])
     heights = [0.0] * (max(place.layers) + 1)
@@ -116,7 +117,7 @@ def figure_of(nodes: Sequence[Node], title: str, subtitle: str, note: str) -> Fi
     return figure
 
 
-def _box(node: Node, root: bool) -> Box:
+def _box(node: Node) -> Box:
     names = ", ".join(name + f" {TIMES}{count}" * (count > 1) for name, count in node.grad_fns.items())
     lines = _wrapped(names)
     if node.late and not node.grad_fns:
@@ -126,7 +127,7 @@ def _box(node: Node, root: bool) -> Box:
         head += 0.14 + _width(_shape(node.shape), TEXT)
     width = max([0.7, head, *(_width(line, TEXT) for line in lines)]) + 2 * PAD + 0.06
     leaves = [
-        (_told(some), trains)
+        (_told(some, node.name), trains)
         for trains in (True, False)
         if (some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains])
     ]
@@ -141,12 +142,12 @@ def _wrapped(names: str) -> list[str]:
     return textwrap.wrap(glued, NAMES, break_long_words=False, break_on_hyphens=False)
 
 
-def _told(leaves: Sequence[Leaf]) -> list[str]:
-    """Two parameters by name, more by their number."""
+def _told(leaves: Sequence[Leaf], node: str) -> list[str]:
+    """Two parameters by their names below the node's, more by their number."""
     if len(leaves) > 2:
         numbers = sum(_numbers(leaf.shape) for leaf in leaves)
         return [f"{len(leaves)} parameters, {numbers:,}"]
-    return [f"{leaf.name.rpartition('.')[2]} {_shape(leaf.shape)}".strip() for leaf in leaves]
+    return [f"{leaf.name.removeprefix(f'{node}.')} {_shape(leaf.shape)}".strip() for leaf in leaves]
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
@@ -188,7 +189,7 @@ def _draw_box(axes: Axes, box: Box, x: float, top: float, root: bool) -> None:
     for number, line in enumerate(box.names, 1):
         _text(axes, x, y + number * LINE, line, TEXT, text, ha="center")
     if not root and node.shape and node.name != "image":
-        _text(axes, x + 0.06, top + box.height + GAP / 2, _shape(node.shape), 5.4, "#8a949e")
+        _text(axes, x + 0.06, top + box.height + GAP / 2, _shape(node.shape), 5.4, "#8a949e", bbox=BLANK)
     rows = sum(len(lines) for lines, _ in box.leaves) * 0.115 + 0.063 * max(0, len(box.leaves) - 1)
     y = top + (box.height - rows) / 2
     for lines, trains in box.leaves:
@@ -235,7 +236,7 @@ def _draw_legend(axes: Axes, width: float, y: float, nodes: Sequence[Node]) -> N
         (FROZEN, FROZEN_EDGE, "frozen, no grad_fn"),
         (MOVING, MOVING_EDGE, "carries a gradient, by its grad_fn"),
         (LEAF, LEAF_EDGE, "leaf that trains: AccumulateGrad"),
-        ("white", FROZEN_EDGE, "leaf that does not"),
+        ("white", FROZEN_EDGE, "leaf that does not train"),
     ):
         _rounded(axes, x, y - 0.12, 0.2, 0.12, face, edge)
         _text(axes, x + 0.26, y - 0.06, text, SMALL, "#3c4650")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from finetune.inspection.command import Inspected
 
 HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
-NUMBERS = {2, 3, 4}  # columns that are set to the right
+JUSTIFY: tuple[JustifyMethod, ...] = ("left", "left", "right", "right", "right", "left", "left", "left")
 
 
 def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
@@ -70,12 +70,8 @@ def _table(
     console: Console, cells: Sequence[Sequence[str]], rows: Sequence[Row], widths: list[int], header: bool
 ) -> None:
     table = Table(box=None, show_header=header, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for index, (name, width) in enumerate(zip(HEADER, widths, strict=True)):
-        justify: JustifyMethod = "right" if index in NUMBERS else "left"
-        last = index == len(HEADER) - 1
-        table.add_column(
-            name, width=None if last else width, no_wrap=True, overflow="ellipsis", justify=justify
-        )
+    for name, width, justify in zip(HEADER, widths, JUSTIFY, strict=True):
+        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis", justify=justify)
     for line, row in zip(cells, rows, strict=True):
         table.add_row(*map(Text, line), style="dim" if row.constant else None)
     if header or rows:

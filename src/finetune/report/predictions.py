@@ -85,7 +85,7 @@ def _predictions(
 
 
 def name_of(picture: Picture, index: int) -> str:
-    """A picture's file, its name in an archive or, where it has neither, its place in the data as `#12`."""
+    """A picture's file, its name in an archive or, lacking both, its place in the data set as `#12`."""
     return f"#{index}" if isinstance(picture, np.ndarray) else str(picture)
 
 

@@ -27,15 +27,9 @@ from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
+from finetune.report.say import say
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
-
-
-def say(console: Console, word: str, text: str) -> None:
-    """One line: a word of eight letters at most, then what there is to say."""
-    style = "yellow" if word == "warning" else "bold"
-    console.print(f"[{style}]{word:<8}[/] ", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:

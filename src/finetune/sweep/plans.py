@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic import write_atomically
-from finetune.errors import RunError, one_line
+from finetune.errors import RequestError, RunError, one_line
 from finetune.settings import Settings
 
 # What the jobs of a group may differ in; of `optimizer` its numbers.
@@ -53,6 +53,8 @@ class Plan:
         self.ended, self.code = True, 1  # in a sweep a wrong request is a failed job like any other
         line = one_line(error)
         print(f"error: job {self.number} ({' '.join(self.overrides)}): {line}", file=sys.stderr)
+        if isinstance(error, RequestError) and (self.folder / "settings.json").exists():
+            return  # the folder is an older run's
         text = json.dumps({"status": "failed", "reason": line}, indent=2, ensure_ascii=False)
         with suppress(RunError):  # the disk may be what failed
             write_atomically(self.folder / "summary.json", lambda file: file.write(f"{text}\n".encode()))

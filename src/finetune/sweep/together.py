@@ -245,6 +245,7 @@ def fit(
     train, and its seconds.
 
     Raises:
+        RunError: the GPU's memory is full.
         Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
     """
     try:
@@ -271,6 +272,11 @@ def fit(
         epoch = max(jobs.last.epochs)
         kept = f"the checkpoints of epoch {epoch} are kept" if epoch else "no epoch was finished"
         raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"the GPU's memory is full with {len(jobs.records)} jobs at once, expected a smaller batch_size,"
+            " or hydra/launcher=basic"
+        ) from None
 
 
 def _side(batches: Batches, side: str) -> Loader:

@@ -64,18 +64,19 @@ def _train_group(plans: list[Plan], console: Console) -> None:
     assert first.settings is not None
     try:
         prepared = prepare(first.settings, first.folder, console)
-    except (RequestError, RunError) as error:
-        if isinstance(error, Interrupted):
-            raise
-        for plan in fresh:  # what the jobs of a group have in common is wrong
-            plan.fail(error)
-        return None
-    if why := _why_alone(prepared):
-        terminal.say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
+        if not (why := _why_alone(prepared)):
+            return _train_together(fresh, prepared, console)
+    except Interrupted:
+        raise
+    except (RequestError, RunError) as error:  # what the jobs of a group have in common is wrong
         for plan in fresh:
-            _train_alone(plan, console, prepared if plan is first else None)
+            if not plan.ended:
+                plan.fail(error)
         return None
-    return _train_together(fresh, prepared, console)
+    terminal.say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
+    for plan in fresh:
+        _train_alone(plan, console, prepared if plan is first else None)
+    return None
 
 
 def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None) -> None:

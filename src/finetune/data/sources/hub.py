@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, An
             "data.name: expected a data set of the hub, or imagefolder with data.root, with data=hf"
         )
     folder = None if root is None else str(existing_folder(root))
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # a line for each of five attempts to connect
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         if name is not None:
             loaded = datasets.load_dataset(name, data_dir=folder)
@@ -101,6 +108,8 @@ def _columns(features: Any, image: str | None, label: str | None, asked: str) ->
     for knob, wanted, found in (("image_column", image, pictures), ("label_column", label, labels)):
         if wanted is not None and wanted not in features:
             raise RequestError(f"data.{knob}={wanted}: expected one of its columns, {brief(list(features))}")
+        if wanted is None and not set(features) - set(pictures):
+            raise RequestError(f"{asked}: expected a column of labels beside its pictures; there is none")
         if wanted is None and len(found) != 1:
             raise RequestError(
                 f"{asked}: expected data.{knob}=… with it, one of its columns, {brief(list(features))}"

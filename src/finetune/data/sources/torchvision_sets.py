@@ -133,15 +133,27 @@ def _rows(part: Any, name: str) -> tuple[list[Picture], list[Any]]:
         if pixels.ndim == 4 and pixels.shape[1] == 3:
             pixels = pixels.transpose(0, 2, 3, 1)
         return [np.ascontiguousarray(one) for one in pixels], np.asarray(labels).tolist()
-    items = [part[index] for index in range(len(part))]
-    if all(isinstance(picture, Path) for picture, _ in items):
-        return [picture for picture, _ in items], [label for _, label in items]
-    stored = [Stored(f"{name} {index}", partial(_pixels, part, index)) for index in range(len(items))]
-    return list(stored), [label for _, label in items]
+    pictures: list[Picture] = []
+    targets = []
+    for index in range(len(part)):
+        picture, target = _item(part, name, index)
+        is_file = isinstance(picture, Path)
+        pictures.append(
+            picture if is_file else Stored(f"{name} {index}", partial(_pixels, part, name, index))
+        )
+        targets.append(target)
+    return pictures, targets
 
 
-def _pixels(part: Any, index: int) -> np.ndarray:
-    return np.asarray(part[index][0].convert("RGB"))
+def _item(part: Any, name: str, index: int) -> tuple[Any, Any]:
+    try:
+        return part[index]
+    except OSError as error:
+        raise RequestError(f"data.name={name}: its picture {index} cannot be read ({error})") from None
+
+
+def _pixels(part: Any, name: str, index: int) -> np.ndarray:
+    return np.asarray(_item(part, name, index)[0].convert("RGB"))
 
 
 def _digests(rows: Sequence[Picture], memo: Path | None, advance: Any) -> list[str]:

@@ -1,0 +1,92 @@
+"""The jobs of a sweep side by side: ranked by validation, repeats over the seed as one row."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import RequestError
+from finetune.sweep.jobs import Job, read_jobs
+
+METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "seconds")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean and, of two or more, the sample standard deviation."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Finished jobs that differ in nothing but the seed, best first."""
+
+    settings: dict[str, str]
+    jobs: list[Job]
+
+    @property
+    def best(self) -> Job:
+        return self.jobs[0]
+
+    def spread(self, metric: str) -> Spread | None:
+        """A metric over the jobs; None where they do not have it."""
+        values = [value for job in self.jobs if (value := _metric(job, metric)) is not None]
+        if not values:
+            return None
+        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A sweep's jobs: the finished ones ranked, best first, and the others.
+
+    varying: the settings, as the command line has them, in which jobs differ; without the seed.
+    """
+
+    sweep: Path
+    varying: list[str]
+    rows: list[Row]
+    others: list[Job]
+
+    def name(self, job: Job) -> str:
+        """The folder of a job within the sweep's: its number."""
+        return str(job.folder.relative_to(self.sweep))
+
+
+def _metric(job: Job, metric: str) -> float | None:
+    if metric == "seconds":
+        return job.seconds
+    side, _, name = metric.partition("_")
+    return ((job.val if side == "val" else job.test) or {}).get(name)
+
+
+def compare(sweep: Path) -> Leaderboard:
+    """Rank the jobs of a sweep by validation alone; those without a validation split come last.
+
+    Raises:
+        RequestError: there are no jobs in the folder.
+    """
+    jobs = read_jobs(sweep)
+    if not jobs:
+        raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
+    varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        if job.status == "finished":
+            groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), []).append(job)
+    rows = [
+        Row(dict(zip(varying, settings, strict=True)), sorted(alike, key=lambda job: _rank(Row({}, [job]))))
+        for settings, alike in groups.items()
+    ]
+    return Leaderboard(
+        sweep, varying, sorted(rows, key=_rank), [job for job in jobs if job.status != "finished"]
+    )
+
+
+def _rank(row: Row) -> tuple[bool, float, float]:
+    accuracy, loss = row.spread("val_accuracy"), row.spread("val_loss")
+    return (loss is None, -accuracy.mean if accuracy else 0, loss.mean if loss else 0)

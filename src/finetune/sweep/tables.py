@@ -1,0 +1,178 @@
+"""A leaderboard for the terminal, as leaderboard.csv and as leaderboard.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetune.atomic import write_atomically
+from finetune.report.say import say
+from finetune.sweep.jobs import Job, in_order
+from finetune.sweep.leaderboard import METRICS, Leaderboard, Spread
+
+NOTE = "Ranked by validation accuracy, ties by the lower validation loss; the test split chooses nothing."
+TITLES = dict(zip(METRICS, ("val acc", "val loss", "test acc", "test loss", "time"), strict=True))
+# What a narrow terminal does without, first to go first; the files have all of it.
+SPARED = ("time", "jobs", "test loss", "val loss")
+WORDS = {"interrupted": "stopped"}  # at most eight letters
+
+
+def write(board: Leaderboard) -> None:
+    """Write leaderboard.csv and leaderboard.md into the sweep's folder.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    for name, text in (("leaderboard.csv", as_csv(board)), ("leaderboard.md", as_markdown(board))):
+        write_atomically(board.sweep / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+
+
+def as_csv(board: Leaderboard) -> str:
+    """A line for each set of settings, then one for each job without a result; exact numbers, seconds."""
+    columns = [name for metric in METRICS for name in (metric, f"{metric}_std")]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["rank", *board.varying, "n", *columns, "best_run", "jobs", "status", "reason"])
+    for rank, row in enumerate(board.rows, 1):
+        spreads = [row.spread(metric) for metric in METRICS]
+        numbers = [n for one in spreads for n in ((one.mean, one.std) if one else (None, None))]
+        jobs = " ".join(board.name(job) for job in row.jobs)
+        table.writerow(
+            [rank, *row.settings.values(), len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""]
+        )
+    for job in board.others:
+        settings = [job.overrides.get(key) for key in board.varying]
+        blank = [None] * len(columns)
+        table.writerow([None, *settings, None, *blank, None, board.name(job), job.status, job.reason])
+    return text.getvalue()
+
+
+def as_markdown(board: Leaderboard) -> str:
+    """The same for people."""
+    lines = [f"# {board.sweep}", ""]
+    if board.rows:
+        lines += [NOTE, "", *_markdown(_columns(board)), ""]
+        lines += [f"Best run: `{board.rows[0].best.folder}`", ""]
+    if board.others:
+        others = {
+            "job": [board.name(job) for job in board.others],
+            "settings": [_settings(board, job, "seed") for job in board.others],
+            "status": [job.status for job in board.others],
+            "reason": [job.reason for job in board.others],
+        }
+        lines += [*_markdown(others), ""]
+    return "\n".join(lines)
+
+
+def show(board: Leaderboard, console: Console) -> None:
+    """The table as far as the terminal is wide, the best run's folder, and what has no result."""
+    console.print()
+    if board.rows:
+        console.print(_fitting(_columns(board), console))
+        best = board.rows[0]
+        seeds = f", the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
+        say(
+            console,
+            "best",
+            f"{best.best.folder}: {_settings(board, best.best) or 'job'}{seeds}, by validation",
+        )
+    for job in board.others:
+        if job.status != "unfinished":
+            settings = _settings(board, job, "seed")
+            named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
+            say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
+    if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
+        say(console, "open", f"{len(waiting)} jobs have not ended: {_ranges(waiting)}")
+    say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
+
+
+def _columns(board: Leaderboard) -> dict[str, list[str]]:
+    """The cells under each title; a metric that no job has gets no column."""
+    rows = board.rows
+    columns = {"#": [str(rank) for rank in range(1, len(rows) + 1)]}
+    for key, title in _short(board.varying).items():
+        columns[title] = [_brief(row.settings[key]) for row in rows]
+    if any(len(row.jobs) > 1 for row in rows):
+        columns["n"] = [str(len(row.jobs)) for row in rows]
+    for metric, title in TITLES.items():
+        cells = [_spread(metric, row.spread(metric)) for row in rows]
+        if any(cells):
+            columns[title] = cells
+    columns["jobs"] = [_ranges(sorted((board.name(job) for job in row.jobs), key=in_order)) for row in rows]
+    return columns
+
+
+def _fitting(columns: dict[str, list[str]], console: Console) -> Table:
+    """The widest table that the terminal has room for."""
+    anywhere = console.options.update(max_width=10_000)
+    metrics = [title for title in columns if title in ("n", *TITLES.values(), "jobs")]
+    for spared in range(len(SPARED) + 1):
+        table = _table({title: cells for title, cells in columns.items() if title not in SPARED[:spared]})
+        if console.measure(table, options=anywhere).maximum <= console.width:
+            return table
+    # Many settings, or long ones: all of them in one column that takes as many lines as it needs.
+    named = [title for title in columns if title not in ("#", *metrics)]
+    rows = zip(*(columns[title] for title in named), strict=True)
+    settings = [" ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True)) for row in rows]
+    kept = {title: columns[title] for title in metrics if title not in SPARED}
+    return _table({"#": columns["#"], "settings": settings, **kept})
+
+
+def _table(columns: dict[str, list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in columns:
+        table.add_column(title, overflow="fold", no_wrap=title != "settings")
+    for number, cells in enumerate(zip(*columns.values(), strict=True)):
+        table.add_row(*map(escape, cells), style="bold" if number == 0 else None)
+    return table
+
+
+def _markdown(columns: dict[str, list[str]]) -> list[str]:
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
+
+
+def _short(keys: list[str]) -> dict[str, str]:
+    """lr for optimizer.lr, where no other key ends like it."""
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}
+
+
+def _settings(board: Leaderboard, job: Job, *more: str) -> str:
+    """What a job has that others have not, as on the command line."""
+    keys = [key for key in (*board.varying, *more) if key in job.overrides]
+    return " ".join(f"{key}={_brief(job.overrides[key])}" for key in keys)
+
+
+def _brief(value: str) -> str:
+    """A value, its number rounded to four digits where it is a long one."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
+def _spread(metric: str, spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    if metric == "seconds":
+        return f"{spread.mean:.1f} s"
+    form = ".3f" if metric.endswith("accuracy") else ".4f" if spread.mean < 1000 else ".2e"
+    return format(spread.mean, form) + ("" if spread.std is None else f" ± {spread.std:{form}}")
+
+
+def _ranges(names: list[str]) -> str:
+    """0-3 7 for 0 1 2 3 7."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and name.isdigit() and runs[-1][-1].isdigit() and int(name) == int(runs[-1][-1]) + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return " ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,82 @@
+"""The study: what was tried, what came of it, and what to try next."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna import Study, Trial
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from finetune.errors import RequestError
+
+# Without the liar a batch would be asked for where its own trials, not yet told, already are.
+SAMPLERS = {
+    "tpe": lambda seed: TPESampler(seed=seed, constant_liar=True),
+    "gp": lambda seed: GPSampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+ENDED = "jobs"  # an attribute that a trial gets when it has ended by itself: the numbers of its jobs
+
+
+def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
+    """A study in a SQLite file or at a URL, begun or resumed.
+
+    What was being trained when an earlier process was stopped is failed and will be asked first.
+
+    Raises:
+        RequestError: the storage cannot be used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    url = storage if "://" in storage else f"sqlite:///{Path(storage).expanduser()}"
+    try:
+        study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
+        for trial in study.get_trials(states=[TrialState.RUNNING]):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        # A resumed sampler must not draw again what it drew when the study began.
+        study.sampler = SAMPLERS[sampler](seed + len(study.trials))
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"hydra.sweeper.storage={storage}: expected a study's SQLite file ({reason})"
+        ) from None
+    return study
+
+
+def ended(study: Study) -> int:
+    """How many trials have ended by themselves."""
+    return sum(ENDED in trial.user_attrs for trial in study.trials)
+
+
+def tell(study: Study, trial: Trial, values: Sequence[float | None], jobs: Sequence[int]) -> None:
+    """The mean over a trial's jobs, or failure where one of them has no finite value."""
+    trial.set_user_attr(ENDED, list(jobs))
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) == len(values):
+        study.tell(trial, statistics.fmean(known))
+    else:
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def so_far(study: Study, wanted: int) -> str:
+    """How far the search is, and the best that it has found."""
+    text = f"{ended(study)} of {wanted} trials"
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    if not complete:
+        return f"{text}, none with a result yet"
+    best = study.best_trial
+    jobs = " ".join(map(str, best.user_attrs[ENDED]))
+    settings = " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in best.params.items()
+    )
+    return f"{text}; best: val accuracy {best.value:.3f}, job {jobs}, {settings}"

@@ -1,0 +1,211 @@
+"""The jobs of a sweep side by side: ranked by validation alone, repeats over the seed as one row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ended import Ended
+from rich.console import Console
+from runs import QUICK, summary_of
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
+
+from finetune.errors import RequestError
+from finetune.sweep.jobs import find_sweep
+from finetune.sweep.leaderboard import compare
+from finetune.sweep.tables import as_csv, as_markdown, show
+
+Command = Callable[..., Ended]
+
+
+def job(sweep: Path, number: int, overrides: list[str], summary: dict[str, Any] | None = None) -> Path:
+    """A job's folder with what is read of it."""
+    folder = sweep / str(number)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def finished(accuracy: float, loss: float = 1.0, test: float = 0.5, seconds: float = 2.0) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "val": {"accuracy": accuracy, "loss": loss},
+        "test": {"accuracy": test, "loss": 1.5},
+        "timing": {"total": seconds},
+    }
+
+
+def shown(sweep: Path, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(compare(sweep), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_ranked_by_validation_and_never_by_test(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["lr=1"], finished(0.7, loss=0.9, test=0.99))
+    job(tmp_path, 1, ["lr=2"], finished(0.8, loss=0.9, test=0.1))
+    job(tmp_path, 2, ["lr=3"], finished(0.8, loss=0.8, test=0.2))
+    job(tmp_path, 10, ["lr=4"], finished(0.1, test=1.0))
+    assert [row.settings["lr"] for row in compare(tmp_path).rows] == ["3", "2", "1", "4"]
+
+
+def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> None:
+    accuracies = [0.5, 0.9, 0.7]
+    for seed, accuracy in enumerate(accuracies):
+        job(tmp_path, seed, ["lr=1", f"seed={seed}"], finished(accuracy))
+    job(tmp_path, 3, ["lr=2", "seed=0"], finished(0.8))
+    board = compare(tmp_path)
+    first, second = board.rows
+    assert first.settings == {"lr": "2"}
+    assert second.spread("val_accuracy") is not None
+    spread = second.spread("val_accuracy")
+    assert spread is not None
+    assert (spread.mean, spread.std) == (pytest.approx(0.7), pytest.approx(statistics.stdev(accuracies)))
+    assert second.best.folder.name == "1"  # the best of the seeds by validation
+    (alone,) = (line for line in csv.DictReader(io.StringIO(as_csv(board))) if line["lr"] == "2")
+    assert (alone["n"], alone["val_accuracy"], alone["val_accuracy_std"]) == ("1", "0.8", "")
+    assert "0.700 ± 0.200" in shown(tmp_path)
+
+
+def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["lr=1"], {"status": "failed", "reason": "the loss is not finite"})
+    job(tmp_path, 1, ["lr=-1"], {"status": "failed", "reason": "lr=-1: expected a number above 0"})
+    job(tmp_path, 2, ["lr=2"], finished(0.5))
+    running = job(tmp_path, 3, ["lr=3"])
+    (running / "settings.json").write_text('{"epochs": 20}')
+    (running / "metrics.csv").write_text("epoch,loss\n0,1\n1,1\n")
+    job(tmp_path, 4, ["lr=4"])
+    board = compare(tmp_path)
+    told = [(one.folder.name, one.status, one.reason) for one in board.others]
+    assert told == [
+        ("0", "failed", "the loss is not finite"),
+        ("1", "failed", "lr=-1: expected a number above 0"),
+        ("3", "unfinished", "2 of 20 epochs so far"),
+        ("4", "unfinished", "not begun"),
+    ]
+    lines = list(csv.DictReader(io.StringIO(as_csv(board))))
+    assert [line["status"] for line in lines] == ["finished", "failed", "failed", "unfinished", "unfinished"]
+    assert lines[1]["rank"] == ""
+    text = shown(tmp_path)
+    assert "failed   job 0 (lr=1): the loss is not finite\n" in text
+    assert "open     2 jobs have not ended: 3-4\n" in text
+
+
+def test_a_job_without_a_validation_split_cannot_win(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["data.val_fraction=0"], {**finished(0), "val": None})
+    job(tmp_path, 1, ["data.val_fraction=0.1"], finished(0.1))
+    assert [row.best.folder.name for row in compare(tmp_path).rows] == ["1", "0"]
+
+
+@pytest.mark.parametrize("settings", [1, 3, 8])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_fits_the_terminal_and_loses_no_setting(tmp_path: Path, settings: int, width: int) -> None:
+    keys = [f"section{number}.knob{number}" for number in range(settings)]
+    for number in range(4):
+        overrides = [f"{key}=value{number // 2}" for key in keys]
+        job(tmp_path, number, [*overrides, f"seed={number}"], finished(number / 4))
+    table = shown(tmp_path, width).partition("best ")[0]
+    assert max(map(len, table.splitlines())) <= width
+    assert all(f"knob{number}" in table for number in range(settings))
+    assert "0.625 ± 0.177" in table
+    assert ("test loss" in table) == (width == 200)
+
+
+def test_markdown_has_every_column_and_the_best_runs_folder(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["freeze=[all,-layer4]", "optimizer.lr=0.00123456789"], finished(0.5))
+    job(tmp_path, 1, ["freeze=all", "optimizer.lr=0.1"], finished(0.25))
+    lines = as_markdown(compare(tmp_path)).splitlines()
+    assert lines[4] == "| # | freeze | lr | val acc | val loss | test acc | test loss | time | jobs |"
+    assert lines[6] == "| 1 | [all,-layer4] | 0.001235 | 0.500 | 1.0000 | 0.500 | 1.5000 | 2.0 s | 0 |"
+    assert f"Best run: `{tmp_path / '0'}`" in lines
+
+
+def test_what_is_no_sweep_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        RequestError, match=r"^latest: expected a sweep in outputs/sweeps; there is none here$"
+    ):
+        find_sweep("latest")
+    with pytest.raises(
+        RequestError, match=r"^nowhere: expected the folder of a sweep; there is no such folder$"
+    ):
+        find_sweep("nowhere")
+    with pytest.raises(RequestError, match=r"there are no jobs in it$"):
+        compare(tmp_path)
+
+
+def hparams_page(sweep: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """What TensorBoard's HPARAMS page shows of a folder: the settings' order, and a line for each run."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(sweep))
+    runs.Reload()
+    context = RequestContext()
+    backend = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(sweep))))
+    metadata = backend.hparams_metadata(context, "")
+    experiment = backend.experiment_from_metadata(context, "", True, metadata, [])
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=100,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING],
+        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+    )
+    groups = list_session_groups.Handler(context, backend, "", request).run().session_groups
+    lines = [
+        {
+            "run": group.sessions[0].name,
+            "lr": group.hparams["optimizer.lr"].number_value,
+            "seed": group.hparams["seed"].number_value,
+            **{metric.name.tag: metric.value for metric in group.metric_values},
+        }
+        for group in groups
+    ]
+    return [info.name for info in experiment.hparam_infos], lines
+
+
+def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
+    train: Command, command: Command, few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    ended = train("-m", *QUICK, "optimizer.lr=0.1,0,0.001", "seed=0,1")
+    assert ended.code == 1
+    assert ended.err.count("error: optimizer.lr=0: expected a number above 0") == 2
+    (sweep,) = Path("outputs/sweeps").glob("*/*")
+    lines = list(csv.DictReader((sweep / "leaderboard.csv").open()))
+    assert [line["status"] for line in lines] == ["finished"] * 2 + ["failed"] * 2
+    for line in lines[:2]:
+        summaries = [summary_of(sweep / number) for number in line["jobs"].split()]
+        for side in ("val", "test"):
+            for name in ("accuracy", "loss"):
+                values = [summary[side][name] for summary in summaries]
+                assert float(line[f"{side}_{name}"]) == pytest.approx(statistics.fmean(values))
+                assert float(line[f"{side}_{name}_std"]) == pytest.approx(statistics.stdev(values))
+    assert float(lines[0]["val_accuracy"]) >= float(lines[1]["val_accuracy"])
+    assert f"best     {lines[0]['best_run']}: optimizer.lr=" in ended.out
+    assert "failed   job 2 (optimizer.lr=0 seed=0): optimizer.lr=0: expected a number above 0" in ended.out
+    settings, runs = hparams_page(sweep)
+    assert settings[:2] == ["optimizer.lr", "seed"]  # what differs stands first
+    assert len(runs) == 4
+    for run in runs:
+        summary = summary_of(sweep / run["run"].partition("/")[0])
+        assert run["seed"] == summary["seed"]
+        for side in ("val", "test"):
+            assert run[f"hp/{side}_accuracy"] == pytest.approx(summary[side]["accuracy"])
+    assert {(run["lr"], run["seed"]) for run in runs} == {(0.1, 0), (0.1, 1), (0.001, 0), (0.001, 1)}
+    (sweep / "leaderboard.csv").unlink()
+    again = command("leaderboard", "latest")
+    assert again.code == 0
+    assert again.out in ended.out
+    assert (sweep / "leaderboard.csv").exists()
+    assert command("leaderboard", "elsewhere").code == 2
