@@ -103,7 +103,8 @@ def finish(
         temperature_of(summary),
     )
     if not page.of_sweep(prepared.folder):
-        page.write(prepared.folder, summary, dataset.images)
+        with devices.threads(1):  # for so little work they would only wait for each other
+            page.write(prepared.folder, summary, dataset.images)
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary
