@@ -31,7 +31,7 @@ from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
 from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.plans import Plan
+from finetune.sweep.plans import Plan, tell_apart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,12 +60,12 @@ class Job:
             code, result = guarded(lambda: _run(settings_of(config), folder))
             self.codes.append(code)
             return None if result is None or result["val"] is None else result["val"]["accuracy"]
-        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task), None)
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
         self.plans.append(plan)
         try:
             plan.settings = settings_of(config)
         except RequestError as error:
-            plan.fail(error)
+            plan.wrong = error
         if hydra_config.runtime.choices["hydra/launcher"] == "batched":
             return plan
         train_plans([plan])
@@ -85,6 +85,10 @@ def _run(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def train_plans(plans: Sequence[Plan]) -> None:
     """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    tell_apart(plans)
+    for plan in plans:
+        if plan.wrong:
+            plan.fail(plan.wrong)
     if all(plan.ended for plan in plans):
         return
     import_torch()
