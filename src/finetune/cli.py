@@ -86,7 +86,11 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    except SystemExit:  # interrupted
+    except KeyboardInterrupt:  # while jobs run elsewhere
+        print("error: interrupted", file=sys.stderr)
+        _end_sweep()
+        sys.exit(130)
+    except SystemExit:  # raised by an interrupted job
         _end_sweep()
         raise
     sys.exit(max([_end_sweep(), *job.codes]))
@@ -97,6 +101,7 @@ def _end_sweep() -> int:
 
     Jobs that ran in other processes or on other machines are known by their folders alone.
     """
+    begun.end_workers()
     folder = begun.folder()
     if folder is None:
         return 0
