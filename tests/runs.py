@@ -1,10 +1,12 @@
 """What a run left in its folder, as several tests look at it."""
 
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +19,17 @@ QUICK = (
     "epochs=2",
     "cache=memory",
 )
+
+
+def trained(folder: Path, pictures: Path, *overrides: str) -> Path:
+    """The folder of a quick run in `folder`, trained in this process without a command."""
+    from finetune.door import compose
+    from finetune.run import run
+
+    (folder / "pictures").symlink_to(pictures)
+    with chdir(folder):
+        run(compose([*QUICK, *overrides]), Path("run"), Console(quiet=True))
+    return folder / "run"
 
 
 def newest() -> Path:

@@ -9,12 +9,27 @@ import pytest
 import torch
 import torchvision
 from runs import newest
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from finetune import cli
 from finetune.model.assemble import assemble
 
 Train = Callable[..., Any]
+
+
+class Doubling(nn.Module):
+    """Its forward loops for as long as the data ask for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        while x.norm() < 1000:
+            x = x * 2
+        return self.fc(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize("weights", ["random", "bundled"])
@@ -97,6 +112,23 @@ def test_the_parameter_list() -> None:
     assert len(listed) == 62
     assert all(line.endswith("requires_grad=True") for line in listed)
     assert "62 named parameters, 11,689,512 values, 11,689,512 of them trainable" in ended.output
+
+
+def test_a_forward_that_branches_on_its_data_trains_uncached_and_one_line_says_why(
+    train: Train, few_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model of torchvision does so: one of our own is put in the place of resnet18."""
+    monkeypatch.setattr("finetune.model.assemble.build", lambda *_: Doubling())
+    data = ("data=folder", f"data.root={few_pictures}", "data.image_size=32", "epochs=8")
+    ended = train(*data, "weights=random", "optimizer.lr=0.001", "freeze=all", "batch_size=16")
+    assert ended.code == 0
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("cache ")]
+    assert line.startswith("cache    nothing: the model cannot be split: Doubling: ")
+    assert "control flow" in line
+    with (newest() / "metrics.csv").open(newline="") as file:
+        losses = [float(row["loss/train"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    assert "2 frozen parameters and buffers are bit-identical" in ended.out
 
 
 def test_the_defaults_are_the_tutorials(train: Train) -> None:

@@ -189,7 +189,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ("data=folder data.root=here", "data.root=here: expected a folder; this is a file", file_for_folder),
     ("data=folder data.root=here", "data.root=here: expected a folder per class", empty_folder),
     ("data=folder data.root=here", "data.root=here: expected a folder per class", pictures_without_classes),
-    ("data=folder data.root=here", "data.root=here: expected pictures (.bmp, .gif, .jpeg", no_pictures),
+    ("data=folder data.root=here", "data.root=here: expected pictures .bmp, .gif, .jpeg", no_pictures),
     (
         "data=folder data.root=here",
         "data.root=here: expected two classes or more; there is only cat",
@@ -214,6 +214,12 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
         "data.root: expected 24 of 24 broken",
         all_broken,
     ),
+    ("data=torchvision data.root=here", "data.name: expected a data set of torchvision.datasets", None),
+    ("data=cifar10", "data.root: expected the folder that torchvision keeps the set in", None),
+    ("data=csv data.root=here", "data.root=here: expected a table, .csv, .tsv or .parquet", None),
+    ("data.nested=true", "data.nested=True: expected data=folder with it", None),
+    ("data.name=CIFAR10", "data.name=CIFAR10: expected data=torchvision or hf with it", None),
+    ("data.nested=maybe data=folder", "data.nested=maybe: expected true or false", None),
     ("data.bad_images=ignore", "data.bad_images=ignore: expected error or skip", None),
     (
         "data.val_fraction=0.6 data.test_fraction=0.4",

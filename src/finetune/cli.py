@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 import typer
@@ -14,15 +16,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import at_once, compose, guarded, import_torch, one_line, refusal, settings_of
-from finetune.errors import RequestError
+from finetune.door import (
+    at_once,
+    check_picture,
+    compose,
+    guarded,
+    import_torch,
+    override,
+    refusal,
+    settings_of,
+)
+from finetune.errors import RequestError, RunError, brief
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
-from finetune.sweep.jobs import find_sweep, refuse
+from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
-
-if TYPE_CHECKING:
-    from finetune.model.assemble import Model
+from finetune.sweep.plans import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,34 +49,50 @@ class Job:
     def __init__(self) -> None:
         self.began = False
         self.codes: list[int] = []
+        self.plans: list[Plan] = []
 
-    def __call__(self, config: DictConfig) -> float | None:
+    def __call__(self, config: DictConfig) -> float | Plan | None:
+        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
         self.began = True
-        console = Console(soft_wrap=True)
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        if sweep:
-            console.print(f"\n[bold]job {HydraConfig.get().job.num}[/]  ", end="")
-            console.print(" ".join(HydraConfig.get().overrides.task), markup=False, highlight=False)
-        code, result = guarded(lambda: _job(config, folder, console, sweep))
-        # In a sweep a wrong request is a failed job like any other.
-        self.codes.append(1 if sweep and code == 2 else code)
-        if code >= 128:
-            raise SystemExit(code)  # an interrupt ends a sweep, too
-        return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        hydra_config = HydraConfig.get()
+        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        if hydra_config.mode != RunMode.MULTIRUN:
+            code, result = guarded(lambda: _run(settings_of(config), folder))
+            self.codes.append(code)
+            return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task), None)
+        self.plans.append(plan)
+        try:
+            plan.settings = settings_of(config)
+        except RequestError as error:
+            plan.fail(error)
+        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
+            return plan
+        train_plans([plan])
+        return plan.accuracy
+
+    def code(self) -> int:
+        """The exit code of all that ran."""
+        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
 
 
-def _job(config: DictConfig, folder: Path, console: Console, sweep: bool) -> dict[str, Any]:
-    try:
-        settings = settings_of(config)
-        import_torch()
-        from finetune.run import run
+def _run(settings: Settings, folder: Path) -> dict[str, Any]:
+    import_torch()
+    from finetune.run import run
 
-        return run(settings, folder, console)
-    except RequestError as error:
-        if sweep:
-            refuse(folder, one_line(error))
-        raise
+    return run(settings, folder, Console(soft_wrap=True))
+
+
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    if all(plan.ended for plan in plans):
+        return
+    import_torch()
+    from finetune.sweep.train import train_all
+
+    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
+    if code:
+        raise SystemExit(code)
 
 
 def train() -> NoReturn:
@@ -93,7 +118,7 @@ def train() -> NoReturn:
     except SystemExit:  # raised by an interrupted job
         _end_sweep()
         raise
-    sys.exit(max([_end_sweep(), *job.codes]))
+    sys.exit(max(_end_sweep(), job.code()))
 
 
 def _end_sweep() -> int:
@@ -130,32 +155,162 @@ def inspect(
     every_parameter: bool = typer.Option(
         False, "--parameters", help="List every parameter with its requires_grad."
     ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, every module unfolded."),
+    graph: str | None = typer.Option(
+        None, metavar="FILE", help="Draw the autograd graph of one step: FILE.svg or FILE.png."
+    ),
+    depth: int | None = typer.Option(
+        None, min=1, help="Unfold modules so deep; 1: the model's own children."
+    ),
 ) -> None:
-    """Say what would train: finetune inspect freeze=all head=10 --parameters."""
-    code, _ = guarded(lambda: _inspect(compose(context.args), every_parameter))
+    """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
+
+    def work() -> None:
+        settings = compose(context.args)
+        picture = check_picture(graph) if graph is not None else None
+        import_torch()
+        from finetune.inspection.command import inspect
+
+        inspect(
+            settings,
+            Console(soft_wrap=True),
+            every_parameter=every_parameter,
+            as_json=as_json,
+            picture=picture,
+            depth=depth,
+        )
+
+    sys.exit(guarded(work)[0])
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="A run's folder, or latest.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
+    ] = None,
+) -> None:
+    """Show what in a picture speaks for the answer: finetune explain latest photographs."""
+    code, _ = guarded(lambda: _explain(run, paths, out))
     sys.exit(code)
 
 
-def _inspect(settings: Settings, every_parameter: bool) -> None:
+def _explain(run: str, paths: list[str], out: Path | None) -> None:
     import_torch()
-    from finetune.inspection.parameters import table
-    from finetune.prepare import find_data, make_model
-    from finetune.report.terminal import model_lines, say
+    from finetune.inference.paths import find
+    from finetune.inspection import overlay
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
 
     console = Console(soft_wrap=True)
-    dataset = find_data(settings)
-    model: Model = make_model(settings, dataset)
-    model_lines(console, model, settings.freeze, len(dataset.classes))
-    rows = table(model.network)
-    if every_parameter:
-        width = max(len(name) for name, *_ in rows)
-        for name, shape, number, trains in rows:
-            print(f"{name:<{width}}  {shape:>14}  {number:>10,}  requires_grad={trains}")
-    total = sum(number for _, _, number, _ in rows)
-    trainable = sum(number for _, _, number, trains in rows if trains)
-    say(console, "count", f"{len(rows)} named parameters, {total:,} values, {trainable:,} of them trainable")
-    if not trainable:
-        say(console, "warning", "the loss carries no gradient: nothing trains, and training would be refused")
+    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
+    folder = out or saved.folder / "explain"
+    with progress(console, "explain", len(pictures)) as advance:
+        written = overlay.explain(saved, pictures, folder, advance)
+    if written.pictures:
+        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
+        say(console, "folder", f"{folder}, the first {min(written.pictures, overlay.IN_GRID)} in grid.png")
+    if written.bad:
+        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
+        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
+
+
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def evaluate(
+    context: typer.Context,
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Write all of it to this file, as JSON.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; test by default, all of other data than the run's."),
+    ] = None,
+    raw: Raw = False,
+) -> None:
+    """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
+    code, _ = guarded(lambda: _evaluate(run, context.args, out, split, raw))
+    sys.exit(code)
+
+
+def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
+    import_torch()
+    from finetune.inference import tables
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.evaluate import choose, evaluate
+    from finetune.inference.forward import Predictor
+    from finetune.prepare import find_data
+    from finetune.report.terminal import progress, say
+    from finetune.saved import open_run
+
+    tables.check(out)
+    console, saved = Console(soft_wrap=True), open_run(run)
+    settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
+    predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
+    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, split)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
+    with progress(console, "reading pictures", len(chosen.rows)) as advance:
+        evaluation = evaluate(
+            predictor, chosen, settings.data.bad_images, settings.loss, temperature, advance
+        )
+    tables.show(console, chosen, evaluation, temperature)
+    if out:
+        tables.write(out, saved.folder, chosen, evaluation, temperature)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for a list on stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Write to this .csv or .jsonl, not to stdout.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes a picture, the likeliest first.")] = 1,
+    raw: Raw = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 if a picture cannot be read.")
+    ] = False,
+    format: Annotated[str | None, typer.Option(help="csv or jsonl, whatever the file's extension.")] = None,
+) -> None:
+    """Classify pictures: finetune predict latest photographs --out classes.csv."""
+    try:
+        code, _ = guarded(lambda: _predict(run, paths, out, top, raw, strict, format))
+    except BrokenPipeError:  # whoever read has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _predict(
+    run: str, paths: list[str], out: Path | None, top: int, raw: bool, strict: bool, format: str | None
+) -> None:
+    import_torch("finetune.inference.predict")
+    from finetune.inference.calibration import temperature_of
+    from finetune.inference.forward import Predictor
+    from finetune.inference.paths import find
+    from finetune.inference.predict import format_of, predict
+    from finetune.report.terminal import progress
+    from finetune.saved import open_run
+
+    kind, pictures, saved = format_of(out, format), find(paths, sys.stdin), open_run(run)
+    predictor = Predictor(saved, saved.settings.precision)
+    temperature = 1.0 if raw else temperature_of(saved.summary)
+    console = Console(stderr=True, soft_wrap=True)
+    # Rows and a bar on one terminal would be in each other's way.
+    total = pictures.total
+    bar = (
+        nullcontext(lambda _: None)
+        if not out and sys.stdout.isatty()
+        else progress(console, "predict", total)
+    )
+    with bar as advance:
+        tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
+    tally.tell(console, predictor.form, temperature)
+    if strict and tally.broken:
+        told = f"{tally.broken:,} of {tally.pictures:,} pictures cannot be read"
+        raise RunError(f"--strict: {told}; the first is {tally.first}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -183,6 +338,73 @@ def _cache(folder: Path, clear: bool) -> None:
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
     print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    format: Annotated[str, typer.Option(help="safetensors, onnx or torch (a .pt2 program).")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="A file or a folder; else export/ in the run's.")] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="Calibrated probabilities in place of logits.")
+    ] = False,
+) -> None:
+    """Write a run's model for other programs: finetune export latest --format onnx."""
+    code, _ = guarded(lambda: _export(run, format, out, softmax))
+    sys.exit(code)
+
+
+def _export(run: str, kind: str, out: Path | None, softmax: bool) -> None:
+    import_torch()
+    from finetune.inference import export as exports
+    from finetune.inference.calibration import temperature_of
+    from finetune.prepare import find_data
+    from finetune.report.terminal import say
+    from finetune.saved import open_run
+
+    console = Console(soft_wrap=True)
+    saved = open_run(run)
+    target = exports.target_of(saved, kind, out, softmax)
+    dataset = None
+    if kind != "safetensors":
+        try:
+            dataset = find_data(saved.settings)
+        except RequestError as gone:
+            say(console, "note", f"the run's pictures are not there ({gone})")
+    inputs, what = exports.examples(dataset, saved.preprocessing)
+    temperature = temperature_of(saved.summary)
+    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
+    say(console, "export", str(target))
+    if softmax:
+        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
+    if difference is None:
+        say(console, "loads", f"into {exports.loads_into(saved)}")
+    else:
+        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    code, _ = guarded(lambda: _report(run))
+    sys.exit(code)
+
+
+def _report(run: str) -> None:
+    import_torch()
+    from finetune.prepare import find_data
+    from finetune.report import page
+    from finetune.saved import find, settings_of, summary_of
+
+    folder = find(run)
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+    try:
+        pictures = find_data(settings_of(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        pictures = []
+    print(page.write(folder, summary, pictures))
 
 
 @app.command()

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.errors import Interrupted, RequestError, RunError
-from finetune.settings import Settings, configs_folder, no_such_knob, validate
+from finetune.errors import Interrupted, RequestError, RunError, one_line
+from finetune.settings import SECTIONS, Settings, configs_folder, no_such_knob, validate
 
 
 def free_folder(wanted: str) -> str:
@@ -41,11 +42,46 @@ OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, repl
 def compose(overrides: list[str]) -> Settings:
     """The settings that a command line of overrides amounts to; ends the process where Hydra refuses it."""
     try:
-        with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            return settings_of(hydra.compose("config", overrides))
+        return settings_of(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         print(refusal(error, overrides), file=sys.stderr)
         sys.exit(2)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The shipped configs with overrides, as Hydra composes them; its errors are let out."""
+    with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
+        return hydra.compose("config", overrides)
+
+
+def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> Settings:
+    """A run's settings with some changed as on the command line; ends the process where Hydra refuses it.
+
+    takes: the knobs and sections that may be changed.
+
+    Raises:
+        RequestError: a knob is not among them, or a value is wrong.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        print(refusal(error, overrides), file=sys.stderr)
+        sys.exit(2)
+    for one in parsed:
+        if one.key_or_group.partition(".")[0] not in takes:
+            raise RequestError(
+                f"{one.key_or_group}: expected {', '.join(takes)} here; the rest is the run's own"
+            )
+    config = OmegaConf.create(settings.model_dump())
+    groups = [one for one in parsed if one.key_or_group in SECTIONS]
+    if groups:
+        fresh = compose([str(one.input_line) for one in groups]).model_dump()
+        for one in groups:
+            config[one.key_or_group] = fresh[one.key_or_group]
+    for one in parsed:
+        if one not in groups:
+            OmegaConf.update(config, one.key_or_group, one.value())
+    return settings_of(config)
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -56,6 +92,23 @@ def settings_of(config: DictConfig) -> Settings:
         raise RequestError(str(error).splitlines()[0]) from None
     assert isinstance(values, dict)
     return validate({str(key): value for key, value in values.items()})
+
+
+def check_picture(name: str) -> Path:
+    """The file of that name, after a look, before any work is done, at whether a picture can go there.
+
+    Raises:
+        RequestError: its folder is not there or not to be written into, or its ending is unknown.
+    """
+    file = Path(os.path.expanduser(name))
+    if file.suffix.lower() not in (".svg", ".png"):
+        raise RequestError(f"--graph {file}: expected a file that ends in .svg or .png")
+    if file.is_dir() or not file.parent.is_dir():
+        why = "this is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise RequestError(f"--graph {file}: expected a file in a folder that is there; {why}")
+    if not os.access(file.parent, os.W_OK):
+        raise RequestError(f"--graph {file}: expected a folder that can be written into, not {file.parent}")
+    return file
 
 
 def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
@@ -72,11 +125,6 @@ def guarded(work: Callable[[], Any]) -> tuple[int, Any]:
         code, line = 130, "interrupted"
     print(f"error: {line}", file=sys.stderr)
     return code, None
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(error).splitlines())
 
 
 def refusal(error: BaseException, overrides: Sequence[str]) -> str:
@@ -101,15 +149,15 @@ def refusal(error: BaseException, overrides: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def import_torch() -> None:
-    """Import what trains; late, so that a wrong knob is told at once.
+def import_torch(module: str = "finetune.run") -> None:
+    """Import what trains, or another module that needs torch; late, so that a wrong knob is told at once.
 
     Importing makes a million objects that stay. Told not to look through them again and again, the garbage
     collector costs a second less.
     """
     if "torch" not in sys.modules:
         gc.disable()
-        importlib.import_module("finetune.run")
+        importlib.import_module(module)
         gc.freeze()
         gc.enable()
 

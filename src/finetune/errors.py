@@ -21,3 +21,8 @@ def brief(names: list[str], most: int = 6) -> str:
     """The first names of a list in one line, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error without line breaks."""
+    return " ".join(str(error).splitlines())

@@ -7,15 +7,18 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from finetune.data import sources
+from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
-from finetune.data.sources import Dataset
+from finetune.data.sources import Progress
 from finetune.errors import RequestError
-from finetune.features.inputs import Ready, read
+from finetune.features.inputs import Prospect, Ready, foresee, read
 from finetune.model.assemble import Model, assemble
 from finetune.model.proof import Proof
 from finetune.report import folder as folders
@@ -61,17 +64,22 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     folders.refuse_used(folder)
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
-    dataset = find_data(settings)
+    dataset = find_data(settings, partial(terminal.progress, console))
     model = make_model(settings, dataset)
+    if dataset.multi_label and model.outputs != len(dataset.classes):
+        raise RequestError(
+            f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
+        )
     if not any(p.requires_grad for p in model.network.parameters()):
         raise RequestError(
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    ready = read_pictures(settings, dataset, model, device, console)
+    ready = read_pictures(settings, dataset, model, device, console, folder)
     dataset = ready.dataset
     terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
+    terminal.balance_lines(console, dataset, settings.class_weights)
     terminal.feature_line(console, ready)
     compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
     folders.start(folder, settings.model_dump(), ready.bad)
@@ -93,11 +101,33 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     )
 
 
-def find_data(settings: Settings) -> Dataset:
-    """The pictures and labels that the settings name; nothing is decoded yet."""
+def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
+    """The pictures and labels that the settings name; nothing is decoded yet.
+
+    Raises:
+        RequestError: they are not there, or not as the settings need them.
+    """
     knobs = settings.data
-    memo = cache_dir(settings) / "digests.sqlite"
-    return sources.load(knobs.name, knobs.root, knobs.val_fraction, knobs.test_fraction, memo)
+    dataset = sources.load(
+        knobs.source,
+        knobs.root,
+        knobs.val_fraction,
+        knobs.test_fraction,
+        memo(settings),
+        progress,
+        name=knobs.name,
+        nested=knobs.nested,
+        image_column=knobs.image_column,
+        label_column=knobs.label_column,
+    )
+    if dataset.multi_label and settings.loss == "cross_entropy":
+        raise RequestError("loss=cross_entropy: expected loss=bce, as pictures have several labels each")
+    return dataset
+
+
+def memo(settings: Settings) -> Path:
+    """The file that remembers what is known of picture files."""
+    return cache_dir(settings) / "digests.sqlite"
 
 
 def cache_dir(settings: Settings) -> Path:
@@ -120,10 +150,41 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     )
 
 
+def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> Prospect:
+    """Where the model splits and what would be kept of the pictures; nothing is decoded.
+
+    Raises:
+        RequestError: the device, the precision or the cache asked for is not to be had.
+    """
+    device = devices.accelerator(settings.trainer.accelerator)
+    devices.precision(settings.precision, device)
+    return foresee(model, dataset, **_kept(settings, device), device=device)
+
+
+def _kept(settings: Settings, device: devices.Device) -> dict[str, Any]:
+    """The knobs that decide what is kept, and whether the device multiplies bf16."""
+    return {
+        "augment": settings.data.augment,
+        "cache": settings.cache,
+        "cache_dir": cache_dir(settings),
+        "cache_max_gb": settings.cache_max_gb,
+        "precision": settings.precision,
+        "compile": settings.compile,
+        "bf16": devices.multiplies_bf16(device),
+    }
+
+
 def read_pictures(
-    settings: Settings, dataset: Dataset, model: Model, device: devices.Device, console: Console
+    settings: Settings,
+    dataset: Dataset,
+    model: Model,
+    device: devices.Device,
+    console: Console,
+    folder: Path | None = None,
 ) -> Ready:
     """Every picture, decoded once or as features of the frozen prefix.
+
+    folder: gets the list of those that are broken, where they are too many for a line.
 
     Raises:
         RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
@@ -131,21 +192,19 @@ def read_pictures(
     ready = read(
         model,
         dataset,
-        augment=settings.data.augment,
-        cache=settings.cache,
-        cache_dir=cache_dir(settings),
-        cache_max_gb=settings.cache_max_gb,
-        precision=settings.precision,
-        compile=settings.compile,
-        bf16=devices.multiplies_bf16(device),
+        **_kept(settings, device),
         device=device,
         workers=settings.data.workers,
         seed=settings.seed,
+        memo=memo(settings),
         progress=partial(terminal.progress, console),
         say=partial(terminal.say, console, "note"),
     )
     if ready.bad and settings.data.bad_images == "error":
         shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
+        if folder is not None and len(ready.bad) > 10:
+            folders.list_bad(folder, ready.bad)
+            shown += f"; all are listed in {folder / 'skipped.csv'}"
         raise RequestError(
             f"data.bad_images=error: {len(ready.bad)} of {len(dataset.images)} pictures cannot be used:"
             f" {shown}; mend them, or data.bad_images=skip leaves them out"
@@ -160,15 +219,22 @@ def read_pictures(
 
 def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
     """The network with its loss, optimiser and schedule."""
-    train_labels = batches.labels[batches.split["train"]]
-    weights = (
-        losses.balanced_weights(train_labels, model.outputs) if settings.class_weights == "balanced" else None
+    name, options, groups = optimizer_groups(settings, model)
+    return Classifier(
+        model.network,
+        ready.network,
+        model.frozen,
+        make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
+        lambda: optim.build(name, groups, **options),
+        make_schedule(settings, len(batches.train_dataloader())),
+        ready.dataset.classes if ready.dataset.multi_label else (),
     )
-    chosen = settings.optimizer.model_dump()
-    name, grouping = chosen.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: chosen.pop(key) for key in grouping})
-    steps_per_epoch = -(-len(batches.train_dataloader()) // settings.trainer.accumulate_batches)
-    schedule = optim.schedule(
+
+
+def make_schedule(settings: Settings, batches: int) -> optim.Schedule:
+    """The schedule over epochs of so many batches."""
+    steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
+    return optim.schedule(
         settings.schedule,
         min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
         steps_per_epoch,
@@ -176,11 +242,23 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         settings.step_epochs,
         settings.step_gamma,
     )
-    return Classifier(
-        model.network,
-        ready.network,
-        model.frozen,
-        losses.build(settings.loss, settings.label_smoothing, weights),
-        lambda: optim.build(name, groups, **chosen),
-        schedule,
-    )
+
+
+def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
+    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
+    weights = make_class_weights(settings, train_labels, outputs)
+    return losses.build(settings.loss, settings.label_smoothing, weights)
+
+
+def make_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:
+    """What each class weighs in the loss, (outputs,); None where all weigh the same."""
+    balanced = settings.class_weights == "balanced"
+    return losses.balanced_weights(train_labels, outputs) if balanced else None
+
+
+def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The optimiser's name and options, and its groups of what trains."""
+    options = settings.optimizer.model_dump()
+    name, grouping = options.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
+    groups = optim.groups(model.network, model.head, **{key: options.pop(key) for key in grouping})
+    return name, options, groups

@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from finetune.atomic import linked
+from finetune.inference.calibration import temperature_of
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
-from finetune.report import terminal
+from finetune.report import page, predictions, terminal
 from finetune.report.tensorboard import Board
 from finetune.settings import Settings
 from finetune.summary import summarise
@@ -28,23 +30,31 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         RunError: the run failed or was interrupted; what it wrote before is kept.
     """
     try:
-        prepared = prepare(settings, folder, console)
-        board = start(prepared)
-        ready_at = time.perf_counter()
-        fitted = train(prepared, board, console)
-        return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
+        return run_prepared(prepare(settings, folder, console), console)
     except BaseException as error:
         folders.give_reason(folder, error)
         raise
 
 
-def start(prepared: Prepared) -> Board:
-    """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard."""
-    folder, model = prepared.folder, prepared.model
-    about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
-    save_frozen(folder / "checkpoints" / "frozen.safetensors", prepared.proof.tensors, about)
-    board = Board(folder)
-    board.start(prepared.settings.model_dump(), model, prepared.ready.sample)
+def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
+    """The same for a run that stands ready."""
+    board = start(prepared)
+    ready_at = time.perf_counter()
+    fitted = train(prepared, board, console)
+    return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
+
+
+def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
+    """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
+
+    like: of a run with the same frozen part and pictures; the frozen part then is stored once for both.
+    """
+    folder, model, name = prepared.folder, prepared.model, "checkpoints/frozen.safetensors"
+    if like is None or not linked(like.folder / name, folder / name):
+        about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
+        save_frozen(folder / name, prepared.proof.tensors, about)
+    board = Board(folder, figures)
+    board.start(prepared.settings.model_dump(), model, like or prepared.ready.sample)
     return board
 
 
@@ -69,6 +79,7 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
             precision=prepared.precision,
             accumulate_batches=settings.trainer.accumulate_batches,
             clip_norm=settings.trainer.clip_norm,
+            monitor_gradients=settings.monitor_gradients,
         )
     prepared.proof.check(prepared.model.network)
     return fitted
@@ -84,6 +95,15 @@ def finish(
     dataset = prepared.dataset
     test_labels = prepared.batches.labels[dataset.split["test"]]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
+    predictions.write(
+        prepared.folder,
+        dataset,
+        {"val": fitted.val_logits, "test": fitted.test_logits},
+        prepared.settings.loss,
+        temperature_of(summary),
+    )
+    if not page.of_sweep(prepared.folder):
+        page.write(prepared.folder, summary, dataset.images)
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary

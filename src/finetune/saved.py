@@ -24,7 +24,7 @@ class Saved:
     """A run on disk.
 
     network: the whole model in eval mode, in float32 on the CPU.
-    head: full name of the layers that give the logits.
+    head: full name of the layers that give the logits, of which there are `outputs`.
     summary: what the run came to; None where it has not ended.
     """
 
@@ -32,6 +32,7 @@ class Saved:
     settings: Settings
     network: nn.Module
     head: str
+    outputs: int
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     summary: dict[str, Any] | None
@@ -114,6 +115,7 @@ def open_run(run: str) -> Saved:
         settings,
         network,
         head,
+        outputs,
         tuple(json.loads(about["classes"])),
         preprocessing,
         summary_of(folder),

@@ -80,8 +80,12 @@ class AdamW(_Strict):
 
 
 class Data(_Strict):
-    name: Literal["clipart", "digits", "folder", "random"]
+    source: Literal["clipart", "digits", "random", "folder", "csv", "torchvision", "hf", "webdataset"]
     root: Text | None
+    name: Text | None
+    nested: bool
+    image_column: Text | None
+    label_column: Text | None
     image_size: Annotated[int | str, _number_or(8, "pixels, 8 or more, or auto", "auto")]
     augment: Literal["auto", "none", "flip", "standard"]
     val_fraction: Fraction
@@ -128,6 +132,7 @@ class Settings(_Strict):
     batch_size: Count
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    monitor_gradients: bool
     data: Data
     cache: Literal["auto", "memory", "disk", "none"]
     cache_dir: Text
@@ -139,7 +144,7 @@ class Settings(_Strict):
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
         other_loss, balanced = self.loss != "cross_entropy", self.class_weights == "balanced"
-        vectors, keep = self.data.name == "random", self.head == "keep"
+        vectors, keep = self.data.source == "random", self.head == "keep"
         rules = (
             (other_loss and self.label_smoothing, "label_smoothing: expected loss=cross_entropy with it"),
             (other_loss and balanced, "class_weights=balanced: expected loss=cross_entropy with it"),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import finetune
+from finetune.inference.calibration import calibrate
 from finetune.inspection import parameters
 from finetune.prepare import Prepared
 from finetune.training.fit import Fitted
@@ -15,11 +16,17 @@ from finetune.training.fit import Fitted
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
     """The summary of a finished run whose proof held; times in seconds."""
     settings, model, ready = prepared.settings, prepared.model, prepared.ready
-    dataset, proof = ready.dataset, prepared.proof
+    dataset, proof, labels = ready.dataset, prepared.proof, prepared.batches.labels
     return {
         "status": "finished",
         "val": fitted.val,
         "test": fitted.test,
+        "calibration": calibrate(
+            settings.loss,
+            (fitted.val_logits, labels[dataset.split["val"]]),
+            (fitted.test_logits, labels[dataset.split["test"]]),
+            dataset.classes,
+        ),
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,
         "steps": fitted.steps,
@@ -48,6 +55,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         },
         "preprocessing": vars(model.preprocessing),
         "augment": ready.augment,
+        "boundary": {"share": ready.boundary.share, "why": ready.plan.why},
         "features": ready.features,
         "timing": timing,
         "device": prepared.device,

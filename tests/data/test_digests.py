@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.digests import file_digests
+from finetune.data.digests import file_digests, known_bad, remember_bad
 
 LONG_AGO = 1_600_000_000_000_000_000
 
@@ -54,6 +54,26 @@ def test_links_to_one_file_are_remembered_as_one(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(path)
     file_digests([tmp_path / "link", path], memo)
     assert sqlite3.connect(memo).execute("SELECT count(*) FROM digests").fetchone() == (1,)
+
+
+def test_what_is_broken_is_remembered_by_content_and_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo = tmp_path / "memo.sqlite"
+    assert known_bad([sha(b"a")], memo) == {}
+    remember_bad({sha(b"a"): "cut off", sha(b"b"): "empty"}, memo)
+    assert known_bad([sha(b"c"), sha(b"a")], memo) == {sha(b"a"): "cut off"}
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    assert known_bad([sha(b"a")], memo) == {}
+
+
+def test_progress_counts_every_file_once(tmp_path: Path) -> None:
+    memo, done = tmp_path / "memo.sqlite", []
+    paths = [write(tmp_path / name, name.encode()) for name in "abc"]
+    for count in (2, 3):
+        done.clear()
+        file_digests(paths[:count], memo, done.append)
+        assert sum(done) == count
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough to be one" * 50, None])

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
+from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, Reader, decode, on_white
 
 
@@ -185,7 +186,7 @@ def by_torchvision(image: Image.Image, resize: int, crop: int, interpolation: st
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("height", "width"),
-    [(90, 130), (130, 90), (100, 100), (91, 123), (37, 41), (20, 200), (200, 21), (64, 64), (65, 64), (1, 1)],
+    [(90, 130), (130, 90), (100, 100), (91, 123), (37, 41), (20, 200), (200, 21), (64, 64), (65, 64), (2, 2)],
 )
 def test_the_cut_is_torchvisions(tmp_path: Path, height: int, width: int, interpolation: str) -> None:
     # Of middling values, so that bicubic's overshoot is never cut off: Pillow chooses which axis to do first.
@@ -222,7 +223,7 @@ def test_a_large_jpeg_of_any_kind_is_turned_upright(tmp_path: Path, mode: str) -
     assert difference.float().mean() < 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (2, 20000)])
+@pytest.mark.parametrize("size", [(2, 2), (2, 2000), (2000, 2), (2, 20000)])
 def test_the_thinnest_pictures_have_a_middle(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
     decoded = decode(tmp_path / "a.png", 256, 224, "bilinear")
@@ -230,7 +231,103 @@ def test_the_thinnest_pictures_have_a_middle(tmp_path: Path, size: tuple[int, in
     assert (decoded.permute(1, 2, 0).numpy() == (10, 200, 30)).all()
 
 
+def test_a_colour_profile_is_undone(tmp_path: Path) -> None:
+    """Display P3's full red lies outside sRGB; its half green is a stronger one there."""
+    profile = display_p3()
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4], pixels[4:] = (255, 0, 0), (100, 150, 100)
+    for name in ("a.png", "b.tiff", "c.webp"):
+        Image.fromarray(pixels).save(tmp_path / name, icc_profile=profile, lossless=True)
+        found = seen(tmp_path / name, 8).astype(int)
+        assert np.abs(found[0, 0] - (255, 0, 0)).max() <= 3
+        assert np.abs(found[7, 7] - (80, 151, 92)).max() <= 6
+
+
+def test_transparency_stays_under_a_profile(tmp_path: Path) -> None:
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4] = (100, 150, 100, 255)
+    Image.fromarray(rgba).save(tmp_path / "a.png", icc_profile=display_p3())
+    found = seen(tmp_path / "a.png", 8).astype(int)
+    assert np.abs(found[0, 0] - (80, 151, 92)).max() <= 6
+    assert (found[4:] == 255).all()
+
+
+def test_srgbs_own_profile_and_a_damaged_one_change_nothing(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile", display_p3()[:100]):
+        Image.fromarray(noise(8, 8)).save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(seen(tmp_path / "a.png", 8), noise(8, 8))
+
+
+def test_a_profile_of_another_kind_of_picture_is_left_aside(tmp_path: Path) -> None:
+    grey = noise(8, 8)[..., 0]
+    Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=display_p3())
+    assert (seen(tmp_path / "a.png", 8) == grey[..., None]).all()
+
+
+def display_p3() -> bytes:
+    """An ICC profile, version 2, of Display P3's primaries (D50-adapted) and a gamma of 2.2."""
+
+    def xyz(*values: float) -> bytes:
+        return (
+            b"XYZ " + bytes(4) + b"".join(round(value * 65536).to_bytes(4, signed=True) for value in values)
+        )
+
+    text = b"Display P3\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + len(text).to_bytes(4) + text + bytes(78),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.5151, 0.2412, -0.0011),
+        b"gXYZ": xyz(0.2920, 0.6922, 0.0419),
+        b"bXYZ": xyz(0.1571, 0.0666, 0.7841),
+        **{
+            name: b"curv" + bytes(4) + (1).to_bytes(4) + (563).to_bytes(2)
+            for name in (b"rTRC", b"gTRC", b"bTRC")
+        },
+    }
+    table, data = len(tags).to_bytes(4), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + (132 + 12 * len(tags) + len(data)).to_bytes(4) + len(content).to_bytes(4)
+        data += content
+    size = 132 + 12 * len(tags) + len(data)
+    header = size.to_bytes(4) + bytes(4) + bytes([2, 0x40, 0, 0]) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + xyz(0.9642, 1.0, 0.8249)[8:] + bytes(48)
+    return header + table + data
+
+
 # What is broken
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_a_line_shows_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    assert bad(tmp_path / "a.png").reason == f"{size[0]} x {size[1]} pixels, too thin to show anything"
+
+
+def test_what_the_content_says_lasts_and_what_the_system_says_does_not(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    assert bad(tmp_path / "empty.png").lasting
+    assert not bad(tmp_path / "folder.png").lasting
+    assert not bad(tmp_path / "gone.png").lasting
+
+
+def test_what_is_known_to_be_bad_is_not_tried_again(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
+    known = BadImage(0, "a", "seen before")
+    assert Reader([tmp_path / "a.png"], 8, 8, "bilinear", {0: known})(0) == known
+
+
+def test_a_picture_inside_something_larger_is_decoded_like_a_file(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    whole, cut = Stored("archive/a.png", lambda: content), Stored("archive/b.png", lambda: content[:60])
+    assert np.array_equal(decode(whole, 8, 8, "bilinear").permute(1, 2, 0).numpy(), noise(8, 8))
+    found = Reader([cut], 8, 8, "bilinear")(0)
+    assert isinstance(found, BadImage)
+    assert found.path == "archive/b.png"
 
 
 def whole_files(folder: Path) -> list[Path]:

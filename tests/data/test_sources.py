@@ -11,7 +11,9 @@ from PIL import Image
 from privilege import without_privilege
 
 from finetune.data import sources
-from finetune.data.sources import CLIPART, Dataset, load
+from finetune.data.dataset import Dataset
+from finetune.data.sources import load
+from finetune.data.sources.builtin import CLIPART
 from finetune.errors import RequestError
 
 
@@ -199,6 +201,39 @@ def test_pictures_below_a_class_belong_to_it(tmp_path: Path) -> None:
     assert dataset.classes == ("cat", "dog")
     (index,) = (i for i, path in enumerate(dataset.images) if Path(str(path)).name == "deep.png")
     assert dataset.classes[dataset.labels[index]] == "cat"
+
+
+def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat/tabby", "cat/black", "dog", "dog/large/grey")):
+        for extra in range(3):
+            save(tmp_path / name / f"{extra}.png", 10 * number + extra)
+    save(tmp_path / "beside.png", 99)
+    dataset = load("folder", str(tmp_path), 0.0, 0.0, nested=True)
+    assert dataset.classes == ("cat/black", "cat/tabby", "dog", "dog/large/grey")
+    for path, label in zip(dataset.images, dataset.labels, strict=True):
+        assert Path(str(path)).parent == tmp_path / dataset.classes[label]
+    assert dataset.ignored_files == 1
+
+
+def test_nested_folders_below_train_and_test(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/a/x", "train/a/y", "test/a/x", "test/a/y")):
+        save(tmp_path / name / "0.png", number)
+    dataset = load("folder", str(tmp_path), 0.0, 0.0, nested=True)
+    assert dataset.classes == ("a/x", "a/y")
+    assert dataset.counts() == {"train": 2, "val": 0, "test": 2}
+
+
+def test_a_class_of_two_trains_and_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, 30)
+    for seed in range(8):
+        for extra in range(2):
+            save(tmp_path / f"rare {seed}" / f"{extra}.png", 200 + 2 * seed + extra)
+    dataset = folder(tmp_path, 0.4, 0.4)
+    (warning,) = dataset.warnings
+    assert warning.startswith("classes with fewer than 3 pictures are used for training only: rare 0, rare 1")
+    rare = np.flatnonzero(dataset.labels >= 2)
+    assert len(rare) == 16
+    assert set(rare) <= set(dataset.split["train"])
 
 
 STRANGE = ("two words", "Käse & Brötchen", "猫", 'it\'s "so"', "a=b,c", "[x]", "100%", "-dash")

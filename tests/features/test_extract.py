@@ -3,11 +3,12 @@ import torch
 from torch import fx, nn
 
 from finetune.data.augment import Prepare
-from finetune.features.extract import BATCH, Form, accelerate, choose, difference, extract, settle
+from finetune.features.extract import Form, accelerate, choose, difference, extract, settle
 from finetune.model.assemble import assemble
 from finetune.model.boundary import split
 
 SIZE = 48
+BATCH = Form().batch
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,7 @@ def prefix() -> fx.GraphModule:
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
-    return torch.randint(
-        0, 256, (BATCH + 20, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.manual_seed(0)
-    )
+    return torch.randint(0, 256, (84, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
 PREPARE = Prepare(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none", 0)
@@ -30,7 +29,7 @@ PREPARE = Prepare(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none", 0)
 
 def rows_of(forward, pictures, rows):
     found = {}
-    for batch, tensors in extract(forward, pictures.__getitem__, PREPARE.normalise, rows, "cpu"):
+    for batch, tensors in extract(forward, pictures.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
         found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, row in enumerate(batch)}
     return found
 
@@ -74,14 +73,16 @@ def test_broken_pictures_are_left_out(prefix, pictures):
     seen = [
         (rows, tensors[0])
         for rows, tensors in extract(
-            forward, lambda i: None if i in (0, 3) else pictures[i], PREPARE.normalise, range(6), "cpu"
+            forward, lambda i: None if i in (0, 3) else pictures[i], PREPARE.normalise, range(6), BATCH, "cpu"
         )
     ]
     ((rows, tensor),) = seen
     assert rows == [1, 2, 4, 5]
     assert len(tensor) == 4
     assert torch.equal(tensor[2], whole[4][0])
-    assert [rows for rows, _ in extract(forward, lambda _: None, PREPARE.normalise, range(3), "cpu")] == [[]]
+    assert [
+        rows for rows, _ in extract(forward, lambda _: None, PREPARE.normalise, range(3), BATCH, "cpu")
+    ] == [[]]
 
 
 def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefix, pictures):
@@ -94,7 +95,7 @@ def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefi
         return pictures[index]
 
     with pytest.raises(MemoryError, match="no more"):
-        list(extract(forward, read, PREPARE.normalise, range(80), "cpu"))
+        list(extract(forward, read, PREPARE.normalise, range(80), BATCH, "cpu"))
     assert torch.get_num_threads() == threads
 
 
@@ -128,8 +129,8 @@ def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, pictures):
         ("32", "auto", "cpu", 1e12, True, Form("fp32")),
         ("bf16", "auto", "cpu", 1e12, False, Form("bf16")),
         ("auto", False, "cpu", 1e18, True, Form("bf16")),
-        ("auto", "auto", "cuda", 1e15, True, Form("bf16")),
-        ("auto", "auto", "cuda", 1e17, True, Form("bf16", compiled=True)),
+        ("auto", "auto", "cuda", 1e15, True, Form("bf16", batch=64)),
+        ("auto", "auto", "cuda", 1e17, True, Form("bf16", compiled=True, batch=64)),
     ],
 )
 def test_the_form_is_a_function_of_machine_and_workload(precision, compile, device, macs, bf16, form):

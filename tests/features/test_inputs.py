@@ -1,5 +1,6 @@
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def prepared(tmp_path, freeze, dataset, **knobs):
         "device": "cpu",
         "workers": "auto",
         "seed": 0,
+        "memo": tmp_path / "digests.sqlite",
         "progress": silent,
         "say": lambda text: None,
     }
@@ -89,6 +91,20 @@ def test_a_second_run_computes_nothing_and_gets_the_same_bits(tmp_path):
     assert (second.features["computed"], second.features["reused"]) == (0, 90)
     everything = torch.arange(90)
     assert torch.equal(first.inputs(everything), second.inputs(everything))
+
+
+def test_pictures_of_the_same_content_are_computed_once_and_are_not_said_to_be_from_the_store(tmp_path):
+    dataset = digits(20)
+    doubled = replace(
+        dataset,
+        images=[*dataset.images, *dataset.images],
+        labels=np.concatenate([dataset.labels, dataset.labels]),
+        digests=[*dataset.digests, *dataset.digests],
+        split={**dataset.split, "train": np.arange(40)},
+    )
+    ready = prepared(tmp_path, ["all"], doubled)[1]
+    assert (ready.features["computed"], ready.features["reused"]) == (20, 0)
+    assert torch.equal(ready.inputs(torch.arange(20)), ready.inputs(torch.arange(20, 40)))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,11 @@ def test_curves_have_one_point_an_epoch_equal_to_the_table(written: Written) -> 
     curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith("hp/")}
     assert curves == {*rows[0]} - {"step"}
     assert curves == {
-        *(f"{name}/{side}" for name in ("loss", "accuracy") for side in ("train", "val")),
+        *(
+            f"{name}/{side}"
+            for name in ("loss", "accuracy", "balanced_accuracy")
+            for side in ("train", "val")
+        ),
         *(f"lr/{part}" for part in ("backbone", "backbone_without_decay", "head", "head_without_decay")),
         "gradient_norm",
         "epoch",
@@ -89,6 +93,7 @@ def test_train_and_val_share_a_chart(written: Written) -> None:
     assert charts == {
         "loss": ["loss/train", "loss/val"],
         "accuracy": ["accuracy/train", "accuracy/val"],
+        "balanced accuracy": ["balanced_accuracy/train", "balanced_accuracy/val"],
     }
     assert {tag for tags in charts.values() for tag in tags} <= set(written.events.Tags()["scalars"])
 
@@ -108,7 +113,7 @@ def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -
     assert {tag: [event.value for event in events] for tag, events in final.items()} == {
         f"hp/{side}_{name}": [pytest.approx(written.summary[side][name], rel=1e-6)]
         for side in ("val", "test")
-        for name in ("accuracy", "loss")
+        for name in ("accuracy", "balanced_accuracy", "loss")
     }
     # An experiment tag would keep TensorBoard from showing first what differs between runs.
     assert [tag for tag in written.events.Tags()["tensors"] if "hparams" in tag] == []

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 from small import Training, same
 
 from finetune.training.module import Sums
@@ -21,6 +22,7 @@ def test_means_are_per_picture_whatever_the_batches() -> None:
         {
             "loss": F.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).double().mean().item(),
+            "balanced_accuracy": balanced_accuracy_score(labels.numpy(), logits.argmax(1).numpy()),
         },
         rel=1e-6,
     )
@@ -110,7 +112,8 @@ def test_modes_in_every_epoch(tmp_path: Path) -> None:
     frozen_before = {name: b.clone() for name, b in early.named_buffers()}
     late_before = late[1].running_mean.clone()
     training.fit(epochs=2)
-    train, val, test = [(False, False, True, True)] * 4, [(False,) * 4] * 2, [(False,) * 4] * 2
-    assert seen == [*train, *val, *train, *val, *test]
+    train, val = [(False, False, True, True)] * 4, [(False,) * 4] * 2
+    test, val_logits = val, val
+    assert seen == [*train, *val, *train, *val, *test, *val_logits]
     assert same(dict(early.named_buffers()), frozen_before)
     assert not torch.equal(late[1].running_mean, late_before)

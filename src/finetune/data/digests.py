@@ -1,37 +1,69 @@
-"""SHA-256 of picture files, remembered by path, size and time of change."""
+"""SHA-256 of picture files, remembered by path, size and time of change; and which cannot be decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import PIL
+
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
-TABLE = "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS bad (sha256 TEXT, pillow TEXT, reason TEXT, PRIMARY KEY (sha256, pillow))",
+)
 
 
-def file_digests(paths: Sequence[Path], memo: Path | None) -> list[str]:
+def file_digests(
+    paths: Sequence[Path], memo: Path | None, advance: Callable[[int], None] = lambda _: None
+) -> list[str]:
     """SHA-256 of each file's bytes; of its name where it is none or cannot be read, which decoding reports.
 
     memo: an SQLite file that remembers them, shared by all runs; files are read only when new or changed.
-    None, or where it cannot be used: every file is read.
+    None, or where it cannot be used: every file is read. advance: called with the number of files done.
     """
     if memo is None:
-        return _read(paths)
+        return _read(paths, advance)
     try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(memo, timeout=30)) as base, base:
-            base.execute(TABLE)
-            return _remembered(paths, base)
+        with _opened(memo) as base:
+            return _remembered(paths, base, advance)
     except (OSError, sqlite3.Error):
-        return _read(paths)
+        return _read(paths, advance)
 
 
-def _remembered(paths: Sequence[Path], base: sqlite3.Connection) -> list[str]:
+def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
+    """The digests of pictures that an earlier run could not decode, and why; by this version of Pillow."""
+    query = "SELECT sha256, reason FROM bad WHERE pillow = ?"
+    try:
+        with _opened(memo) as base:
+            reasons = dict(base.execute(query, (PIL.__version__,)))
+    except (OSError, sqlite3.Error):
+        return {}
+    return {digest: reasons[digest] for digest in digests if digest in reasons}
+
+
+def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
+    """Remember why pictures cannot be decoded, by their digests."""
+    rows = [(digest, PIL.__version__, reason) for digest, reason in reasons.items()]
+    with suppress(OSError, sqlite3.Error), _opened(memo) as base:
+        base.executemany("INSERT OR REPLACE INTO bad VALUES (?, ?, ?)", rows)
+
+
+@contextmanager
+def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(memo, timeout=30)) as base, base:
+        for table in TABLES:
+            base.execute(table)
+        yield base
+
+
+def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]) -> list[str]:
     found: dict[int, str] = {}
     facts = [_facts(path) for path in paths]
     query = "SELECT sha256 FROM digests WHERE path = ? AND size = ? AND mtime_ns = ?"
@@ -39,7 +71,8 @@ def _remembered(paths: Sequence[Path], base: sqlite3.Connection) -> list[str]:
         if fact and (row := base.execute(query, fact).fetchone()):
             found[i] = row[0]
     new = [i for i in range(len(paths)) if i not in found]
-    found |= dict(zip(new, _read([paths[i] for i in new]), strict=True))
+    advance(len(found))
+    found |= dict(zip(new, _read([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
     rows = [
         (*fact, found[i]) for i in new if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
@@ -57,9 +90,13 @@ def _facts(path: Path) -> tuple[str, int, int] | None:
         return None
 
 
-def _read(paths: Sequence[Path]) -> list[str]:
+def _read(paths: Sequence[Path], advance: Callable[[int], None]) -> list[str]:
+    found = []
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_digest, paths))
+        for digest in pool.map(_digest, paths):
+            found.append(digest)
+            advance(1)
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
+
+from finetune.data.colour import to_srgb
+from finetune.data.dataset import Picture, Stored
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -21,8 +25,10 @@ FORMATS = {
     "PNG": (".png",),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
+    **({"AVIF": (".avif",)} if features.check("avif") else {}),
 }
 EXTENSIONS = tuple(sorted(extension for extensions in FORMATS.values() for extension in extensions))
+THINNEST = 2  # pixels: a line shows nothing
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,19 +41,30 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenPicture(Exception):
-    """A file that cannot be decoded; the text is the reason, without the path."""
+    """A file that cannot be decoded; the text is the reason, without the path.
+
+    lasting: the reason lies in the file's content, so that it holds of every file with the same.
+    """
+
+    def __init__(self, reason: str, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that cannot be decoded: its place in the data set, its file and the reason."""
+    """A picture that cannot be decoded: its place in the data set, its file and the reason.
+
+    lasting: the reason lies in the content.
+    """
 
     index: int
     path: str
     reason: str
+    lasting: bool = True
 
 
-def decode(picture: Path | np.ndarray, resize: int, crop: int, interpolation: str) -> Tensor:
+def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tensor:
     """Decode one picture: shorter side to `resize`, then the central square of `crop` pixels.
 
     The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
@@ -55,10 +72,7 @@ def decode(picture: Path | np.ndarray, resize: int, crop: int, interpolation: st
     Returns: uint8 (3, crop, crop).
     Raises: BrokenPicture.
     """
-    if isinstance(picture, np.ndarray):
-        image = Image.fromarray(picture).convert("RGB")
-    else:
-        image = _open(picture, resize)
+    image = _open(picture, resize)
     width, height = image.size
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
@@ -74,47 +88,67 @@ def decode(picture: Path | np.ndarray, resize: int, crop: int, interpolation: st
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _open(path: Path, least: int) -> Image.Image:
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a named pipe would be waited for
-        raise BrokenPicture("is no file")
+def _open(picture: Picture, least: int) -> Image.Image:
+    if isinstance(picture, Path) and picture.exists() and not (picture.is_file() or picture.is_dir()):
+        raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as image:
+        content = picture.read() if isinstance(picture, Stored) else picture
+        if isinstance(content, np.ndarray):
+            return _as_rgb(Image.fromarray(content))
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        with Image.open(file, formats=tuple(FORMATS)) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):  # Pillow itself allows twice that
                 raise Image.DecompressionBombError
+            if min(image.size) < THINNEST:
+                raise ValueError(f"{image.width} x {image.height} pixels, too thin to show anything")
             image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
-            return on_white(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
+            return on_white(image)
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
-        raise BrokenPicture(reason(error)) from error
+        of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        raise BrokenPicture(reason(error), lasting=not of_the_system) from error
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: transparency on white, 16-bit grey scaled."""
+    """RGB as a person sees it: transparency on white, 16-bit grey scaled, colours in sRGB."""
     if image.mode.startswith(("I", "F")):
         array = np.nan_to_num(np.asarray(image, dtype=np.float32))
         top = 65535.0 if image.mode.startswith("I") else max(float(array.max()), 1e-12)
         return Image.fromarray((array / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = to_srgb(image.convert("RGBA"), image.info.get("icc_profile"))
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    if image.mode in ("P", "1", "PA"):
+        image = image.convert("RGB")
+    return _as_rgb(to_srgb(image, image.info.get("icc_profile")))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decodes the pictures of a data set by their index, all in the same way."""
+    """Decodes the pictures of a data set by their index, all in the same way.
 
-    pictures: Sequence[Path | np.ndarray]
+    known: pictures that are known to be bad, by their index; they are not tried again.
+    """
+
+    pictures: Sequence[Picture]
     resize: int
     crop: int
     interpolation: str
+    known: Mapping[int, BadImage] = field(default_factory=dict)
 
     def __call__(self, index: int) -> Tensor | BadImage:
         """uint8 (3, crop, crop), or what is wrong with the picture."""
+        if index in self.known:
+            return self.known[index]
         picture = self.pictures[index]
         try:
             return decode(picture, self.resize, self.crop, self.interpolation)
         except BrokenPicture as error:
-            return BadImage(index, str(picture), str(error))
+            return BadImage(index, str(picture), str(error), error.lasting)
 
     def all(
         self,

@@ -84,6 +84,10 @@ class Batches(pl.LightningDataModule):
     def test_dataloader(self) -> Loader:
         return self._side("test")
 
+    def predict_dataloader(self) -> Loader:
+        """The validation side, whose logits the temperature is fitted on."""
+        return self._side("val")
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         inputs, labels = batch
         training = bool(self.trainer and self.trainer.training)

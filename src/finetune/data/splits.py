@@ -1,4 +1,4 @@
-"""Which side of the split a picture is on: decided by its content alone, so that it never changes sides."""
+"""Which side of the split a picture is on: decided by its content, so that it never changes sides."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+FEWEST = 3  # pictures of a class that can be split
 
 
 def digest(image: np.ndarray) -> str:
@@ -17,24 +19,53 @@ def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def by_content(digests: Sequence[str], val_fraction: float, test_fraction: float) -> dict[str, np.ndarray]:
+def by_content(
+    digests: Sequence[str], labels: np.ndarray, val_fraction: float, test_fraction: float
+) -> dict[str, np.ndarray]:
     """Split by thresholds on each picture's digest.
 
     Every class is split in the same proportions up to chance; a picture keeps its side whatever is added or
-    removed, and byte-identical files share one.
+    removed, and byte-identical files share one. Two exceptions leave every class something to learn from: a
+    class with fewer than three pictures goes wholly to train, and one of which nothing would fall there gives
+    it the picture that comes nearest.
+
+    labels: (N,) class indices or (N, outputs) label vectors.
     """
     place = _places(digests)
-    test = place < test_fraction
-    val = ~test & (place < test_fraction + val_fraction)
+    to_train = np.zeros(len(digests), bool)
+    for members in _members(labels):
+        if 0 < members.sum() < FEWEST:
+            to_train |= members
+        elif members.any() and place[members].max() < test_fraction + val_fraction:
+            to_train[np.flatnonzero(members)[place[members].argmax()]] = True
+    if to_train.any():  # and whatever is identical to them
+        to_train = np.isin(digests, np.asarray(digests)[to_train])
+    test = ~to_train & (place < test_fraction)
+    val = ~to_train & ~test & (place < test_fraction + val_fraction)
     return {"train": np.flatnonzero(~test & ~val), "val": np.flatnonzero(val), "test": np.flatnonzero(test)}
 
 
+def too_few(classes: Sequence[str], labels: np.ndarray) -> list[str]:
+    """The classes that have too few pictures to be split."""
+    return [
+        name for name, members in zip(classes, _members(labels), strict=False) if 0 < members.sum() < FEWEST
+    ]
+
+
 def take_validation(
-    split: dict[str, np.ndarray], digests: Sequence[str], fraction: float
+    split: dict[str, np.ndarray], digests: Sequence[str], labels: np.ndarray, fraction: float
 ) -> dict[str, np.ndarray]:
     """Take a part of train for validation, likewise by content."""
-    chosen = _places(digests)[split["train"]] < fraction
-    return {"train": split["train"][~chosen], "val": split["train"][chosen], "test": split["test"]}
+    train = split["train"]
+    parts = by_content([digests[i] for i in train], labels[train], fraction, 0.0)
+    return {"train": train[parts["train"]], "val": train[parts["val"]], "test": split["test"]}
+
+
+def _members(labels: np.ndarray) -> list[np.ndarray]:
+    """For each class, which pictures belong to it."""
+    if labels.ndim == 2:
+        return list((labels == 1).T)
+    return [labels == label for label in range(int(labels.max(initial=-1)) + 1)]
 
 
 def _places(digests: Sequence[str]) -> np.ndarray:

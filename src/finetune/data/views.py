@@ -45,4 +45,4 @@ def views(plain: Rows, mirrored: Rows | None, count: int, seed: int) -> Views:
 
 
 def _pick(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(condition.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+    return torch.where(condition.view(-1, *[1] * (yes.ndim - 1)).to(yes.device), yes, no)

@@ -6,16 +6,19 @@ import copy
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-BATCH = 64  # the bits of a feature depend on the batch it is computed in, so every batch is this large
+# The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
+# core computes one, and what 16 pictures make on the way stays in its cache.
+BATCHES = {"cpu": 16, "cuda": 64, "mps": 64}
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes minutes on a CPU without it
@@ -31,6 +34,7 @@ class Form:
     dtype: str = "fp32"
     folded: bool = True
     compiled: bool = False
+    batch: int = BATCHES["cpu"]
 
     def __str__(self) -> str:
         return ", ".join([self.dtype, *["folded"] * self.folded, *["compiled"] * self.compiled])
@@ -52,11 +56,15 @@ def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: 
     dtype = "bf16" if precision in ("bf16", "16") or (precision == "auto" and bf16) else "fp32"
     compiler = device == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
     large = macs >= COMPILE_FROM_MACS * (100 if device == "cuda" else 1)
-    return Form(dtype, compiled=bool(compiler and (compile is True or (compile == "auto" and large))))
+    compiled = bool(compiler and (compile is True or (compile == "auto" and large)))
+    return Form(dtype, compiled=compiled, batch=BATCHES[device])
 
 
-def accelerate(prefix: fx.GraphModule, form: Form, device: str) -> Forward:
-    """A copy of the prefix in the given form: normalised float32 pictures (B, 3, H, W) to its tensors."""
+def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
+    """A copy of the prefix in the given form: normalised float32 pictures (B, 3, H, W) to its tensors.
+
+    B is at most the form's batch, to which the pictures are padded.
+    """
     dtype = DTYPES[form.dtype]
     network: nn.Module = copy.deepcopy(prefix).eval()
     if form.folded:
@@ -67,9 +75,12 @@ def accelerate(prefix: fx.GraphModule, form: Form, device: str) -> Forward:
         network.compile(dynamic=False)
 
     def forward(pictures: Tensor) -> Tensors:
+        count = len(pictures)
+        padding = pictures[:1].expand(form.batch - count, -1, -1, -1)
+        padded = torch.cat([pictures, padding]).to(device, dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
-            output = network(pictures.to(device=device, dtype=dtype, memory_format=torch.channels_last))
-            return output if isinstance(output, tuple) else (output,)
+            output = network(padded)
+        return tuple(tensor[:count] for tensor in (output if isinstance(output, tuple) else (output,)))
 
     return forward
 
@@ -80,18 +91,18 @@ def difference(exact: Tensors, fast: Tensors) -> float:
     return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
 
 
-def settle(prefix: fx.GraphModule, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
+def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
 
     sample: a few normalised pictures to measure the difference on. Returns the forward, its form and the
     relative difference of the form asked for.
     """
-    exact = accelerate(prefix, Form("fp32", folded=False), device)(sample)
+    plain = Form("fp32", folded=False, batch=form.batch)
+    exact = accelerate(prefix, plain, device)(sample)
     forward = accelerate(prefix, form, device)
     distance = difference(exact, forward(sample))
     if distance <= TOLERANCE[form.dtype]:
         return forward, form, distance
-    plain = Form("fp32", folded=False)
     return accelerate(prefix, plain, device), plain, distance
 
 
@@ -99,39 +110,43 @@ def extract(
     forward: Forward,
     read: Callable[[int], Tensor | None],
     normalise: Callable[[Tensor], Tensor],
-    rows: Sequence[int],
+    rows: Iterable[int],
+    batch: int,
     device: str,
 ) -> Iterator[tuple[list[int], Tensors]]:
-    """Compute the features of some pictures, in their order, a batch at a time.
+    """Compute the features of some pictures, in their order, in batches of the given size.
 
     Decoding and computing overlap. On a CPU each core takes whole batches, decoding and computing them on one
     thread: no thread waits for another, and there are never more at work than cores.
 
     read: decodes the picture of a row to uint8 (3, H, W); None leaves it out.
+    rows: taken from no faster than they are computed, so that they may come from a stream without end.
     Yields the rows of a batch and their tensors on the CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 16, -(-len(rows) // BATCH))
+    remaining = iter(rows)
+    batches = iter(lambda: list(islice(remaining, batch)), [])
+    first = list(islice(batches, min(cores, 16)))
+    workers = max(len(first), 1)
     on_cpu = device == "cpu"
     threads = torch.get_num_threads()
 
-    def task(batch: Sequence[int]) -> tuple[list[int], Any]:
+    def task(chosen: Sequence[int]) -> tuple[list[int], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
-        decoded = {row: picture for row in batch if (picture := read(row)) is not None}
+        decoded = {row: picture for row in chosen if (picture := read(row)) is not None}
         if not decoded:
             return [], ()
-        pictures = torch.stack([*decoded.values(), *[next(iter(decoded.values()))] * (BATCH - len(decoded))])
-        return list(decoded), compute(pictures, len(decoded)) if on_cpu else pictures
+        pictures = torch.stack([*decoded.values()])
+        return list(decoded), compute(pictures) if on_cpu else pictures
 
-    def compute(pictures: Tensor, count: int) -> Tensors:
-        return tuple(tensor[:count].cpu() for tensor in forward(normalise(pictures.to(device))))
+    def compute(pictures: Tensor) -> Tensors:
+        return tuple(tensor.cpu() for tensor in forward(normalise(pictures.to(device))))
 
     waiting: deque[Future[tuple[list[int], Any]]] = deque()
-    starts = iter(range(0, len(rows), BATCH))
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for start in starts:
-                waiting.append(pool.submit(task, rows[start : start + BATCH]))
+            for chosen in chain(first, batches):
+                waiting.append(pool.submit(task, chosen))
                 if len(waiting) > 2 * workers:
                     yield _done(waiting.popleft(), None if on_cpu else compute)
             while waiting:
@@ -143,7 +158,7 @@ def extract(
 
 
 def _done(
-    future: Future[tuple[list[int], Any]], compute: Callable[[Tensor, int], Tensors] | None
+    future: Future[tuple[list[int], Any]], compute: Callable[[Tensor], Tensors] | None
 ) -> tuple[list[int], Tensors]:
     rows, result = future.result()
-    return (rows, compute(result, len(rows))) if compute and rows else (rows, result)
+    return (rows, compute(result)) if compute and rows else (rows, result)

@@ -18,8 +18,7 @@ from finetune.features.extract import DTYPES, Form, extract, settle
 from finetune.features.store import Layout, MemoryStore, opened
 from finetune.model.boundary import Split
 
-RESIDENT = 2 << 30  # rows of up to so many bytes are held in memory; more are mapped from the disk
-SAMPLE = 8  # pictures on which the fast form is compared with fp32
+RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,21 @@ class Features:
     """One view of every picture of a data set: `features(chosen)` gives the tensors of some, (B, ...) each.
 
     form: how they were computed. difference: from fp32 eager, relative; None where none was computed now.
-    computed, seconds: how many were computed now, and in what time; the others were in the store.
+    computed, reused: how many different pictures were computed now, and how many were in the store.
+    seconds: the time that both took.
     """
 
     layout: Layout
-    rows: np.ndarray
+    rows: Tensor
     places: np.ndarray
     form: Form
     difference: float | None
     computed: int
+    reused: int
     seconds: float
 
     def inputs(self, chosen: Tensor) -> Inputs:
-        rows = torch.from_numpy(self.rows[self.places[chosen.numpy()]])
+        rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]
 
@@ -92,29 +93,35 @@ def gather(
             say(f"{len(damaged)} stored features are damaged and are computed again")
         first = {digest: i for i, digest in reversed(list(enumerate(pictures.digests)))}
         todo = sorted(i for digest, i in first.items() if digest not in store.place)
-        advance(len(first) - len(todo))
+        reused = len(first) - len(todo)
+        advance(reused)
         difference = None
-        if sample := _sample(pictures, todo):
+        if sample := _sample(pictures, todo, form.batch):
             forward, actual, difference = settle(
                 halves.prefix, form, device, pictures.normalise(torch.stack(sample))
             )
             if actual != form:
                 say(f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32")
                 return gather(halves, pictures, actual, device, cache, advance, say)
-            for rows, tensors in extract(forward, pictures.read, pictures.normalise, todo, device):
-                store.append([pictures.digests[row] for row in rows], tensors)
-                advance(len(rows))
+            batches = extract(forward, pictures.read, pictures.normalise, todo, form.batch, device)
+            for done, tensors in batches:
+                store.append([pictures.digests[row] for row in done], tensors)
+                advance(len(done))
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
-        data = store.mapped()
-    if 0 < data.nbytes <= RESIDENT:
-        data, places = data[places], np.arange(len(places))
-    return Features(layout, data, places, form, difference, len(todo), time.perf_counter() - started)
+        rows = torch.from_numpy(store.mapped())
+    if 0 < rows.nbytes <= RESIDENT:
+        rows, places = rows[torch.from_numpy(places)], np.arange(len(places))
+        if device == "cuda" and rows.nbytes <= torch.cuda.mem_get_info()[0] // 4:
+            rows = rows.to(device)
+    seconds = time.perf_counter() - started
+    return Features(layout, rows, places, form, difference, len(todo), reused, seconds)
 
 
-def _sample(pictures: Pictures, todo: Sequence[int]) -> list[Tensor]:
+def _sample(pictures: Pictures, todo: Sequence[int], most: int) -> list[Tensor]:
+    """One batch, on which the fast form is compared with fp32."""
     found: list[Tensor] = []
     for index in todo:
-        if len(found) == SAMPLE:
+        if len(found) == most:
             break
         if (picture := pictures.read(index)) is not None:
             found.append(picture)

@@ -18,10 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 from finetune.data.augment import Prepare
+from finetune.data.dataset import Dataset
+from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage, Reader
-from finetune.data.sources import Dataset
 from finetune.data.views import Inputs, Rows, Views, views
-from finetune.features.extract import choose
+from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
 from finetune.features.plan import Boundary, Plan, find_boundary, make_plan, ram
 from finetune.model.assemble import Model
@@ -30,6 +31,46 @@ from finetune.model.freeze import digest
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What becomes of a data set's pictures, decided before any is decoded.
+
+    contents: how many different pictures there are. views: how many features are kept of each.
+    """
+
+    boundary: Boundary
+    contents: int
+    views: int
+    form: Form
+    plan: Plan
+
+
+def foresee(
+    model: Model,
+    dataset: Dataset,
+    *,
+    augment: str,
+    cache: str,
+    cache_dir: Path,
+    cache_max_gb: float,
+    precision: str,
+    compile: str | bool,
+    bf16: bool,
+    device: str,
+) -> Prospect:
+    """Find the boundary and decide what is kept, in what form and where; as in `read`, which does it.
+
+    Raises:
+        RequestError: a cache was asked for that fresh augmentation forbids.
+    """
+    boundary = find_boundary(model)
+    contents, views = len(set(dataset.digests)), 2 if augment == "flip" else 1
+    rows = contents * views
+    form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
+    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    return Prospect(boundary, contents, views, form, plan)
 
 
 @dataclass(frozen=True)
@@ -68,27 +109,43 @@ def read(
     device: str,
     workers: int | str,
     seed: int,
+    memo: Path,
     progress: Progress,
     say: Say,
 ) -> Ready:
     """Find the boundary, decide what is kept, and read every picture once.
 
     `augment=auto` follows from that: fresh pictures in every epoch where the backbone trains on pictures.
-    bf16: whether the device multiplies bf16 itself. progress: a progress bar of a name and a length.
+    bf16: whether the device multiplies bf16 itself. memo: the file that remembers what is known of picture
+    files; those known to be broken are not tried again. progress: a progress bar of a name and a length.
 
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
     """
-    boundary = find_boundary(model)
-    contents = len(set(dataset.digests))
-    rows = contents * (2 if augment == "flip" else 1)
-    form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
-    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    prospect = foresee(
+        model,
+        dataset,
+        augment=augment,
+        cache=cache,
+        cache_dir=cache_dir,
+        cache_max_gb=cache_max_gb,
+        precision=precision,
+        compile=compile,
+        bf16=bf16,
+        device=device,
+    )
+    boundary, contents, form, plan = prospect.boundary, prospect.contents, prospect.form, prospect.plan
     if augment == "auto":
         augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
     sizes = model.preprocessing
     crop = sizes.resize_size if augment == "standard" else sizes.crop_size
-    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation)
+    reasons = known_bad(dataset.digests, memo)
+    known = {
+        index: BadImage(index, str(dataset.images[index]), reasons[digest])
+        for index, digest in enumerate(dataset.digests)
+        if digest in reasons
+    }
+    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known)
     prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
     bad: dict[int, BadImage] = {}
 
@@ -115,7 +172,7 @@ def read(
     else:
         assert boundary.split is not None
         found = []
-        for view, turn in (("plain", False), ("mirrored", True))[: rows // contents]:
+        for view, turn in (("plain", False), ("mirrored", True))[: prospect.views]:
             known_by = {**_known_by(model, boundary.split, device), "view": view}
             store = (cache_dir, known_by) if plan.where == "disk" else None
             pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
@@ -125,6 +182,7 @@ def read(
         found = [one.select(kept) for one in found]
         plain, mirrored = found[0].inputs, found[-1].inputs
         network, described = boundary.split.suffix, _described(found, plan)
+    remember_bad({dataset.digests[index]: one.reason for index, one in bad.items() if one.lasting}, memo)
     dataset = dataset.without(list(bad)) if bad else dataset
     inputs = views(plain, mirrored if augment == "flip" else None, len(kept), seed)
     return Ready(
@@ -158,13 +216,12 @@ def _known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
 
 
 def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
-    computed = sum(one.computed for one in found)
     return {
         "where": plan.where,
         "form": str(found[0].form),
         "difference": found[0].difference,
-        "computed": computed,
-        "reused": sum(len(set(one.places.tolist())) for one in found) - computed,
+        "computed": sum(one.computed for one in found),
+        "reused": sum(one.reused for one in found),
         "seconds": sum(one.seconds for one in found),
         "bytes": plan.size,
         "shapes": [list(shape) for shape in found[0].layout.shapes],
@@ -174,7 +231,8 @@ def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
 def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     """Up to 32 training pictures as the first epoch may show them."""
     order = np.random.default_rng(0).permutation(dataset.split["train"])[:32]
-    decoded = [replace(reader, pictures=dataset.images)(int(index)) for index in order]
+    reader = replace(reader, pictures=dataset.images, known={})  # numbered anew, without the bad ones
+    decoded = [reader(int(index)) for index in order]
     return prepare(torch.stack([picture for picture in decoded if isinstance(picture, Tensor)]), True, 1)
 
 

@@ -106,10 +106,10 @@ class Store:
         return bad
 
     def mapped(self) -> np.ndarray:
-        """All rows as memory-mapped bytes (N, row_bytes)."""
+        """All rows as memory-mapped bytes (N, row_bytes); what is written to them stays in this process."""
         if not self.sums:
             return np.empty((0, self.layout.row_bytes), dtype=np.uint8)
-        return np.memmap(self.data, dtype=np.uint8, mode="r", shape=(len(self.sums), self.layout.row_bytes))
+        return np.memmap(self.data, dtype=np.uint8, mode="c", shape=(len(self.sums), self.layout.row_bytes))
 
     def _write_index(self, digests: Sequence[str]) -> None:
         text = "".join(f"{digest} {total:08x}\n" for digest, total in zip(digests, self.sums, strict=True))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from finetune.errors import RequestError
 
@@ -62,6 +64,16 @@ def replace(
     head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
     model.set_submodule(name, head)
     return head
+
+
+def initial(model: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
+    """What the head of that name would hold had it been made with another seed; the model stays as it is."""
+    head = copy.deepcopy(model.get_submodule(name))
+    torch.manual_seed(seed)
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.reset_parameters()
+    return {f"{name}.{key}": value for key, value in head.state_dict().items()}
 
 
 def _is_classifier(module: nn.Module) -> bool:

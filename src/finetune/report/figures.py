@@ -12,18 +12,6 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 
-def confusion(logits: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
-    """Counts by true class (rows) and predicted class (columns).
-
-    A head of more outputs than classes brings a last column more, for answers that are no class.
-    """
-    columns = num_classes + (logits.shape[1] > num_classes)
-    predicted = logits.argmax(1).clamp(max=columns - 1)
-    matrix = np.zeros((num_classes, columns), dtype=np.int64)
-    np.add.at(matrix, (labels.numpy(), predicted.numpy()), 1)
-    return matrix
-
-
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """The confusion matrix as a figure; shares of each true class as colour, counts as text."""
     size = min(max(4.0, 0.5 * len(classes) + 2), 14)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,9 +34,16 @@ def start(folder: Path, settings: dict[str, Any], skipped: Sequence[BadImage]) -
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
     write_json(folder / "settings.json", settings)
     if skipped:
-        with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("path", "reason"), *((bad.path, bad.reason) for bad in skipped)])
+        list_bad(folder, skipped)
     write_atomically(LATEST, lambda file: file.write(f"{folder}\n".encode()))
+
+
+def list_bad(folder: Path, pictures: Sequence[BadImage]) -> None:
+    """Write skipped.csv: the path of each picture that cannot be used, and why."""
+    text = io.StringIO()
+    csv.writer(text).writerows([("path", "reason"), *((bad.path, bad.reason) for bad in pictures)])
+    content = text.getvalue().encode("utf-8", "surrogateescape")  # a file's name may be no text
+    write_atomically(folder / "skipped.csv", lambda file: file.write(content))
 
 
 def give_reason(folder: Path, error: BaseException) -> None:

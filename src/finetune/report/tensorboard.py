@@ -9,38 +9,52 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams, image
 
+from finetune.inference.metrics import confusion
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
-from finetune.report.figures import confusion, confusion_figure, picture_grid
+from finetune.report.figures import confusion_figure, picture_grid
 
 
 class Board:
-    """Writes one run's folder `tensorboard/`; `writer` takes the curves."""
+    """Writes one run's folder `tensorboard/`; `writer` takes the curves.
 
-    def __init__(self, folder: Path) -> None:
+    figures: whether to draw the confusion matrix, which takes longer than a small training.
+    """
+
+    def __init__(self, folder: Path, figures: bool = True) -> None:
+        self.folder, self.figures = folder, figures
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def start(self, settings: dict[str, Any], model: Model, pictures: Tensor) -> None:
-        """Settings and parameters as text, and some pictures (B, 3, H, W) as the model sees them."""
+    def start(self, settings: dict[str, Any], model: Model, pictures: Tensor | Board) -> None:
+        """Settings and parameters as text, and some pictures (B, 3, H, W) as the model sees them.
+
+        pictures: another run's board where they are the same, as compressing them takes a while.
+        """
         # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
         # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
         _, session, _ = hparams(flat(settings), {})
-        self.writer._get_file_writer().add_summary(session)
+        files = self.writer._get_file_writer()
+        files.add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
         self.writer.add_text("parameters", parameters.markdown(model.network))
-        grid = picture_grid(pictures, model.preprocessing.mean, model.preprocessing.std)
-        self.writer.add_image("pictures/train", grid)
+        if isinstance(pictures, Board):
+            self.pictures: Any = pictures.pictures
+        else:
+            grid = picture_grid(pictures, model.preprocessing.mean, model.preprocessing.std)
+            self.pictures = image("pictures/train", grid, dataformats="CHW")
+        files.add_summary(self.pictures)
 
     def finish(
         self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
     ) -> None:
         """The final metrics beside the settings, and the test split's confusion matrix."""
         for side in ("val", "test"):
-            for name, value in (summary[side] or {}).items():
+            numbers = {name: value for name, value in (summary[side] or {}).items() if name != "per_label"}
+            for name, value in numbers.items():
                 self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
-        if logits is not None:
+        if self.figures and logits is not None and labels.ndim == 1:
             figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
             self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()

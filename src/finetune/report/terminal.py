@@ -9,16 +9,27 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
+from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
-from finetune.data.sources import Dataset
 from finetune.errors import brief
 from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
 from finetune.report.say import say
+
+MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
 
 def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:
@@ -70,8 +81,31 @@ def data_lines(
         say(
             console,
             "warning",
-            f"{len(skipped)} pictures are broken and left out, listed in skipped.csv:"
+            f"{len(skipped):,} picture{'s are' if len(skipped) > 1 else ' is'} broken and left out, listed in"
+            " skipped.csv:"
             f" {brief([bad.path for bad in skipped], 2)}",
+        )
+
+
+def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
+    """What the user should know of the classes: too few pictures, none, or nearly all in one."""
+    for text in dataset.warnings:
+        say(console, "warning", text)
+    counts = dataset.to_train()
+    if none := [name for name, count in counts.items() if not count]:
+        say(console, "warning", f"there are no pictures to train on of {brief(none)}")
+    if dataset.multi_label or not counts:
+        return
+    name = max(counts, key=lambda one: counts[one])
+    share = counts[name] / sum(counts.values())
+    if share > MAJORITY:
+        weighed = "weighed down by class_weights=balanced"
+        advice = weighed if class_weights == "balanced" else "class_weights=balanced would weigh it down"
+        say(
+            console,
+            "warning",
+            f"{share:.0%} of the pictures to train on are {name}: always answering so is as often right;"
+            f" look at the balanced accuracy ({advice})",
         )
 
 
@@ -107,12 +141,28 @@ def training_line(
     )
 
 
+def epochs_line(
+    console: Console, epochs: int, epoch: int, metrics: Sequence[dict[str, float]], seconds: float
+) -> None:
+    """An epoch of several jobs at once: their lowest and highest values."""
+    parts = []
+    for side in ("train", "val"):
+        if metrics and f"loss/{side}" in metrics[0]:
+            losses, accuracies = ([one[f"{what}/{side}"] for one in metrics] for what in ("loss", "accuracy"))
+            parts.append(
+                f"{side} loss {min(losses):.4f} to {max(losses):.4f}"
+                f" accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
+            )
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {' · '.join(parts)} · {seconds:.1f} s"
+    console.print(line, highlight=False)
+
+
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
     if summary["test"]:
         test = summary["test"]
-        say(console, "test", f"accuracy {test['accuracy']:.3f}, loss {test['loss']:.4f} ({best})")
+        say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
     else:
         say(console, "done", f"{best}; there is no test split")
     proof = summary["frozen_proof"]
@@ -124,16 +174,35 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         )
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
+    if (report := folder / "report.html").exists():
+        say(console, "report", str(report))
     say(console, "watch", "tensorboard --logdir outputs")
 
 
+class Rate(ProgressColumn):
+    """Pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
+
+
+def scores(metrics: dict[str, Any]) -> str:
+    """accuracy 0.655, balanced 0.650; with several labels a picture mAP and macro-F1 first."""
+    several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
+    return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"
+
+
 @contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it."""
+def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it.
+
+    total: None where nobody knows how long it will be.
+    """
     bar = Progress(
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from finetune.atomic import write_atomically
 from finetune.errors import RequestError
 
 SWEEPS = Path("outputs") / "sweeps"
@@ -59,13 +58,6 @@ def read_jobs(sweep: Path) -> list[Job]:
     """
     files = sweep.rglob(".hydra/overrides.yaml")
     return [_read(file) for file in sorted(files, key=lambda file: in_order(str(file.relative_to(sweep))))]
-
-
-def refuse(folder: Path, reason: str) -> None:
-    """Say in a job's folder that its request was wrong, unless the folder holds a run."""
-    if not (folder / "settings.json").exists():
-        text = json.dumps({"status": "failed", "reason": reason}, indent=2, ensure_ascii=False)
-        write_atomically(folder / "summary.json", lambda file: file.write(f"{text}\n".encode()))
 
 
 def in_order(name: str) -> list[tuple[int, str]]:

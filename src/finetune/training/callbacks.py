@@ -19,6 +19,7 @@ LAYOUT = {
     "curves": {
         "loss": ["Multiline", ["loss/train", "loss/val"]],
         "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
+        "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
     }
 }
 
@@ -64,8 +65,9 @@ class Terminal(pl.Callback):
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> str:
     """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s"""
+    name, key = ("mAP", "map") if "map/train" in metrics else ("accuracy", "accuracy")
     sides = [
-        f"{side} loss {metrics[f'loss/{side}']:.4f} accuracy {metrics[f'accuracy/{side}']:.3f}"
+        f"{side} loss {metrics[f'loss/{side}']:.4f} {name} {metrics[f'{key}/{side}']:.3f}"
         for side in ("train", "val")
         if f"loss/{side}" in metrics
     ]
@@ -98,16 +100,21 @@ class Curves(pl.Callback):
         epoch, step = trainer.current_epoch + 1, trainer.global_step
         norm = float(torch.stack(self.norms).mean())
         values = pl_module.metrics() | self.rates | {"gradient_norm": norm}
-        for name, value in {**values, "epoch": epoch}.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-        row = {"epoch": epoch, "step": step, **values}
-        new = not self.table.exists()
-        with self.table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        write_point(self.writer, self.table, epoch, step, values)
 
     def on_exception(self, *args: Any) -> None:
         self.writer.close()
+
+
+def write_point(writer: SummaryWriter, table: Path, epoch: int, step: int, values: dict[str, float]) -> None:
+    """An epoch's values as points in TensorBoard and as a row in metrics.csv."""
+    for name, value in {**values, "epoch": epoch}.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
+    row = {"epoch": epoch, "step": step, **values}
+    new = not table.exists()
+    with table.open("a", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, list(row))
+        if new:
+            rows.writeheader()
+        rows.writerow(row)

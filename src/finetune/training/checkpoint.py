@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune.atomic import write_atomically
+from finetune.atomic import linked, write_atomically
 from finetune.errors import RunError
 
 
@@ -43,7 +42,8 @@ def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 class Checkpoints(pl.Callback):
     """best.ckpt and last.ckpt after each epoch, and the end of training where it comes before `epochs`.
 
-    Best is the highest validation accuracy, ties to the lower loss; without validation the last epoch.
+    Best is the highest validation accuracy (with several labels a picture the highest mean average precision,
+    as all labels of a picture are seldom right), ties to the lower loss; without validation the last epoch.
     Training ends when `patience` epochs brought no better one, or after `max_steps` optimiser steps: the
     epoch is then cut short, validated and kept like any other.
     """
@@ -67,25 +67,16 @@ class Checkpoints(pl.Callback):
             pl_module.check_finite(f"a value of {name}", float(value.abs().max()))
         metrics = pl_module.metrics()
         epoch = trainer.current_epoch + 1
-        score = (metrics["accuracy/val"], -metrics["loss/val"]) if "loss/val" in metrics else None
+        highest = metrics.get("map/val", metrics.get("accuracy/val"))
+        score = None if highest is None else (highest, -metrics["loss/val"])
         if self.best is None or score is None or score > self.best:
             self.best, self.best_epoch, self.metrics = score, epoch, metrics
             trainer.save_checkpoint(self.folder / "best.ckpt")
-        if epoch != self.best_epoch or not self._link_last_to_best():
+        if epoch != self.best_epoch or not linked(self.folder / "best.ckpt", self.folder / "last.ckpt"):
             trainer.save_checkpoint(self.folder / "last.ckpt")
         self.saved = epoch
         if self.patience is not None and epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
-
-    def _link_last_to_best(self) -> bool:
-        """Give the best epoch's file its second name; False on file systems where files have only one."""
-        part = self.folder / f".last.ckpt.{uuid4().hex}"
-        try:
-            part.hardlink_to(self.folder / "best.ckpt")
-            part.replace(self.folder / "last.ckpt")
-        except OSError:
-            return False
-        return True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,18 +24,24 @@ from finetune.training.callbacks import Curves, Terminal
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from finetune.training.device import Device, Precision
 from finetune.training.module import Classifier
+from finetune.training.monitor import GradientMonitor
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; `test` and its logits are None where there is no test split."""
+    """What training came to; measures and logits are None where that side of the split has no pictures.
+
+    val, test: the metrics by name; where pictures have several labels, with those of each as `per_label`.
+    val_logits, test_logits: of the best epoch's weights, in the order of the split.
+    """
 
     best_epoch: int
     epochs: int
     steps: int
-    val: dict[str, float] | None
-    test: dict[str, float] | None
+    val: dict[str, Any] | None
+    test: dict[str, Any] | None
     test_logits: Tensor | None
+    val_logits: Tensor | None = None
 
 
 def fit(
@@ -53,6 +59,7 @@ def fit(
     precision: Precision,
     accumulate_batches: int,
     clip_norm: float | None,
+    monitor_gradients: bool = False,
 ) -> Fitted:
     """Train, keep the best epoch, and evaluate the test split once with it.
 
@@ -82,6 +89,7 @@ def fit(
                 Curves(writer, folder / "metrics.csv"),
                 checkpoints,
                 Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
+                *([GradientMonitor(writer, console)] if monitor_gradients else []),
             ],
         )
         with _told_apart(checkpoints):
@@ -90,20 +98,26 @@ def fit(
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
-            test = logits = None
+            val = _of_side("val", checkpoints.metrics) or None
+            test = test_logits = val_logits = None
+            if val:
+                val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
+            if val and classifier.labels:
+                trainer.validate(classifier, batches, verbose=False)
+                val |= {"per_label": classifier.per_label("val")}
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
-                test, logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
-    val = _of_side("val", checkpoints.metrics) or None
-    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, logits)
+                test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+                test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
+    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
 
 
-def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
+def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
     ending = f"/{side}"
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
 
-class _Signal(BaseException):
+class Signal(BaseException):
     """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
 
     def __init__(self, number: int) -> None:
@@ -114,9 +128,9 @@ class _Signal(BaseException):
 def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
     try:
-        with _signals():
+        with signals():
             yield
-    except _Signal as received:
+    except Signal as received:
         name = signal.Signals(received.number).name
         raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
     except RunError as error:
@@ -129,8 +143,8 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise _Signal, the first one only: what follows it may tidy up."""
+def signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Signal, the first one only: what follows it may tidy up."""
     if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
         yield
         return
@@ -140,7 +154,7 @@ def _signals() -> Iterator[None]:
         nonlocal received
         if not received:
             received = True
-            raise _Signal(number)
+            raise Signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,35 +11,60 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.module import Batch
+from finetune.data.views import Inputs
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
+from finetune.training import metrics
 from finetune.training.losses import Loss
 from finetune.training.optim import Schedule
 
 
-class Sums:
-    """Loss and right answers of an epoch's batches, kept on the device until their means are asked for."""
+def not_finite(what: str, value: float, epoch: int) -> RunError:
+    """The error of a training whose numbers have left the range of floats."""
+    return RunError(
+        f"{what} became {value} in epoch {epoch}, expected a finite number;"
+        " try a smaller optimizer.lr or trainer.clip_norm=1"
+    )
 
-    def __init__(self) -> None:
+
+class Sums:
+    """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
+
+    several: pictures have several labels each, so that an answer is all of a picture's logits.
+    """
+
+    def __init__(self, several: bool = False) -> None:
+        self.several = several
         self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
         self.counts: list[int] = []
+        self.answers: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.found: dict[str, float] = {}
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        chosen = labels if labels.ndim == 1 else labels.argmax(1)
         self.losses.append(loss.detach())
-        self.correct.append((logits.detach().argmax(1) == chosen).sum())
         self.counts.append(len(labels))
+        if self.several:
+            self.answers.append(logits.detach())
+            self.labels.append(labels)
+        else:
+            chosen = labels if labels.ndim == 1 else labels.argmax(1)
+            self.answers.append(logits.detach().argmax(1) == chosen)
+            self.labels.append(chosen)
+        self.found = {}
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """The answers and labels of all batches, on the CPU."""
+        return torch.cat(self.answers).cpu(), torch.cat(self.labels).cpu()
 
     def means(self) -> dict[str, float]:
-        """Loss and accuracy per picture."""
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
-        correct = torch.stack(self.correct).cpu()
-        return {
-            "loss": float((losses * counts).sum() / counts.sum()),
-            "accuracy": float(correct.sum() / counts.sum()),
-        }
+        """Loss, accuracy and the like per picture."""
+        if not self.found:
+            counts = torch.tensor(self.counts, dtype=torch.float64)
+            losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
+            judge = metrics.several_labels if self.several else metrics.one_class
+            self.found = {"loss": float((losses * counts).sum() / counts.sum()), **judge(*self.all())}
+        return self.found
 
 
 class Classifier(pl.LightningModule):
@@ -51,6 +76,7 @@ class Classifier(pl.LightningModule):
         frozen: what stays constant and in eval mode.
         optimizer: made once, over what trains.
         schedule: factor on the rates at each optimiser step.
+        labels: names of the outputs, where a picture has any number of labels.
     """
 
     def __init__(
@@ -61,10 +87,12 @@ class Classifier(pl.LightningModule):
         loss: Loss,
         optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model, self.network = model, network
         self.frozen, self.loss, self.make_optimizer, self.schedule = frozen, loss, optimizer, schedule
+        self.labels = labels
         self.sums: dict[str, Sums] = {}
         self.logits: list[Tensor] = []
         self.train()
@@ -84,7 +112,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {"train": Sums()}
+        self.sums = {"train": Sums(bool(self.labels))}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         try:
@@ -102,7 +130,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.sums["val"] = Sums()
+        self.sums["val"] = Sums(bool(self.labels))
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._judge("val", batch)
@@ -111,7 +139,7 @@ class Classifier(pl.LightningModule):
         self.check_finite("the validation loss", self.sums["val"].means()["loss"])
 
     def on_test_epoch_start(self) -> None:
-        self.sums, self.logits = {"test": Sums()}, []
+        self.sums, self.logits = {"test": Sums(bool(self.labels))}, []
 
     def test_step(self, batch: Batch, index: int) -> None:
         self.logits.append(self._judge("test", batch)[1].cpu())
@@ -119,27 +147,34 @@ class Classifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.check_finite("the test loss", self.sums["test"].means()["loss"])
 
+    def predict_step(self, batch: Batch, index: int) -> Tensor:
+        return self._answer(batch[0]).cpu()
+
     def _judge(self, side: str, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs, labels = batch
-        logits = self(inputs)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
+        logits = self._answer(inputs)
         loss = self.loss(logits, labels)
         self.sums[side].add(loss, logits, labels)
         return loss, logits
 
+    def _answer(self, inputs: Inputs) -> Tensor:
+        logits = self(inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
+
     def check_finite(self, what: str, value: float) -> None:
         """Raise RunError where a number of the current epoch is infinite or none."""
         if not math.isfinite(value):
-            raise RunError(
-                f"{what} became {value} in epoch {self.current_epoch + 1}, expected a finite number;"
-                " try a smaller optimizer.lr or trainer.clip_norm=1"
-            )
+            raise not_finite(what, value, self.current_epoch + 1)
 
     def metrics(self) -> dict[str, float]:
         """The current epoch's means, as loss/train, accuracy/train, loss/val, accuracy/val or the test's."""
         return {
             f"{name}/{side}": mean for side, sums in self.sums.items() for name, mean in sums.means().items()
         }
+
+    def per_label(self, side: str) -> dict[str, dict[str, float]]:
+        """What the current epoch's answers come to for each label, where pictures have several."""
+        return metrics.per_label(*self.sums[side].all(), self.labels)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """What of the model is not frozen, under the model's own names."""

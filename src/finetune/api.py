@@ -1,0 +1,187 @@
+"""The Python interface, for notebooks: train with `fit`, open with `load`, then `predict`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from PIL import Image, ImageOps
+from rich.console import Console
+from torch import Tensor, nn
+
+from finetune.data.dataset import Picture
+from finetune.data.images import BadImage, on_white
+from finetune.door import composed, free_folder, one_line
+from finetune.errors import RequestError
+from finetune.inference.calibration import temperature_of
+from finetune.inference.forward import Predictor
+from finetune.inference.predict import rank
+from finetune.run import run
+from finetune.saved import Saved, open_run
+from finetune.settings import SECTIONS, Settings, configs_folder, validate
+
+Given = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and what summary.json has."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    def load(self) -> Model:
+        """The model as the best epoch left it."""
+        return load(self)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest class of a picture, and the `top` likeliest with their probabilities."""
+
+    label: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+class Model:
+    """A run's trained model; `finetune.load` opens it.
+
+    classes: their names, in the order of the outputs.
+    """
+
+    def __init__(self, saved: Saved, raw: bool = False) -> None:
+        self.classes = saved.classes
+        self._saved, self._temperature = saved, 1.0 if raw else temperature_of(saved.summary)
+        self._predictor = Predictor(saved, saved.settings.precision)
+
+    def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
+        """Classify one picture or many, with as little memory as the command needs.
+
+        pictures: paths, PIL images, or uint8 arrays (H, W) or (H, W, 3).
+
+        Raises:
+            RequestError: a picture cannot be read.
+        """
+        many: Iterable[Any] = [pictures] if _is_one(pictures) else pictures  # type: ignore[assignment]
+        found = []
+        for answers in self._predictor(_picture(one) for one in many):
+            for answer in answers:
+                if answer.logits is None:
+                    raise RequestError(f"{answer.picture}: expected a picture; {answer.reason}")
+            loss, names = self._saved.settings.loss, self._predictor.names
+            for ranked in rank(answers, names, top, loss, self._temperature):
+                found.append(Prediction(*ranked[0], ranked))
+        return found
+
+    def preprocess(self, picture: Given) -> Tensor:
+        """A picture as the network takes it: normalised float32, (3, H, W)."""
+        decoded = self._predictor.read(_picture(picture))
+        if isinstance(decoded, BadImage):
+            raise RequestError(f"{decoded.path}: expected a picture; {decoded.reason}")
+        return self._predictor.normalise(decoded[None])[0]
+
+    def to_torch(self) -> nn.Module:
+        """A copy of the network itself, in eval mode: preprocessed pictures (B, 3, H, W) to logits."""
+        return copy.deepcopy(self._saved.network)
+
+
+def fit(
+    data: str | Path | Mapping[str, Any] = "clipart",
+    freeze: str | list[str] = "all",
+    head: int | str = "auto",
+    *,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+    **knobs: Any,
+) -> Run:
+    """Train as `finetune train` does, with the same knobs, and leave the same folder.
+
+    data: a name such as `clipart`, a folder of pictures, or a dict of the knobs below `data`.
+    folder: where the run is kept; a new one below outputs by default.
+    knobs: any other, as `epochs=5`; a section as its choice, `optimizer="adamw"`, or as a dict,
+        `optimizer={"name": "adamw", "lr": 0.001}`.
+
+    Raises:
+        RequestError: a knob or the data are not as they must be.
+        RunError: the run failed.
+    """
+    given = {"data": _data(data), "freeze": freeze, "head": head, **knobs}
+    settings = settings_from(given)
+    wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    place = Path(free_folder(wanted)) if folder is None else Path(folder)
+    return Run(place, run(settings, place, Console(quiet=quiet, soft_wrap=True)))
+
+
+def load(run: Run | str | Path, raw: bool = False) -> Model:
+    """Open a run by its folder, as `latest`, or as `fit` returned it.
+
+    raw: leave the probabilities uncalibrated.
+
+    Raises:
+        RequestError: there is no such run, or it has no checkpoint yet.
+    """
+    return Model(open_run(str(run.folder if isinstance(run, Run) else run)), raw)
+
+
+def settings_from(knobs: Mapping[str, Any]) -> Settings:
+    """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
+    groups, values = [], {}
+    for name, value in knobs.items():
+        chosen = value.get("name") if isinstance(value, Mapping) else value
+        if name in (*SECTIONS, "experiment") and chosen is not None:
+            if not isinstance(chosen, str):
+                raise RequestError(f"{name}={chosen}: expected the name of a choice, or a dict of its knobs")
+            groups.append(f"{name}={chosen}")
+        if isinstance(value, Mapping):
+            values.update({f"{name}.{key}": one for key, one in value.items() if key != "name"})
+        elif name not in (*SECTIONS, "experiment"):
+            values[name] = value
+    try:
+        config = composed(groups)
+    except HydraException as error:
+        raise RequestError(one_line(error)) from None
+    OmegaConf.set_struct(config, False)
+    for name, value in values.items():
+        OmegaConf.update(config, name, str(value) if isinstance(value, Path) else value)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return validate({str(key): value for key, value in plain.items()})
+
+
+def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    if isinstance(data, Mapping):
+        return {"name": "folder", **data} if "root" in data else data
+    if isinstance(data, str) and (
+        not Path(data).is_dir() or (configs_folder() / f"data/{data}.yaml").exists()
+    ):
+        return data
+    return {"name": "folder", "root": str(data)}
+
+
+def _is_one(pictures: Any) -> bool:
+    one_array = isinstance(pictures, np.ndarray) and pictures.ndim < 4
+    return one_array or isinstance(pictures, str | Path | Image.Image)
+
+
+def _picture(given: Any) -> Picture:
+    if isinstance(given, str):
+        return Path(given)
+    if isinstance(given, Image.Image):
+        return np.asarray(on_white(ImageOps.exif_transpose(given)))
+    if isinstance(given, np.ndarray) and (
+        given.dtype != np.uint8 or given.shape[2:] not in ((), (3,)) or given.ndim not in (2, 3)
+    ):
+        raise RequestError(
+            f"an array {given.shape} of {given.dtype}: expected uint8 of shape (H, W) or (H, W, 3)"
+        )
+    if not isinstance(given, Path | np.ndarray):
+        raise RequestError(f"{type(given).__name__}: expected a path, a PIL image or an array of uint8")
+    return given

@@ -1,0 +1,105 @@
+"""Pictures with labels and a split, wherever they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data import splits
+from finetune.errors import RequestError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture inside something larger, such as an archive: its name there, and how its file is read.
+
+    read: gives the bytes of a picture file, or the pixels as an array where there is no file.
+    """
+
+    name: str
+    read: Callable[[], bytes | np.ndarray]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = Path | np.ndarray | Stored
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with labels and a split.
+
+    images: files, uint8 arrays (H, W) or (H, W, 3), or pictures stored in something larger.
+    labels: int64 (N,) class indices, or float32 (N, outputs) label vectors.
+    split: indices into images for train, val and test.
+    digests: SHA-256 of each picture's content.
+    ignored_files: how many files beside the pictures were passed over.
+    warnings: what the user should know of them, a line each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Sequence[Picture]
+    labels: np.ndarray
+    split: dict[str, np.ndarray]
+    digests: Sequence[str]
+    ignored_files: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may have several of the classes, or none: its label is a vector of 0 and 1."""
+        return self.labels.ndim == 2 and bool(np.isin(self.labels, (0, 1)).all())
+
+    def counts(self) -> dict[str, int]:
+        return {side: len(self.split[side]) for side in SPLITS}
+
+    def to_train(self) -> dict[str, int]:
+        """How many pictures of each class there are to train on; none where labels are numbers."""
+        if self.labels.ndim == 2 and not self.multi_label:
+            return {}
+        labels = self.labels[self.split["train"]]
+        counts = labels.sum(0) if self.multi_label else np.bincount(labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+    def kept(self, bad: Sequence[int]) -> np.ndarray:
+        """The places that stay when some are left out."""
+        return np.setdiff1d(np.arange(len(self.images)), bad)
+
+    def without(self, bad: Sequence[int]) -> Dataset:
+        """The same without some pictures; the rest keep their side.
+
+        Raises:
+            RequestError: nothing is left to train on.
+        """
+        kept = self.kept(bad)
+        split = {side: np.flatnonzero(np.isin(kept, indices)) for side, indices in self.split.items()}
+        images, digests = [self.images[i] for i in kept], [self.digests[i] for i in kept]
+        rest = replace(self, images=images, labels=self.labels[kept], split=split, digests=digests)
+        if not len(split["train"]):
+            raise RequestError(
+                f"data.root: expected pictures to train on; {len(bad)} of {len(self.images)} are broken"
+                f" ({self.images[bad[0]]} for one), and none of the others falls to train"
+            )
+        return rest
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes when and only when pictures, labels or split do."""
+        side = {int(i): name for name, indices in self.split.items() for i in indices}
+        rows = [json.dumps([digest, self._label(i), side[i]]) for i, digest in enumerate(self.digests)]
+        return splits.digest_of_text("\n".join(sorted(rows)))
+
+    def _label(self, index: int) -> str | list[str]:
+        label = self.labels[index]
+        if label.ndim == 0:
+            return self.classes[label]
+        if self.multi_label:
+            return sorted(self.classes[i] for i in np.flatnonzero(label))
+        return label.tobytes().hex()

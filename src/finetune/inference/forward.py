@@ -1,0 +1,153 @@
+"""A run's model over a stream of pictures, in the fast form that features are computed in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from finetune.data.augment import Prepare
+from finetune.data.dataset import Picture
+from finetune.data.images import BadImage, BrokenPicture, decode
+from finetune.features.extract import Forward, accelerate, choose, extract, settle
+from finetune.model.boundary import NotTraceable, split
+from finetune.saved import Saved
+from finetune.training import device as devices
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a picture: logits (outputs,) in float32, or why it cannot be read."""
+
+    picture: Picture
+    logits: Tensor | None
+    reason: str = ""
+
+
+class Predictor:
+    """A run's model as a function from pictures to logits.
+
+    All but the head runs in the fast form, the head itself in float32: so with `freeze=all` the logits are
+    those that training saw. A model without a graph runs eagerly in float32.
+
+    Args:
+        precision: `auto`, `32`, `bf16` or `16`, as for features.
+        accelerator: `auto`, `cpu` or `gpu`.
+
+    Raises:
+        RequestError: there is no such accelerator.
+    """
+
+    def __init__(self, saved: Saved, precision: str = "auto", accelerator: str = "auto") -> None:
+        self.saved, self.device = saved, devices.accelerator(accelerator)
+        sizes = saved.preprocessing
+        self.normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0).normalise
+        self.form = choose(precision, False, self.device, 0, devices.multiplies_bf16(self.device))
+        self.forward: Forward | None = None
+
+    def __call__(self, pictures: Iterable[Picture]) -> Iterator[list[Answer]]:
+        """The answers to pictures in their order, a few at a time; memory does not grow with their number."""
+        stream = iter(pictures)
+        if self.forward is None:
+            seen, decoded = self._sample(stream)
+            if not seen:
+                return
+            self.settle(decoded)
+            stream = chain(seen, stream)
+        assert self.forward is not None
+        waiting: dict[int, Picture] = {}
+        reasons: dict[int, str] = {}
+        done = 0
+
+        def numbers() -> Iterator[int]:
+            for number, picture in enumerate(stream):
+                waiting[number] = picture
+                yield number
+
+        def read(number: int) -> Tensor | None:
+            decoded = self.read(waiting[number])
+            if isinstance(decoded, BadImage):
+                reasons[number] = decoded.reason
+                return None
+            return decoded
+
+        def answer(number: int, logits: Tensor | None) -> Answer:
+            return Answer(waiting.pop(number), logits, reasons.pop(number, ""))
+
+        batches = extract(self.forward, read, self.normalise, numbers(), self.form.batch, self.device)
+        for rows, tensors in batches:
+            if rows:
+                logits = dict(zip(rows, tensors[0], strict=True))
+                yield [answer(number, logits.get(number)) for number in range(done, rows[-1] + 1)]
+                done = rows[-1] + 1
+        if waiting:
+            yield [answer(number, None) for number in sorted(waiting)]
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each output; those beyond the classes have numbers."""
+        classes, outputs = self.saved.classes, self.saved.outputs
+        return [*classes, *(f"output {number}" for number in range(len(classes), outputs))]
+
+    def read(self, picture: Picture) -> Tensor | BadImage:
+        """uint8 (3, H, W), or what is wrong with the picture."""
+        sizes = self.saved.preprocessing
+        try:
+            return decode(picture, sizes.resize_size, sizes.crop_size, sizes.interpolation)
+        except BrokenPicture as error:
+            return BadImage(0, str(picture), str(error))
+
+    def _sample(self, stream: Iterator[Picture]) -> tuple[list[Picture], list[Tensor]]:
+        """The first pictures, and a batch of those that can be read; not too many where few can."""
+        seen: list[Picture] = []
+        decoded: list[Tensor] = []
+        while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
+            if (picture := next(stream, None)) is None:
+                break
+            seen.append(picture)
+            if isinstance(one := self.read(picture), Tensor):
+                decoded.append(one)
+        return seen, decoded
+
+    def settle(self, decoded: Sequence[Tensor]) -> None:
+        """Decide the form on some pictures, uint8 (3, H, W): fp32 where the fast one is too far from it."""
+        network = copy.deepcopy(self.saved.network)
+        halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
+        plain = replace(self.form, dtype="fp32", folded=False)
+        if halves is None:
+            self.form, self.forward = plain, accelerate(network, plain, self.device)
+            return
+        prefix, suffix = halves
+        suffix.to(self.device)
+        if decoded:
+            sample = self.normalise(torch.stack(list(decoded)))
+            backbone, self.form, _ = settle(prefix, self.form, self.device, sample)
+        else:
+            self.form, backbone = plain, accelerate(prefix, plain, self.device)
+
+        def forward(pictures: Tensor) -> tuple[Tensor, ...]:
+            tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(pictures))
+            with torch.inference_mode():
+                return (suffix(tensors if len(tensors) > 1 else tensors[0])[: len(pictures)],)
+
+        self.forward = forward
+
+
+def _padded(tensor: Tensor, batch: int) -> Tensor:
+    """To the batch's full size, as the bits of an answer depend on it."""
+    return torch.cat([tensor, tensor[:1].expand(batch - len(tensor), *tensor.shape[1:])])
+
+
+def _before_head(network: nn.Module, head: str, size: int) -> tuple[nn.Module, nn.Module] | None:
+    """The model split where only its head would train; None where it has no graph."""
+    network.requires_grad_(False)
+    network.get_submodule(head).requires_grad_(True)
+    try:
+        halves = split(network, torch.zeros(1, 3, size, size))
+    except NotTraceable:
+        return None
+    return (halves.prefix, halves.suffix) if halves.prefix is not None else None

@@ -1,0 +1,66 @@
+"""What `PATH…` on the command line means: files, folders, globs, or a list on stdin."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from finetune.data.images import EXTENSIONS
+from finetune.data.sources.folder import files_below, is_picture
+from finetune.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Pictures to go through one by one; a list of them is never made.
+
+    total: how many there are; None where stdin names them.
+    """
+
+    arguments: Sequence[str]
+    stdin: TextIO
+    total: int | None
+
+    def __iter__(self) -> Iterator[Path]:
+        for argument in self.arguments:
+            yield from _listed(self.stdin) if argument == "-" else _found(argument)
+
+
+def find(arguments: Sequence[str], stdin: TextIO) -> Paths:
+    """Look for what each argument names.
+
+    Raises:
+        RequestError: an argument names nothing, or a folder without pictures.
+    """
+    counts = [_count(argument) for argument in arguments if argument != "-"]
+    return Paths(arguments, stdin, None if "-" in arguments else sum(counts))
+
+
+def _count(argument: str) -> int:
+    number = sum(1 for _ in _found(argument))
+    if not number and os.path.isdir(argument):
+        raise RequestError(f"{argument}: expected pictures in this folder ({', '.join(EXTENSIONS)})")
+    if not number:
+        raise RequestError(f"{argument}: expected a file, a folder, a glob or -; there is no such file")
+    return number
+
+
+def _found(argument: str) -> Iterator[Path]:
+    """A file whatever its name, the pictures in a folder and below, or what a glob matches of both."""
+    if not os.path.lexists(argument) and glob.has_magic(argument):
+        for match in sorted(glob.iglob(argument, recursive=True)):
+            yield from _found(glob.escape(match) if not os.path.lexists(match) else match)
+    elif os.path.isdir(argument):
+        yield from filter(is_picture, files_below(Path(argument)))
+    elif os.path.lexists(argument):
+        yield Path(argument)
+
+
+def _listed(stdin: TextIO) -> Iterator[Path]:
+    for line in stdin:
+        if name := line.rstrip("\r\n"):
+            yield Path(name)

@@ -1,0 +1,244 @@
+"""report.html: one run told on one page that needs nothing beside itself, made from the run's folder."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
+from PIL import Image
+
+from finetune.atomic import write_atomically
+from finetune.data.dataset import Picture
+from finetune.data.images import BrokenPicture, decode
+from finetune.inference.metrics import PerClass, bins, calibration_error, per_class
+from finetune.report import charts, predictions
+from finetune.report.predictions import Prediction
+from finetune.report.tensorboard import flat
+
+FILE = "report.html"
+MISTAKES = 12
+THUMBNAIL = 160
+MATRIX_CLASSES = 40  # more do not fit on a screen
+SIDES = {"test": "test", "val": "validation"}
+
+
+def of_sweep(folder: Path) -> bool:
+    """Whether a run's folder is a job's of a sweep."""
+    return (folder.parent / "multirun.yaml").exists()
+
+
+def write(folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture]) -> Path:
+    """Write the report of a finished run, from its summary and what else is in its folder.
+
+    pictures: the data set's, for those that are no files.
+
+    Raises:
+        RequestError: predictions.csv is damaged.
+        RunError: the file cannot be written.
+    """
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    answers = predictions.read(folder)
+    side = next((side for side in SIDES if any(one.split == side for one in answers)), None)
+    page = {
+        "run": folder.name,
+        "summary": summary,
+        "data": Path(summary["data"]["name"]).name,
+        "settings": flat(settings),
+        "command": _command(folder),
+        "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
+        "result": side and _result([one for one in answers if one.split == side], side, summary, pictures),
+        "labels": _labels(summary),
+        "skipped": _skipped(folder / "skipped.csv"),
+        "time": _time(summary),
+        "saved": _saved(summary),
+    }
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(percent=percent, duration=duration)
+    text = templates.get_template("page.html").render(page)
+    target = folder / FILE
+    write_atomically(target, lambda file: file.write(text.encode("utf-8", "replace")))
+    return target
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.6404 as 64.0 %; a dash for None."""
+    return "-" if share is None else f"{share * 100:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted: Wilson 1927."""
+    z = 1.96
+    share, scale = right / total, 1 + z**2 / total
+    middle = (share + z**2 / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _result(
+    answers: Sequence[Prediction], side: str, summary: Mapping[str, Any], pictures: Sequence[Picture]
+) -> dict[str, Any]:
+    """What the answers for one side of the split are worth."""
+    classes = summary["classes"]
+    places = {name: place for place, name in enumerate(classes)}
+    columns = len(classes) + any(one.predicted not in places for one in answers)
+    matrix = np.zeros((len(classes), columns), dtype=np.int64)
+    for one in answers:
+        matrix[places[one.label], places.get(one.predicted, len(classes))] += 1
+    table = per_class(matrix, classes)
+    present = [row for row in table if row.pictures]
+    wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
+    commonest, count = Counter(one.label for one in answers).most_common(1)[0]
+    right, shown = len(answers) - len(wrong), wrong[:MISTAKES]
+    return {
+        "side": SIDES[side],
+        "pictures": len(answers),
+        "accuracy": right / len(answers),
+        "interval": interval(right, len(answers)),
+        "commonest": commonest,
+        "chance": count / len(answers),
+        "loss": summary[side]["loss"],
+        "balanced": float(np.mean([row.recall for row in present])),
+        "f1": float(np.mean([row.f1 for row in present])),
+        "table": sorted(table, key=_worst_first),
+        "matrix": charts.confusion(matrix, classes) if len(classes) <= MATRIX_CLASSES else None,
+        "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
+        "calibration": _calibration(answers, summary),
+        "wrong": len(wrong),
+        "mistakes": [*zip(shown, thumbnails([one.picture for one in shown], pictures), strict=True)],
+    }
+
+
+def _worst_first(row: PerClass) -> tuple[float, str]:
+    return (2.0 if row.recall is None else row.recall, row.name)
+
+
+def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> dict[str, Any]:
+    right = torch.tensor([one.right for one in answers])
+    raw = bins(torch.tensor([one.uncalibrated for one in answers]), right)
+    fitted = bins(torch.tensor([one.probability for one in answers]), right)
+    found = summary["calibration"]
+    return {
+        "temperature": found and found["temperature"],
+        "fitted_on": found and found["fitted_on"],
+        "before": calibration_error(raw),
+        "after": calibration_error(fitted),
+        "diagram": charts.reliability({"before": raw, "after": fitted} if found else {"before": raw}),
+    }
+
+
+def thumbnails(names: Sequence[str], pictures: Sequence[Picture]) -> list[str | None]:
+    """Pictures by their names in predictions.csv, cropped as the model sees them, as data URIs.
+
+    pictures: the data set's, among which those are found that are no files. None where one cannot be read.
+    """
+    found = {
+        name: picture
+        for index, picture in enumerate(pictures)
+        if not isinstance(picture, Path) and (name := predictions.name_of(picture, index)) in names
+    }
+    return [_thumbnail(found.get(name, Path(name))) for name in names]
+
+
+def _thumbnail(picture: Picture) -> str | None:
+    try:
+        pixels = decode(picture, THUMBNAIL, THUMBNAIL, "bilinear")
+    except BrokenPicture:
+        return None
+    stored = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stored, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
+
+
+def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run came to where a picture may have several labels; None elsewhere."""
+    side = next((side for side in SIDES if "per_label" in (summary[side] or {})), None)
+    if side is None:
+        return None
+    table = [{"name": name, **numbers} for name, numbers in summary[side]["per_label"].items()]
+    return {
+        **summary[side],
+        "side": SIDES[side],
+        "pictures": summary["data"][side],
+        "table": sorted(table, key=lambda row: (row["average_precision"], row["name"])),
+    }
+
+
+def _curves(file: Path, best: int) -> list[tuple[str, Any]]:
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    drawn = []
+    for what, top in (("loss", None), ("accuracy", 1.0)):
+        series = {
+            side: [(float(row["epoch"]), float(row[f"{what}/{side}"])) for row in rows]
+            for side in ("train", "val")
+            if rows and rows[0].get(f"{what}/{side}")
+        }
+        if series:
+            drawn.append((what, charts.curves(f"{what} over epochs", series, best, top)))
+    return drawn
+
+
+def _skipped(file: Path) -> list[dict[str, str]]:
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        return list(csv.DictReader(opened))
+
+
+def _time(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Where the seconds went, in the order of the run, and a colour for each."""
+    timing, features = summary["timing"], summary["features"]
+    reading = features["seconds"] if features else 0.0
+    return [
+        ("reading and preparing", max(timing["preparing"] - reading, 0.0), "grey"),
+        ("the frozen part, once", reading, "orange"),
+        ("training and testing", timing["training"], "blue"),
+    ]
+
+
+def _saved(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What running the frozen part once saved; `seconds` only where its speed was measured in this run."""
+    features, data = summary["features"], summary["data"]
+    if not features:
+        return None
+    passes = summary["epochs"] * (data["train"] + data["val"]) + data["val"] + data["test"]
+    computed = features["computed"]
+    each = features["seconds"] / computed if computed else None
+    return {"passes": passes, "seconds": each and each * (passes - computed)}
+
+
+def _command(folder: Path) -> str | None:
+    """The command line that the run was asked for with; None where it was not by one."""
+    file = folder / ".hydra" / "overrides.yaml"
+    if not file.exists():
+        return None
+    return " ".join(["finetune train", *(shlex.quote(str(one)) for one in OmegaConf.load(file))])

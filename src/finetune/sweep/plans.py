@@ -1,0 +1,117 @@
+"""The jobs of a sweep before they train, and which of them can train together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import write_atomically
+from finetune.errors import RequestError, RunError, one_line
+from finetune.settings import Settings
+
+# What the jobs of a group may differ in; of `optimizer` its numbers.
+OWN = (
+    "seed",
+    "schedule",
+    "warmup_epochs",
+    "step_epochs",
+    "step_gamma",
+    "label_smoothing",
+    "class_weights",
+    "patience",
+)
+MOST = 128  # jobs of one group: more gain nothing and need memory
+
+
+@dataclass
+class Plan:
+    """One job: what is asked for and, once it has ended, what it came to.
+
+    overrides: of this job, as on the command line. code: exit code. accuracy: of validation, at its best.
+    settings: None where the request was wrong.
+    """
+
+    number: int
+    folder: Path
+    overrides: Sequence[str]
+    settings: Settings | None
+    code: int = 0
+    accuracy: float | None = None
+    ended: bool = False
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Note what a job came to."""
+        self.ended, self.accuracy = True, summary["val"] and summary["val"]["accuracy"]
+
+    def fail(self, error: Exception) -> None:
+        """Tell at once why a job failed, here and in its summary.json."""
+        self.ended, self.code = True, 1  # in a sweep a wrong request is a failed job like any other
+        line = one_line(error)
+        print(f"error: job {self.number} ({' '.join(self.overrides)}): {line}", file=sys.stderr)
+        if isinstance(error, RequestError) and (self.folder / "settings.json").exists():
+            return  # the folder is an older run's
+        text = json.dumps({"status": "failed", "reason": line}, indent=2, ensure_ascii=False)
+        with suppress(RunError):  # the disk may be what failed
+            write_atomically(self.folder / "summary.json", lambda file: file.write(f"{text}\n".encode()))
+
+
+def alone_because(settings: Settings) -> str | None:
+    """The knob on account of which a job trains alone; None where it may train together with others."""
+    reasons = (
+        (settings.loss != "cross_entropy", f"loss={settings.loss}"),
+        (settings.head_dropout, f"head_dropout={settings.head_dropout:g}"),
+        (settings.freeze == ["none"], "freeze=none"),
+        (settings.cache == "none", "cache=none"),
+        (settings.data.augment == "standard", "data.augment=standard"),
+        (settings.data.source == "random", "data=random"),
+        (settings.monitor_gradients, "monitor_gradients=true"),
+        (settings.precision not in ("auto", "32"), f"precision={settings.precision}"),
+        (settings.compile is True, "compile=true"),
+        (
+            settings.trainer.accumulate_batches > 1,
+            f"trainer.accumulate_batches={settings.trainer.accumulate_batches}",
+        ),
+        (settings.trainer.clip_norm is not None, f"trainer.clip_norm={settings.trainer.clip_norm}"),
+    )
+    return next((why for applies, why in reasons if applies), None)
+
+
+def common(settings: Settings) -> str:
+    """All that jobs must have in common to train together, as text."""
+    shared: dict[str, Any] = settings.model_dump(exclude=set(OWN))
+    shared["optimizer"] = settings.optimizer.name
+    if settings.weights == "random":  # another seed is another backbone, and other features
+        shared["seed"] = settings.seed
+    return json.dumps(shared)
+
+
+def groups(plans: Sequence[Plan]) -> list[list[Plan]]:
+    """The plans in groups that may train together, in the order of their first jobs."""
+    found: dict[str, list[Plan]] = {}
+    for plan in plans:
+        if plan.settings is not None:
+            key = f"alone {plan.number}" if alone_because(plan.settings) else common(plan.settings)
+            found.setdefault(key, []).append(plan)
+    return [group[i : i + MOST] for group in found.values() for i in range(0, len(group), MOST)]
+
+
+def varying(plans: Sequence[Plan]) -> list[str]:
+    """The keys of the overrides that not all of them share."""
+    shared = set.intersection(*(set(plan.overrides) for plan in plans))
+    return list(dict.fromkeys(o.partition("=")[0] for p in plans for o in p.overrides if o not in shared))
+
+
+def numbers(plans: Sequence[Plan]) -> str:
+    """Their numbers in few words: 0-15, 20, 22-31."""
+    runs: list[list[int]] = []
+    for number in sorted(plan.number for plan in plans):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

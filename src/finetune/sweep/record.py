@@ -1,0 +1,140 @@
+"""What each job of a group leaves while it trains, as if alone: curves, metrics.csv and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.atomic import linked, write_atomically
+from finetune.sweep.stacked import Tensors
+from finetune.training import optim
+from finetune.training.callbacks import LAYOUT, write_point
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one job trains, over the parameters of the model that all jobs share.
+
+    groups: of parameters, with rates and decay, as `optim.groups` makes them.
+    options: of the optimiser beside those, as `optim.build` takes them.
+    """
+
+    optimizer: str
+    groups: list[dict[str, Any]]
+    options: dict[str, Any]
+    schedule: optim.Schedule
+    label_smoothing: float
+    class_weights: Tensor | None
+
+
+class Snapshot:
+    """The tensors of all jobs (J, …) at the ends of epochs that may differ from job to job.
+
+    Keys are pairs: `state` or the name of an optimiser's state, and a parameter's or buffer's name.
+    """
+
+    def __init__(self, tensors: dict[tuple[str, str], Tensor], jobs: int) -> None:
+        self.tensors = {key: value.detach().clone() for key, value in tensors.items()}
+        self.epochs, self.steps = [0] * jobs, [0] * jobs
+
+    def take(self, tensors: dict[tuple[str, str], Tensor], jobs: list[int], epoch: int, step: int) -> None:
+        """Remember the present tensors of some jobs."""
+        for key, value in tensors.items():
+            self.tensors[key][jobs] = value.detach()[jobs]
+        for job in jobs:
+            self.epochs[job], self.steps[job] = epoch, step
+
+    def of(self, job: int, kind: str) -> Tensors:
+        """One job's tensors of a kind, on the CPU and with memory of their own, as torch.save needs them."""
+        return {name: value[job].cpu().clone() for (k, name), value in self.tensors.items() if k == kind}
+
+
+class Record:
+    """One job's folder and its best epoch; best as `training.checkpoint.Checkpoints` has it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: SummaryWriter,
+        recipe: Recipe,
+        names: dict[int, str],
+        frozen_sha256: str,
+        patience: int | None = None,
+    ) -> None:
+        self.folder, self.writer, self.recipe = folder, writer, recipe
+        writer.add_custom_scalars(LAYOUT)
+        self.names, self.frozen_sha256, self.patience = names, frozen_sha256, patience
+        self.best: tuple[float, float] | None = None
+        self.best_epoch = 0
+        self.metrics: dict[str, float] = {}
+        self.saved = self.steps = 0
+        self.written: tuple[int, int] | None = None
+
+    def epoch(self, epoch: int, step: int, metrics: dict[str, float], gradient_norm: float) -> bool:
+        """Write an epoch's point; returns whether it is the best until now."""
+        factor = self.recipe.schedule(self.steps)  # the rates an epoch begins with, as for a lone run
+        rates = {f"lr/{group['name']}": group["lr"] * factor for group in self.recipe.groups}
+        values = metrics | rates | {"gradient_norm": gradient_norm}
+        write_point(self.writer, self.folder / "metrics.csv", epoch, step, values)
+        self.saved, self.steps = epoch, step
+        score = (metrics["accuracy/val"], -metrics["loss/val"]) if "loss/val" in metrics else None
+        better = self.best is None or score is None or score > self.best
+        if better:
+            self.best, self.best_epoch, self.metrics = score, epoch, metrics
+        return better
+
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs brought no better one that training ends."""
+        return self.patience is not None and self.saved - self.best_epoch >= self.patience
+
+    def keep(self, job: int, best: Snapshot, last: Snapshot) -> None:
+        """Write best.ckpt and last.ckpt of the job at that place, where they have changed."""
+        stands = best.epochs[job], last.epochs[job]
+        if not self.saved or stands == self.written:
+            return
+        folder = self.folder / "checkpoints"
+        if self.written is None or self.written[0] != stands[0]:
+            self._save(folder / "best.ckpt", job, best)
+        if stands[0] != stands[1] or not linked(folder / "best.ckpt", folder / "last.ckpt"):
+            self._save(folder / "last.ckpt", job, last)
+        self.written = stands
+
+    def _save(self, path: Path, job: int, at: Snapshot) -> None:
+        checkpoint = {
+            "epoch": at.epochs[job] - 1,  # as Lightning counts
+            "global_step": at.steps[job],
+            "pytorch-lightning_version": pl.__version__,
+            "state_dict": at.of(job, "state"),
+            "optimizer_states": [self._optimizer(job, at)],
+            "frozen_sha256": self.frozen_sha256,
+            "together": True,  # trained beside others: it has no state of Lightning's loops
+        }
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+    def _optimizer(self, job: int, at: Snapshot) -> dict[str, Any]:
+        """The state as torch's own optimiser has it."""
+        groups = [dict(group) for group in self.recipe.groups]
+        state = optim.build(self.recipe.optimizer, groups, **self.recipe.options).state_dict()
+        names = [self.names[id(parameter)] for group in groups for parameter in group["params"]]
+        kinds = {kind for kind, _ in at.tensors if kind != "state"}
+        each = {kind: at.of(job, kind) for kind in kinds}
+        count = {"step": torch.tensor(float(at.steps[job]))} if "exp_avg" in kinds else {}
+        if self.recipe.options.get("momentum") != 0:
+            state["state"] = {
+                place: {**count, **{kind: each[kind][name] for kind in kinds}}
+                for place, name in enumerate(names)
+                if name in each[next(iter(kinds))]
+            }
+        return state
+
+    def kept(self) -> str:
+        """What an early end leaves, in a few words."""
+        if not self.saved:
+            return "no epoch was finished, so there is no checkpoint"
+        return f"the checkpoint of epoch {self.saved} is kept"

@@ -1,0 +1,73 @@
+"""What a sweep that was interrupted still lacks, trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from finetune import saved
+from finetune.door import settings_of
+from finetune.errors import RequestError
+from finetune.report.terminal import say
+from finetune.settings import Settings
+from finetune.sweep.plans import Plan
+from finetune.sweep.train import train_all
+
+
+def resume_sweep(folder: Path, console: Console) -> int:
+    """Train the jobs of a sweep that have not finished and return the exit code.
+
+    They begin anew, in their own folders and together as before, so that each ends where it would have ended
+    without the interruption. Finished jobs stay as they are.
+
+    Raises:
+        RequestError: the folder holds no jobs.
+        Interrupted: again.
+    """
+    plans = _unfinished(folder)
+    if not plans:
+        say(console, "done", f"every job of {folder} has finished")
+    train_all(plans, console)
+    return max((plan.code for plan in plans), default=0)
+
+
+def _unfinished(folder: Path) -> list[Plan]:
+    """The jobs without a result, their folders as Hydra made them."""
+    found = [path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")]
+    if not found:
+        raise RequestError(f"{folder}: expected the folder of a sweep; there are no jobs in it")
+    plans = []
+    for place, job in enumerate(sorted(found, key=lambda path: (len(path.name), path))):
+        if (saved.summary_of(job) or {}).get("status") == "finished":
+            continue
+        overrides = list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
+        number = int(job.name) if job.name.isdigit() else place
+        plan = Plan(number, job, overrides, None)
+        try:
+            plan.settings = _settings(job)
+        except RequestError as error:
+            plan.fail(error)
+        else:
+            _clear(job)
+        plans.append(plan)
+    return plans
+
+
+def _settings(job: Path) -> Settings:
+    if (job / "settings.json").is_file():
+        return saved.settings_of(job)
+    config = OmegaConf.load(job / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return settings_of(config)
+
+
+def _clear(job: Path) -> None:
+    """Remove what an unfinished job has written, but not how Hydra made it."""
+    for path in job.iterdir():
+        if path.is_dir() and path.name != ".hydra":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()

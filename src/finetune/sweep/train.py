@@ -1,0 +1,186 @@
+"""The story of a sweep: its jobs in groups, each group prepared once and trained together where it can be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from torch.utils._pytree import tree_map
+
+from finetune.data.module import Batches
+from finetune.data.views import views
+from finetune.errors import Interrupted, RequestError, RunError
+from finetune.model import head as heads
+from finetune.prepare import Prepared, make_class_weights, make_schedule, optimizer_groups, prepare
+from finetune.report import folder as folders
+from finetune.report import terminal
+from finetune.report.tensorboard import Board
+from finetune.run import finish, run, run_prepared, start
+from finetune.sweep import together
+from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
+from finetune.sweep.record import Recipe, Record
+from finetune.training import device as devices
+
+
+def train_all(plans: Sequence[Plan], console: Console) -> None:
+    """Train every job whose request was right; what each came to is in its plan.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the jobs that had not ended are marked as interrupted.
+    """
+    for group in groups(plans):
+        try:
+            _train_group(group, console)
+        except KeyboardInterrupt:
+            _interrupt(plans, error := Interrupted("interrupted", 130))
+            raise error from None
+        except Interrupted as error:
+            _interrupt(plans, error)
+            raise
+
+
+def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
+    for plan in plans:
+        if not plan.ended:
+            folders.give_reason(plan.folder, error)
+
+
+def _train_group(plans: list[Plan], console: Console) -> None:
+    if len(plans) == 1:
+        return _train_alone(plans[0], console)
+    fresh = []
+    for plan in plans:
+        try:
+            folders.refuse_used(plan.folder)
+            fresh.append(plan)
+        except RequestError as error:
+            plan.fail(error)
+    if not fresh:
+        return None
+    first = fresh[0]
+    assert first.settings is not None
+    try:
+        prepared = prepare(first.settings, first.folder, console)
+        if not (why := _why_alone(prepared)):
+            return _train_together(fresh, prepared, console)
+    except Interrupted:
+        raise
+    except (RequestError, RunError) as error:  # what the jobs of a group have in common is wrong
+        for plan in fresh:
+            if not plan.ended:
+                plan.fail(error)
+        return None
+    terminal.say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
+    for plan in fresh:
+        _train_alone(plan, console, prepared if plan is first else None)
+    return None
+
+
+def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None) -> None:
+    assert plan.settings is not None
+    why = alone_because(plan.settings)
+    console.print(f"\n[bold]job {plan.number}[/] ", end="")
+    console.print(*plan.overrides, f"(alone: {why})" if why else "", markup=False, highlight=False)
+    try:
+        plan.finish(run_prepared(prepared, console) if prepared else run(plan.settings, plan.folder, console))
+    except (RequestError, RunError) as error:
+        if isinstance(error, Interrupted):
+            raise
+        plan.fail(error)
+
+
+def _why_alone(prepared: Prepared) -> str | None:
+    """Why jobs prepared like this one cannot train together; None where they can."""
+    if prepared.ready.features is None:
+        return "nothing of the model is kept"
+    if not prepared.light:
+        return "one step keeps the machine busy"
+    inputs, _ = next(iter(prepared.batches.train_dataloader()))
+    inputs = tree_map(lambda one: one.to(prepared.device), inputs)
+    return together.why_not(_network(prepared), inputs)
+
+
+def _network(prepared: Prepared) -> together.Network:
+    model = prepared.model
+    model.network.to(prepared.device)
+    return together.Network(model.network, prepared.ready.network, model.frozen, prepared.device)
+
+
+def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> None:
+    terminal.say(
+        console,
+        "together",
+        f"jobs {numbers(plans)}, which differ in {', '.join(varying(plans))}: all advance in each step",
+    )
+    jobs = [_own(prepared, plan) for plan in plans]
+    boards = [start(jobs[0], figures=False)]
+    boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
+    network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
+    group = together.Together(
+        network,
+        [job.batches for job in jobs],
+        [network.state() | _initial(job) for job in jobs],
+        [_record(job, board) for job, board in zip(jobs, boards, strict=True)],
+        lambda place, error: plans[place].fail(error),
+    )
+    settings, steps = first.settings, len(first.batches.train_dataloader())
+    busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
+    total = min(settings.epochs * steps, settings.max_steps or 2**62) * len(jobs)
+    with (
+        devices.threads(None if busy else 1),
+        terminal.progress(console, f"training {len(jobs)} jobs", total) as advance,
+    ):
+        fitted = together.fit(
+            group,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            advance=advance,
+            say=lambda *what: terminal.epochs_line(console, settings.epochs, *what),
+        )
+    prepared.proof.check(network.model)
+    training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
+    for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
+        if isinstance(came_to, RunError):
+            board.writer.close()
+            continue
+        share = replace(job, started=time.perf_counter() - total_time / len(jobs))
+        plan.finish(finish(share, board, came_to, training / len(jobs), Console(quiet=True)))
+    finished = [plan for plan in plans if not plan.code]
+    text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
+    if accuracies := [plan.accuracy for plan in finished if plan.accuracy is not None]:
+        text += f"; validation accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
+    terminal.say(console, "done", text)
+
+
+def _own(prepared: Prepared, plan: Plan) -> Prepared:
+    """The same for another job: its settings, its folder begun, its batches."""
+    settings = plan.settings
+    assert settings is not None
+    if plan.folder != prepared.folder:
+        folders.start(plan.folder, settings.model_dump(), prepared.ready.bad)
+    shared, inputs = prepared.batches, prepared.ready.inputs
+    own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
+    batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
+    return replace(prepared, settings=settings, folder=plan.folder, batches=batches)
+
+
+def _initial(job: Prepared) -> dict[str, Any]:
+    return heads.initial(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
+
+
+def _record(job: Prepared, board: Board) -> Record:
+    names = {id(parameter): name for name, parameter in job.model.network.named_parameters()}
+    settings, batches = job.settings, job.batches
+    name, options, groups = optimizer_groups(settings, job.model)
+    recipe = Recipe(
+        name,
+        groups,
+        options,
+        make_schedule(settings, len(batches.train_dataloader())),
+        settings.label_smoothing,
+        make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
+    )
+    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience)

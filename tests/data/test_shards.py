@@ -1,0 +1,95 @@
+"""WebDataset shards, written by their own library."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.dataset import Dataset
+from finetune.data.images import decode
+from finetune.data.sources import load
+from finetune.errors import RequestError
+
+webdataset = pytest.importorskip("webdataset")
+
+
+def pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def png(seed: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels(seed)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def write(path: Path, seeds: range, labels: int = 2, **more: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with webdataset.TarWriter(str(path)) as archive:
+        for seed in seeds:
+            archive.write({"__key__": f"some/{seed:04}", "png": png(seed), "cls": seed % labels, **more})
+
+
+def shards(root: Path) -> Dataset:
+    return load("webdataset", str(root), 0.2, 0.2)
+
+
+def test_samples_of_all_shards(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "a-0.tar", range(12), labels=12)
+    write(tmp_path / "set" / "a-1.tar", range(12, 36), labels=12)
+    found = shards(tmp_path / "set")
+    assert found.classes == tuple(map(str, range(12)))
+    assert len(found.images) == 36
+    assert sum(map(len, found.split.values())) == 36
+    assert str(found.images[13]).endswith("a-1.tar/some/0013.png")
+    assert np.array_equal(decode(found.images[13], 8, 8, "bilinear").permute(1, 2, 0).numpy(), pixels(13))
+
+
+def test_names_of_shards_are_sides(tmp_path: Path) -> None:
+    for name, seeds in (
+        ("train-00", range(8)),
+        ("train-01", range(8, 12)),
+        ("val-0", range(12, 16)),
+        ("test-0", range(16, 18)),
+    ):
+        write(tmp_path / "set" / f"{name}.tar", seeds)
+    assert shards(tmp_path / "set").counts() == {"train": 12, "val": 4, "test": 2}
+
+
+def test_only_some_shards_named_as_sides_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train-0.tar", range(8))
+    write(tmp_path / "set" / "more-0.tar", range(8, 16))
+    with pytest.raises(
+        RequestError, match=r"to begin with train-, val- or test-; there are more-0.tar, train-0"
+    ):
+        shards(tmp_path / "set")
+
+
+def test_other_files_of_a_sample_do_no_harm(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "0.tar", range(8), json=b"{}")
+    assert len(shards(tmp_path / "set").images) == 8
+
+
+def test_a_picture_without_a_label_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "set" / "0.tar")) as archive:
+        archive.write({"__key__": "a", "png": png(0)})
+    with pytest.raises(RequestError, match=r"expected a.cls in 0.tar, a picture's label$"):
+        shards(tmp_path / "set")
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "0.tar", range(8))
+    content = (tmp_path / "set" / "0.tar").read_bytes()
+    (tmp_path / "set" / "0.tar").write_bytes(content[: len(content) // 2 + 100])
+    with pytest.raises(RequestError, match=r"0.tar is damaged \("):
+        shards(tmp_path / "set")
+
+
+def test_a_folder_without_shards_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"expected a folder of .tar shards; there are none$"):
+        shards(tmp_path)

@@ -1,0 +1,132 @@
+"""`finetune evaluate` as a user types it: on the run's own data and on others, by class name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ended import Ended
+
+import finetune
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def evaluate(command: Command, run: finetune.Run) -> Callable[..., tuple[Ended, dict[str, Any]]]:
+    """`finetune evaluate RUN ARGUMENTS…` and what it wrote to --out."""
+
+    def call(*arguments: str) -> tuple[Ended, dict[str, Any]]:
+        ended = command("evaluate", str(run.folder), *arguments, "--out", "found.json")
+        file = Path("found.json")
+        return ended, json.loads(file.read_text()) if file.exists() else {}
+
+    return call
+
+
+def test_the_runs_own_test_split_gives_what_the_summary_says(evaluate: Any, run: finetune.Run) -> None:
+    ended, found = evaluate()
+    assert (ended.code, ended.err) == (0, "")
+    assert found["accuracy"] == pytest.approx(run.summary["test"]["accuracy"])
+    assert found["pictures"] == run.summary["data"]["test"]
+    assert found["data"]["split"] == "test"
+    assert found["data"]["as_trained"] is True
+    calibration = run.summary["calibration"]
+    assert found["calibration_error"] == pytest.approx(calibration["ece_after"], abs=1e-5)
+    assert found["log_loss"] == pytest.approx(calibration["log_loss_after"], abs=1e-5)
+    assert found["temperature"] == calibration["temperature"]
+    assert [row["name"] for row in found["per_class"]] == ["blue", "green", "red"]
+    for told in ("test split", f"accuracy           {found['accuracy']:.4f}", "recall", "1  blue"):
+        assert told in ended.out
+    assert "warning" not in ended.out
+    _, raw = evaluate("--raw")
+    assert raw["log_loss"] == pytest.approx(run.summary["test"]["loss"], abs=1e-5)
+    assert raw["accuracy"] == found["accuracy"]
+
+
+def test_the_same_data_elsewhere_are_known_again(evaluate: Any, few_pictures: Path) -> None:
+    shutil.copytree(few_pictures, "moved")
+    ended, found = evaluate("data.root=moved", "--split", "val")
+    assert ended.code == 0
+    assert found["data"] == {"name": "moved", "split": "val", "as_trained": True}
+
+
+def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> None:
+    """Classes before, between and after those of the run, one of the run's missing, one file broken."""
+    for name in ("blue", "red"):
+        shutil.copytree(few_pictures / name, Path("new") / name)
+    for name in ("aqua", "pink", "yellow"):
+        shutil.copytree(few_pictures / "green", Path("new") / name)
+    _, alone = evaluate("data=folder", f"data.root={few_pictures}", "--split", "all")
+    ended, found = evaluate("data=folder", "data.root=new")
+    assert (ended.code, ended.err) == (0, "")
+    assert found["data"] == {"name": "new", "split": "all", "as_trained": False}
+    assert found["pictures"] == 40
+    assert found["unknown_classes"] == {"aqua": 20, "pink": 20, "yellow": 20}
+    assert found["classes_without_pictures"] == ["green"]
+    assert found["confusion"][0] == alone["confusion"][0]
+    assert found["confusion"][2] == alone["confusion"][2]
+    assert found["confusion"][1] == [0, 0, 0]
+    assert found["balanced_accuracy"] == pytest.approx(
+        (alone["per_class"][0]["recall"] + alone["per_class"][2]["recall"]) / 2
+    )
+    assert "does not know, left out with their pictures: aqua (20), pink (20), yellow (20)" in ended.out
+    assert "without pictures, left out of the means: green" in ended.out
+
+
+def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Path) -> None:
+    shutil.copytree(few_pictures, "new")
+    (Path("new") / "red" / "broken.png").write_bytes(b"no picture")
+    ended, _ = evaluate("data.root=new", "--split", "all")
+    assert ended.code == 2
+    assert ended.err.startswith("error: data.bad_images=error: 1 of 61 pictures cannot be used: new/red/")
+    ended, found = evaluate("data.root=new", "data.bad_images=skip", "--split", "all")
+    assert (ended.code, found["pictures"]) == (0, 60)
+    assert found["skipped"] == [
+        {"path": "new/red/broken.png", "reason": "not a picture, or of an unknown format"}
+    ]
+    assert "1 of 61 pictures cannot be read and are left out: new/red/broken.png" in ended.out
+
+
+def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictures: Path) -> None:
+    shutil.copytree(few_pictures, "new")
+    (Path("new") / "red" / "0.png").unlink()
+    ended, found = evaluate("data.root=new", "--split", "test")
+    assert (ended.code, found["data"]["as_trained"]) == (0, False)
+    assert "pictures measured here may have been trained on" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("data=digits",), "digits: expected pictures of the run's classes (blue, green, red); the classes"),
+        (("data=random",), "data=random: expected pictures of one class each, not label vectors"),
+        (
+            ("model=resnet50",),
+            "model: expected data, cache_dir, precision, trainer here; the rest is",
+        ),
+        (("data.rot=x",), "data.rot: there is no such knob; did you mean data.root?"),
+        (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
+        (("--split", "some"), "--split=some: expected train, val, test or all"),
+        (("data=digits", "data.test_fraction=0", "--split", "test"), "--split=test: expected pictures in it"),
+        (("--out", "no/x.json"), "--out=no/x.json: expected a file in a folder that exists"),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    command: Command, run: finetune.Run, arguments: tuple[str, ...], line: str
+) -> None:
+    ended = command("evaluate", str(run.folder), *arguments)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {line}")
+    assert ended.err.count("\n") == 1
+
+
+def test_what_hydra_refuses_is_told_by_hydra(command: Command, run: finetune.Run) -> None:
+    ended = command("evaluate", str(run.folder), "data=nothing")
+    assert ended.code == 2
+    assert "Could not find 'data/nothing'" in ended.err
+    assert "Traceback" not in ended.err

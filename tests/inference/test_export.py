@@ -1,0 +1,192 @@
+"""What `finetune export` writes computes what the model does, wherever it is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from ended import Ended
+from runs import QUICK, summary_of, trained
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune.saved import open_run
+
+Command = Callable[..., Ended]
+Finished = Callable[..., Path]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("convnext_tiny", "timm/vit_tiny_patch16_224")]
+MODELS = ("resnet18", "mobilenet_v3_small", "timm/resnet18")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Finished:
+    """The folder of a run with some overrides, trained once."""
+
+    @cache
+    def train(*overrides: str) -> Path:
+        return trained(tmp_path_factory.mktemp("finished"), few_pictures, *overrides)
+
+    return train
+
+
+@pytest.fixture
+def run(finished: Finished, command: Command, few_pictures: Path) -> Path:
+    """A copy of a run of resnet18 and of its pictures, in the folder that commands run in."""
+    Path("pictures").symlink_to(few_pictures)
+    return Path(shutil.copytree(finished(), "run"))
+
+
+def some(count: int, size: int = 32) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def expected(run: Path, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return open_run(str(run)).network(inputs)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_state_dict_loads_into_the_plain_model(finished: Finished, command: Command, model: str) -> None:
+    run = finished(f"model={model}")
+    ended = command("export", str(run), "--out", "mine")
+    assert ended.code == 0, ended.err
+    name = model.removeprefix("timm/")
+    if model.startswith("timm/"):
+        own, line = timm.create_model(name, num_classes=3), f"timm.create_model({name!r}, num_classes=3)"
+    else:
+        own = torchvision.models.get_model(name, num_classes=3)
+        line = f"torchvision.models.{name}(num_classes=3)"
+    assert f"into {line}\n" in ended.out
+    own.load_state_dict(load_file("mine/model.safetensors"))
+    torch.testing.assert_close(own.eval()(some(2)), expected(run, some(2)), rtol=0, atol=1e-5)
+
+
+def test_torchvisions_resnet_loads_into_timms(run: Path, command: Command) -> None:
+    assert command("export", "run").code == 0
+    twin = timm.create_model("resnet18", num_classes=3)
+    twin.load_state_dict(load_file("run/export/model.safetensors"))
+    torch.testing.assert_close(twin.eval()(some(2)), expected(run, some(2)), rtol=0, atol=1e-5)
+
+
+def test_a_state_dict_has_its_labels_and_preprocessing_with_it(run: Path, command: Command) -> None:
+    assert command("export", "run", "--out", "mine").code == 0
+    names = {path.name for path in Path("mine").iterdir()}
+    assert names == {"model.safetensors", "labels.json", "preprocessing.json"}
+    assert json.loads(Path("mine/labels.json").read_text()) == ["blue", "green", "red"]
+    preprocessing = json.loads(Path("mine/preprocessing.json").read_text())
+    assert preprocessing["crop_size"] == 32
+    assert preprocessing["mean"] == [0.485, 0.456, 0.406]
+    again = command("train", *QUICK, "weights=mine/model.safetensors", "epochs=1")
+    assert again.code == 0, again.err  # and is one to start from
+    with safe_open("mine/model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["blue", "green", "red"]
+
+
+def test_with_hidden_layers_it_is_said_what_it_loads_into(finished: Finished, command: Command) -> None:
+    ended = command("export", str(finished("head_hidden=[8]")), "--out", "mine")
+    assert ended.code == 0, ended.err
+    layers = (
+        "Linear(in_features=512, out_features=8, bias=True), ReLU(),"
+        " Linear(in_features=8, out_features=3, bias=True)"
+    )
+    assert f"into torchvision.models.resnet18() with fc = Sequential({layers})\n" in ended.out
+    own = torchvision.models.resnet18()
+    own.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    own.load_state_dict(load_file("mine/model.safetensors"))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v3_small", *SLOW])
+def test_onnx_takes_batches_of_any_size(finished: Finished, command: Command, model: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    size = 224 if "vit" in model else 32  # a vision transformer's own
+    run = finished(f"model={model}", f"data.image_size={size}")
+    Path("pictures").symlink_to(run.parent / "pictures")
+    ended = command("export", str(run), "--format", "onnx", "--out", "mine.onnx")
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert len(ended.out.splitlines()) == 2  # nothing of the exporter's own
+    assert "on 16 pictures of pictures its outputs differ" in ended.out
+    assert b"/site-packages/" not in Path("mine.onnx").read_bytes()  # no paths of the machine that wrote it
+    session = onnxruntime.InferenceSession("mine.onnx")
+    for count in (1, 7):
+        inputs = some(count, size)
+        (found,) = session.run(["logits"], {"pictures": inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected(run, inputs), rtol=0, atol=1e-4)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["labels"]) == ["blue", "green", "red"]
+    assert json.loads(about["preprocessing"])["crop_size"] == size
+
+
+def test_softmax_gives_calibrated_probabilities(run: Path, command: Command) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    ended = command("export", "run", "--format", "onnx", "--softmax")
+    assert ended.code == 0, ended.err
+    temperature = summary_of(run)["calibration"]["temperature"]
+    assert f"divided by the temperature {temperature:.4g}\n" in ended.out
+    session = onnxruntime.InferenceSession("run/export/model.onnx")
+    (found,) = session.run(["probabilities"], {"pictures": some(3).numpy()})
+    wanted = (expected(run, some(3)) / temperature).softmax(1)
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_program_is_loaded_without_the_model(run: Path, command: Command) -> None:
+    ended = command("export", "run", "--format", "torch", "--out", "mine.pt2")
+    assert ended.code == 0, ended.err
+    about = {"labels.json": "", "preprocessing.json": ""}
+    program = torch.export.load("mine.pt2", extra_files=about)
+    for count in (1, 7):
+        found = program.module()(some(count))
+        torch.testing.assert_close(found, expected(run, some(count)), rtol=0, atol=1e-5)
+    assert json.loads(about["labels.json"]) == ["blue", "green", "red"]
+    assert json.loads(about["preprocessing.json"])["resize_size"] == 37
+    (stored,) = program.example_inputs[0]
+    assert not stored.any()  # no picture of the user's travels along
+
+
+def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.inference.export.TOLERANCE", -1.0)
+    ended = command("export", "run", "--format", "torch")
+    assert ended.code == 1
+    assert "model.pt2: not written: its outputs differ" in ended.err
+    assert not list(Path("run/export").iterdir())
+
+
+def test_where_the_pictures_are_gone_the_check_says_so(run: Path, command: Command) -> None:
+    Path("pictures").unlink()
+    ended = command("export", "run", "--format", "torch")
+    assert ended.code == 0, ended.err
+    assert "note     the run's pictures are not there (data.root=pictures: expected a folder" in ended.out
+    assert "on 16 random inputs" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--format", "tflite"), "--format tflite: expected safetensors, onnx, torch"),
+        (("--softmax",), "--softmax: expected --format onnx or torch with it"),
+        (("--format", "torch", "--out", "a.onnx"), "--out a.onnx: expected a folder or a file"),
+        (("--format", "onnx"), "pip install 'finetune-toolkit[onnx]'"),
+    ],
+)
+def test_a_wrong_request_is_told(
+    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], line: str
+) -> None:
+    monkeypatch.setattr("finetune.inference.export.find_spec", lambda name: None)
+    ended = command("export", "run", *arguments)
+    assert ended.code == 2
+    assert line in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_softmax_is_for_classes_that_exclude_each_other(finished: Finished, command: Command) -> None:
+    ended = command("export", str(finished("loss=bce", "epochs=1")), "--format", "torch", "--softmax")
+    assert ended.code == 2
+    assert "--softmax: expected a run with loss=cross_entropy" in ended.err

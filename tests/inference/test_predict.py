@@ -1,0 +1,137 @@
+"""`finetune predict` as a user types it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ended import Ended
+
+import finetune
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def predict(command: Command, run: finetune.Run, few_pictures: Path) -> Command:
+    """`finetune predict RUN ARGUMENTS…` beside `pictures`."""
+    Path("pictures").symlink_to(few_pictures)
+    return lambda *arguments: command("predict", str(run.folder), *arguments)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_folder_as_csv_on_stdout(predict: Command, run: finetune.Run) -> None:
+    ended = predict("pictures")
+    assert ended.code == 0
+    found = rows(ended.out)
+    assert list(found[0]) == ["path", "class", "probability", "error"]
+    assert [row["path"] for row in found] == sorted(str(path) for path in Path("pictures").rglob("*.png"))
+    assert {row["class"] for row in found} <= set(run.summary["classes"])
+    assert all(1 / 3 <= float(row["probability"]) <= 1 and row["error"] == "" for row in found)
+    temperature = run.summary["calibration"]["temperature"]
+    assert ended.err.startswith("predict  60 pictures in ")
+    assert ended.err.endswith(f"logits divided by {temperature:.3f}\n")
+
+
+def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run) -> None:
+    assert predict("pictures/red", "--out", "found.jsonl", "--top", "2").code == 0
+    found = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
+    expected = finetune.load(run).predict(sorted(Path("pictures/red").iterdir()), top=2)
+    assert len(found) == 20
+    for row, prediction in zip(found, expected, strict=True):
+        assert [one["class"] for one in row["predictions"]] == [name for name, _ in prediction.top]
+        probabilities = [value for _, value in prediction.top]
+        assert [one["probability"] for one in row["predictions"]] == pytest.approx(probabilities, abs=1e-6)
+    assert [path.name for path in Path().iterdir() if path.name.startswith("found")] == ["found.jsonl"]
+
+
+def test_raw_probabilities_are_those_of_no_temperature(predict: Command, run: finetune.Run) -> None:
+    calibrated, raw = (rows(predict("pictures", *options).out) for options in ((), ("--raw",)))
+    assert [row["class"] for row in calibrated] == [row["class"] for row in raw]
+    expected = finetune.load(run, raw=True).predict(raw[0]["path"])[0].probability
+    assert float(raw[0]["probability"]) == pytest.approx(expected, abs=1e-6)
+    assert raw[0]["probability"] != calibrated[0]["probability"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_bad_file_is_a_row_with_a_reason(predict: Command, strict: bool) -> None:
+    Path("bad, and.png").write_bytes(b"no picture")
+    options = ["--strict"] * strict
+    ended = predict("pictures/red/0.png", "bad, and.png", "pictures/red/1.png", "--top", "2", *options)
+    assert ended.code == int(strict)
+    found = rows(ended.out)
+    assert list(found[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    assert found[1] == {
+        **dict.fromkeys(found[0], ""),
+        "path": "bad, and.png",
+        "error": "not a picture, or of an unknown format",
+    }
+    assert found[0]["class"]
+    assert found[2]["class"]
+    lines = ended.err.splitlines()
+    assert "1 of them cannot be read" in lines[0]
+    told = "error: --strict: 1 of 3 pictures cannot be read; the first is bad, and.png: not a picture, or of"
+    assert [line[: len(told)] for line in lines[1:]] == [told] * strict
+
+
+def test_a_list_on_stdin(predict: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("pictures/blue/3.png\ngone.png\n"))
+    ended = predict("-", "--format", "jsonl")
+    first, second = map(json.loads, ended.out.splitlines())
+    assert (ended.code, first["path"]) == (0, "pictures/blue/3.png")
+    assert second == {"path": "gone.png", "error": "no such file or directory"}
+
+
+def test_what_an_interrupted_command_has_written_is_kept(
+    predict: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.inference import predict as module
+
+    ranked, calls = module.rank, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return ranked(*arguments)
+
+    monkeypatch.setattr(module, "rank", interrupted)
+    Path("out.csv").write_text("of another day")
+    ended = predict("pictures", "--out", "out.csv")
+    assert (ended.code, ended.err) == (130, "error: interrupted; the first 32 rows are in out.csv.part\n")
+    assert len(rows(Path("out.csv.part").read_text())) == 32
+    assert Path("out.csv").read_text() == "of another day"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("nowhere.png",), "nowhere.png: expected a file, a folder, a glob or -; there is no such file"),
+        (
+            ("pictures", "--out", "x.txt"),
+            "--out=x.txt: expected csv or jsonl, as --format or by",
+        ),
+        (("pictures", "--format", "xml"), "--format=xml: expected csv or jsonl"),
+        (("pictures", "--out", "no/x.csv"), "--out=no/x.csv: cannot be written: No such file or directory"),
+    ],
+)
+def test_a_wrong_request_is_one_line(predict: Command, arguments: tuple[str, ...], line: str) -> None:
+    ended = predict(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"error: {line}")
+    assert ended.err.count("\n") == 1
+
+
+def test_an_unknown_run_is_one_line(command: Command, few_pictures: Path) -> None:
+    ended = command("predict", "nowhere", str(few_pictures))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: nowhere: expected the folder of a run, there is no such folder\n"

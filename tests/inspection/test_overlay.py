@@ -1,0 +1,108 @@
+"""`finetune explain`: the files it writes, what it says, and pictures it cannot read."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ended import Ended
+from PIL import Image
+from runs import QUICK, newest
+
+from finetune.inspection.overlay import answers, overlay, pair
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's one run goes."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def run(command: Command, trained: Path, few_pictures: Path) -> Path:
+    if not trained.exists():
+        options = (f"data.root={few_pictures}", "data.image_size=64", f"hydra.run.dir={trained}", "epochs=1")
+        assert command("train", *(one for one in QUICK if "root" not in one), *options).code == 0
+    return trained
+
+
+def test_a_picture_each_and_a_grid(command: Command, run: Path, few_pictures: Path) -> None:
+    ended = command("explain", str(run), str(few_pictures))
+    assert (ended.code, ended.err) == (0, "")
+    assert "60 pictures, Grad-CAM at layer4 (2 x 2)" in ended.out
+    assert f"{run}/explain, the first 24 in grid.png" in ended.out
+    names = {path.name for path in (run / "explain").iterdir()}
+    assert names == {"grid.png", *(f"{n}{m}.png" for n in range(20) for m in ("", "-2", "-3"))}
+    with Image.open(run / "explain" / "0.png") as tile, Image.open(run / "explain" / "grid.png") as sheet:
+        assert tile.size == (2 * 160 + 4, 160 + 2 * 16)
+        assert sheet.size == (4 * (tile.width + 16) + 16, 6 * (tile.height + 16) + 16)
+
+
+def test_into_another_folder_from_the_latest_run(command: Command, run: Path, few_pictures: Path) -> None:
+    Path("outputs").mkdir()
+    Path("outputs/latest").write_text(f"{run}\n")
+    assert newest() == run
+    assert command("explain", "latest", f"{few_pictures}/red/7.png", "--out", "seen/here").code == 0
+    assert sorted(path.name for path in Path("seen/here").iterdir()) == ["7.png", "grid.png"]
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_others_done(
+    command: Command, run: Path, few_pictures: Path
+) -> None:
+    for name in ("grid.png", "good.png"):
+        shutil.copy(few_pictures / "blue" / "1.png", name)
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:500])
+    Path("notes.txt").write_text("none")
+    ended = command("explain", str(run), "cut.png", "good.png", "notes.txt", "grid.png", "--out", "seen")
+    assert ended.code == 1
+    assert ended.err.startswith("error: 2 of 4 pictures cannot be read: cut.png (")
+    assert ended.err.endswith("notes.txt (not a picture, or of an unknown format)\n")
+    assert ended.err.count("\n") == 1
+    assert sorted(path.name for path in Path("seen").iterdir()) == ["good.png", "grid-2.png", "grid.png"]
+    alone = command("explain", str(run), "notes.txt", "--out", "none")
+    assert alone.code == 1
+    assert list(Path("none").iterdir()) == []
+
+
+def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None:
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    picture = str(few_pictures / "red" / "1.png")
+    for arguments, line in (
+        ((str(run), "nowhere.png"), "nowhere.png: expected a picture or a folder; there is none"),
+        ((str(run), "empty"), "empty: expected pictures in this folder"),
+        (("empty", picture), "empty: expected the folder of a run"),
+        ((str(run), picture, "--out", "file"), "--out=file: cannot be made: File exists"),
+    ):
+        ended = command("explain", *arguments)
+        assert ended.code == 2
+        assert ended.err.startswith(f"error: {line}")
+        assert ended.err.count("\n") == 1
+
+
+def test_answers_are_named() -> None:
+    logits = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 9.0]])
+    assert answers(logits, ("a", "b"), "cross_entropy") == ["b 91%", "output 2 100%"]
+    assert answers(logits, ("a", "b", "c"), "bce") == ["b 95%", "c 100%"]
+
+
+def test_heat_is_yellow_and_cold_is_blue() -> None:
+    white = torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    heat = torch.zeros(8, 8)
+    heat[:, 4:] = 1
+    seen = np.asarray(overlay(white, heat)).astype(int)
+    assert seen[0, 0].tolist() == [68, 1, 84]
+    assert seen[0, 7].tolist() == [253, 231, 37]
+    dark = np.asarray(overlay(torch.zeros_like(white), heat)).astype(int)
+    assert (dark.sum(2) < 0.5 * seen.sum(2)).all()  # the picture shows through
+
+
+def test_a_long_name_is_cut_to_the_width() -> None:
+    picture, heat = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32)
+    tile = np.asarray(pair(picture, heat, "a name that is far too long for one line of text below 97%"))
+    assert tile[160:, :300].min() < 128
+    assert tile[160:, 322:].min() == 255

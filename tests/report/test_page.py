@@ -1,0 +1,280 @@
+"""report.html: everything of a run on one page that loads nothing, runs nothing and fits a phone."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ended import Ended
+from PIL import Image
+from runs import QUICK, newest, summary_of, trained
+from scipy.stats import binomtest
+
+from finetune.data.dataset import Stored
+from finetune.report import page, predictions
+
+Command = Callable[..., Ended]
+HOSTILE = "<script>alert('1')</script> \"zwölf\" & 日本"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """What a page says and what it would load."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.source = (folder / "report.html").read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attributes if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"]:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Path:
+    """A run that has learned nothing, and so makes mistakes."""
+    return trained(tmp_path_factory.mktemp("guessing"), few_pictures, "optimizer.lr=1e-9")
+
+
+@pytest.fixture
+def run(guessing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run, seen from where it was trained."""
+    monkeypatch.chdir(guessing.parent)
+    return Path(shutil.copytree(guessing, tmp_path / "run"))
+
+
+def renamed(run: Path, name: str) -> None:
+    """Give the class `red` another name, as the run would have written it."""
+    for file in ("summary.json", "settings.json"):
+        path = run / file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"red"', json.dumps(name)), encoding="utf-8")
+    rows = list(csv.reader((run / "predictions.csv").open(newline="", encoding="utf-8")))
+    with (run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[name if cell == "red" else cell for cell in row] for row in rows])
+
+
+def again(run: Path) -> Page:
+    page.write(run, summary_of(run), [])
+    return Page(run)
+
+
+def test_a_run_writes_a_report_with_its_result(guessing: Path) -> None:
+    told = Page(guessing)
+    summary = summary_of(guessing)
+    test = summary["test"]["accuracy"]
+    assert f"it names {test * 100:.1f} % of {summary['data']['test']} test pictures rightly" in told.text
+    assert "11,176,512 of its 11,178,051 parameters stayed frozen (freeze=all)" in told.text
+    assert {"blue", "green", "red"} <= set(told.words)
+    assert told.source.count("<svg") == 4  # loss, accuracy, confusion, calibration
+    wrong = [one for one in predictions.read(guessing) if one.split == "test" and not one.right]
+    assert told.tags.count("img") == len(wrong) > 0
+    assert f"after, error {summary['calibration']['ece_after'] * 100:.1f} %" in told.text
+    assert f"before scaling, error {summary['calibration']['ece_before'] * 100:.1f} %" in told.text
+
+
+def test_predictions_are_those_of_the_run(guessing: Path) -> None:
+    found = predictions.read(guessing)
+    summary = summary_of(guessing)
+    for side in ("val", "test"):
+        mine = [one for one in found if one.split == side]
+        assert len(mine) == summary["data"][side]
+        assert np.mean([one.right for one in mine]) == pytest.approx(summary[side]["accuracy"])
+        assert all(Path(one.picture).parent.name == one.label for one in mine)
+    assert all(1 / 3 <= one.probability <= 1 for one in found)
+
+
+def test_nothing_is_loaded_and_no_name_becomes_markup(run: Path) -> None:
+    renamed(run, HOSTILE)
+    told = again(run)
+    assert "script" not in told.tags
+    assert told.tags.count("img") > 0
+    assert all(source.startswith("data:image/jpeg;base64,") for source in told.loads)
+    assert not re.search(r"url\(|@import|https?:", told.source)
+    assert HOSTILE in told.text
+    assert "default-src 'none'" in told.source
+
+
+def test_the_command_to_run_it_again_is_as_a_shell_takes_it(command: Command, few_pictures: Path) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    ended = command("train", *QUICK, "epochs=1", "freeze=[all,-layer4]")
+    assert ended.code == 0, ended.err
+    assert f"report   {newest()}/report.html" in ended.out
+    told = Page(newest())
+    assert f"finetune train {' '.join(QUICK)} epochs=1 'freeze=[all,-layer4]'" in told.text
+    before = told.source
+    (newest() / "report.html").unlink()
+    ended = command("report", "latest")
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{newest()}/report.html\n"
+    assert Page(newest()).source == before
+
+
+def test_a_sweeps_jobs_make_theirs_on_demand(command: Command, few_pictures: Path) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    ended = command("train", "-m", *QUICK, "epochs=1", "seed=0,1", "hydra.sweep.dir=both")
+    assert ended.code == 0, ended.err
+    assert not list(Path("both").rglob("report.html"))
+    assert len(list(Path("both").rglob("predictions.csv"))) == 2
+    assert command("report", "both/1").out == "both/1/report.html\n"
+
+
+def test_what_was_left_out_is_named(run: Path) -> None:
+    (run / "skipped.csv").write_text("path,reason\n<b>.png,not a picture\n", encoding="utf-8")
+    told = again(run)
+    assert "1 broken picture: <b>.png : not a picture" in told.text
+    assert "b" not in told.tags
+
+
+def test_pictures_that_are_gone_are_said_to_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    told = again(run)
+    assert "img" not in told.tags
+    assert "no longer there" in told.text
+
+
+def test_pictures_without_files_are_found_by_their_names() -> None:
+    grey = np.full((8, 8), 200, dtype=np.uint8)
+    stored = Stored("shard.tar/1.png", lambda: np.zeros((8, 8), dtype=np.uint8))
+    pictures = [Path("a.png"), grey, stored]
+    light, dark, gone = page.thumbnails(["#1", "shard.tar/1.png", "a.png"], pictures)
+    assert light is not None
+    assert light.startswith("data:image/jpeg;base64,")
+    assert dark is not None
+    assert dark != light
+    assert gone is None
+    assert page.thumbnails(["#1"], []) == [None]
+
+
+def test_several_labels_a_picture_have_figures_of_their_own(command: Command, few_pictures: Path) -> None:
+    rows = [(path, path.parent.name) for path in few_pictures.rglob("*.png")]
+    with Path("table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label"))
+        table.writerows((path, f"{name}|<b>noise" if name != "red" else name) for path, name in rows)
+    knobs = [knob for knob in QUICK if not knob.startswith("data.root")]
+    ended = command("train", *knobs, "data=csv", "data.root=table.csv", "loss=bce")
+    assert ended.code == 0, ended.err
+    told = Page(newest())
+    found = summary_of(newest())["test"]["map"]
+    assert f"mean average precision of {found * 100:.1f} % on" in told.text
+    assert "<b>noise" in told.words
+    assert "Label by label" in told.text
+
+
+def test_without_test_pictures_validation_is_told(tmp_path: Path, few_pictures: Path) -> None:
+    told = Page(trained(tmp_path, few_pictures, "data.test_fraction=0", "epochs=1"))
+    assert "validation pictures rightly" in told.text
+
+
+def test_with_nothing_to_test_on_the_report_says_so(command: Command) -> None:
+    knobs = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "cache=none")
+    assert command("train", *knobs, "loss=sum_squares").code == 0
+    told = Page(newest())
+    assert "Trained on 1 picture; there were none to test it on." in told.text
+    assert "No part of the model was kept" in told.text
+    assert not (newest() / "predictions.csv").exists()
+
+
+def test_an_unfinished_run_has_no_report_yet(command: Command, run: Path) -> None:
+    (run / "summary.json").write_text('{"status": "interrupted", "reason": "SIGTERM"}', encoding="utf-8")
+    ended = command("report", str(run))
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {run}: expected a finished run")
+
+
+def test_a_damaged_table_is_named(command: Command, run: Path) -> None:
+    (run / "predictions.csv").write_text("split,picture\ntest,a.png\n", encoding="utf-8")
+    ended = command("report", str(run))
+    assert ended.code == 2
+    assert "predictions.csv: expected what the run wrote" in ended.err
+
+
+@pytest.mark.parametrize(("right", "total"), [(73, 114), (0, 10), (10, 10), (1, 1)])
+def test_the_interval_is_wilsons(right: int, total: int) -> None:
+    expected = binomtest(right, total).proportion_ci(method="wilson")
+    assert page.interval(right, total) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def chromium(target: Path, *options: str) -> Ended:
+    assert CHROMIUM
+    ended = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--disable-background-networking", "--enable-logging=stderr", "--v=0"),
+            *(f"--user-data-dir={target.parent / 'browser'}", "--virtual-time-budget=3000", *options),
+            target.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_a_browser_shows_it_without_errors_and_a_phone_without_scrolling(run: Path, tmp_path: Path) -> None:
+    renamed(run, HOSTILE + " an endless name without a break " + "x" * 80)
+    inside = html.escape(again(run).source)
+    # The frame is as wide as a small phone; this page around it, which may run scripts, measures it.
+    probe = """
+        frame.onload = () => {
+            const page = frame.contentDocument, root = page.documentElement;
+            const images = [...page.images];
+            out.textContent = JSON.stringify({
+                width: root.scrollWidth, scripts: page.scripts.length, title: page.title,
+                images: images.length, shown: images.filter(one => one.naturalWidth).length,
+            });
+        }"""
+    frame = f'<iframe id="frame" style="width:360px;height:900px;border:0" srcdoc="{inside}"></iframe>'
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<meta charset="utf-8"><pre id="out"></pre>{frame}<script>{probe}</script>')
+    ended = chromium(outer, "--dump-dom")
+    assert ended.code == 0
+    match = re.search(r'<pre id="out">(.+?)</pre>', ended.out)
+    assert match, ended.err
+    seen: dict[str, Any] = json.loads(html.unescape(match[1]))
+    assert seen["width"] <= 360
+    assert seen["images"] == seen["shown"] > 0
+    assert seen["scripts"] == 0
+    assert seen["title"] == "resnet18 on pictures · finetune"
+    assert "CONSOLE" not in ended.err
+    faulty = tmp_path / "faulty.html"  # what an error would have looked like
+    faulty.write_text("<script>nonsense()</script>")
+    assert "CONSOLE" in chromium(faulty, "--dump-dom").err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_light_and_dark_are_each_others_opposite(run: Path, tmp_path: Path) -> None:
+    again(run)
+    paper = []
+    for scheme in (0, 1):
+        shot = tmp_path / f"{scheme}.png"
+        chromium(
+            run / "report.html",
+            f"--screenshot={shot}",
+            "--window-size=400,400",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )
+        paper.append(np.asarray(Image.open(shot).convert("L"))[2, 2])
+    assert paper[0] < 60
+    assert paper[1] > 200

@@ -1,0 +1,186 @@
+"""Sweeps as a user starts them: which jobs train together, what each leaves, how they end and go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ended import Ended
+from omegaconf import OmegaConf
+from rich.console import Console
+from runs import CHECKOUT, checkpoint, summary_of, whole_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finetune.saved import open_run
+from finetune.sweep.resume import resume_sweep
+
+Train = Callable[..., Ended]
+
+
+@pytest.fixture
+def knobs(few_pictures: Path) -> list[str]:
+    return [
+        *("data=folder", f"data.root={few_pictures}", "data.image_size=32", "weights=bundled"),
+        *("epochs=2", "batch_size=16", "trainer=cpu", "cache_dir=store"),
+    ]
+
+
+def sweep_of(folder: Path) -> Path:
+    (sweep,) = (folder / "outputs" / "sweeps").glob("*/*")
+    return sweep
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tags(folder: Path) -> dict[str, Any]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    found = events.Tags()
+    return {kind: sorted(names) if isinstance(names, list) else names for kind, names in found.items()}
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        ("optimizer.nesterov=true", "schedule=onecycle,step", "class_weights=balanced"),
+        ("optimizer=adamw", "head_hidden=[16]", "data.augment=flip", "label_smoothing=0,0.1"),
+    ],
+)
+def test_each_job_is_as_if_it_had_run_alone(
+    train: Train, tmp_path: Path, knobs: list[str], common: tuple[str, ...]
+) -> None:
+    ended = train("-m", *knobs, *common, "optimizer.lr=0.01,0.003", "seed=0,7")
+    assert ended.code == 0, ended.err
+    assert "together jobs 0-7, which differ in" in ended.out
+    sweep = sweep_of(tmp_path)
+    for number in (0, 3, 5, 6):
+        job, alone = sweep / str(number), tmp_path / f"alone{number}"
+        overrides = map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+        assert (
+            train(*(line.removeprefix("- ").strip("'") for line in overrides), f"hydra.run.dir={alone}").code
+            == 0
+        )
+        ours, theirs = summary_of(job), summary_of(alone)
+        assert ours.keys() == theirs.keys()
+        assert json.loads((job / "settings.json").read_text()) == json.loads(
+            (alone / "settings.json").read_text()
+        )
+        for side in ("val", "test"):
+            assert ours[side] == pytest.approx(theirs[side], abs=1e-3)
+        for key in ("best_epoch", "steps", "frozen_proof", "parameters", "data", "seed", "classes"):
+            assert ours[key] == theirs[key]
+        for mine, other in zip(rows(job), rows(alone), strict=True):
+            assert {k: float(v) for k, v in mine.items()} == pytest.approx(
+                {k: float(v) for k, v in other.items()}, abs=1e-3
+            )
+        state = whole_state(alone)
+        for name, value in whole_state(job).items():
+            torch.testing.assert_close(value, state[name], rtol=0, atol=1e-4)
+        expected = tags(alone)
+        expected["images"] = ["pictures/train"]  # figures of single jobs on demand
+        assert tags(job) == expected
+    assert os.stat(sweep / "0/checkpoints/frozen.safetensors").st_nlink == 8
+    assert open_run(str(sweep / "3")).summary == summary_of(sweep / "3")
+
+
+def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
+    train: Train, tmp_path: Path, knobs: list[str]
+) -> None:
+    ended = train("-m", *knobs, "optimizer.lr=0.01,1e38", "seed=0,1")
+    assert ended.code == 1
+    sweep = sweep_of(tmp_path)
+    summaries = [summary_of(sweep / str(number)) for number in range(4)]
+    assert [one["status"] for one in summaries] == ["finished", "finished", "failed", "failed"]
+    assert "optimizer.lr=1e38 seed=1): the loss of batch 2 became" in ended.err
+    assert summaries[2]["reason"] in ended.err
+    assert "2 of 4 jobs" in ended.out
+
+
+def test_what_cannot_train_together_trains_alone_and_shares_the_store(
+    train: Train, tmp_path: Path, knobs: list[str]
+) -> None:
+    ended = train("-m", *knobs, "epochs=1", "head_dropout=0,0.5", "freeze=all,through:layer3", "seed=0,1")
+    assert ended.code == 0, ended.err
+    assert "together jobs 0-1, which differ in seed" in ended.out
+    assert "alone    jobs 2-3: one step keeps the machine busy" in ended.out
+    assert ended.out.count("(alone: head_dropout=0.5)") == 4
+    computed = [summary_of(sweep_of(tmp_path) / str(number))["features"]["computed"] for number in range(8)]
+    assert computed == [60, 60, 60, 0, 0, 0, 0, 0]  # of a group all say the same
+
+
+def test_the_basic_launcher_trains_one_job_after_the_other(
+    train: Train, tmp_path: Path, knobs: list[str]
+) -> None:
+    ended = train("-m", *knobs, "epochs=1", "seed=0,1", "hydra/launcher=basic")
+    assert ended.code == 0, ended.err
+    assert "together" not in ended.out
+    assert ended.out.count("epoch 1/1") == 2
+
+
+def test_a_sweep_in_a_folder_that_holds_one_is_refused(
+    train: Train, tmp_path: Path, knobs: list[str]
+) -> None:
+    again = ["-m", *knobs, "epochs=1", "seed=0,1", "hydra.sweep.dir=here"]
+    assert train(*again).code == 0
+    before = checkpoint(Path("here/0"))
+    ended = train(*again)
+    assert ended.code == 1
+    assert ended.err.count("expected a new folder") == 2
+    assert before.keys() == checkpoint(Path("here/0")).keys()
+
+
+def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
+    train: Train, tmp_path: Path, knobs: list[str]
+) -> None:
+    assert train("-m", *knobs, "seed=0,1,2", "hydra.sweep.dir=whole").code == 0
+    assert train("-m", *knobs, "seed=0,1,2", "hydra.sweep.dir=cut").code == 0
+    kept = (Path("cut/0/checkpoints/last.ckpt")).stat().st_mtime_ns
+    for number, status in ((1, "interrupted"), (2, "failed")):
+        (Path("cut") / str(number) / "summary.json").write_text(json.dumps({"status": status, "reason": ""}))
+    (Path("cut") / "2" / "settings.json").unlink()  # it had not begun
+    console = Console(file=sys.stdout)
+    assert resume_sweep(Path("cut"), console) == 0
+    assert Path("cut/0/checkpoints/last.ckpt").stat().st_mtime_ns == kept
+    for number in range(3):
+        ours, theirs = (checkpoint(Path(name) / str(number)) for name in ("cut", "whole"))
+        for name, value in theirs["state_dict"].items():
+            torch.testing.assert_close(ours["state_dict"][name], value, rtol=0, atol=1e-6)
+        assert len(rows(Path("cut") / str(number))) == 2
+    assert resume_sweep(Path("cut"), console) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
+    tmp_path: Path, knobs: list[str], number: int, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", CHECKOUT / "train.py", "-m", *knobs, "epochs=20000", "seed=0,1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("epoch ") for line in process.stdout)
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.startswith(f"error: interrupted by {signal.Signals(number).name}; the checkpoints of epoch ")
+    for job in range(2):
+        folder = sweep_of(tmp_path) / str(job)
+        assert summary_of(folder)["status"] == "interrupted"
+        assert checkpoint(folder, "last")["epoch"] == len(rows(folder)) - 1

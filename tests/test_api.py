@@ -1,0 +1,139 @@
+"""The Python interface."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import CHECKOUT, summary_of
+
+import finetune
+from finetune.api import settings_from
+from finetune.errors import RequestError
+
+
+@pytest.fixture(scope="module")
+def run(few_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[finetune.Run]:
+    patch = pytest.MonkeyPatch()
+    patch.chdir(tmp_path_factory.mktemp("api"))
+    Path("pictures").symlink_to(few_pictures)
+    try:
+        quick = {"weights": "random", "epochs": 1, "cache": "memory", "data.image_size": 32}
+        run = finetune.fit("pictures", head=4, optimizer={"name": "adamw", "lr": 1e-3}, **quick)
+        yield finetune.Run(run.folder.absolute(), run.summary)
+    finally:
+        patch.undo()
+
+
+def test_fit_leaves_what_the_command_leaves(run: finetune.Run) -> None:
+    assert json.loads(json.dumps(run.summary)) == summary_of(run.folder)
+    assert run.folder.parts[-3] == "outputs"
+    assert Path("outputs/latest").read_text().strip() == str(run.folder.relative_to(Path.cwd()))
+    saved = finetune.load("latest")._saved
+    assert saved.settings.optimizer.name == "adamw"
+    assert saved.settings.optimizer.lr == 1e-3
+    assert saved.settings.data.root == "pictures"
+    with pytest.raises(RequestError, match=r"^hydra\.run\.dir=.*: expected a new folder"):
+        finetune.fit("pictures", weights="random", folder=run.folder, quiet=True)
+
+
+def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pictures: Path) -> None:
+    model = run.load()
+    assert model.classes == ("blue", "green", "red")
+    path = few_pictures / "red" / "0.png"
+    image = Image.open(path)
+    found = model.predict([str(path), path, image, np.asarray(image)], top=4)
+    assert len({str(one) for one in found}) == 1
+    assert [name for name, _ in sorted(found[0].top)] == ["blue", "green", "output 3", "red"]
+    assert sum(value for _, value in found[0].top) == pytest.approx(1)
+    assert found[0].top[0] == (found[0].label, found[0].probability)
+    first = finetune.Prediction(found[0].label, found[0].probability, found[0].top[:1])
+    assert model.predict(image) == [first]
+    assert model.predict([]) == []
+    grey = np.asarray(image.convert("L"))
+    assert model.predict(grey) == model.predict(Image.fromarray(grey).convert("RGB"))
+
+
+def test_the_torch_module_gives_the_raw_answers(run: finetune.Run, few_pictures: Path) -> None:
+    model = finetune.load(run, raw=True)
+    path = few_pictures / "blue" / "1.png"
+    network = model.to_torch()
+    with torch.no_grad():
+        p = network(model.preprocess(path)[None])[0].softmax(0)
+    named = dict(model.predict(path, top=4)[0].top)
+    assert [named[name] for name in model.classes] == pytest.approx(p[:3].tolist(), abs=5e-3)
+    network.fc.weight.data.zero_()
+    assert dict(model.predict(path, top=4)[0].top) == named  # it was a copy
+
+
+@pytest.mark.parametrize(
+    "strange", [np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros(8, np.uint8), 3]
+)
+def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
+    with pytest.raises(RequestError, match="expected"):
+        run.load().predict([strange])
+
+
+def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(RequestError, match=r"broken\.png: expected a picture; not a picture, or of an"):
+        run.load().predict(tmp_path / "broken.png")
+
+
+def test_knobs_are_those_of_the_command_line() -> None:
+    settings = settings_from(
+        {
+            "data": {"name": "digits", "image_size": 32},
+            "optimizer": "adamw",
+            "optimizer.lr": 0.5,
+            "trainer": {"clip_norm": 1.0},
+            "experiment": "norms",
+        }
+    )
+    assert (settings.data.name, settings.data.image_size) == ("digits", 32)
+    assert (settings.optimizer.name, settings.optimizer.lr) == ("adamw", 0.5)
+    assert settings.trainer.clip_norm == 1.0
+    assert settings.freeze == ["all", "-@norm"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "line"),
+    [
+        ({"lr": 0.1}, "lr: there is no such knob; did you mean optimizer.lr?"),
+        ({"optimizer": {"lrr": 0.1}}, "optimizer.lrr: there is no such knob"),
+        ({"optimizer": "adam"}, "In 'config': Could not find 'optimizer/adam'"),
+        ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its knobs"),
+        ({"epochs": "many"}, "epochs=many: expected a whole number"),
+    ],
+)
+def test_a_wrong_knob_is_told(knobs: dict[str, object], line: str) -> None:
+    with pytest.raises(RequestError) as error:
+        settings_from(knobs)
+    assert str(error.value).startswith(line)
+
+
+def test_importing_it_does_not_import_torch() -> None:
+    code = "import sys, finetune; print(finetune.__version__, 'torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == f"{finetune.__version__} False\n"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = finetune.nothing
+
+
+def test_the_documented_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runpy.run_path(str(CHECKOUT / "docs" / "notebook.py"))
+    printed = capsys.readouterr().out
+    assert "classes: electronics, fruit" in printed
+    assert printed.endswith("ResNet (1, 10)\n")
