@@ -115,7 +115,11 @@ def train() -> NoReturn:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
         sys.exit(2)
-    except SystemExit:  # interrupted
+    except KeyboardInterrupt:  # while jobs run elsewhere
+        print("error: interrupted", file=sys.stderr)
+        _end_sweep()
+        sys.exit(130)
+    except SystemExit:  # raised by an interrupted job
         _end_sweep()
         raise
     sys.exit(max(_end_sweep(), job.code()))
@@ -126,6 +130,7 @@ def _end_sweep() -> int:
 
     Jobs that ran in other processes or on other machines are known by their folders alone.
     """
+    begun.end_workers()
     folder = begun.folder()
     if folder is None:
         return 0
@@ -406,6 +411,7 @@ def _report(run: str) -> None:
     print(page.write(folder, summary, pictures))
 
 
+@app.command()
 def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
     """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
     code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
