@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RunError
 from finetune.training.callbacks import Curves, Terminal
@@ -53,14 +54,18 @@ def fit(
     precision: Precision,
     accumulate_batches: int,
     clip_norm: float | None,
+    origin: Mapping[str, Any] | None = None,
+    going_on: Path | None = None,
 ) -> Fitted:
     """Train, keep the best epoch, and evaluate the test split once with it.
+
+    origin: what each checkpoint says of where it came from. going_on: the checkpoint to begin with.
 
     Raises:
         RunError: a number is no longer finite, memory runs out, or a file cannot be written.
         Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoint is kept.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps)
+    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps, origin)
     files = AtomicCheckpointIO()
     torch.manual_seed(batches.seed)  # for dropout, whatever has drawn before
     with quiet_lightning():
@@ -85,7 +90,7 @@ def fit(
             ],
         )
         with _told_apart(checkpoints):
-            trainer.fit(classifier, batches)
+            trainer.fit(classifier, batches, ckpt_path=going_on, weights_only=True)
             steps = trainer.global_step
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
@@ -103,7 +108,7 @@ def _of_side(side: str, metrics: dict[str, float]) -> dict[str, float]:
     return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
 
-class _Signal(BaseException):
+class Signal(BaseException):
     """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
 
     def __init__(self, number: int) -> None:
@@ -114,13 +119,15 @@ class _Signal(BaseException):
 def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
     try:
-        with _signals():
+        with signals():
             yield
-    except _Signal as received:
+    except Signal as received:
         name = signal.Signals(received.number).name
         raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
     except RunError as error:
         raise RunError(f"{error}; {checkpoints.kept()}") from None
+    except OSError as error:
+        raise RunError(f"{not_written(checkpoints.folder.parent, error)}; {checkpoints.kept()}") from None
     except torch.OutOfMemoryError:
         raise RunError(
             "the GPU's memory is full, expected a smaller batch_size or data.image_size;"
@@ -129,8 +136,8 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise _Signal, the first one only: what follows it may tidy up."""
+def signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Signal, the first one only: what follows it may tidy up."""
     if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
         yield
         return
@@ -140,7 +147,7 @@ def _signals() -> Iterator[None]:
         nonlocal received
         if not received:
             received = True
-            raise _Signal(number)
+            raise Signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
