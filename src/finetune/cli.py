@@ -317,6 +317,21 @@ def _predict(
         raise RunError(f"--strict: {told}; the first is {tally.first}")
 
 
+@app.command()
+def resume(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
+    """Go on with an interrupted run: finetune resume latest."""
+    code, _ = guarded(lambda: _resume(run))
+    sys.exit(code)
+
+
+def _resume(run: str) -> None:
+    import_torch()
+    from finetune.run import resume
+    from finetune.saved import find
+
+    resume(find(run), Console(soft_wrap=True))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def cache(
     context: typer.Context, clear: bool = typer.Option(False, "--clear", help="Remove all stored features.")
