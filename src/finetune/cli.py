@@ -318,18 +318,24 @@ def _predict(
 
 
 @app.command()
-def resume(run: str = typer.Argument(..., help="A run's folder, or latest.")) -> None:
-    """Go on with an interrupted run: finetune resume latest."""
-    code, _ = guarded(lambda: _resume(run))
-    sys.exit(code)
+def resume(run: str = typer.Argument(..., help="A run's folder, a sweep's, or latest.")) -> None:
+    """Go on with what was interrupted, a run or a sweep: finetune resume latest."""
+    code, ended = guarded(lambda: _resume(run))
+    sys.exit(code or ended)
 
 
-def _resume(run: str) -> None:
+def _resume(run: str) -> int:
     import_torch()
     from finetune.run import resume
     from finetune.saved import find
+    from finetune.sweep.resume import resume_sweep
 
-    resume(find(run), Console(soft_wrap=True))
+    console = Console(soft_wrap=True)
+    if not Path(run, "multirun.yaml").is_file():
+        resume(find(run), console)
+        return 0
+    code = resume_sweep(Path(run), console)
+    return max(code, int(not _leaderboard(Path(run))))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
