@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from privilege import without_privilege
+from torch import Tensor, nn
+
+from finetune.model import assemble
 
 Command = Callable[..., Any]
 SMALL = ("data=digits", "weights=random", "data.image_size=32")
@@ -45,7 +48,7 @@ def test_nothing_frozen_means_no_boundary_and_no_cache(command: Command) -> None
 def test_cache_says_what_would_be_decided(command: Command) -> None:
     ended = command("inspect", *SMALL, "cache=none", "precision=32")
     kept = [line for line in ended.out.splitlines() if line.startswith("cache ")]
-    size = "pictures in fp32 are 3.68 MB"  # of 512 numbers each
+    size = "pictures in fp32 take 3.68 MB"  # of 512 numbers each
     assert kept[0].endswith("99.99% of the forward pass is constant and would run once a picture")
     assert re.search(rf"cache=none: 1,797 {size}: not kept, as asked for$", kept[1])
     assert re.search(rf"cache=auto would decide: 1,797 {size}: on disk for the next run$", kept[2])
@@ -73,7 +76,9 @@ def test_json_and_nothing_else(command: Command) -> None:
 def test_json_says_that_nothing_trains(command: Command) -> None:
     ended = command("inspect", *SMALL, "head=keep", "--json")
     assert ended.code == 0
-    assert json.loads(ended.out)["carries_gradient"] is False
+    told = json.loads(ended.out)
+    assert (told["carries_gradient"], told["boundary"], told["cache"]) == (False, None, None)
+    assert told["why_no_boundary"] == "nothing trains"
 
 
 def test_broken_pictures_are_not_looked_into(command: Command, few_pictures: Path, tmp_path: Path) -> None:
@@ -92,6 +97,29 @@ def test_a_vision_transformer_on_the_random_picture(command: Command) -> None:
     assert "── gradient boundary: 768 numbers a picture" in ended.out
     assert rows(ended.out)[-1][:4] == ["heads.head", "Linear", "1000", "769,000"]
     assert ["class_token", "Parameter", "768", "frozen"] in rows(ended.out)
+
+
+class Branching(nn.Module):
+    """Loops until its features are large enough: there is no graph to split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.conv(x).mean((2, 3))
+        while pooled.norm() < 1000:
+            pooled = pooled * 2
+        return self.head(pooled)
+
+
+def test_a_model_that_cannot_be_split(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "build", lambda *_: Branching())
+    ended = command("inspect", *SMALL, "--graph", "graph.svg")
+    assert ended.code == 0, ended.err
+    assert "cache    nothing would be kept: the model cannot be split: Branching: " in ended.out
+    assert [row[0] for row in rows(ended.out)] == ["module", "conv", "head"]
+    assert ">gradient boundary: 4 numbers a picture" in Path("graph.svg").read_text(encoding="utf-8")
 
 
 def test_depth_folds(command: Command) -> None:

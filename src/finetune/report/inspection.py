@@ -105,7 +105,7 @@ def _rate(row: Row) -> str:
 def boundary_text(found: Inspected) -> str:
     """What crosses the gradient boundary; empty where nothing can be kept."""
     boundary = found.prospect.boundary
-    if boundary.split is None:
+    if boundary.split is None or not found.trains:
         return ""
     crossings = boundary.split.crossings
     shapes = " + ".join("x".join(map(str, one.shape)) for one in crossings)
@@ -115,12 +115,17 @@ def boundary_text(found: Inspected) -> str:
     return f"gradient boundary: {told} a picture, {size} in float32"
 
 
+def why_none(found: Inspected) -> str:
+    """Why there is no gradient boundary; empty where there is one."""
+    return found.prospect.boundary.why if found.trains else "nothing trains"
+
+
 def cache_lines(found: Inspected) -> list[str]:
     """The share of the forward pass that is skipped, the size of the store, and what is decided."""
     prospect, asked = found.prospect, found.settings.cache
     boundary = prospect.boundary
-    if boundary.split is None:
-        return [f"nothing would be kept: {boundary.why}"]
+    if why := why_none(found):
+        return [f"nothing would be kept: {why}"]
     lines = [f"{_share(boundary.share)} of the forward pass is constant and would run once a picture"]
     lines.append(f"cache={asked}: {_decision(found, prospect.plan)}")
     if asked != "auto":
@@ -138,7 +143,8 @@ def _decision(found: Inspected, plan: Plan) -> str:
         return f"nothing, {plan.why}"
     prospect = found.prospect
     views = f"{prospect.views} views of " if prospect.views > 1 else ""
-    size = f"{views}{prospect.contents:,} pictures in {prospect.form.dtype} are {readable(plan.size)}"
+    noun = "pictures" if prospect.contents > 1 else "picture"
+    size = f"{views}{prospect.contents:,} {noun} in {prospect.form.dtype} take {readable(plan.size)}"
     place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
     why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
     return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"
@@ -154,7 +160,8 @@ def graph_line(console: Console, nodes: Sequence[Node], picture: Path) -> None:
 def as_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
     """All of it for machines; work in multiply-adds, sizes in bytes, shapes without the batch."""
     model, prospect, plan = found.model, found.prospect, found.prospect.plan
-    boundary, halves = prospect.boundary, prospect.boundary.split
+    boundary, why = prospect.boundary, why_none(found)
+    halves = None if why else boundary.split
     listed = parameters.table(model.network)
     return {
         "model": model.name,
@@ -177,8 +184,9 @@ def as_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
             "bytes": sum(one.size for one in halves.crossings),
             "skipped": boundary.share,
         },
-        "why_no_boundary": boundary.why or None,
-        "cache": {
+        "why_no_boundary": why or None,
+        "cache": halves
+        and {
             "asked": found.settings.cache,
             "where": plan.where,
             "why": plan.why,
