@@ -8,7 +8,7 @@ import finetune
 # %% Train a new head on the embedded pictures. Every knob of the command line is a keyword: a section such as
 # the optimizer is a dict, and the folder that the run leaves is the same.
 run = finetune.fit(
-    data={"name": "clipart", "image_size": 64},  # or just "clipart", or a folder of pictures
+    data={"source": "clipart", "image_size": 64},  # or just "clipart", or a folder of pictures
     freeze="all",
     head="auto",
     weights="bundled",

@@ -91,14 +91,14 @@ def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) 
 def test_knobs_are_those_of_the_command_line() -> None:
     settings = settings_from(
         {
-            "data": {"name": "digits", "image_size": 32},
+            "data": {"source": "digits", "image_size": 32},
             "optimizer": "adamw",
             "optimizer.lr": 0.5,
             "trainer": {"clip_norm": 1.0},
             "experiment": "norms",
         }
     )
-    assert (settings.data.name, settings.data.image_size) == ("digits", 32)
+    assert (settings.data.source, settings.data.image_size) == ("digits", 32)
     assert (settings.optimizer.name, settings.optimizer.lr) == ("adamw", 0.5)
     assert settings.trainer.clip_norm == 1.0
     assert settings.freeze == ["all", "-@norm"]

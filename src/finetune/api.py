@@ -104,7 +104,8 @@ def fit(
 ) -> Run:
     """Train as `finetune train` does, with the same knobs, and leave the same folder.
 
-    data: a name such as `clipart`, a folder of pictures, or a dict of the knobs below `data`.
+    data: a name such as `clipart`, a folder of pictures, or a dict of the knobs below `data`, as
+        `{"source": "csv", "root": "pictures.csv"}`.
     folder: where the run is kept; a new one below outputs by default.
     knobs: any other, as `epochs=5`; a section as its choice, `optimizer="adamw"`, or as a dict,
         `optimizer={"name": "adamw", "lr": 0.001}`.
@@ -135,13 +136,14 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
     """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
     groups, values = [], {}
     for name, value in knobs.items():
-        chosen = value.get("name") if isinstance(value, Mapping) else value
+        choice = "source" if name == "data" else "name"
+        chosen = value.get(choice) if isinstance(value, Mapping) else value
         if name in (*SECTIONS, "experiment") and chosen is not None:
             if not isinstance(chosen, str):
                 raise RequestError(f"{name}={chosen}: expected the name of a choice, or a dict of its knobs")
             groups.append(f"{name}={chosen}")
         if isinstance(value, Mapping):
-            values.update({f"{name}.{key}": one for key, one in value.items() if key != "name"})
+            values.update({f"{name}.{key}": one for key, one in value.items() if key != choice})
         elif name not in (*SECTIONS, "experiment"):
             values[name] = value
     try:
@@ -158,12 +160,12 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
 
 def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if isinstance(data, Mapping):
-        return {"name": "folder", **data} if "root" in data else data
+        return {"source": "folder", **data} if "root" in data else data
     if isinstance(data, str) and (
         not Path(data).is_dir() or (configs_folder() / f"data/{data}.yaml").exists()
     ):
         return data
-    return {"name": "folder", "root": str(data)}
+    return {"source": "folder", "root": str(data)}
 
 
 def _is_one(pictures: Any) -> bool:

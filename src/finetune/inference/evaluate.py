@@ -114,7 +114,7 @@ def _as_trained(dataset: Dataset, folder: Path) -> Dataset:
     skipped = folder / "skipped.csv"
     if not skipped.exists():
         return dataset
-    with skipped.open(newline="", encoding="utf-8") as file:
+    with skipped.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         left_out = {row["path"] for row in csv.DictReader(file)}
     bad = [index for index, picture in enumerate(dataset.images) if str(picture) in left_out]
     return dataset.without(bad) if bad else dataset
