@@ -145,15 +145,10 @@ def finish(
     dataset = prepared.dataset
     test_labels = prepared.batches.labels[dataset.split["test"]]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
-    predictions.write(
-        prepared.folder,
-        dataset,
-        {"val": fitted.val_logits, "test": fitted.test_logits},
-        prepared.settings.loss,
-        temperature_of(summary),
-    )
-    if not page.of_sweep(prepared.folder):
-        with devices.threads(1):  # for so little work they would only wait for each other
+    answers = {"val": fitted.val_logits, "test": fitted.test_logits}
+    with devices.threads(1):  # for so little work they would only wait for each other
+        predictions.write(prepared.folder, dataset, answers, prepared.settings.loss, temperature_of(summary))
+        if not page.of_sweep(prepared.folder):
             page.write(prepared.folder, summary, dataset.images)
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
