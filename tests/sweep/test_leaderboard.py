@@ -125,6 +125,17 @@ def test_the_table_fits_the_terminal_and_loses_no_setting(tmp_path: Path, settin
     assert ("test loss" in table) == (width == 200)
 
 
+def test_the_terminal_shows_the_best_and_the_files_all(tmp_path: Path) -> None:
+    for number in range(33):
+        job(tmp_path, number, [f"lr={number}"], finished(number / 100))
+    text, board = shown(tmp_path), compare(tmp_path)
+    assert "more     3 rows below these\n" in text
+    assert " 0.030 " in text
+    assert " 0.020 " not in text
+    assert len(as_csv(board).splitlines()) == 1 + 33
+    assert " 0.020 " in as_markdown(board)
+
+
 def test_markdown_has_every_column_and_the_best_runs_folder(tmp_path: Path) -> None:
     job(tmp_path, 0, ["freeze=[all,-layer4]", "optimizer.lr=0.00123456789"], finished(0.5))
     job(tmp_path, 1, ["freeze=all", "optimizer.lr=0.1"], finished(0.25))
