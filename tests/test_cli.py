@@ -105,7 +105,7 @@ def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
     assert ended.code == 1
     told = [line.rpartition("): ")[2] for line in ended.err.splitlines()]
     assert told[:2] == ["head=0: expected a number of outputs, 1 or more, auto or keep"] * 2
-    assert "head=auto model=resnet19): model=resnet19: expected a classification model" in ended.err
+    assert "job 3 (head=auto model=resnet19): model=resnet19: expected a classification model" in ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
     states = [json.loads((sweep / str(job) / "summary.json").read_text())["status"] for job in range(4)]
     assert states == ["failed", "failed", "finished", "failed"]  # no outputs in 0 and 1, no model in 3

@@ -12,6 +12,11 @@ from uuid import uuid4
 from finetune.errors import RunError
 
 
+def not_written(place: Path, error: OSError) -> str:
+    """What to say of an error of the system while a file at or below a place was written."""
+    return f"{error.filename or place}: cannot be written: {error.strerror}"
+
+
 def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside the target, sync to disk, then take its place: a reader finds the old file or the new one.
 

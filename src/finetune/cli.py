@@ -31,7 +31,7 @@ from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
 from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.plans import Plan
+from finetune.sweep.plans import Plan, tell_apart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,12 +60,12 @@ class Job:
             code, result = guarded(lambda: _run(settings_of(config), folder))
             self.codes.append(code)
             return None if result is None or result["val"] is None else result["val"]["accuracy"]
-        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task), None)
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
         self.plans.append(plan)
         try:
             plan.settings = settings_of(config)
         except RequestError as error:
-            plan.fail(error)
+            plan.wrong = error
         if hydra_config.runtime.choices["hydra/launcher"] == "batched":
             return plan
         train_plans([plan])
@@ -85,6 +85,10 @@ def _run(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def train_plans(plans: Sequence[Plan]) -> None:
     """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    tell_apart(plans)
+    for plan in plans:
+        if plan.wrong:
+            plan.fail(plan.wrong)
     if all(plan.ended for plan in plans):
         return
     import_torch()
@@ -311,6 +315,27 @@ def _predict(
     if strict and tally.broken:
         told = f"{tally.broken:,} of {tally.pictures:,} pictures cannot be read"
         raise RunError(f"--strict: {told}; the first is {tally.first}")
+
+
+@app.command()
+def resume(run: str = typer.Argument(..., help="A run's folder, a sweep's, or latest.")) -> None:
+    """Go on with what was interrupted, a run or a sweep: finetune resume latest."""
+    code, ended = guarded(lambda: _resume(run))
+    sys.exit(code or ended)
+
+
+def _resume(run: str) -> int:
+    import_torch()
+    from finetune.run import resume
+    from finetune.saved import find
+    from finetune.sweep.resume import resume_sweep
+
+    console = Console(soft_wrap=True)
+    if not Path(run, "multirun.yaml").is_file():
+        resume(find(run), console)
+        return 0
+    code = resume_sweep(Path(run), console)
+    return max(code, int(not _leaderboard(Path(run))))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -9,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import hydra
@@ -98,16 +100,18 @@ def check_picture(name: str) -> Path:
     """The file of that name, after a look, before any work is done, at whether a picture can go there.
 
     Raises:
-        RequestError: its folder is not there or not to be written into, or its ending is unknown.
+        RequestError: it cannot be written, or its ending is unknown.
     """
     file = Path(os.path.expanduser(name))
     if file.suffix.lower() not in (".svg", ".png"):
         raise RequestError(f"--graph {file}: expected a file that ends in .svg or .png")
-    if file.is_dir() or not file.parent.is_dir():
-        why = "this is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-        raise RequestError(f"--graph {file}: expected a file in a folder that is there; {why}")
-    if not os.access(file.parent, os.W_OK):
-        raise RequestError(f"--graph {file}: expected a folder that can be written into, not {file.parent}")
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise RequestError(f"--graph {file}: cannot be written: {error.strerror}") from None
     return file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from finetune import resuming
 from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
@@ -23,6 +24,7 @@ from finetune.model.assemble import Model, assemble
 from finetune.model.proof import Proof
 from finetune.report import folder as folders
 from finetune.report import terminal
+from finetune.resuming import GoingOn
 from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import losses, optim
@@ -34,6 +36,7 @@ class Prepared:
     """A run that stands ready to train; its folder has been begun.
 
     light: a step is so small that one thread is quickest. started: by `time.perf_counter()`.
+    origin: what a checkpoint must know to be gone on from. going_on: where an interrupted run goes on.
     """
 
     settings: Settings
@@ -47,6 +50,8 @@ class Prepared:
     precision: devices.Precision
     light: bool
     started: float
+    origin: dict[str, Any] = field(default_factory=dict)
+    going_on: GoingOn | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -61,7 +66,10 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
         RequestError: the request was wrong.
     """
     started = time.perf_counter()
-    folders.refuse_used(folder)
+    going_on = resuming.find(settings, folder) if settings.resume else None
+    if going_on is None:
+        folders.refuse_used(folder)
+    asked, settings = settings, resuming.decided(settings, going_on)
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
     dataset = find_data(settings, partial(terminal.progress, console))
@@ -75,6 +83,11 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
+    origin = resuming.found(model, dataset.classes, dataset.fingerprint())
+    if going_on is None:
+        folders.begin(folder, asked.model_dump())
+    else:
+        resuming.check(going_on, origin)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     ready = read_pictures(settings, dataset, model, device, console, folder)
     dataset = ready.dataset
@@ -82,8 +95,6 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     terminal.balance_lines(console, dataset, settings.class_weights)
     terminal.feature_line(console, ready)
     compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
-    folders.start(folder, settings.model_dump(), ready.bad)
-
     light = (
         ready.features is not None and ready.boundary.suffix_macs * settings.batch_size < devices.LIGHT_MACS
     )
@@ -91,13 +102,29 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
         "32" if light and settings.precision == "auto" else settings.precision, device
     )
     proof = Proof(model.network, model.frozen)
+    origin |= resuming.chosen(ready, proof.sha256, device, precision, compiled)
+    if going_on:
+        resuming.check(going_on, origin)
+    folders.start(folder, None if going_on else asked.model_dump(), ready.bad)
     labels = torch.from_numpy(dataset.labels)
     batches = Batches(ready.inputs, labels, dataset.split, settings.batch_size, settings.seed, ready.prepare)
     classifier = make_classifier(settings, model, ready, batches)
     if compiled:
         classifier.network.compile()
     return Prepared(
-        settings, folder, model, ready, batches, classifier, proof, device, precision, light, started
+        settings,
+        folder,
+        model,
+        ready,
+        batches,
+        classifier,
+        proof,
+        device,
+        precision,
+        light,
+        started,
+        origin,
+        going_on,
     )
 
 

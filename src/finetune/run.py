@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from finetune.atomic import linked
+from finetune import resuming
+from finetune.atomic import linked, not_written
+from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
-from finetune.report.tensorboard import Board
+from finetune.report.tensorboard import Board, drop_after
+from finetune.resuming import GoingOn, changed
+from finetune.saved import settings_of
 from finetune.settings import Settings
-from finetune.summary import summarise
+from finetune.summary import summarise, versions
 from finetune.training import device as devices
 from finetune.training.checkpoint import save_frozen
-from finetune.training.fit import Fitted, fit
+from finetune.training.fit import Fitted, Signal, fit, signals
 
 
 def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
-    """Train as the settings say, into a new folder, and return the summary.
+    """Train as the settings say, into a new folder or on in an interrupted run's, and return the summary.
 
     Raises:
         RequestError: the request was wrong; found before training starts.
         RunError: the run failed or was interrupted; what it wrote before is kept.
     """
+    if settings.resume and (summary := resuming.finished(settings, folder)):
+        terminal.say(
+            console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
+        )
+        return summary
     try:
-        return run_prepared(prepare(settings, folder, console), console)
+        with _told_how_to_resume(folder):
+            return run_prepared(prepare(settings, folder, console), console)
     except BaseException as error:
         folders.give_reason(folder, error)
         raise
@@ -44,18 +58,50 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
 
 
+def resume(folder: Path, console: Console) -> dict[str, Any]:
+    """Go on with the run in a folder, with the settings that it began with, and return the summary."""
+    return run(settings_of(folder).model_copy(update={"resume": "auto"}), folder, console)
+
+
+@contextmanager
+def _told_how_to_resume(folder: Path) -> Iterator[None]:
+    """Signals and errors of the system while a run works in its folder, as errors of ours."""
+    code, reason = 0, ""
+    try:
+        with signals():
+            yield
+    except Signal as received:  # while preparing or finishing
+        code, reason = 128 + received.number, f"interrupted by {signal.Signals(received.number).name}"
+    except Interrupted as error:
+        code, reason = error.exit_code, str(error)
+    except OSError as error:
+        raise RunError(not_written(folder, error)) from None
+    if code:
+        if (folder / "settings.json").exists():
+            reason += f"; finetune resume {shlex.quote(str(folder))} goes on"
+        raise Interrupted(reason, code)
+
+
 def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
     """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
 
     like: of a run with the same frozen part and pictures; the frozen part then is stored once for both.
     """
     folder, model, name = prepared.folder, prepared.model, "checkpoints/frozen.safetensors"
+    if prepared.going_on:
+        return _reopened(folder, prepared.going_on)
     if like is None or not linked(like.folder / name, folder / name):
         about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
         save_frozen(folder / name, prepared.proof.tensors, about)
     board = Board(folder, figures)
     board.start(prepared.settings.model_dump(), model, like or prepared.ready.sample)
     return board
+
+
+def _reopened(folder: Path, going_on: GoingOn) -> Board:
+    folders.reopen(folder, going_on.epochs)
+    drop_after(folder, going_on.steps)
+    return Board(folder)
 
 
 def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
@@ -65,6 +111,8 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
         terminal.training_line(
             console, settings.epochs, settings.optimizer.model_dump(), prepared.device, prepared.precision
         )
+        if prepared.going_on:
+            terminal.resume_lines(console, prepared.going_on.epochs, changed(prepared.going_on, versions()))
         fitted = fit(
             prepared.classifier,
             prepared.batches,
@@ -80,6 +128,8 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
             accumulate_batches=settings.trainer.accumulate_batches,
             clip_norm=settings.trainer.clip_norm,
             monitor_gradients=settings.monitor_gradients,
+            origin={**prepared.origin, "versions": versions()},
+            going_on=prepared.going_on.path if prepared.going_on else None,
         )
     prepared.proof.check(prepared.model.network)
     return fitted
@@ -103,7 +153,8 @@ def finish(
         temperature_of(summary),
     )
     if not page.of_sweep(prepared.folder):
-        page.write(prepared.folder, summary, dataset.images)
+        with devices.threads(1):  # for so little work they would only wait for each other
+            page.write(prepared.folder, summary, dataset.images)
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary

@@ -140,6 +140,7 @@ class Settings(_Strict):
     precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
     compile: Literal["auto", True, False]
     trainer: Trainer
+    resume: Literal["auto"] | None
 
     @model_validator(mode="after")
     def _go_together(self) -> Settings:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageDraw
+from privilege import without_privilege
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -145,6 +146,15 @@ def test_the_cameras_turn_is_undone(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(seen(tmp_path / "a.png", 16), upright)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("exif", [b"garbage garbage", b"II*\0\x08\0\0\0\xff\xff", b"MM\0*\xff\xff\xff\xff"])
+def test_a_damaged_exif_is_left_aside(tmp_path: Path, exif: bytes, extension: str) -> None:
+    path = tmp_path / f"a{extension}"
+    photograph(32, 32).save(path, exif=b"Exif\0\0" + exif, lossless=True, quality=95)
+    assert np.abs(seen(path, 32).astype(int) - np.asarray(photograph(32, 32))).mean() < 5
 
 
 def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
@@ -304,6 +314,16 @@ def display_p3() -> bytes:
 def test_a_line_shows_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size).save(tmp_path / "a.png")
     assert bad(tmp_path / "a.png").reason == f"{size[0]} x {size[1]} pixels, too thin to show anything"
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    Image.fromarray(noise(8, 8)).save("a.png")
+    Path("a.png").chmod(0)
+    with without_privilege():
+        found = bad(Path("a.png"))
+    assert found == BadImage(0, "a.png", "permission denied", lasting=False)
 
 
 def test_what_the_content_says_lasts_and_what_the_system_says_does_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -13,11 +14,13 @@ import timm
 import torch
 import torchvision
 from ended import Ended
-from runs import QUICK, summary_of, trained
+from runs import CHECKOUT, QUICK, summary_of, trained
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune.data.augment import Prepare
+from finetune.data.images import decode
 from finetune.saved import open_run
 
 Command = Callable[..., Ended]
@@ -190,3 +193,28 @@ def test_softmax_is_for_classes_that_exclude_each_other(finished: Finished, comm
     ended = command("export", str(finished("loss=bce", "epochs=1")), "--format", "torch", "--softmax")
     assert ended.code == 2
     assert "--softmax: expected a run with loss=cross_entropy" in ended.err
+
+
+def test_the_snippets_of_the_docs_run(
+    run: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    for kind in ("safetensors", "onnx"):
+        assert command("export", "run", "--format", kind).code == 0
+    text = (CHECKOUT / "docs" / "export.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        mine = snippet.replace("outputs/2026-11-21/22-10-03", "run").replace(
+            "num_classes=10", "num_classes=3"
+        )
+        exec(mine.replace("picture.jpg", "pictures/red/0.png"), {})
+    assert capsys.readouterr().out == f"{answer(run, Path('pictures/red/0.png'))}\n"
+
+
+def answer(run: Path, picture: Path) -> str:
+    saved = open_run(str(run))
+    how = saved.preprocessing
+    pixels = decode(picture, how.resize_size, how.crop_size, how.interpolation)
+    prepare = Prepare(how.crop_size, how.mean, how.std, "none", 0)
+    return saved.classes[int(saved.network(prepare.normalise(pixels[None])).argmax())]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from finetune.data.dataset import Picture
 from finetune.data.images import decode
-from finetune.data.sources import Picture
 from finetune.inference.forward import Answer, Predictor
 from finetune.saved import Saved
 

@@ -102,17 +102,24 @@ def test_tokens_are_no_map() -> None:
     assert last_map(transformer(), torch.zeros(1, 3, 16, 16)) is None
 
 
+CONVOLUTIONAL = [
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if not name.startswith(("vit_", "regnet_")) or name == "regnet_y_400mf"
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_model_of_torchvision_but_vit_has_one(name: str) -> None:
-    if name.startswith("regnet"):  # cannot be built on meta
-        pytest.skip("regnet_y_400mf stands for all")
     extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    size = 518 if name.startswith("vit_h") else 224
-    with torch.device("meta"):
+    with torch.device("cpu" if name.startswith("regnet_") else "meta"):  # RegNet cannot be built on meta
         network = torchvision.models.get_model(name, **extra).eval()
-        place = last_map(network, torch.zeros(1, 3, size, size)) if "vit_h" not in name else None
-    assert (place is None) == name.startswith("vit_")
+        place = last_map(network, torch.zeros(1, 3, 224, 224))
+    assert place is not None
+    assert place.shape[0] >= 64
+    assert 5 <= place.shape[1] <= 14
 
 
 # the maps themselves

@@ -181,9 +181,20 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
     assert "Label by label" in told.text
 
 
-def test_without_test_pictures_validation_is_told(tmp_path: Path, few_pictures: Path) -> None:
-    told = Page(trained(tmp_path, few_pictures, "data.test_fraction=0", "epochs=1"))
-    assert "validation pictures rightly" in told.text
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("data.test_fraction=0",), "validation pictures rightly"),
+        (("data.val_fraction=0",), "No temperature was fitted."),
+        (("loss=bce",), "as it answers, error"),
+        (("head=40", "optimizer.lr=1e-9"), "taken for output"),
+        (("model=mobilenet_v3_small", "freeze=none"), "No part of the model was kept"),
+    ],
+)
+def test_every_kind_of_run_has_a_report(
+    tmp_path: Path, few_pictures: Path, overrides: tuple[str, ...], told: str
+) -> None:
+    assert told in Page(trained(tmp_path, few_pictures, "epochs=1", *overrides)).text
 
 
 def test_with_nothing_to_test_on_the_report_says_so(command: Command) -> None:

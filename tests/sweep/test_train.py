@@ -104,7 +104,7 @@ def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     sweep = sweep_of(tmp_path)
     summaries = [summary_of(sweep / str(number)) for number in range(4)]
     assert [one["status"] for one in summaries] == ["finished", "finished", "failed", "failed"]
-    assert "optimizer.lr=1e38 seed=1): the loss of batch 2 became" in ended.err
+    assert "job 3 (optimizer.lr=1e+38 seed=1): the loss of batch 2 became" in ended.err
     assert summaries[2]["reason"] in ended.err
     assert "2 of 4 jobs" in ended.out
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,7 +104,10 @@ def _open(picture: Picture, least: int) -> Image.Image:
             if min(image.size) < THINNEST:
                 raise ValueError(f"{image.width} x {image.height} pixels, too thin to show anything")
             image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
-            ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
+            image.load()
+            # A damaged EXIF is left aside, as viewers do.
+            with suppress(SyntaxError, ValueError, TypeError, LookupError, struct.error):
+                ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
             return on_white(image)
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
         of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
@@ -116,8 +121,11 @@ def on_white(image: Image.Image) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I") else max(float(array.max()), 1e-12)
         return Image.fromarray((array / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        rgba = to_srgb(image.convert("RGBA"), image.info.get("icc_profile"))
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgba = to_srgb(rgba, image.info.get("icc_profile"))
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
     if image.mode in ("P", "1", "PA"):
         image = image.convert("RGB")
     return _as_rgb(to_srgb(image, image.info.get("icc_profile")))

@@ -23,8 +23,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from finetune.atomic import write_atomically
-from finetune.errors import RequestError
+from finetune.atomic import not_written, write_atomically
+from finetune.errors import RequestError, RunError
 
 VERSION = 1
 GONE = "0" * 64
@@ -82,10 +82,17 @@ class Store:
         """Add rows: the data first, then the lines that make it count."""
         rows = self.layout.pack(tensors)
         sums = [zlib.crc32(row) for row in rows]
-        with self.data.open("ab") as file:
-            file.write(rows.tobytes())
-        with self.index.open("a", encoding="ascii") as file:
-            file.writelines(f"{digest} {total:08x}\n" for digest, total in zip(digests, sums, strict=True))
+        try:
+            with self.data.open("ab") as file:
+                file.write(rows.tobytes())
+            with self.index.open("a", encoding="ascii") as file:
+                file.writelines(
+                    f"{digest} {total:08x}\n" for digest, total in zip(digests, sums, strict=True)
+                )
+        except OSError as error:
+            raise RunError(
+                f"cache_dir: {not_written(self.folder, error)}; cache=memory needs no disk"
+            ) from None
         for digest, total in zip(digests, sums, strict=True):
             self.place[digest] = len(self.sums)
             self.sums.append(total)

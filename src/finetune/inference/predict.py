@@ -39,7 +39,7 @@ class Tally:
     def tell(self, console: Console, form: Form, temperature: float) -> None:
         """One line on what was done and how."""
         seconds = time.perf_counter() - self.started
-        text = f"{self.pictures:,} pictures in {seconds:.1f} s ({self.pictures / seconds:.0f}/s, {form})"
+        text = f"{self.pictures:,} pictures in {seconds:.1f} s ({self.pictures / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
         say(console, "predict", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,14 +26,45 @@ def refuse_used(folder: Path) -> None:
         )
 
 
-def start(folder: Path, settings: dict[str, Any], skipped: Sequence[BadImage]) -> None:
-    """Write what is known when settings and data are found valid, and make this run the latest."""
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what a run was asked for: from here on it can be resumed."""
+    if (folder / "settings.json").exists():  # a run that came to no checkpoint
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for name in ("metrics.csv", "summary.json", "skipped.csv"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", settings)
+
+
+def withdraw(folder: Path) -> None:
+    """Make a folder no run's again, when the request turns out to be wrong."""
+    (folder / "settings.json").unlink(missing_ok=True)
+
+
+def reopen(folder: Path, epoch: int) -> None:
+    """Take away what came after an epoch, and what a killed process left half-written."""
+    for where in (folder, folder / "checkpoints"):
+        for part in where.glob(".*." + "[0-9a-f]" * 32):  # of `write_atomically`
+            part.unlink()
+    table = folder / "metrics.csv"
+    if table.exists():
+        header, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = "".join([header, *rows[:epoch]])
+        write_atomically(table, lambda file: file.write(text.encode()))
+
+
+def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadImage]) -> None:
+    """Write what is known when settings and data are found valid, and make this run the latest.
+
+    settings: None leaves settings.json as it is.
+    """
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         LATEST.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
-    write_json(folder / "settings.json", settings)
+    if settings is not None:
+        write_json(folder / "settings.json", settings)
     if skipped:
         list_bad(folder, skipped)
     write_atomically(LATEST, lambda file: file.write(f"{folder}\n".encode()))

@@ -80,13 +80,13 @@ def write(folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture])
 
 def percent(share: float | None, digits: int = 1) -> str:
     """0.6404 as 64.0 %; a dash for None."""
-    return "-" if share is None else f"{share * 100:.{digits}f} %"
+    return "-" if share is None else f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     if seconds < 3600:
         return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

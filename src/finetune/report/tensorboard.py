@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, image
 
+from finetune.atomic import write_atomically
 from finetune.inference.metrics import confusion
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
 from finetune.report.figures import confusion_figure, picture_grid
+
+FINAL = ("hp/", "confusion/")  # what `finish` writes, beside a session's start
 
 
 class Board:
@@ -58,6 +66,22 @@ class Board:
             figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
             self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Take out of a run's log what came after a step, and its final metrics: they are written again.
+
+    Telling TensorBoard to do so (`purge_step`) would not: it purges nothing at the first restart of a run.
+    """
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        kept = io.BytesIO()
+        records = RecordWriter(kept)
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            final = any(value.tag.startswith(FINAL) for value in event.summary.value)
+            if event.step <= step and not final:
+                records.write(record)
+        write_atomically(path, methodcaller("write", kept.getvalue()))
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:

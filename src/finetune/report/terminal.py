@@ -157,6 +157,13 @@ def epochs_line(
     console.print(line, highlight=False)
 
 
+def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
+    """Where an interrupted run goes on, and why its numbers may differ."""
+    say(console, "resume", f"after epoch {epochs}")
+    if changed:
+        say(console, "warning", changed)
+
+
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"

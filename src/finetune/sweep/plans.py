@@ -32,14 +32,17 @@ MOST = 128  # jobs of one group: more gain nothing and need memory
 class Plan:
     """One job: what is asked for and, once it has ended, what it came to.
 
-    overrides: of this job, as on the command line. code: exit code. accuracy: of validation, at its best.
-    settings: None where the request was wrong.
+    overrides: of this job, as on the command line; shown: those of them that tell it from the others.
+    settings: None where the request was wrong, as `wrong` says.
+    code: exit code. accuracy: of validation, at its best.
     """
 
     number: int
     folder: Path
     overrides: Sequence[str]
-    settings: Settings | None
+    settings: Settings | None = None
+    wrong: RequestError | None = None
+    shown: str = ""
     code: int = 0
     accuracy: float | None = None
     ended: bool = False
@@ -52,7 +55,7 @@ class Plan:
         """Tell at once why a job failed, here and in its summary.json."""
         self.ended, self.code = True, 1  # in a sweep a wrong request is a failed job like any other
         line = one_line(error)
-        print(f"error: job {self.number} ({' '.join(self.overrides)}): {line}", file=sys.stderr)
+        print(f"error: job {self.number}{self.shown and f' ({self.shown})'}: {line}", file=sys.stderr)
         if isinstance(error, RequestError) and (self.folder / "settings.json").exists():
             return  # the folder is an older run's
         text = json.dumps({"status": "failed", "reason": line}, indent=2, ensure_ascii=False)
@@ -98,6 +101,13 @@ def groups(plans: Sequence[Plan]) -> list[list[Plan]]:
             key = f"alone {plan.number}" if alone_because(plan.settings) else common(plan.settings)
             found.setdefault(key, []).append(plan)
     return [group[i : i + MOST] for group in found.values() for i in range(0, len(group), MOST)]
+
+
+def tell_apart(plans: Sequence[Plan]) -> None:
+    """Set what each job is called by: the overrides that not all of them share."""
+    shared = set.intersection(*(set(plan.overrides) for plan in plans))
+    for plan in plans:
+        plan.shown = " ".join(override for override in plan.overrides if override not in shared)
 
 
 def varying(plans: Sequence[Plan]) -> list[str]:

@@ -13,7 +13,7 @@ from finetune.door import settings_of
 from finetune.errors import RequestError
 from finetune.report.terminal import say
 from finetune.settings import Settings
-from finetune.sweep.plans import Plan
+from finetune.sweep.plans import Plan, tell_apart
 from finetune.sweep.train import train_all
 
 
@@ -30,8 +30,13 @@ def resume_sweep(folder: Path, console: Console) -> int:
     plans = _unfinished(folder)
     if not plans:
         say(console, "done", f"every job of {folder} has finished")
+        return 0
+    tell_apart(plans)
+    for plan in plans:
+        if plan.wrong:
+            plan.fail(plan.wrong)
     train_all(plans, console)
-    return max((plan.code for plan in plans), default=0)
+    return max(plan.code for plan in plans)
 
 
 def _unfinished(folder: Path) -> list[Plan]:
@@ -45,13 +50,12 @@ def _unfinished(folder: Path) -> list[Plan]:
             continue
         overrides = list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
         number = int(job.name) if job.name.isdigit() else place
-        plan = Plan(number, job, overrides, None)
+        plan = Plan(number, job, overrides)
         try:
             plan.settings = _settings(job)
-        except RequestError as error:
-            plan.fail(error)
-        else:
             _clear(job)
+        except RequestError as error:
+            plan.wrong = error
         plans.append(plan)
     return plans
 

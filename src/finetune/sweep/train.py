@@ -29,7 +29,7 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
     """Train every job whose request was right; what each came to is in its plan.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the jobs that had not ended are marked as interrupted.
+        Interrupted: Ctrl-C or SIGTERM; the jobs that had begun and not ended are marked as interrupted.
     """
     for group in groups(plans):
         try:
@@ -83,7 +83,8 @@ def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None)
     assert plan.settings is not None
     why = alone_because(plan.settings)
     console.print(f"\n[bold]job {plan.number}[/] ", end="")
-    console.print(*plan.overrides, f"(alone: {why})" if why else "", markup=False, highlight=False)
+    why = f"(alone: {why})" if why else ""
+    console.print(plan.shown or " ".join(plan.overrides), why, markup=False, highlight=False)
     try:
         plan.finish(run_prepared(prepared, console) if prepared else run(plan.settings, plan.folder, console))
     except (RequestError, RunError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class Curves(pl.Callback):
         self.rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.writer.add_custom_scalars(LAYOUT)
+        if not trainer.global_step:
+            self.writer.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The rates an epoch begins with: at its end the scheduler has already moved on.
@@ -103,7 +105,8 @@ class Curves(pl.Callback):
         write_point(self.writer, self.table, epoch, step, values)
 
     def on_exception(self, *args: Any) -> None:
-        self.writer.close()
+        with suppress(OSError):  # the disk may be what failed
+            self.writer.close()
 
 
 def write_point(writer: SummaryWriter, table: Path, epoch: int, step: int, values: dict[str, float]) -> None:

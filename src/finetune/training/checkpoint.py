@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise RunError(f"{path}: is missing or damaged ({type(error).__name__})") from None
 
 
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of a run's last whole epoch, and its content; None where no epoch was finished.
+
+    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt.
+
+    Raises:
+        RunError: a checkpoint is damaged.
+    """
+    paths = [path for name in ("last", "best") if (path := folder / "checkpoints" / f"{name}.ckpt").exists()]
+    found = [(path, AtomicCheckpointIO().load_checkpoint(path)) for path in paths]
+    return max(found, key=lambda one: one[1]["epoch"], default=None)
+
+
 def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Store what is frozen once a run, as safetensors."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -49,17 +63,32 @@ class Checkpoints(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, frozen_sha256: str, patience: int | None = None, max_steps: int | None = None
+        self,
+        folder: Path,
+        frozen_sha256: str,
+        patience: int | None = None,
+        max_steps: int | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.frozen_sha256 = folder, frozen_sha256
+        self.folder, self.frozen_sha256, self.origin = folder, frozen_sha256, dict(origin or {})
         self.patience, self.max_steps = patience, max_steps
         self.best: tuple[float, float] | None = None
         self.best_epoch = 0
         self.metrics: dict[str, float] = {}
-        self.saved = 0
+        self.saved = self.steps = 0
+        self.rng: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        # A run that had ended but for its last words has nothing left to train.
+        trainer.should_stop = self._out_of_patience() or self._out_of_steps(self.steps)
+
+    def on_train_start(self, *args: Any) -> None:
+        for device, state in self.rng.items():
+            module = torch if device == "cpu" else torch.get_device_module(device)
+            module.set_rng_state(state)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.max_steps is not None and trainer.global_step >= self.max_steps:
+        if self._out_of_steps(trainer.global_step):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -75,18 +104,35 @@ class Checkpoints(pl.Callback):
         if epoch != self.best_epoch or not linked(self.folder / "best.ckpt", self.folder / "last.ckpt"):
             trainer.save_checkpoint(self.folder / "last.ckpt")
         self.saved = epoch
-        if self.patience is not None and epoch - self.best_epoch >= self.patience:
+        if self._out_of_patience():
             trainer.should_stop = True
+
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.saved - self.best_epoch >= self.patience
+
+    def _out_of_steps(self, steps: int) -> bool:
+        return self.max_steps is not None and steps >= self.max_steps
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         device = pl_module.device.type
         checkpoint["frozen_sha256"] = self.frozen_sha256
+        checkpoint["origin"] = self.origin
         # Nothing but dropout draws from these: order and augmentation follow from seed and epoch.
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if device != "cpu":
             checkpoint["rng"][device] = torch.get_device_module(device).get_rng_state()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.saved, self.steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+        self.rng = checkpoint["rng"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.metrics = state_dict["metrics"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch, "metrics": self.metrics}

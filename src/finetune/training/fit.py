@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RunError
 from finetune.training.callbacks import Curves, Terminal
@@ -60,14 +61,18 @@ def fit(
     accumulate_batches: int,
     clip_norm: float | None,
     monitor_gradients: bool = False,
+    origin: Mapping[str, Any] | None = None,
+    going_on: Path | None = None,
 ) -> Fitted:
     """Train, keep the best epoch, and evaluate the test split once with it.
+
+    origin: what each checkpoint says of where it came from. going_on: the checkpoint to begin with.
 
     Raises:
         RunError: a number is no longer finite, memory runs out, or a file cannot be written.
         Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoint is kept.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps)
+    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps, origin)
     files = AtomicCheckpointIO()
     torch.manual_seed(batches.seed)  # for dropout, whatever has drawn before
     with quiet_lightning():
@@ -93,7 +98,7 @@ def fit(
             ],
         )
         with _told_apart(checkpoints):
-            trainer.fit(classifier, batches)
+            trainer.fit(classifier, batches, ckpt_path=going_on, weights_only=True)
             steps = trainer.global_step
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
@@ -135,6 +140,8 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
         raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
     except RunError as error:
         raise RunError(f"{error}; {checkpoints.kept()}") from None
+    except OSError as error:
+        raise RunError(f"{not_written(checkpoints.folder.parent, error)}; {checkpoints.kept()}") from None
     except torch.OutOfMemoryError:
         raise RunError(
             "the GPU's memory is full, expected a smaller batch_size or data.image_size;"

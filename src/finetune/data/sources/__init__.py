@@ -67,7 +67,8 @@ def load(
     for knob, value in knobs.items():
         if value not in (None, False) and knob not in chosen.takes:
             takers = [name for name, one in SOURCES.items() if knob in one.takes]
-            raise RequestError(f"data.{knob}={value}: expected data={' or '.join(takers)} with it")
+            shown = "true" if value is True else value
+            raise RequestError(f"data.{knob}={shown}: expected data={' or '.join(takers)} with it")
     if root is None and chosen.root and source != "hf":  # a set of the hub needs none
         raise RequestError(f"data.root: expected {chosen.root} with data={source}: data.root=path/to/it")
     taken = {knob: knobs[knob] for knob in chosen.takes if knob in knobs}

@@ -76,9 +76,8 @@ def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, An
             "data.name: expected a data set of the hub, or imagefolder with data.root, with data=hf"
         )
     folder = None if root is None else str(existing_folder(root))
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # a line for each of five attempts to connect
+    # It would print a line for each of five attempts to connect.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

@@ -1,0 +1,159 @@
+"""What an interrupted run must find again to go on: settings, data, what is frozen, what `auto` came to."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import RequestError, RunError
+from finetune.features.inputs import Ready
+from finetune.model.assemble import Model
+from finetune.report.tensorboard import flat
+from finetune.saved import settings_of, summary_of
+from finetune.settings import Settings
+from finetune.training.checkpoint import newest
+
+# Knobs that change no number of a run.
+FREE = ("resume", "cache_dir", "cache_max_gb", "data.workers")
+# What a checkpoint says of where it came from, and what each differs in.
+TOLD = {
+    "model": "model",
+    "outputs": "head: its number of outputs",
+    "classes": "data: the classes",
+    "data": "data: the pictures, their labels or their split (SHA-256)",
+    "weights": "weights: what is loaded before training (SHA-256)",
+    "skipped": "data.bad_images: the number of pictures left out",
+    "frozen": "freeze: what is frozen (SHA-256)",
+    "device": "trainer: the device",
+    "precision": "precision: of training",
+    "form": "precision: of the features",
+    "kept": "cache: whether features are used",
+    "augment": "data.augment",
+    "compiled": "compile",
+}
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """Where an interrupted run goes on: its checkpoint, after so many whole epochs and optimiser steps.
+
+    origin: what the checkpoint says of where it came from, as `found` and `chosen` give it.
+    """
+
+    path: Path
+    epochs: int
+    steps: int
+    origin: dict[str, Any]
+
+
+def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in a folder, if it has ended well.
+
+    Raises:
+        RequestError: these settings are not the run's.
+    """
+    summary = summary_of(folder)
+    if summary is None or summary["status"] != "finished":
+        return None
+    _same_settings(settings, folder)
+    return summary
+
+
+def find(settings: Settings, folder: Path) -> GoingOn | None:
+    """Where `resume=auto` goes on in a folder; None where no epoch was finished, so that it starts.
+
+    Raises:
+        RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
+    """
+    try:
+        checkpoint = newest(folder)
+    except RunError as error:
+        raise RequestError(f"{error}; expected a whole checkpoint to go on from") from None
+    if checkpoint is None:
+        return None
+    path, content = checkpoint
+    if not {"loops", "callbacks", "origin"} <= content.keys():
+        raise RequestError(
+            f"{path}: expected the checkpoint of a run that trained by itself; weights={folder} starts anew"
+            " from its weights"
+        )
+    _same_settings(settings, folder)
+    return GoingOn(path, content["epoch"] + 1, content["global_step"], content["origin"])
+
+
+def _same_settings(settings: Settings, folder: Path) -> None:
+    before, now = (flat(one.model_dump()) for one in (settings_of(folder), settings))
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE and before.get(key) != now.get(key):
+            raise RequestError(
+                f"{key}={now.get(key)}: expected {before.get(key)}, as {folder / 'settings.json'} has it, to"
+                f" go on with that run; weights={shlex.quote(str(folder))} starts anew from its weights"
+            )
+
+
+def decided(settings: Settings, going_on: GoingOn | None) -> Settings:
+    """The settings with what `auto` came to when the run began, where that can be asked for."""
+    if going_on is None:
+        return settings
+    origin = going_on.origin
+    device = "cpu" if origin["device"] == "cpu" else "gpu"
+    return settings.model_copy(
+        update={
+            "cache": settings.cache if origin["kept"] else "none",
+            "data": settings.data.model_copy(update={"augment": origin["augment"]}),
+            "trainer": settings.trainer.model_copy(update={"accelerator": device}),
+        }
+    )
+
+
+def found(model: Model, classes: Sequence[str], data: str) -> dict[str, Any]:
+    """What is known of a run's origin before any picture is decoded; data: the fingerprint of all of them."""
+    return {
+        "model": model.name,
+        "outputs": model.outputs,
+        "classes": list(classes),
+        "data": data,
+        "weights": model.weights.sha256,
+    }
+
+
+def chosen(ready: Ready, frozen: str, device: str, precision: str, compiled: bool) -> dict[str, Any]:
+    """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
+    return {
+        "skipped": len(ready.bad),
+        "frozen": frozen,
+        "device": device,
+        "precision": precision,
+        "form": ready.features and ready.features["form"],
+        "kept": ready.features is not None,
+        "augment": ready.augment,
+        "compiled": compiled,
+    }
+
+
+def check(going_on: GoingOn, now: Mapping[str, Any]) -> None:
+    """Raise RequestError, naming the difference, where a run would go on with what it did not begin with."""
+    for key in filter(now.__contains__, TOLD):
+        before, after = going_on.origin[key], now[key]
+        if before != after:
+            folder = shlex.quote(str(going_on.path.parents[1]))
+            raise RequestError(
+                f"{TOLD[key]} differs from the run's beginning: {_short(before)} then, {_short(after)} now;"
+                f" expected the same to go on, while weights={folder} starts anew from its weights"
+            )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def changed(going_on: GoingOn, now: Mapping[str, str]) -> str | None:
+    """What to say where the versions of what decides the numbers are others."""
+    before = going_on.origin["versions"]
+    names = [f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+    return f"numbers may differ: {'; '.join(names)}" if names else None
