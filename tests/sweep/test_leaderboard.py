@@ -105,6 +105,16 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
     assert "open     2 jobs have not ended: 3-4\n" in text
 
 
+def test_a_stopped_job_that_another_made_up_for_is_left_out(tmp_path: Path) -> None:
+    stopped = {"status": "interrupted", "reason": "interrupted by SIGINT"}
+    job(tmp_path, 0, ["lr=1"], stopped)
+    job(tmp_path, 1, ["lr=2"], stopped)
+    job(tmp_path, 2, ["lr=3"])
+    for number, rate in enumerate(("lr=1", "lr=3"), 3):
+        job(tmp_path, number, [rate], finished(0.5))
+    assert [other.folder.name for other in compare(tmp_path).others] == ["1"]
+
+
 def test_a_job_without_a_validation_split_cannot_win(tmp_path: Path) -> None:
     job(tmp_path, 0, ["data.val_fraction=0"], {**finished(0), "val": None})
     job(tmp_path, 1, ["data.val_fraction=0.1"], finished(0.1))
@@ -123,6 +133,17 @@ def test_the_table_fits_the_terminal_and_loses_no_setting(tmp_path: Path, settin
     assert all(f"knob{number}" in table for number in range(settings))
     assert "0.625 ± 0.177" in table
     assert ("test loss" in table) == (width == 200)
+
+
+def test_the_terminal_shows_the_best_and_the_files_all(tmp_path: Path) -> None:
+    for number in range(33):
+        job(tmp_path, number, [f"lr={number}"], finished(number / 100))
+    text, board = shown(tmp_path), compare(tmp_path)
+    assert "more     3 rows below these\n" in text
+    assert " 0.030 " in text
+    assert " 0.020 " not in text
+    assert len(as_csv(board).splitlines()) == 1 + 33
+    assert " 0.020 " in as_markdown(board)
 
 
 def test_markdown_has_every_column_and_the_best_runs_folder(tmp_path: Path) -> None:

@@ -72,19 +72,21 @@ def compare(sweep: Path) -> Leaderboard:
     jobs = read_jobs(sweep)
     if not jobs:
         raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
+    finished = [job for job in jobs if job.status == "finished"]
+    done = [job.overrides for job in finished]
+    # A resumed search trains in a new job what was stopped in an old one.
+    jobs = [job for job in jobs if job.status in ("finished", "failed") or job.overrides not in done]
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
     varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
     groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
-        if job.status == "finished":
-            groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), []).append(job)
+    for job in finished:
+        groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), []).append(job)
     rows = [
         Row(dict(zip(varying, settings, strict=True)), sorted(alike, key=lambda job: _rank(Row({}, [job]))))
         for settings, alike in groups.items()
     ]
-    return Leaderboard(
-        sweep, varying, sorted(rows, key=_rank), [job for job in jobs if job.status != "finished"]
-    )
+    others = [job for job in jobs if job.status != "finished"]
+    return Leaderboard(sweep, varying, sorted(rows, key=_rank), others)
 
 
 def _rank(row: Row) -> tuple[bool, float, float]:

@@ -20,6 +20,7 @@ NOTE = "Ranked by validation accuracy, ties by the lower validation loss; the te
 TITLES = dict(zip(METRICS, ("val acc", "val loss", "test acc", "test loss", "time"), strict=True))
 # What a narrow terminal does without, first to go first; the files have all of it.
 SPARED = ("time", "jobs", "test loss", "val loss")
+MOST = 30  # rows on the terminal
 WORDS = {"interrupted": "stopped"}  # at most eight letters
 
 
@@ -74,7 +75,10 @@ def show(board: Leaderboard, console: Console) -> None:
     """The table as far as the terminal is wide, the best run's folder, and what has no result."""
     console.print()
     if board.rows:
-        console.print(_fitting(_columns(board), console))
+        columns = {title: cells[:MOST] for title, cells in _columns(board).items()}
+        console.print(_fitting(columns, console))
+        if len(board.rows) > MOST:
+            say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
         seeds = f", the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
         say(
@@ -119,7 +123,9 @@ def _fitting(columns: dict[str, list[str]], console: Console) -> Table:
     # Many settings, or long ones: all of them in one column that takes as many lines as it needs.
     named = [title for title in columns if title not in ("#", *metrics)]
     rows = zip(*(columns[title] for title in named), strict=True)
-    settings = [" ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True)) for row in rows]
+    settings = [
+        " ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True) if cell) for row in rows
+    ]
     kept = {title: columns[title] for title in metrics if title not in SPARED}
     return _table({"#": columns["#"], "settings": settings, **kept})
 
