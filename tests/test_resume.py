@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from ended import Ended
 from PIL import Image
+from privilege import without_privilege
 from runs import CHECKOUT, checkpoint, summary_of, whole_state
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from finetune.training.checkpoint import Checkpoints
 
 Command = Callable[..., Ended]
 KILLED = CHECKOUT / "tests" / "killed.py"
@@ -138,3 +143,141 @@ def test_twenty_kills(command: Command, tmp_path: Path) -> None:
         file.write("\n".join(table))
     print("\n".join(table))
     assert {line.split(" in ")[1].split()[0] for line in table} == set(most)
+
+
+# by the command
+
+
+QUICKER = (*RUN, "epochs=1", "max_steps=2", "cache_dir=cache")
+
+
+def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None:
+    first = command("train", *QUICKER, "resume=auto")
+    assert (first.code, first.err) == (0, "")
+    before = {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()}
+    for again in (
+        command("train", *QUICKER, "resume=auto"),
+        command("resume", "run"),
+        command("resume", "latest"),
+    ):
+        assert (again.code, again.err) == (0, "")
+        assert again.out == "finished run has ended, after epoch 1; nothing to do\n"
+    assert {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()} == before
+
+    ended = command("train", *QUICKER, "resume=auto", "freeze=all")
+    assert ended.code == 2
+    assert ended.err.startswith("error: freeze=[all]: expected [through:layer2], as run/settings.json has it")
+    assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
+
+
+def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path) -> None:
+    shutil.copytree(Path("pictures").resolve(), "mine")
+    assert command("train", *QUICKER, "data.root=mine").code == 0
+    Path("run/summary.json").unlink()  # as if it had been killed before its last words
+    settings = json.loads(Path("run/settings.json").read_text())
+
+    def refused(**changed: Any) -> str:
+        Path("run/settings.json").write_text(json.dumps({**settings, **changed}))
+        ended = command("resume", "run")
+        assert ended.code == 2
+        assert ended.err.count("\n") == 1
+        return ended.err
+
+    assert refused(freeze=["all"]).startswith("error: freeze: what is frozen (SHA-256) differs")
+    assert refused(head=7).startswith(
+        "error: head: its number of outputs differs from the run's beginning: 3 then"
+    )
+    assert refused(model="resnet34").startswith("error: model differs")
+    assert refused(seed=1).startswith("error: weights: what is loaded")
+    picture = Path("mine/red/0.png")
+    content = picture.read_bytes()
+    picture.write_bytes(Path("mine/red/1.png").read_bytes())
+    assert refused().startswith("error: data: the pictures, their labels or their split (SHA-256) differs")
+    picture.write_bytes(content)
+    whole = Path("run/checkpoints/last.ckpt").read_bytes()
+    for path in Path("run/checkpoints").glob("*.ckpt"):
+        path.unlink()
+        path.write_bytes(whole[: len(whole) // 2])
+    assert "last.ckpt: is missing or damaged" in refused()
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("nowhere", "nowhere: expected the folder of a run, there is no such folder"),
+        ("pictures", "pictures: expected the folder of a run, settings.json in it"),
+        ("latest", "latest: expected outputs/latest"),
+    ],
+)
+def test_what_is_no_run_is_one_line(command: Command, run: str, words: str) -> None:
+    ended = command("resume", run)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(("phase", "code"), [("extraction", signal.SIGTERM), ("checkpoint", signal.SIGINT)])
+def test_a_signal_says_how_to_go_on(tmp_path: Path, phase: str, code: int) -> None:
+    ended = killed(
+        tmp_path / "cut", phase, 1, 0.0, "train", *RUN, "cache_dir=cache", "epochs=1000", number=code
+    )
+    assert ended.returncode == 128 + code, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"error: interrupted by {signal.Signals(code).name}; ")
+    assert ended.stderr.endswith("; finetune resume run goes on\n")
+    assert summary_of(tmp_path / "cut" / "run")["status"] == "interrupted"
+
+
+# disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that is soon full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "none", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_a_run_goes_on_once_there_is_room(
+    command: Command, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = (*RUN, "cache_dir=cache", "hydra.run.dir=disk/run", "freeze=all", "epochs=3")
+    keep = Checkpoints.on_train_epoch_end
+
+    def fill(self: Checkpoints, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            free = shutil.disk_usage(small_disk).free
+            (small_disk / "filler").write_bytes(b"0" * free)
+        keep(self, trainer, pl_module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_epoch_end", fill)
+        ended = command("train", *run)
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert "cannot be written: No space left on device; the checkpoint of epoch 1 is kept" in ended.err
+    assert checkpoint(small_disk / "run", "last")["epoch"] == 0
+    (small_disk / "filler").unlink()
+    assert command("resume", "disk/run").code == 0
+    assert command("train", *RUN, "cache_dir=cache", "freeze=all", "epochs=3").code == 0
+    assert_ended_alike(small_disk / "run", Path("run"))
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(command: Command) -> None:
+    assert command("train", *QUICKER).code == 0
+    Path("run/summary.json").unlink()
+    for folder in ("run", "run/checkpoints", "run/tensorboard"):
+        os.chmod(folder, 0o500)
+    try:
+        with without_privilege():
+            ended = command("resume", "run")
+    finally:
+        for folder in ("run", "run/checkpoints", "run/tensorboard"):
+            os.chmod(folder, 0o700)
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert "cannot be written: Permission denied" in ended.err
+    assert command("resume", "run").code == 0
