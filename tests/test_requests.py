@@ -458,7 +458,8 @@ def assert_nothing_was_touched(folder: Path, before: dict[Path, bytes]) -> None:
     """What was there is as it was, no run counts as the latest, and no foreign code has run."""
     after = contents(folder)
     assert {path: content for path, content in after.items() if path in before} == before
-    assert all(".hydra" in path.parts for path in after.keys() - before.keys())
+    # A run whose pictures turn out to be broken can be resumed once they are mended.
+    assert all(".hydra" in p.parts or p.name == "settings.json" for p in after.keys() - before.keys())
 
 
 def test_there_are_enough_of_them() -> None:

@@ -59,8 +59,9 @@ def test_an_interrupted_run_keeps_its_checkpoint(tmp_path: Path, number: signal.
     folder = tmp_path / (tmp_path / "outputs/latest").read_text().strip()
     kept = checkpoint(folder, "last")
     assert kept["epoch"] + 1 >= 3
-    assert (
-        err == f"error: interrupted by {number.name}; the checkpoint of epoch {kept['epoch'] + 1} is kept\n"
+    assert err.endswith(
+        f"error: interrupted by {number.name}; the checkpoint of epoch {kept['epoch'] + 1} is kept;"
+        f" finetune resume {folder.relative_to(tmp_path)} goes on\n"
     )
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
     assert checkpoint(folder, "best")["epoch"] <= kept["epoch"]

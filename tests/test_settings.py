@@ -61,6 +61,7 @@ DEFAULTS = {
     "trainer.accelerator": "auto",
     "trainer.accumulate_batches": 1,
     "trainer.clip_norm": None,
+    "resume": None,
 }
 CHOICES = {
     "data": [

@@ -54,6 +54,7 @@ class Training:
         sides: tuple[int, int, int] = (32, 16, 16),
         schedule: optim.Schedule = lambda step: 1.0,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        optimizer: str = "sgd",
     ) -> None:
         torch.manual_seed(0)
         self.folder, self.net = folder, Small().double()
@@ -73,13 +74,13 @@ class Training:
             self.net,
             self.frozen,
             loss,
-            lambda: optim.build("sgd", groups, momentum=momentum),
+            lambda: optim.build(optimizer, groups, **({"momentum": momentum} if optimizer == "sgd" else {})),
             schedule,
         )
         self.text = io.StringIO()
 
     def fit(self, **options: Any) -> Fitted:
-        (self.folder / "checkpoints").mkdir(parents=True)
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         writer = SummaryWriter(str(self.folder / "tensorboard"))
         defaults: dict[str, Any] = {
             "epochs": 3,

@@ -32,25 +32,26 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         for name in ("metrics.csv", "summary.json", "skipped.csv"):
             (folder / name).unlink(missing_ok=True)
+        _drop_parts(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "settings.json", settings)
 
 
-def withdraw(folder: Path) -> None:
-    """Make a folder no run's again, when the request turns out to be wrong."""
-    (folder / "settings.json").unlink(missing_ok=True)
-
-
 def reopen(folder: Path, epoch: int) -> None:
     """Take away what came after an epoch, and what a killed process left half-written."""
-    for where in (folder, folder / "checkpoints"):
-        for part in where.glob(".*." + "[0-9a-f]" * 32):  # of `write_atomically`
-            part.unlink()
+    _drop_parts(folder)
     table = folder / "metrics.csv"
     if table.exists():
         header, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
         text = "".join([header, *rows[:epoch]])
         write_atomically(table, lambda file: file.write(text.encode()))
+
+
+def _drop_parts(folder: Path) -> None:
+    """Remove what a killed process had begun to write beside the files of a run."""
+    for where in (folder, folder / "checkpoints"):
+        for part in where.glob(".*." + "[0-9a-f]" * 32):
+            part.unlink()
 
 
 def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadImage]) -> None:

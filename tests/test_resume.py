@@ -1,0 +1,283 @@
+"""Runs that were interrupted go on, and end as they would have without."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ended import Ended
+from PIL import Image
+from privilege import without_privilege
+from runs import CHECKOUT, checkpoint, summary_of, whole_state
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from finetune.training.checkpoint import Checkpoints
+
+Command = Callable[..., Ended]
+KILLED = CHECKOUT / "tests" / "killed.py"
+RUN = (
+    "data=folder",
+    "data.root=pictures",
+    "data.image_size=32",
+    "weights=random",
+    "freeze=through:layer2",
+    "head_dropout=0.3",
+    "epochs=4",
+    "batch_size=32",
+    "hydra.run.dir=run",
+)
+
+
+@pytest.fixture(scope="session")
+def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in three colours, 210 pictures, so that features take several batches."""
+    root = tmp_path_factory.mktemp("many") / "pictures"
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir(parents=True)
+        for number in range(70):
+            pixels = generator.integers(0, 200, (16, 16, 3), dtype=np.uint8)
+            pixels[..., channel] += 20
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def pictures(many_pictures: Path, tmp_path: Path) -> None:
+    """`pictures` in the working directory of each test."""
+    (tmp_path / "pictures").symlink_to(many_pictures)
+
+
+def points(folder: Path) -> list[tuple[str, int]]:
+    """Tag and step of every point in a run's TensorBoard log, as the files have them."""
+    paths = sorted((folder / "tensorboard").iterdir())
+    events = [event for path in paths for event in EventFileLoader(str(path)).Load()]
+    return sorted((value.tag, event.step) for event in events for value in event.summary.value)
+
+
+def assert_ended_alike(run: Path, whole: Path) -> None:
+    for name in ("best", "last"):
+        assert checkpoint(run, name)["epoch"] == checkpoint(whole, name)["epoch"]
+        a, b = whole_state(run, name), whole_state(whole, name)
+        assert a.keys() == b.keys()
+        assert all(value.equal(b[key]) for key, value in a.items())
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    found = points(run)
+    assert found == points(whole)
+    assert len(found) == len(set(found))
+    a, b = summary_of(run), summary_of(whole)
+    for key in ("status", "val", "test", "best_epoch", "epochs", "steps", "data", "augment", "precision"):
+        assert a[key] == b[key]
+    left = [path for path in run.rglob(".*") if path.is_file() and ".hydra" not in path.parts]
+    assert left == []
+
+
+def killed(
+    folder: Path, phase: str, call: int, delay: float, *arguments: str, number: int = signal.SIGKILL
+) -> subprocess.CompletedProcess[str]:
+    """Run in a process of its own, in a folder of its own, with a feature store of its own."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "pictures").exists():
+        (folder / "pictures").symlink_to(Path("pictures").resolve())
+    command = [sys.executable, KILLED, phase, str(call), f"{delay}", str(int(number)), *arguments]
+    return subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+# killed
+
+
+@pytest.mark.parametrize(
+    ("phase", "call", "delay"), [("extraction", 2, 0.0), ("epoch", 4, 0.1), ("checkpoint", 3, 0.001)]
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    command: Command, tmp_path: Path, phase: str, call: int, delay: float
+) -> None:
+    assert command("train", *RUN, "cache_dir=cache").code == 0
+    ended = killed(tmp_path / "cut", phase, call, delay, "train", *RUN, "cache_dir=cache")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    os.chdir("cut")
+    ended = command("resume", "run")
+    assert (ended.code, ended.err) == (0, "")
+    os.chdir("..")
+    assert_ended_alike(Path("cut/run"), Path("run"))
+
+
+@pytest.mark.slow
+def test_twenty_kills(command: Command, tmp_path: Path) -> None:
+    """At random moments of every phase, each with a feature store of its own; some twice, as luck has it."""
+    assert command("train", *RUN, "cache_dir=cache").code == 0
+    chance, table = random.Random(0), []
+    most = {"extraction": 4, "epoch": 20, "validation": 4, "checkpoint": 4, "test": 1}
+    for number in range(20):
+        phase = list(most)[number % len(most)]
+        call, delay = chance.randint(1, most[phase]), chance.choice([0, 0.001, 0.01, 0.1]) * chance.random()
+        folder = tmp_path / f"cut{number}"
+        ended = killed(folder, phase, call, delay, "train", *RUN, "cache_dir=cache")
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        was = (folder / "phase").read_text().splitlines()[-1]
+        os.chdir(folder)
+        ended = command("resume", "run")
+        os.chdir("..")
+        assert (ended.code, ended.err) == (0, ""), (phase, call, delay)
+        assert_ended_alike(folder / "run", Path("run"))
+        at = next(
+            (line for line in ended.out.splitlines() if line.startswith("resume")), "resume   from the start"
+        )
+        table.append(
+            f"{number + 1:>2}  {phase:<10} call {call:>2} + {delay * 1000:6.2f} ms  in {was:<10}  {at}"
+        )
+        shutil.rmtree(folder)
+    with Path("kills").open("w") as file:
+        file.write("\n".join(table))
+    print("\n".join(table))
+    assert {line.split(" in ")[1].split()[0] for line in table} == set(most)
+
+
+# by the command
+
+
+QUICKER = (*RUN, "epochs=1", "max_steps=2", "cache_dir=cache")
+
+
+def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None:
+    first = command("train", *QUICKER, "resume=auto")
+    assert (first.code, first.err) == (0, "")
+    before = {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()}
+    for again in (
+        command("train", *QUICKER, "resume=auto"),
+        command("resume", "run"),
+        command("resume", "latest"),
+    ):
+        assert (again.code, again.err) == (0, "")
+        assert again.out == "finished run has ended, after epoch 1; nothing to do\n"
+    assert {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()} == before
+
+    ended = command("train", *QUICKER, "resume=auto", "freeze=all")
+    assert ended.code == 2
+    assert ended.err.startswith("error: freeze=[all]: expected [through:layer2], as run/settings.json has it")
+    assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
+
+
+def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path) -> None:
+    shutil.copytree(Path("pictures").resolve(), "mine")
+    assert command("train", *QUICKER, "data.root=mine").code == 0
+    Path("run/summary.json").unlink()  # as if it had been killed before its last words
+    settings = json.loads(Path("run/settings.json").read_text())
+
+    def refused(**changed: Any) -> str:
+        Path("run/settings.json").write_text(json.dumps({**settings, **changed}))
+        ended = command("resume", "run")
+        assert ended.code == 2
+        assert ended.err.count("\n") == 1
+        return ended.err
+
+    assert refused(freeze=["all"]).startswith("error: freeze: what is frozen (SHA-256) differs")
+    assert refused(head=7).startswith(
+        "error: head: its number of outputs differs from the run's beginning: 3 then"
+    )
+    assert refused(model="resnet34").startswith("error: model differs")
+    assert refused(seed=1).startswith("error: weights: what is loaded")
+    picture = Path("mine/red/0.png")
+    content = picture.read_bytes()
+    picture.write_bytes(Path("mine/red/1.png").read_bytes())
+    assert refused().startswith("error: data: the pictures, their labels or their split (SHA-256) differs")
+    picture.write_bytes(content)
+    whole = Path("run/checkpoints/last.ckpt").read_bytes()
+    for path in Path("run/checkpoints").glob("*.ckpt"):
+        path.unlink()
+        path.write_bytes(whole[: len(whole) // 2])
+    assert "last.ckpt: is missing or damaged" in refused()
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("nowhere", "nowhere: expected the folder of a run, there is no such folder"),
+        ("pictures", "pictures: expected the folder of a run, settings.json in it"),
+        ("latest", "latest: expected outputs/latest"),
+    ],
+)
+def test_what_is_no_run_is_one_line(command: Command, run: str, words: str) -> None:
+    ended = command("resume", run)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(("phase", "code"), [("extraction", signal.SIGTERM), ("checkpoint", signal.SIGINT)])
+def test_a_signal_says_how_to_go_on(tmp_path: Path, phase: str, code: int) -> None:
+    ended = killed(
+        tmp_path / "cut", phase, 1, 0.0, "train", *RUN, "cache_dir=cache", "epochs=1000", number=code
+    )
+    assert ended.returncode == 128 + code, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"error: interrupted by {signal.Signals(code).name}; ")
+    assert ended.stderr.endswith("; finetune resume run goes on\n")
+    assert summary_of(tmp_path / "cut" / "run")["status"] == "interrupted"
+
+
+# disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that is soon full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "none", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_a_run_goes_on_once_there_is_room(
+    command: Command, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = (*RUN, "cache_dir=cache", "hydra.run.dir=disk/run", "freeze=all", "epochs=3")
+    keep = Checkpoints.on_train_epoch_end
+
+    def fill(self: Checkpoints, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            free = shutil.disk_usage(small_disk).free
+            (small_disk / "filler").write_bytes(b"0" * free)
+        keep(self, trainer, pl_module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_epoch_end", fill)
+        ended = command("train", *run)
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert "cannot be written: No space left on device; the checkpoint of epoch 1 is kept" in ended.err
+    assert checkpoint(small_disk / "run", "last")["epoch"] == 0
+    (small_disk / "filler").unlink()
+    assert command("resume", "disk/run").code == 0
+    assert command("train", *RUN, "cache_dir=cache", "freeze=all", "epochs=3").code == 0
+    assert_ended_alike(small_disk / "run", Path("run"))
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(command: Command) -> None:
+    assert command("train", *QUICKER).code == 0
+    Path("run/summary.json").unlink()
+    for folder in ("run", "run/checkpoints", "run/tensorboard"):
+        os.chmod(folder, 0o500)
+    try:
+        with without_privilege():
+            ended = command("resume", "run")
+    finally:
+        for folder in ("run", "run/checkpoints", "run/tensorboard"):
+            os.chmod(folder, 0o700)
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert "cannot be written: Permission denied" in ended.err
+    assert command("resume", "run").code == 0
