@@ -56,10 +56,11 @@ def test_every_override_in_a_table_is_taken():
     rows = [line for text in TEXT.values() for line in text.splitlines() if line.startswith("|")]
     cells = [code for row in rows for code in re.findall(r"`([^`]*=[^`]*)`", row)]
     overrides = [word for cell in cells for word in shlex.split(cell) if "=" in word]
-    tried = [word for word in overrides if not re.search(r"[<…]", word)]
+    gaps = r"[<…(]|=[^\[]*,"  # to be filled in, or the values of a sweep
+    tried = [word for word in overrides if not re.search(gaps, word)]
     assert len(tried) >= 25
     for cell in cells:
-        compose([word for word in shlex.split(cell) if not re.search(r"[<…]", word)])
+        compose([word for word in shlex.split(cell) if not re.search(gaps, word)])
 
 
 def test_every_link_and_picture_exists():

@@ -72,8 +72,10 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
         "settings.json",
         "summary.json",
         "metrics.csv",
+        "predictions.csv",
+        "report.html",
     }
-    assert len(files) == 10  # and TensorBoard's one
+    assert len(files) == 12  # and TensorBoard's one
     assert {path.name for path in Path().iterdir()} == {"outputs", "pictures"}  # no lightning_logs beside it
 
     summary = summary_of(folder)

@@ -73,7 +73,10 @@ def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None
     Path("file").write_text("")
     picture = str(few_pictures / "red" / "1.png")
     for arguments, line in (
-        ((str(run), "nowhere.png"), "nowhere.png: expected a picture or a folder; there is none"),
+        (
+            (str(run), "nowhere.png"),
+            "nowhere.png: expected a file, a folder, a glob or -",
+        ),
         ((str(run), "empty"), "empty: expected pictures in this folder"),
         (("empty", picture), "empty: expected the folder of a run"),
         ((str(run), picture, "--out", "file"), "--out=file: cannot be made: File exists"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 from small import Small, Training, same
 from torch import Tensor
 
@@ -22,7 +23,9 @@ def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss(tmp_path: 
     rows = training.rows()
     best = max(rows, key=lambda row: (row["accuracy/val"], -row["loss/val"]))
     assert fitted.best_epoch == best["epoch"] == training.checkpoint("best")["epoch"] + 1
-    assert fitted.val == pytest.approx({"loss": best["loss/val"], "accuracy": best["accuracy/val"]})
+    assert fitted.val == pytest.approx(
+        {name: best[f"{name}/val"] for name in ("loss", "accuracy", "balanced_accuracy")}
+    )
     assert (fitted.epochs, fitted.steps, len(rows)) == (8, 32, 8)
 
 
@@ -60,6 +63,7 @@ def test_the_test_split_is_judged_with_the_best_epoch(tmp_path: Path) -> None:
         {
             "loss": F.cross_entropy(logits, training.y[part]).item(),
             "accuracy": (logits.argmax(1) == training.y[part]).double().mean().item(),
+            "balanced_accuracy": balanced_accuracy_score(training.y[part], logits.argmax(1)),
         }
     )
 
