@@ -254,7 +254,7 @@ def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | Non
     console, saved = Console(soft_wrap=True), open_run(run)
     settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
     predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
-    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, split)
+    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, settings.loss, split)
     temperature = 1.0 if raw else temperature_of(saved.summary)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading pictures", len(chosen.rows)) as advance:

@@ -104,7 +104,10 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
     ("arguments", "line"),
     [
         (("data=digits",), "digits: expected pictures of the run's classes (blue, green, red); the classes"),
-        (("data=random",), "data=random: expected pictures of one class each, not label vectors"),
+        (
+            ("data=random",),
+            "data=random: expected pictures of one class each for a run with loss=cross_entropy",
+        ),
         (
             ("model=resnet50",),
             "model: expected data, cache_dir, precision, trainer here; the rest is",
@@ -130,3 +133,38 @@ def test_what_hydra_refuses_is_told_by_hydra(command: Command, run: finetune.Run
     assert ended.code == 2
     assert "Could not find 'data/nothing'" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_several_labels_a_picture(command: Command, few_pictures: Path) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    names = [f"{color}/{number}.png" for color in ("red", "green", "blue") for number in range(20)]
+    labels = [f"{name.partition('/')[0]}|{'even' if i % 2 else 'odd'}" for i, name in enumerate(names)]
+    rows = [("path", "label"), *zip((f"pictures/{name}" for name in names), labels, strict=True)]
+    Path("train.csv").write_text("".join(f"{path},{label}\n" for path, label in rows))
+    run = finetune.fit(
+        {"root": "train.csv", "source": "csv", "image_size": 32},
+        loss="bce",
+        weights="random",
+        epochs=2,
+        cache="memory",
+        precision="32",
+        quiet=True,
+    )
+    ended = command("evaluate", "latest", "--out", "found.json")
+    assert (ended.code, ended.err) == (0, "")
+    found, said = json.loads(Path("found.json").read_text()), run.summary["test"]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "map"):
+        assert found[name] == pytest.approx(said[name], abs=1e-5)
+    assert found["log_loss"] == pytest.approx(said["loss"], abs=1e-5)
+    for row in found["per_class"]:
+        assert row["average_precision"] == pytest.approx(said["per_label"][row["name"]]["average_precision"])
+    assert "mean AP" in ended.out
+
+    other = [f"{path},{label.replace('even', 'pair')}\n" for path, label in rows if "green" not in label]
+    Path("other.csv").write_text("".join(other))
+    ended = command("evaluate", "latest", "data=csv", "data.root=other.csv", "--out", "found.json")
+    found = json.loads(Path("found.json").read_text())
+    assert (ended.code, found["pictures"], found["data"]["split"]) == (0, 40, "all")
+    assert found["unknown_classes"] == {"pair": 20}
+    assert found["classes_without_pictures"] == ["even", "green"]
+    assert {row["name"]: row["pictures"] for row in found["per_class"]}["odd"] == 20

@@ -16,6 +16,7 @@ from finetune.data.sources import SPLITS, Dataset
 from finetune.errors import RequestError, brief
 from finetune.inference.forward import Predictor
 from finetune.inference.metrics import Measures, measure
+from finetune.inference.several import SeveralMeasures, measure_several
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Chosen:
     """The pictures of a data set that a run is measured on.
 
     own: whether these are the data that the run was trained on, unchanged.
-    labels: the run's own class indices, matched by name. unknown: pictures of classes it does not know.
+    labels: the run's own class indices (N,), matched by name, or vectors (N, classes) of 0 and 1.
+    unknown: pictures of classes that the run does not know.
     """
 
     dataset: Dataset
@@ -38,22 +40,31 @@ class Chosen:
 class Evaluation:
     """The measures, and the pictures that could not be read."""
 
-    measures: Measures
+    measures: Measures | SeveralMeasures
     broken: list[BadImage]
 
 
 def choose(
-    dataset: Dataset, folder: Path, summary: dict[str, Any] | None, classes: tuple[str, ...], side: str | None
+    dataset: Dataset,
+    folder: Path,
+    summary: dict[str, Any] | None,
+    classes: tuple[str, ...],
+    loss: str,
+    side: str | None,
 ) -> Chosen:
     """The test split of the data that the run was trained on, all of any other, or the side asked for.
 
-    folder, summary, classes: the run's.
+    folder, summary, classes, loss: the run's.
 
     Raises:
         RequestError: there is no such side, it is empty, or holds no picture of a class that the run knows.
     """
-    if dataset.labels.ndim != 1:
-        raise RequestError(f"data={dataset.name}: expected pictures of one class each, not label vectors")
+    several = dataset.multi_label and loss == "bce"
+    if dataset.labels.ndim != 1 and not several:
+        raise RequestError(
+            f"data={dataset.name}: expected pictures of one class each for a run with loss={loss}, not label"
+            " vectors"
+        )
     if side not in (None, "all", *SPLITS):
         raise RequestError(f"--split={side}: expected {', '.join(SPLITS)} or all")
     own = _as_trained(dataset, folder).fingerprint() == ((summary or {}).get("data") or {}).get("fingerprint")
@@ -62,15 +73,21 @@ def choose(
     if not len(rows):
         raise RequestError(f"--split={side}: expected pictures in it; {dataset.name} has none there")
     index = np.array([classes.index(name) if name in classes else -1 for name in dataset.classes])
-    labels = index[dataset.labels[rows]]
-    strange, counts = np.unique(dataset.labels[rows][labels < 0], return_counts=True)
-    unknown = {dataset.classes[label]: int(count) for label, count in zip(strange, counts, strict=True)}
-    if not (labels >= 0).any():
+    held = dataset.labels[rows]
+    counts = held.sum(0) if several else np.bincount(held, minlength=len(index))
+    unknown = {dataset.classes[i]: int(counts[i]) for i in np.flatnonzero((index < 0) & (counts > 0))}
+    if not counts[index >= 0].any():
         raise RequestError(
             f"{dataset.name}: expected pictures of the run's classes ({brief(list(classes))}); the classes"
             f" there are {brief(list(dataset.classes))}"
         )
-    return Chosen(dataset, side, own, rows[labels >= 0], labels[labels >= 0], unknown)
+    if several:
+        labels = np.zeros((len(rows), len(classes)), dtype=np.float32)
+        labels[:, index[index >= 0]] = held[:, index >= 0]
+    else:
+        labels = index[held]
+        rows, labels = rows[labels >= 0], labels[labels >= 0]
+    return Chosen(dataset, side, own, rows, labels, unknown)
 
 
 def evaluate(
@@ -105,8 +122,10 @@ def evaluate(
         )
     if not logits:
         raise RequestError(f"{chosen.dataset.name}: expected pictures that can be read; {broken[0].reason}")
-    measures = measure(torch.stack(logits), torch.tensor(labels), predictor.saved.classes, loss, temperature)
-    return Evaluation(measures, broken)
+    found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
+    if true.ndim == 2:
+        return Evaluation(measure_several(found, true, classes), broken)
+    return Evaluation(measure(found, true, classes, loss, temperature), broken)
 
 
 def _as_trained(dataset: Dataset, folder: Path) -> Dataset:

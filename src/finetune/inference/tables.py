@@ -12,6 +12,7 @@ from rich.text import Text
 from finetune.errors import RequestError, brief
 from finetune.inference.evaluate import Chosen, Evaluation
 from finetune.inference.metrics import Measures
+from finetune.inference.several import SeveralMeasures
 from finetune.report.folder import write_json
 from finetune.report.terminal import say
 
@@ -21,6 +22,7 @@ MEASURES = {
     "top5_accuracy": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
+    "map": "mean AP",
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
@@ -36,11 +38,13 @@ def show(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: 
     say(console, "scaling", f"logits divided by {temperature:.3f}" if temperature != 1 else "none")
     console.print()
     for name, title in MEASURES.items():
-        value = getattr(measures, name)
+        value = getattr(measures, name, None)
         if value is not None:
             console.print(f"{title:<18} {value:.4f}", highlight=False)
     console.print()
     console.print(_per_class(measures))
+    if isinstance(measures, SeveralMeasures):
+        return
     console.print()
     if len(measures.per_class) <= MATRIX_UP_TO:
         console.print("true classes by the numbers of the predicted ones")
@@ -58,7 +62,8 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
         )
     if chosen.unknown:
         named = [f"{name} ({count:,})" for name, count in chosen.unknown.items()]
-        lines.append(f"classes that the run does not know, left out with their pictures: {brief(named)}")
+        what = "left out" + " with their pictures" * (chosen.labels.ndim == 1)
+        lines.append(f"classes that the run does not know, {what}: {brief(named)}")
     if missing := without_pictures(evaluation.measures):
         lines.append(f"classes of the run without pictures, left out of the means: {brief(missing)}")
     if evaluation.broken:
@@ -68,7 +73,7 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def without_pictures(measures: Measures) -> list[str]:
+def without_pictures(measures: Measures | SeveralMeasures) -> list[str]:
     """The classes that nothing is known of."""
     return [row.name for row in measures.per_class if not row.pictures]
 
@@ -93,13 +98,17 @@ def write(out: Path, run: Path, chosen: Chosen, evaluation: Evaluation, temperat
     write_json(out, found)
 
 
-def _per_class(measures: Measures) -> Table:
+def _per_class(measures: Measures | SeveralMeasures) -> Table:
     table = Table("class", box=None, pad_edge=False, header_style="bold")
-    for title in ("pictures", "precision", "recall", "F1"):
+    several = isinstance(measures, SeveralMeasures)
+    columns = {"average_precision": "AP"} if several else {"precision": "precision", "recall": "recall"}
+    columns |= {"f1": "F1"}
+    for title in ("pictures", *columns.values()):
         table.add_column(title, justify="right")
     for row in measures.per_class:
-        values = ("-" if value is None else f"{value:.3f}" for value in (row.precision, row.recall, row.f1))
-        table.add_row(Text(row.name), f"{row.pictures:,}", *values)
+        values = (getattr(row, name) for name in columns)
+        cells = ("-" if value is None else f"{value:.3f}" for value in values)
+        table.add_row(Text(row.name), f"{row.pictures:,}", *cells)
     return table
 
 
