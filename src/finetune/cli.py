@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
-import hydra
 import typer
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from rich.console import Console
 
-from finetune.door import (
-    at_once,
-    check_picture,
-    compose,
-    guarded,
-    import_torch,
-    override,
-    refusal,
-    settings_of,
-)
-from finetune.errors import RequestError, RunError, brief
-from finetune.settings import Settings, configs_folder
-from finetune.sweep import begun, tables
+from finetune import launch
+from finetune.door import at_once, check_picture, compose, guarded, import_torch
+from finetune.errors import RequestError
+from finetune.launch import train
 from finetune.sweep.jobs import find_sweep
-from finetune.sweep.leaderboard import compare
-from finetune.sweep.plans import Plan, tell_apart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,109 +24,8 @@ app = typer.Typer(
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-
-class Job:
-    """What Hydra calls for each job; keeps exit codes, as an exception would lose the other jobs' results."""
-
-    def __init__(self) -> None:
-        self.began = False
-        self.codes: list[int] = []
-        self.plans: list[Plan] = []
-
-    def __call__(self, config: DictConfig) -> float | Plan | None:
-        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
-        self.began = True
-        hydra_config = HydraConfig.get()
-        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
-        if hydra_config.mode != RunMode.MULTIRUN:
-            code, result = guarded(lambda: _run(settings_of(config), folder))
-            self.codes.append(code)
-            return None if result is None or result["val"] is None else result["val"]["accuracy"]
-        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
-        self.plans.append(plan)
-        try:
-            plan.settings = settings_of(config)
-        except RequestError as error:
-            plan.wrong = error
-        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
-            return plan
-        train_plans([plan])
-        return plan.accuracy
-
-    def code(self) -> int:
-        """The exit code of all that ran."""
-        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
-
-
-def _run(settings: Settings, folder: Path) -> dict[str, Any]:
-    import_torch()
-    from finetune.run import run
-
-    return run(settings, folder, Console(soft_wrap=True))
-
-
-def train_plans(plans: Sequence[Plan]) -> None:
-    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
-    tell_apart(plans)
-    for plan in plans:
-        if plan.wrong:
-            plan.fail(plan.wrong)
-    if all(plan.ended for plan in plans):
-        return
-    import_torch()
-    from finetune.sweep.train import train_all
-
-    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
-    if code:
-        raise SystemExit(code)
-
-
-def train() -> NoReturn:
-    """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
-    job = Job()
-    begun.Begun.config = None  # an earlier one in this process
-    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
-    try:
-        # Hydra names its job after the function and reads the source file of a plain one only.
-        hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")(
-            lambda config: job(config)
-        )()
-    except Exception as error:
-        if job.began or debugging:
-            raise
-        print(refusal(error, sys.argv[1:]), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # while jobs run elsewhere
-        print("error: interrupted", file=sys.stderr)
-        _end_sweep()
-        sys.exit(130)
-    except SystemExit:  # raised by an interrupted job
-        _end_sweep()
-        raise
-    sys.exit(max(_end_sweep(), job.code()))
-
-
-def _end_sweep() -> int:
-    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
-
-    Jobs that ran in other processes or on other machines are known by their folders alone.
-    """
-    begun.end_workers()
-    folder = begun.folder()
-    if folder is None:
-        return 0
-    code, finished = guarded(lambda: _leaderboard(folder))
-    return code or int(not finished)
-
-
-def _leaderboard(folder: Path) -> bool:
-    """Write and show a leaderboard; whether every job finished."""
-    board = compare(folder)
-    tables.write(board)
-    tables.show(board, Console())
-    return not board.others
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
 
 
 @app.command("train", context_settings=OVERRIDES, add_help_option=False)
@@ -189,39 +71,21 @@ def inspect(
 
 @app.command()
 def explain(
-    run: Annotated[str, typer.Argument(help="A run's folder, or latest.")],
-    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    run: RunArgument,
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs.")],
     out: Annotated[
         Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
     ] = None,
 ) -> None:
     """Show what in a picture speaks for the answer: finetune explain latest photographs."""
-    code, _ = guarded(lambda: _explain(run, paths, out))
-    sys.exit(code)
 
+    def work() -> None:
+        import_torch()
+        from finetune.inspection.overlay import explain_paths
 
-def _explain(run: str, paths: list[str], out: Path | None) -> None:
-    import_torch()
-    from finetune.inference.paths import find
-    from finetune.inspection import overlay
-    from finetune.report.terminal import progress, say
-    from finetune.saved import open_run
+        explain_paths(run, paths, out)
 
-    console = Console(soft_wrap=True)
-    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
-    folder = out or saved.folder / "explain"
-    with progress(console, "explain", len(pictures)) as advance:
-        written = overlay.explain(saved, pictures, folder, advance)
-    if written.pictures:
-        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
-        say(console, "folder", f"{folder}, the first {min(written.pictures, overlay.IN_GRID)} in grid.png")
-    if written.bad:
-        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
-        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")
-
-
-RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
+    sys.exit(guarded(work)[0])
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -236,34 +100,14 @@ def evaluate(
     raw: Raw = False,
 ) -> None:
     """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
-    code, _ = guarded(lambda: _evaluate(run, context.args, out, split, raw))
-    sys.exit(code)
 
+    def work() -> None:
+        import_torch()
+        from finetune.inference.command import evaluate_run
 
-def _evaluate(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
-    import_torch()
-    from finetune.inference import tables
-    from finetune.inference.calibration import temperature_of
-    from finetune.inference.evaluate import choose, evaluate
-    from finetune.inference.forward import Predictor
-    from finetune.prepare import find_data
-    from finetune.report.terminal import progress, say
-    from finetune.saved import open_run
+        evaluate_run(run, context.args, out, split, raw)
 
-    tables.check(out)
-    console, saved = Console(soft_wrap=True), open_run(run)
-    settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
-    predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
-    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, settings.loss, split)
-    temperature = 1.0 if raw else temperature_of(saved.summary)
-    say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
-    with progress(console, "reading pictures", len(chosen.rows)) as advance:
-        evaluation = evaluate(
-            predictor, chosen, settings.data.bad_images, settings.loss, temperature, advance
-        )
-    tables.show(console, chosen, evaluation, temperature)
-    if out:
-        tables.write(out, saved.folder, chosen, evaluation, temperature)
+    sys.exit(guarded(work)[0])
 
 
 @app.command()
@@ -279,42 +123,19 @@ def predict(
     format: Annotated[str | None, typer.Option(help="csv or jsonl, whatever the file's extension.")] = None,
 ) -> None:
     """Classify pictures: finetune predict latest photographs --out classes.csv."""
+
+    def work() -> None:
+        import_torch("finetune.inference.command")
+        from finetune.inference.command import predict_paths
+
+        predict_paths(run, paths, out, top, raw, strict, format)
+
     try:
-        code, _ = guarded(lambda: _predict(run, paths, out, top, raw, strict, format))
+        code, _ = guarded(work)
     except BrokenPipeError:  # whoever read has enough, as head has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
-
-
-def _predict(
-    run: str, paths: list[str], out: Path | None, top: int, raw: bool, strict: bool, format: str | None
-) -> None:
-    import_torch("finetune.inference.predict")
-    from finetune.inference.calibration import temperature_of
-    from finetune.inference.forward import Predictor
-    from finetune.inference.paths import find
-    from finetune.inference.predict import format_of, predict
-    from finetune.report.terminal import progress
-    from finetune.saved import open_run
-
-    kind, pictures, saved = format_of(out, format), find(paths, sys.stdin), open_run(run)
-    predictor = Predictor(saved, saved.settings.precision)
-    temperature = 1.0 if raw else temperature_of(saved.summary)
-    console = Console(stderr=True, soft_wrap=True)
-    # Rows and a bar on one terminal would be in each other's way.
-    total = pictures.total
-    bar = (
-        nullcontext(lambda _: None)
-        if not out and sys.stdout.isatty()
-        else progress(console, "predict", total)
-    )
-    with bar as advance:
-        tally = predict(predictor, pictures, out, kind, top, saved.settings.loss, temperature, advance)
-    tally.tell(console, predictor.form, temperature)
-    if strict and tally.broken:
-        told = f"{tally.broken:,} of {tally.pictures:,} pictures cannot be read"
-        raise RunError(f"--strict: {told}; the first is {tally.first}")
 
 
 @app.command()
@@ -335,7 +156,7 @@ def _resume(run: str) -> int:
         resume(find(run), console)
         return 0
     code = resume_sweep(Path(run), console)
-    return max(code, int(not _leaderboard(Path(run))))
+    return max(code, int(not launch.leaderboard(Path(run))))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -375,37 +196,14 @@ def export(
     ] = False,
 ) -> None:
     """Write a run's model for other programs: finetune export latest --format onnx."""
-    code, _ = guarded(lambda: _export(run, format, out, softmax))
-    sys.exit(code)
 
+    def work() -> None:
+        import_torch()
+        from finetune.inference.command import export_run
 
-def _export(run: str, kind: str, out: Path | None, softmax: bool) -> None:
-    import_torch()
-    from finetune.inference import export as exports
-    from finetune.inference.calibration import temperature_of
-    from finetune.prepare import find_data
-    from finetune.report.terminal import say
-    from finetune.saved import open_run
+        export_run(run, format, out, softmax)
 
-    console = Console(soft_wrap=True)
-    saved = open_run(run)
-    target = exports.target_of(saved, kind, out, softmax)
-    dataset = None
-    if kind != "safetensors":
-        try:
-            dataset = find_data(saved.settings)
-        except RequestError as gone:
-            say(console, "note", f"the run's pictures are not there ({gone})")
-    inputs, what = exports.examples(dataset, saved.preprocessing)
-    temperature = temperature_of(saved.summary)
-    difference = exports.write(saved, kind, target, inputs, temperature if softmax else None)
-    say(console, "export", str(target))
-    if softmax:
-        say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
-    if difference is None:
-        say(console, "loads", f"into {exports.loads_into(saved)}")
-    else:
-        say(console, "check", f"on {what} its outputs differ from the model's by {difference:.1e} at most")
+    sys.exit(guarded(work)[0])
 
 
 @app.command()
@@ -435,7 +233,7 @@ def _report(run: str) -> None:
 @app.command()
 def leaderboard(sweep: str = typer.Argument(help="A sweep's folder, or latest.")) -> None:
     """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
-    code, _ = guarded(lambda: _leaderboard(find_sweep(sweep)))
+    code, _ = guarded(lambda: launch.leaderboard(find_sweep(sweep)))
     sys.exit(code)
 
 

@@ -11,7 +11,7 @@ from ended import Ended
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from finetune import cli
+from finetune import launch
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_every_job_is_what_hydra_composes(
 ) -> None:
     seen: dict[str, list[Any]] = {}
 
-    def note(job: cli.Job, config: DictConfig) -> Any:
+    def note(job: launch.Job, config: DictConfig) -> Any:
         hydra = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=True)
         assert isinstance(hydra, dict)
         launcher = hydra["hydra"]["runtime"]["choices"].pop("hydra/launcher")
@@ -36,9 +36,9 @@ def test_every_job_is_what_hydra_composes(
         hydra["hydra"].pop("run")  # a folder is free only once
         hydra["hydra"]["overrides"]["hydra"] = []
         seen.setdefault(launcher, []).append((OmegaConf.to_container(config, resolve=True), hydra))
-        return cli.Plan(0, Path("nowhere"), [], ended=True)
+        return launch.Plan(0, Path("nowhere"), [], ended=True)
 
-    monkeypatch.setattr(cli.Job, "__call__", note)
+    monkeypatch.setattr(launch.Job, "__call__", note)
     for launcher in ("batched", "basic"):
         train("-m", *overrides, f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep")
     assert seen["batched"] == seen["basic"]

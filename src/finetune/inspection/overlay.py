@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
 from torch import Tensor
 
 from finetune.atomic import write_atomically
 from finetune.data.images import BadImage, Reader
-from finetune.errors import RequestError
+from finetune.errors import RequestError, RunError, brief
+from finetune.inference.paths import find
 from finetune.inspection.explain import heatmaps
-from finetune.saved import Saved
+from finetune.report.terminal import progress, say
+from finetune.saved import Saved, open_run
 
 CHUNK = 64
 IN_GRID = 24
@@ -126,3 +130,23 @@ def _free_names() -> Callable[[str], str]:
         return chosen
 
     return free
+
+
+def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
+    """Explain a run's answers to the pictures that `paths` name, in a folder; in the run's own by default.
+
+    Raises:
+        RunError: a picture cannot be read; the others are explained.
+    """
+
+    console = Console(soft_wrap=True)
+    pictures, saved = list(find(paths, sys.stdin)), open_run(run)
+    folder = out or saved.folder / "explain"
+    with progress(console, "explain", len(pictures)) as advance:
+        written = explain(saved, pictures, folder, advance)
+    if written.pictures:
+        say(console, "explain", f"{written.pictures:,} pictures, {written.method}")
+        say(console, "folder", f"{folder}, the first {min(written.pictures, IN_GRID)} in grid.png")
+    if written.bad:
+        shown = brief([f"{one.path} ({one.reason})" for one in written.bad], 10)
+        raise RunError(f"{len(written.bad):,} of {len(pictures):,} pictures cannot be read: {shown}")

@@ -38,7 +38,7 @@ class BatchedLauncher(Launcher):
         Raises:
             SystemExit: the sweep was interrupted.
         """
-        from finetune.cli import train_plans
+        from finetune.launch import train_plans
 
         setup_globals()
         returns = [

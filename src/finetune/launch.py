@@ -1,0 +1,125 @@
+"""From Hydra's jobs to runs and sweeps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from finetune.door import guarded, import_torch, refusal, settings_of
+from finetune.errors import RequestError
+from finetune.settings import Settings, configs_folder
+from finetune.sweep import begun, tables
+from finetune.sweep.leaderboard import compare
+from finetune.sweep.plans import Plan, tell_apart
+
+
+class Job:
+    """What Hydra calls for each job; keeps exit codes, as an exception would lose the other jobs' results."""
+
+    def __init__(self) -> None:
+        self.began = False
+        self.codes: list[int] = []
+        self.plans: list[Plan] = []
+
+    def __call__(self, config: DictConfig) -> float | Plan | None:
+        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
+        self.began = True
+        hydra_config = HydraConfig.get()
+        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        if hydra_config.mode != RunMode.MULTIRUN:
+            code, result = guarded(lambda: _run(settings_of(config), folder))
+            self.codes.append(code)
+            return None if result is None or result["val"] is None else result["val"]["accuracy"]
+        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
+        self.plans.append(plan)
+        try:
+            plan.settings = settings_of(config)
+        except RequestError as error:
+            plan.wrong = error
+        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
+            return plan
+        train_plans([plan])
+        return plan.accuracy
+
+    def code(self) -> int:
+        """The exit code of all that ran."""
+        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
+
+
+def _run(settings: Settings, folder: Path) -> dict[str, Any]:
+    import_torch()
+    from finetune.run import run
+
+    return run(settings, folder, Console(soft_wrap=True))
+
+
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+    tell_apart(plans)
+    for plan in plans:
+        if plan.wrong:
+            plan.fail(plan.wrong)
+    if all(plan.ended for plan in plans):
+        return
+    import_torch()
+    from finetune.sweep.train import train_all
+
+    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
+    if code:
+        raise SystemExit(code)
+
+
+def train() -> NoReturn:
+    """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
+    job = Job()
+    begun.Begun.config = None  # an earlier one in this process
+    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
+    try:
+        # Hydra names its job after the function and reads the source file of a plain one only.
+        hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")(
+            lambda config: job(config)
+        )()
+    except Exception as error:
+        if job.began or debugging:
+            raise
+        print(refusal(error, sys.argv[1:]), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # while jobs run elsewhere
+        print("error: interrupted", file=sys.stderr)
+        _end_sweep()
+        sys.exit(130)
+    except SystemExit:  # raised by an interrupted job
+        _end_sweep()
+        raise
+    sys.exit(max(_end_sweep(), job.code()))
+
+
+def _end_sweep() -> int:
+    """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
+
+    Jobs that ran in other processes or on other machines are known by their folders alone.
+    """
+    begun.end_workers()
+    folder = begun.folder()
+    if folder is None:
+        return 0
+    code, finished = guarded(lambda: leaderboard(folder))
+    return code or int(not finished)
+
+
+def leaderboard(folder: Path) -> bool:
+    """Write and show a leaderboard; whether every job finished."""
+    board = compare(folder)
+    tables.write(board)
+    tables.show(board, Console())
+    return not board.others
