@@ -1,8 +1,9 @@
 """Time finetune against the loop of PyTorch's transfer-learning tutorial, as whole processes on one machine.
 
     python scripts/benchmark.py --photographs FOLDER…
+    python scripts/benchmark.py --photographs FOLDER… --sweep
 
-prints the table and writes docs/benchmark.json and docs/benchmark.png.
+prints the table and writes docs/benchmark.json and docs/benchmark.png; with --sweep docs/benchmark_sweep.json.
 
 Ratios within one run are what counts; processes take turns, so that a machine that slows down slows all.
 The pictures are 500 x 375 JPEGs cut from large photographs: a class per photograph. Both sides start from the
@@ -15,116 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmark_sweep import compare_sweep
+from contenders import Row, run_loop, run_ours
 from photographs import ROOT, cut_pictures, save_weights
 from rich.console import Console
 from rich.table import Table
 
 EPOCHS = {"all": [10, 25], "through:layer3": [10], "none": [1, 3]}
-
-
-@dataclass
-class Process:
-    """What a whole process took and came to: wall seconds, peak memory in MB, and what it says itself."""
-
-    seconds: float
-    memory: float
-    output: str
-
-
-def run(command: list[str]) -> Process:
-    """Run a command from the project's folder; ends the benchmark where it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
-    assert process.stdout is not None
-    output = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{output}")
-    return Process(time.perf_counter() - started, usage.ru_maxrss / 1000, output)
-
-
-@dataclass
-class Row:
-    """A contender's runs for one number of epochs; rates are pictures a second."""
-
-    contender: str
-    freeze: str
-    epochs: int
-    seconds: list[float] = field(default_factory=list)
-    memory: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    rate: list[float] = field(default_factory=list)
-
-    def described(self, tutorial: Row) -> dict[str, Any]:
-        several = len(self.accuracy) > 1
-        return {
-            "contender": self.contender,
-            "freeze": self.freeze,
-            "epochs": self.epochs,
-            "runs": len(self.seconds),
-            "seconds": statistics.median(self.seconds),
-            "all_seconds": self.seconds,
-            "ratio": statistics.median(tutorial.seconds) / statistics.median(self.seconds),
-            "memory_mb": max(self.memory),
-            "accuracy": statistics.mean(self.accuracy) if self.accuracy else None,
-            "accuracy_std": statistics.stdev(self.accuracy) if several else None,
-            "pictures_per_second": statistics.median(self.rate) if self.rate else None,
-        }
-
-
-def run_loop(work: Path, rows: list[Row], seed: int, most: int, *options: str) -> None:
-    """One process of the tutorial's loop, for the rows of all numbers of epochs."""
-    ran = min(most, max(row.epochs for row in rows))
-    process = run(
-        [
-            *(sys.executable, "scripts/tutorial_loop.py", str(work / "pictures"), f"--seed={seed}"),
-            *(f"--weights={work / 'resnet18.pth'}", f"--freeze={rows[0].freeze}", f"--epochs={ran}"),
-            *options,
-        ]
-    )
-    told = json.loads(process.output.splitlines()[-1])
-    epoch = statistics.median(told["epoch_seconds"])
-    for row in rows:
-        later = sum(told["epoch_seconds"][row.epochs :])
-        row.seconds.append(process.seconds - later + max(row.epochs - ran, 0) * epoch)
-        row.memory.append(process.memory)
-        row.rate.append(told["pictures"] / epoch)
-        if row.epochs <= ran:
-            row.accuracy.append(max(told["accuracies"][: row.epochs]))
-
-
-def run_ours(work: Path, row: Row, seed: int, *overrides: str, cold: bool = False) -> None:
-    """One process of ours; a cold one begins with an empty store."""
-    cache, folder = work / "cache", work / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    if cold:
-        shutil.rmtree(cache, ignore_errors=True)
-    process = run(
-        [
-            *(sys.executable, "train.py", "data=folder", f"data.root={work / 'pictures'}", f"seed={seed}"),
-            *(f"weights={work / 'resnet18.pth'}", f"freeze={row.freeze}", f"epochs={row.epochs}"),
-            *("data.val_fraction=0", "schedule=step", f"cache_dir={cache}", f"hydra.run.dir={folder}"),
-            *overrides,
-        ]
-    )
-    summary = json.loads((folder / "summary.json").read_text())
-    row.seconds.append(process.seconds)
-    row.memory.append(process.memory)
-    row.accuracy.append(summary["val"]["accuracy"])
-    features = summary["features"]
-    if features and features["computed"]:
-        row.rate.append(features["computed"] / features["seconds"])
 
 
 def compare(work: Path, freeze: str, repeats: int, most: int) -> list[dict[str, Any]]:
@@ -214,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="large photographs")
     parser.add_argument("--freeze", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
+    parser.add_argument("--sweep", action="store_true", help="time a sweep of 32 jobs instead")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loop-epochs", type=int, default=25, help="most epochs that the loop really runs")
     parser.add_argument("--pictures", type=int, nargs=2, default=[1000, 300], metavar=("TRAIN", "VAL"))
@@ -224,6 +128,10 @@ def main() -> None:
         work = Path(name)
         cut_pictures(arguments.photographs, work / "pictures", *arguments.pictures, classes=20)
         save_weights(work / "resnet18.pth")
+        if arguments.sweep:
+            found = compare_sweep(work, arguments.repeats, arguments.loop_epochs)
+            (arguments.out / "benchmark_sweep.json").write_text(json.dumps(found, indent=2) + "\n")
+            return print(json.dumps(found, indent=2))
         for freeze in arguments.freeze:
             rows += compare(work, freeze, arguments.repeats, arguments.loop_epochs)
             (arguments.out / "benchmark.json").write_text(json.dumps(rows, indent=2) + "\n")
