@@ -3,7 +3,7 @@
     python scripts/benchmark.py --photographs FOLDER…
     python scripts/benchmark.py --photographs FOLDER… --sweep
 
-prints the table and writes docs/benchmark.json and docs/benchmark.png; with --sweep docs/benchmark_sweep.json.
+prints the table and writes docs/benchmark.json and docs/benchmark.png, or docs/benchmark_sweep.json.
 
 Ratios within one run are what counts; processes take turns, so that a machine that slows down slows all.
 The pictures are 500 x 375 JPEGs cut from large photographs: a class per photograph. Both sides start from the

@@ -30,10 +30,9 @@ def compare_sweep(work: Path, repeats: int, loop_epochs: int) -> dict[str, Any]:
                 shutil.rmtree(folder, ignore_errors=True)
                 command = ours(work, f"epochs={EPOCHS}", *options, cold=temperature == "cold")
                 command += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
-                seconds.setdefault(f"{name}, {temperature}", []).append(run(command).seconds)
-                print(
-                    f"{name}, {temperature}: {seconds[f'{name}, {temperature}'][-1]:.1f} s", file=sys.stderr
-                )
+                taken = run(command).seconds
+                seconds.setdefault(f"{name}, {temperature}", []).append(taken)
+                print(f"{name}, {temperature}: {taken:.1f} s", file=sys.stderr)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "seconds": {"tutorial, one run": loop.seconds[0], **median},

@@ -91,10 +91,8 @@ def run_ours(work: Path, row: Row, seed: int, *overrides: str, cold: bool = Fals
     """One process of ours; a cold one begins with an empty store."""
     folder = work / "run"
     shutil.rmtree(folder, ignore_errors=True)
-    process = run(
-        ours(work, f"seed={seed}", f"freeze={row.freeze}", f"epochs={row.epochs}", cold=cold)
-        + [f"hydra.run.dir={folder}", *overrides]
-    )
+    options = (f"seed={seed}", f"freeze={row.freeze}", f"epochs={row.epochs}", f"hydra.run.dir={folder}")
+    process = run(ours(work, *options, *overrides, cold=cold))
     summary = json.loads((folder / "summary.json").read_text())
     row.seconds.append(process.seconds)
     row.memory.append(process.memory)
