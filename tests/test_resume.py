@@ -53,8 +53,9 @@ def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def pictures(many_pictures: Path, tmp_path: Path) -> None:
+def pictures(many_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pictures` in the working directory of each test."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").symlink_to(many_pictures)
 
 
