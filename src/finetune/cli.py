@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -215,9 +216,11 @@ def report(run: RunArgument) -> None:
 
 def _report(run: str) -> None:
     import_torch()
+    from finetune.inspection.overlay import maps
     from finetune.prepare import find_data
     from finetune.report import page
-    from finetune.saved import find, settings_of, summary_of
+    from finetune.saved import find, open_run, settings_of, summary_of
+    from finetune.training.device import threads
 
     folder = find(run)
     summary = summary_of(folder)
@@ -227,7 +230,8 @@ def _report(run: str) -> None:
         pictures = find_data(settings_of(folder)).images
     except RequestError:  # only the thumbnails are lacking then
         pictures = []
-    print(page.write(folder, summary, pictures))
+    with threads(1):  # as the run itself writes it
+        print(page.write(folder, summary, pictures, partial(maps, open_run(run))))
 
 
 @app.command()

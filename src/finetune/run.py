@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from finetune import resuming
 from finetune.atomic import linked, not_written
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
+from finetune.inspection.overlay import maps
+from finetune.model import head as heads
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
 from finetune.report.tensorboard import Board, drop_after
 from finetune.resuming import GoingOn, changed
-from finetune.saved import settings_of
+from finetune.saved import Saved, settings_of
 from finetune.settings import Settings
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
@@ -149,7 +152,23 @@ def finish(
     with devices.threads(1):  # for so little work they would only wait for each other
         predictions.write(prepared.folder, dataset, answers, prepared.settings.loss, temperature_of(summary))
         if not page.of_sweep(prepared.folder):
-            page.write(prepared.folder, summary, dataset.images)
+            page.write(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
     folders.write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary
+
+
+def _saved(prepared: Prepared) -> Saved:
+    """The run as it could be opened again, its model as it stands."""
+    model, network = prepared.model, prepared.model.network.eval()
+    head = model.head or heads.find(network)
+    return Saved(
+        prepared.folder,
+        prepared.settings,
+        network,
+        head,
+        model.outputs,
+        prepared.dataset.classes,
+        model.preprocessing,
+        None,
+    )

@@ -56,18 +56,19 @@ def heatmaps(saved: Saved, pictures: Tensor, classes: Tensor | None = None) -> E
     """
     sizes = saved.preprocessing
     normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0).normalise
-    place = last_map(saved.network, torch.zeros(1, 3, sizes.crop_size, sizes.crop_size))
+    device = next(saved.network.parameters()).device
+    place = last_map(saved.network, torch.zeros(1, 3, sizes.crop_size, sizes.crop_size, device=device))
     maps, logits = [], []
     for start in range(0, len(pictures), BATCH):
-        chosen = None if classes is None else classes[start : start + BATCH]
-        inputs = normalise(pictures[start : start + BATCH])
+        chosen = None if classes is None else classes[start : start + BATCH].to(device)
+        inputs = normalise(pictures[start : start + BATCH].to(device))
         heat, answers = (
             grad_cam(saved.network, place, inputs, chosen)
             if place
             else input_gradients(saved.network, inputs, chosen)
         )
-        maps.append(heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12))
-        logits.append(answers)
+        maps.append((heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu())
+        logits.append(answers.cpu())
     if place:
         method = f"Grad-CAM at {place.module} ({place.shape[1]} x {place.shape[2]})"
     else:
@@ -116,8 +117,8 @@ def grad_cam(
         return _logits_of(kept["logits"], classes)
 
     # The gradient by what is added to the map is the map's own, and one forward pass gives all.
-    shift = torch.zeros(len(inputs), *place.shape)
-    gradient = vjp(of_map, shift, torch.ones(len(inputs)))
+    shift = torch.zeros(len(inputs), *place.shape, device=inputs.device)
+    gradient = vjp(of_map, shift, torch.ones(len(inputs), device=inputs.device))
     weights = gradient.mean((2, 3), keepdim=True)
     heat = (weights * kept["map"]).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, inputs.shape[2:], mode="bilinear", align_corners=False)[:, 0]
@@ -132,7 +133,8 @@ def input_gradients(network: nn.Module, inputs: Tensor, classes: Tensor | None) 
         kept["logits"] = _constant(network, inputs)
         return _logits_of(kept["logits"], classes)
 
-    gradient = vjp(of_inputs, inputs, torch.ones(len(inputs))).abs().amax(1, keepdim=True)
+    ones = torch.ones(len(inputs), device=inputs.device)
+    gradient = vjp(of_inputs, inputs, ones).abs().amax(1, keepdim=True)
     window = max(inputs.shape[-1] // 16, 1) | 1
     for _ in range(2):  # once leaves the edges of patches to be seen
         gradient = F.avg_pool2d(gradient, window, 1, window // 2, count_include_pad=False)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import Tensor
 
 from finetune.atomic import write_atomically
+from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, Reader
 from finetune.errors import RequestError, RunError, brief
 from finetune.inference.paths import find
@@ -74,11 +76,34 @@ def explain(saved: Saved, pictures: Sequence[Path], out: Path, advance: Callable
     return written
 
 
+def maps(saved: Saved, pictures: Sequence[Picture], answers: Sequence[str]) -> list[Image.Image | None]:
+    """Each picture lit by what in it speaks for an answer; None where it cannot be read.
+
+    answers: names of classes.
+    """
+    sizes = saved.preprocessing
+    read = Reader(pictures, sizes.resize_size, sizes.crop_size, sizes.interpolation)
+    pixels = {i: one for i in range(len(pictures)) if isinstance(one := read(i), Tensor)}
+    lit: list[Image.Image | None] = [None] * len(pictures)
+    if pixels:
+        names = names_of(saved.classes, saved.outputs)
+        chosen = torch.tensor([names.index(answers[i]) for i in pixels])
+        explained = heatmaps(saved, torch.stack([*pixels.values()]), chosen)
+        for (i, one), heat in zip(pixels.items(), explained.maps, strict=True):
+            lit[i] = overlay(one, heat)
+    return lit
+
+
 def answers(logits: Tensor, classes: Sequence[str], loss: str) -> list[str]:
     """The likeliest class of each picture with its probability."""
     likely = logits.sigmoid() if loss == "bce" else logits.softmax(1)
-    names = [*classes, *(f"output {number}" for number in range(len(classes), logits.shape[1]))]
+    names = names_of(classes, logits.shape[1])
     return [f"{names[int(place)]} {value:.0%}" for value, place in zip(*likely.max(1), strict=True)]
+
+
+def names_of(classes: Sequence[str], outputs: int) -> list[str]:
+    """A name for each output; those beyond the classes have numbers."""
+    return [*classes, *(f"output {number}" for number in range(len(classes), outputs))]
 
 
 def overlay(picture: Tensor, heat: Tensor) -> Image.Image:

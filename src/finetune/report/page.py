@@ -9,7 +9,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,21 @@ THUMBNAIL = 160
 MATRIX_CLASSES = 40  # more do not fit on a screen
 SIDES = {"test": "test", "val": "validation"}
 
+Maps = Callable[[Sequence[Picture], Sequence[str]], Sequence[Image.Image | None]]
+
 
 def of_sweep(folder: Path) -> bool:
     """Whether a run's folder is a job's of a sweep."""
     return (folder.parent / "multirun.yaml").exists()
 
 
-def write(folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture]) -> Path:
+def write(
+    folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture], maps: Maps | None = None
+) -> Path:
     """Write the report of a finished run, from its summary and what else is in its folder.
 
-    pictures: the data set's, for those that are no files.
+    pictures: the data set's, for those that are no files. maps: light pictures by what in them speaks for
+    their answers; None leaves the maps out.
 
     Raises:
         RequestError: predictions.csv is damaged.
@@ -58,7 +63,8 @@ def write(folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture])
         "settings": flat(settings),
         "command": _command(folder),
         "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
-        "result": side and _result([one for one in answers if one.split == side], side, summary, pictures),
+        "result": side
+        and _result([one for one in answers if one.split == side], side, summary, pictures, maps),
         "labels": _labels(summary),
         "skipped": _skipped(folder / "skipped.csv"),
         "time": _time(summary),
@@ -102,7 +108,11 @@ def interval(right: int, total: int) -> tuple[float, float]:
 
 
 def _result(
-    answers: Sequence[Prediction], side: str, summary: Mapping[str, Any], pictures: Sequence[Picture]
+    answers: Sequence[Prediction],
+    side: str,
+    summary: Mapping[str, Any],
+    pictures: Sequence[Picture],
+    maps: Maps | None,
 ) -> dict[str, Any]:
     """What the answers for one side of the split are worth."""
     classes = summary["classes"]
@@ -131,7 +141,7 @@ def _result(
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary),
         "wrong": len(wrong),
-        "mistakes": [*zip(shown, thumbnails([one.picture for one in shown], pictures), strict=True)],
+        "mistakes": _mistakes(shown, pictures, maps),
     }
 
 
@@ -153,26 +163,40 @@ def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> d
     }
 
 
-def thumbnails(names: Sequence[str], pictures: Sequence[Picture]) -> list[str | None]:
-    """Pictures by their names in predictions.csv, cropped as the model sees them, as data URIs.
+def _mistakes(
+    shown: Sequence[Prediction], pictures: Sequence[Picture], maps: Maps | None
+) -> list[tuple[Prediction, str | None, str | None]]:
+    found = named([one.picture for one in shown], pictures)
+    lit = maps(found, [one.predicted for one in shown]) if maps else [None] * len(found)
+    heat = [None if one is None else _as_uri(one.resize((THUMBNAIL, THUMBNAIL))) for one in lit]
+    return [*zip(shown, map(thumbnail, found), heat, strict=True)]
 
-    pictures: the data set's, among which those are found that are no files. None where one cannot be read.
+
+def named(names: Sequence[str], pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures by their names in predictions.csv.
+
+    pictures: the data set's, among which those are found that are no files.
     """
     found = {
         name: picture
         for index, picture in enumerate(pictures)
         if not isinstance(picture, Path) and (name := predictions.name_of(picture, index)) in names
     }
-    return [_thumbnail(found.get(name, Path(name))) for name in names]
+    return [found.get(name, Path(name)) for name in names]
 
 
-def _thumbnail(picture: Picture) -> str | None:
+def thumbnail(picture: Picture) -> str | None:
+    """Cropped as the model sees it; None where it cannot be read."""
     try:
         pixels = decode(picture, THUMBNAIL, THUMBNAIL, "bilinear")
     except BrokenPicture:
         return None
+    return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _as_uri(image: Image.Image) -> str:
     stored = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stored, "JPEG", quality=80)
+    image.save(stored, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
 
 
