@@ -27,7 +27,7 @@ from photographs import ROOT, cut_pictures, save_weights
 from rich.console import Console
 from rich.table import Table
 
-EPOCHS = {"all": [10, 25], "through:layer3": [10], "none": [1, 3]}
+EPOCHS = {"all": [3, 10, 25], "through:layer3": [10], "none": [1, 2]}
 
 
 def compare(work: Path, freeze: str, repeats: int, most: int) -> list[dict[str, Any]]:
