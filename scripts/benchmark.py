@@ -44,7 +44,7 @@ def compare(work: Path, freeze: str, repeats: int, most: int) -> list[dict[str, 
         plain = rows("tutorial, no augmentation", numbers[:1])
         run_loop(work, plain, 0, most, "--no-augment")
         ours = {
-            "fp32, cold": (rows("ours, fp32, cold", numbers[:1]), ("precision=32",), True),
+            "fp32, cold": (rows("ours, fp32, cold", numbers[-2:-1] or numbers), ("precision=32",), True),
             "cold": (rows("ours, cold", numbers), (), True),
             "warm": (rows("ours, warm", numbers), (), False),
         }

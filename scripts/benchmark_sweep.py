@@ -28,8 +28,9 @@ def compare_sweep(work: Path, repeats: int, loop_epochs: int) -> dict[str, Any]:
             for name, options in (("one job", ()), (f"{JOBS} jobs", ("-m", *GRID))):
                 folder = work / "sweep"
                 shutil.rmtree(folder, ignore_errors=True)
-                command = ours(work, f"epochs={EPOCHS}", *options, cold=temperature == "cold")
-                command += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+                folders = (f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+                options = (*options, f"epochs={EPOCHS}", *folders)
+                command = ours(work, *options, cold=temperature == "cold")
                 taken = run(command).seconds
                 seconds.setdefault(f"{name}, {temperature}", []).append(taken)
                 print(f"{name}, {temperature}: {taken:.1f} s", file=sys.stderr)

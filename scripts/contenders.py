@@ -103,11 +103,11 @@ def run_ours(work: Path, row: Row, seed: int, *overrides: str, cold: bool = Fals
 
 
 def ours(work: Path, *overrides: str, cold: bool = False) -> list[str]:
-    """Our command line; a cold one begins with an empty store."""
+    """Our command line, `-m` first in a sweep; a cold one begins with an empty store."""
     cache = work / "cache"
     if cold:
         shutil.rmtree(cache, ignore_errors=True)
     return [
-        *(sys.executable, "train.py", "data=folder", f"data.root={work / 'pictures'}", "data.val_fraction=0"),
-        *(f"weights={work / 'resnet18.pth'}", "schedule=step", f"cache_dir={cache}", *overrides),
+        *(sys.executable, "train.py", *overrides, "data=folder", f"data.root={work / 'pictures'}"),
+        *("data.val_fraction=0", f"weights={work / 'resnet18.pth'}", "schedule=step", f"cache_dir={cache}"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -359,3 +360,10 @@ def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) ->
 def test_the_fingerprint_of_vectors_depends_on_them() -> None:
     dataset = load("random", None, 0, 0)
     assert dataset.fingerprint() != Dataset(**{**vars(dataset), "labels": dataset.labels * 2}).fingerprint()
+
+
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pets", 2)
+    (root / "cat").rename(root / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(RequestError, match=r"expected class folders with names in UTF-8; 'caf.udce9' is not"):
+        folder(root)

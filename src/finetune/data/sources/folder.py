@@ -72,6 +72,8 @@ def _given_sides(folder: Path, asked: str) -> dict[str, Path]:
 
 
 def _check_classes(classes: Sequence[str], present: set[str], asked: str) -> None:
+    if strange := [name for name in classes if not _is_text(name)]:
+        raise RequestError(f"{asked}: expected class folders with names in UTF-8; {strange[0]!r} is not")
     if not classes:
         raise RequestError(f"{asked}: expected a folder per class with pictures in it; there are no folders")
     if not present:
@@ -82,6 +84,11 @@ def _check_classes(classes: Sequence[str], present: set[str], asked: str) -> Non
         raise RequestError(
             f"{asked}: expected pictures to train on in every class folder; none in {brief(empty)}"
         )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written; one of bytes that are no UTF-8 holds surrogates instead."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def is_picture(path: Path) -> bool:
