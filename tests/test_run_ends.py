@@ -1,6 +1,5 @@
 """Runs that fail or are interrupted: exit code, one line, and what is kept."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from privilege import without_privilege
 from runs import CHECKOUT, QUICK, checkpoint, newest, summary_of
 
 from finetune.model.freeze import Frozen
@@ -69,11 +69,11 @@ def test_an_interrupted_run_keeps_its_checkpoint(tmp_path: Path, number: signal.
     assert not list((folder / "checkpoints").glob(".*"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_one_line(train: Train, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        ended = train(*QUICK)
+        with without_privilege():
+            ended = train(*QUICK)
     finally:
         tmp_path.chmod(0o700)
     assert ended.code in (1, 2)
