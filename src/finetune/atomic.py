@@ -39,6 +39,16 @@ def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
             part.unlink()
 
 
+def linked_or_copied(source: Path, target: Path) -> None:
+    """Give a file a second name, or on file systems where files have only one a copy.
+
+    Raises:
+        RunError: the copy cannot be written.
+    """
+    if not linked(source, target):
+        write_atomically(target, lambda file: file.write(source.read_bytes()))
+
+
 def linked(source: Path, target: Path) -> bool:
     """Give a file a second name, in place of what had it; False on file systems where files have only one."""
     part = target.with_name(f".{target.name}.{uuid4().hex}")

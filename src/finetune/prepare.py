@@ -28,6 +28,7 @@ from finetune.resuming import GoingOn
 from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import losses, optim
+from finetune.training.distributed import ALONE, Place
 from finetune.training.module import Classifier
 
 
@@ -37,6 +38,7 @@ class Prepared:
 
     light: a step is so small that one thread is quickest. started: by `time.perf_counter()`.
     origin: what a checkpoint must know to be gone on from. going_on: where an interrupted run goes on.
+    place: of this process among those that train together.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Prepared:
     started: float
     origin: dict[str, Any] = field(default_factory=dict)
     going_on: GoingOn | None = None
+    place: Place = ALONE
 
     @property
     def dataset(self) -> Dataset:
@@ -59,15 +62,17 @@ class Prepared:
         return self.ready.dataset
 
 
-def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
+def prepare(settings: Settings, folder: Path, console: Console, place: Place = ALONE) -> Prepared:
     """Find data and model, compute what is constant, and begin the run's folder.
+
+    place: among processes that train together; only the one that leads writes.
 
     Raises:
         RequestError: the request was wrong.
     """
     started = time.perf_counter()
     going_on = resuming.find(settings, folder) if settings.resume else None
-    if going_on is None:
+    if going_on is None and place.leads:
         folders.refuse_used(folder)
     asked, settings = settings, resuming.decided(settings, going_on)
     device = devices.accelerator(settings.trainer.accelerator)
@@ -84,13 +89,14 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
     origin = resuming.found(model, dataset.classes, dataset.fingerprint())
-    if going_on is None:
-        folders.begin(folder, asked.model_dump())
-    else:
+    if going_on:
         resuming.check(going_on, origin)
+    elif place.leads:
+        folders.begin(folder, asked.model_dump())
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    ready = read_pictures(settings, dataset, model, device, console, folder)
+    ready = read_pictures(settings, dataset, model, device, console, folder if place.leads else None)
     dataset = ready.dataset
+    check_shares(settings.batch_size, dataset, place)
     terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
     terminal.balance_lines(console, dataset, settings.class_weights)
     terminal.feature_line(console, ready)
@@ -105,9 +111,17 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
     origin |= resuming.chosen(ready, proof.sha256, device, precision, compiled)
     if going_on:
         resuming.check(going_on, origin)
-    folders.start(folder, None if going_on else asked.model_dump(), ready.bad)
-    labels = torch.from_numpy(dataset.labels)
-    batches = Batches(ready.inputs, labels, dataset.split, settings.batch_size, settings.seed, ready.prepare)
+    if place.leads:
+        folders.start(folder, None if going_on else asked.model_dump(), ready.bad)
+    batches = Batches(
+        ready.inputs,
+        torch.from_numpy(dataset.labels),
+        dataset.split,
+        settings.batch_size,
+        settings.seed,
+        ready.prepare,
+        place.size,
+    )
     classifier = make_classifier(settings, model, ready, batches)
     if compiled:
         classifier.network.compile()
@@ -125,7 +139,22 @@ def prepare(settings: Settings, folder: Path, console: Console) -> Prepared:
         started,
         origin,
         going_on,
+        place,
     )
+
+
+def check_shares(batch_size: int, dataset: Dataset, place: Place) -> None:
+    """Raise RequestError where a batch is too small for every process to get a part of it."""
+    train, val = len(dataset.split["train"]), len(dataset.split["val"])
+    for name, number in (
+        ("batch_size", batch_size),
+        ("training pictures", train),
+        ("validation", val or 999),
+    ):
+        if number < place.size:
+            raise RequestError(
+                f"{name}={number}: expected at least {place.size}, one for each process (trainer.devices)"
+            )
 
 
 def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
@@ -255,6 +284,7 @@ def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Bat
         lambda: optim.build(name, groups, **options),
         make_schedule(settings, len(batches.train_dataloader())),
         ready.dataset.classes if ready.dataset.multi_label else (),
+        make_class_weights(settings, batches.labels[batches.split["train"]], model.outputs),
     )
 
 

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from finetune import resuming
+from finetune import processes, resuming
 from finetune.atomic import linked, not_written
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
@@ -29,7 +30,9 @@ from finetune.saved import Saved, settings_of
 from finetune.settings import Settings
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
+from finetune.training import distributed
 from finetune.training.checkpoint import save_frozen
+from finetune.training.distributed import Place
 from finetune.training.fit import Fitted, Signal, fit, signals
 
 
@@ -46,18 +49,35 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         )
         return summary
     try:
-        with _told_how_to_resume(folder):
-            return run_prepared(prepare(settings, folder, console), console)
+        place = processes.place(settings)
+        if place is None:
+            return processes.launch(settings, folder, console.quiet)
+        device = devices.accelerator(settings.trainer.accelerator)
+        console = console if place.leads else Console(quiet=True)
+        with _told_how_to_resume(folder), distributed.joined(place, device):
+            return run_prepared(_in_turn(settings, folder, console, place), console)
     except BaseException as error:
         folders.give_reason(folder, error)
         raise
 
 
+def _in_turn(settings: Settings, folder: Path, console: Console, place: Place) -> Prepared:
+    """Prepared by a machine's first process before the others, which then find everything computed."""
+    if place.local:
+        distributed.wait()
+    prepared = prepare(settings, folder, console, place)
+    if place.size > 1 and not place.local:
+        distributed.wait()
+    return prepared
+
+
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """The same for a run that stands ready."""
-    board = start(prepared)
+    """The same for a run that stands ready; a process that does not lead returns nothing."""
+    board = start(prepared) if prepared.place.leads else None
     ready_at = time.perf_counter()
     fitted = train(prepared, board, console)
+    if board is None or fitted is None:
+        return {}
     return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
 
 
@@ -107,10 +127,11 @@ def _reopened(folder: Path, going_on: GoingOn) -> Board:
     return Board(folder)
 
 
-def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
+def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:
     """Train, and evaluate the test split with the best epoch; what is frozen is proven not to have moved."""
-    settings = prepared.settings
-    with devices.threads(1 if prepared.light else None):
+    settings, place = prepared.settings, prepared.place
+    share = max(1, torch.get_num_threads() // place.here)  # never more threads than cores
+    with devices.threads(1 if prepared.light else share):
         terminal.training_line(
             console, settings.epochs, settings.optimizer.model_dump(), prepared.device, prepared.precision
         )
@@ -121,7 +142,7 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
             prepared.batches,
             prepared.folder,
             console,
-            board.writer,
+            board.writer if board else None,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
             patience=settings.patience,
@@ -133,6 +154,7 @@ def train(prepared: Prepared, board: Board, console: Console) -> Fitted:
             monitor_gradients=settings.monitor_gradients,
             origin={**prepared.origin, "versions": versions()},
             going_on=prepared.going_on.path if prepared.going_on else None,
+            place=place,
         )
     prepared.proof.check(prepared.model.network)
     return fitted

@@ -106,6 +106,8 @@ class Data(_Strict):
 
 class Trainer(_Strict):
     accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Annotated[int | str, _number_or(1, "a number of devices, 1 or more, or auto", "auto")]
+    nodes: Count
     accumulate_batches: Count
     clip_norm: Positive | None
 
@@ -146,6 +148,7 @@ class Settings(_Strict):
     def _go_together(self) -> Settings:
         other_loss, balanced = self.loss != "cross_entropy", self.class_weights == "balanced"
         vectors, keep = self.data.source == "random", self.head == "keep"
+        several = (self.trainer.devices, self.trainer.nodes) != (1, 1)
         rules = (
             (other_loss and self.label_smoothing, "label_smoothing: expected loss=cross_entropy with it"),
             (other_loss and balanced, "class_weights=balanced: expected loss=cross_entropy with it"),
@@ -161,6 +164,10 @@ class Settings(_Strict):
             (
                 keep and self.head_dropout,
                 "head_dropout: expected a new head with it; head=keep has its own layers",
+            ),
+            (
+                several and self.loss.startswith("sum_"),
+                f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch",
             ),
             (
                 self.warmup_epochs > self.epochs,

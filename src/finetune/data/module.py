@@ -19,6 +19,7 @@ class Loader:
 
     epoch: says which training epoch a pass is for: it is shuffled by seed and epoch, and a last batch of a
         single picture joins the one before, as BatchNorm cannot learn from one. None: in order, as it is.
+    part: of each batch where several processes share it, as (which, of how many).
     """
 
     def __init__(
@@ -29,10 +30,13 @@ class Loader:
         indices: np.ndarray,
         seed: int = 0,
         epoch: Callable[[], int] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.inputs, self.labels, self.indices, self.seed, self.epoch = inputs, labels, indices, seed, epoch
+        self.part = part
         starts = list(range(0, len(indices), batch_size))
-        if epoch and len(starts) > 1 and len(indices) - starts[-1] == 1:
+        least = part[1] * (2 if epoch else 1)  # pictures of a batch
+        if len(starts) > 1 and len(indices) - starts[-1] < least:
             starts.pop()
         self.ranges = list(zip(starts, [*starts[1:], len(indices)], strict=True))
 
@@ -44,8 +48,9 @@ class Loader:
         order = self.indices
         if epoch is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        which, parts = self.part
         for start, end in self.ranges:
-            chosen = torch.from_numpy(order[start:end])
+            chosen = torch.from_numpy(order[start:end][which::parts])
             yield self.inputs(chosen, epoch), self.labels[chosen]
 
 
@@ -56,7 +61,8 @@ class Batches(pl.LightningDataModule):
         inputs: uint8 pictures or features by index.
         labels: (N,) class indices or (N, outputs) label vectors.
         prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
-            whether training, and the number of the batch counted over all epochs.
+            whether training, and the number of the batch counted over all epochs and processes.
+        processes: how many train together, each on its part of every batch.
     """
 
     def __init__(
@@ -67,13 +73,18 @@ class Batches(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         prepare: Callable[[Inputs, bool, int], Inputs],
+        processes: int = 1,
     ) -> None:
         super().__init__()
+        self.processes = processes
         self.inputs, self.labels, self.split = inputs, labels, split
         self.batch_size, self.seed, self.prepare = batch_size, seed, prepare
 
     def _side(self, side: str, epoch: Callable[[], int] | None = None) -> Loader:
-        return Loader(self.inputs, self.labels, self.batch_size, self.split[side], self.seed, epoch)
+        # Once trained, one process alone judges the whole of a side.
+        alone = self.trainer is not None and self.trainer.world_size == 1
+        part = (self.trainer.global_rank if self.trainer else 0, 1 if alone else self.processes)
+        return Loader(self.inputs, self.labels, self.batch_size, self.split[side], self.seed, epoch, part)
 
     def train_dataloader(self) -> Loader:
         return self._side("train", lambda: self.trainer.current_epoch if self.trainer else 0)
@@ -91,5 +102,8 @@ class Batches(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         inputs, labels = batch
         training = bool(self.trainer and self.trainer.training)
-        number = self.trainer.fit_loop.total_batch_idx + 1 if training and self.trainer else 0
+        number = 0
+        if training and self.trainer:
+            before = self.trainer.fit_loop.total_batch_idx * self.processes
+            number = before + self.trainer.global_rank + 1
         return self.prepare(inputs, training, number), labels

@@ -13,8 +13,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune.atomic import linked, write_atomically
+from finetune.atomic import linked_or_copied, write_atomically
 from finetune.errors import RunError
+from finetune.training import distributed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -76,14 +77,15 @@ class Checkpoints(pl.Callback):
         self.best_epoch = 0
         self.metrics: dict[str, float] = {}
         self.saved = self.steps = 0
-        self.rng: dict[str, Tensor] = {}
+        self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
         # A run that had ended but for its last words has nothing left to train.
         trainer.should_stop = self._out_of_patience() or self._out_of_steps(self.steps)
 
-    def on_train_start(self, *args: Any) -> None:
-        for device, state in self.rng.items():
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        own = self.rng[trainer.global_rank] if isinstance(self.rng, list) else self.rng
+        for device, state in own.items():
             module = torch if device == "cpu" else torch.get_device_module(device)
             module.set_rng_state(state)
 
@@ -101,8 +103,10 @@ class Checkpoints(pl.Callback):
         if self.best is None or score is None or score > self.best:
             self.best, self.best_epoch, self.metrics = score, epoch, metrics
             trainer.save_checkpoint(self.folder / "best.ckpt")
-        if epoch != self.best_epoch or not linked(self.folder / "best.ckpt", self.folder / "last.ckpt"):
+        if epoch != self.best_epoch:
             trainer.save_checkpoint(self.folder / "last.ckpt")
+        elif trainer.is_global_zero:
+            linked_or_copied(self.folder / "best.ckpt", self.folder / "last.ckpt")
         self.saved = epoch
         if self._out_of_patience():
             trainer.should_stop = True
@@ -120,9 +124,11 @@ class Checkpoints(pl.Callback):
         checkpoint["frozen_sha256"] = self.frozen_sha256
         checkpoint["origin"] = self.origin
         # Nothing but dropout draws from these: order and augmentation follow from seed and epoch.
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        own = {"cpu": torch.get_rng_state()}
         if device != "cpu":
-            checkpoint["rng"][device] = torch.get_device_module(device).get_rng_state()
+            own[device] = torch.get_device_module(device).get_rng_state()
+        each = distributed.gathered(own, trainer.world_size)
+        checkpoint["rng"] = each if trainer.world_size > 1 else own
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

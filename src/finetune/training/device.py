@@ -34,6 +34,25 @@ def accelerator(requested: str) -> Device:
     return gpu
 
 
+def count(requested: int | str, device: Device) -> int:
+    """How many devices of this machine `trainer.devices` means, one process each.
+
+    Raises:
+        RequestError: there are not so many GPUs, or none to count.
+    """
+    gpus = torch.cuda.device_count() if device == "cuda" else 1
+    if requested == "auto":
+        if device != "cuda":
+            raise RequestError(
+                "trainer.devices=auto: expected a number of processes, as there are no CUDA GPUs to count"
+            )
+        return gpus
+    assert isinstance(requested, int)
+    if device != "cpu" and requested > gpus:
+        raise RequestError(f"trainer.devices={requested}: expected at most {gpus}, as there are so many GPUs")
+    return requested
+
+
 def precision(requested: str, device: Device) -> Precision:
     """Lightning's name for the number format of `precision=…` on a device.
 

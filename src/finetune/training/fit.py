@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -24,6 +27,7 @@ from finetune.errors import Interrupted, RunError
 from finetune.training.callbacks import Curves, Terminal
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from finetune.training.device import Device, Precision
+from finetune.training.distributed import ALONE, Place
 from finetune.training.module import Classifier
 from finetune.training.monitor import GradientMonitor
 
@@ -50,7 +54,7 @@ def fit(
     batches: Batches,
     folder: Path,
     console: Console,
-    writer: SummaryWriter,
+    writer: SummaryWriter | None,
     *,
     epochs: int,
     max_steps: int | None,
@@ -63,10 +67,12 @@ def fit(
     monitor_gradients: bool = False,
     origin: Mapping[str, Any] | None = None,
     going_on: Path | None = None,
-) -> Fitted:
+    place: Place = ALONE,
+) -> Fitted | None:
     """Train, keep the best epoch, and evaluate the test split once with it.
 
     origin: what each checkpoint says of where it came from. going_on: the checkpoint to begin with.
+    place: among processes that train together; one that does not lead has no writer and returns None.
 
     Raises:
         RunError: a number is no longer finite, memory runs out, or a file cannot be written.
@@ -74,32 +80,44 @@ def fit(
     """
     checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps, origin)
     files = AtomicCheckpointIO()
-    torch.manual_seed(batches.seed)  # for dropout, whatever has drawn before
+    torch.manual_seed(batches.seed + place.rank * 1_000_003)  # for dropout, whatever has drawn before
+    common = partial(
+        pl.Trainer,
+        accelerator=device,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    callbacks: list[pl.Callback] = [checkpoints]
+    if writer is not None:
+        callbacks = [
+            Curves(writer, folder / "metrics.csv"),
+            checkpoints,
+            Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
+            *([GradientMonitor(writer, console)] if monitor_gradients else []),
+        ]
     with quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=device,
-            devices=1,
-            precision=precision,
+        trainer = common(
+            devices=place.here,
+            num_nodes=place.size // place.here,
+            strategy=_together(classifier) if place.size > 1 else "auto",
             max_epochs=epochs,
             accumulate_grad_batches=accumulate_batches,
             gradient_clip_val=clip_norm,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
             plugins=[files],
-            default_root_dir=folder,
-            callbacks=[
-                Curves(writer, folder / "metrics.csv"),
-                checkpoints,
-                Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
-                *([GradientMonitor(writer, console)] if monitor_gradients else []),
-            ],
+            callbacks=callbacks,
         )
         with _told_apart(checkpoints):
             trainer.fit(classifier, batches, ckpt_path=going_on, weights_only=True)
             steps = trainer.global_step
+            if not place.leads:
+                return None
+            if place.size > 1:  # the rest is for one
+                trainer = common(devices=1, plugins=[LightningEnvironment()])
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
@@ -115,6 +133,15 @@ def fit(
                 test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
                 test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
     return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
+
+
+def _together(classifier: Classifier) -> DDPStrategy:
+    """Gradients averaged over the processes; buffers are the classifier's own matter."""
+    used = {id(parameter) for parameter in classifier.network.parameters()}
+    idle = any(p.requires_grad and id(p) not in used for p in classifier.model.parameters())
+    return DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, find_unused_parameters=idle
+    )
 
 
 def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:

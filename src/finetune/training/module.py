@@ -14,7 +14,7 @@ from finetune.data.module import Batch
 from finetune.data.views import Inputs
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
-from finetune.training import metrics
+from finetune.training import distributed, metrics
 from finetune.training.losses import Loss
 from finetune.training.optim import Schedule
 
@@ -31,19 +31,20 @@ class Sums:
     """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
 
     several: pictures have several labels each, so that an answer is all of a picture's logits.
+    processes: how many share each batch; `add` is given the loss and count of all of it, answers of a part.
     """
 
-    def __init__(self, several: bool = False) -> None:
-        self.several = several
+    def __init__(self, several: bool = False, processes: int = 1) -> None:
+        self.several, self.processes = several, processes
         self.losses: list[Tensor] = []
-        self.counts: list[int] = []
+        self.counts: list[int | Tensor] = []
         self.answers: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.found: dict[str, float] = {}
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(self, loss: Tensor, count: int | Tensor, logits: Tensor, labels: Tensor) -> None:
         self.losses.append(loss.detach())
-        self.counts.append(len(labels))
+        self.counts.append(count)
         if self.several:
             self.answers.append(logits.detach())
             self.labels.append(labels)
@@ -54,13 +55,15 @@ class Sums:
         self.found = {}
 
     def all(self) -> tuple[Tensor, Tensor]:
-        """The answers and labels of all batches, on the CPU."""
-        return torch.cat(self.answers).cpu(), torch.cat(self.labels).cpu()
+        """The answers and labels of all batches and processes, on the CPU."""
+        own = torch.cat(self.answers).cpu(), torch.cat(self.labels).cpu()
+        answers, labels = zip(*distributed.gathered(own, self.processes), strict=True)
+        return torch.cat(answers), torch.cat(labels)
 
     def means(self) -> dict[str, float]:
         """Loss, accuracy and the like per picture."""
         if not self.found:
-            counts = torch.tensor(self.counts, dtype=torch.float64)
+            counts = torch.tensor([float(count) for count in self.counts], dtype=torch.float64)
             losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
             judge = metrics.several_labels if self.several else metrics.one_class
             self.found = {"loss": float((losses * counts).sum() / counts.sum()), **judge(*self.all())}
@@ -77,6 +80,7 @@ class Classifier(pl.LightningModule):
         optimizer: made once, over what trains.
         schedule: factor on the rates at each optimiser step.
         labels: names of the outputs, where a picture has any number of labels.
+        class_weights: (outputs,) what the loss weighs each class by; None where all weigh the same.
     """
 
     def __init__(
@@ -88,8 +92,10 @@ class Classifier(pl.LightningModule):
         optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
         labels: Sequence[str] = (),
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.class_weights = class_weights
         self.model, self.network = model, network
         self.frozen, self.loss, self.make_optimizer, self.schedule = frozen, loss, optimizer, schedule
         self.labels = labels
@@ -112,11 +118,11 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {"train": Sums(bool(self.labels))}
+        self.sums = {"train": self._sums()}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         try:
-            loss = self._judge("train", batch)[0]
+            backward, loss, _ = self._judge("train", batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -127,10 +133,14 @@ class Classifier(pl.LightningModule):
         self.check_finite(
             f"the loss of batch {index + 1}", float(loss.detach())
         )  # before the optimiser steps
-        return loss
+        return backward
 
     def on_validation_epoch_start(self) -> None:
-        self.sums["val"] = Sums(bool(self.labels))
+        self.sums["val"] = self._sums()
+        if self._processes() > 1:  # each has running statistics of its own; the first one's are kept
+            for name, buffer in self.model.named_buffers():
+                if name not in self.frozen.buffers:
+                    torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._judge("val", batch)
@@ -139,10 +149,10 @@ class Classifier(pl.LightningModule):
         self.check_finite("the validation loss", self.sums["val"].means()["loss"])
 
     def on_test_epoch_start(self) -> None:
-        self.sums, self.logits = {"test": Sums(bool(self.labels))}, []
+        self.sums, self.logits = {"test": self._sums()}, []
 
     def test_step(self, batch: Batch, index: int) -> None:
-        self.logits.append(self._judge("test", batch)[1].cpu())
+        self.logits.append(self._judge("test", batch)[2].cpu())
 
     def on_test_epoch_end(self) -> None:
         self.check_finite("the test loss", self.sums["test"].means()["loss"])
@@ -150,12 +160,26 @@ class Classifier(pl.LightningModule):
     def predict_step(self, batch: Batch, index: int) -> Tensor:
         return self._answer(batch[0]).cpu()
 
-    def _judge(self, side: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _processes(self) -> int:
+        return self.trainer.world_size if self._trainer else 1
+
+    def _sums(self) -> Sums:
+        return Sums(bool(self.labels), self._processes())
+
+    def _judge(self, side: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss to go backward from, the batch's loss, and the logits."""
         inputs, labels = batch
         logits = self._answer(inputs)
-        loss = self.loss(logits, labels)
-        self.sums[side].add(loss, logits, labels)
-        return loss, logits
+        loss, processes = self.loss(logits, labels), self._processes()
+        if processes == 1:
+            self.sums[side].add(loss, len(labels), logits, labels)
+            return loss, loss, logits
+        weights = logits.new_ones(len(labels))
+        if self.class_weights is not None:
+            weights = self.class_weights.to(logits)[labels]
+        backward, loss, count = distributed.in_common(loss, weights.sum(), len(labels), processes)
+        self.sums[side].add(loss, count, logits, labels)
+        return backward, loss, logits
 
     def _answer(self, inputs: Inputs) -> Tensor:
         logits = self(inputs)

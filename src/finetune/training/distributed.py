@@ -1,0 +1,101 @@
+"""Processes that train one run together: which of them this is, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from finetune.errors import RequestError
+from finetune.training.device import Device
+
+# The first process may compute features for hours while the others wait; one that dies is noticed at once.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among `size` that train together; local: its number among the `here` of its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    here: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that speaks and writes; the others only compute."""
+        return self.rank == 0
+
+
+ALONE = Place()
+
+
+def place(here: int, nodes: int) -> Place | None:
+    """This process's place, as torchrun's variables tell it; None where the processes are not yet started.
+
+    Raises:
+        RequestError: they were started, but not as many; or there is no way to start them from here.
+    """
+    size, names = here * nodes, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if size == 1:
+        return ALONE
+    if not all(name in os.environ for name in names):
+        if nodes == 1:
+            return None
+        raise RequestError(
+            f"trainer.nodes={nodes}: expected to be started on each machine by torchrun --nnodes {nodes}"
+            f" --nproc-per-node {here} --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py …"
+        )
+    rank, started, local = (int(os.environ[name]) for name in names)
+    if started != size:
+        raise RequestError(
+            f"trainer.devices={here} trainer.nodes={nodes}: expected {size} processes; {started} were started"
+        )
+    return Place(rank, size, local, here)
+
+
+@contextmanager
+def joined(place: Place, device: Device) -> Iterator[None]:
+    """In touch with the other processes; alone there is nothing to do."""
+    if place.size == 1:
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(place.local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()  # after an error the others may never come to it: the process just ends
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    dist.barrier()
+
+
+def gathered(value: Any, size: int) -> list[Any]:
+    """What each of so many processes has, in the order of their ranks."""
+    found: list[Any] = [value]
+    if size > 1:
+        found = [None] * size
+        dist.all_gather_object(found, value)
+    return found
+
+
+def in_common(loss: Tensor, weight: Tensor, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch's loss where each process has a part of the batch.
+
+    loss: the mean over the part, whose elements weigh `weight` together; count: its pictures.
+    Returns the loss to go backward from, whose gradients' mean over the processes is that of the whole batch;
+    the whole batch's loss; and its number of pictures.
+    """
+    sums = torch.stack([loss.detach() * weight, weight, weight.new_tensor(count)]).to(torch.float32)
+    dist.all_reduce(sums)
+    return loss * (weight * size / sums[1]), sums[0] / sums[1], sums[2]
