@@ -59,6 +59,8 @@ DEFAULTS = {
     "precision": "auto",
     "compile": "auto",
     "trainer.accelerator": "auto",
+    "trainer.devices": 1,
+    "trainer.nodes": 1,
     "trainer.accumulate_batches": 1,
     "trainer.clip_norm": None,
     "resume": None,
@@ -82,7 +84,7 @@ CHOICES = {
         "webdataset",
     ],
     "optimizer": ["adamw", "sgd"],
-    "trainer": ["auto", "cpu", "gpu"],
+    "trainer": ["auto", "cpu", "ddp", "gpu"],
 }
 
 
@@ -144,7 +146,8 @@ def test_every_source_has_a_file() -> None:
 
 @pytest.mark.parametrize("name", files("trainer"))
 def test_a_trainer_file_is_named_as_the_device_it_chooses(name: str) -> None:
-    assert compose([f"trainer={name}"]).trainer.accelerator == name
+    chosen = compose([f"trainer={name}"]).trainer
+    assert (chosen.accelerator, chosen.devices) == (("auto", "auto") if name == "ddp" else (name, 1))
 
 
 @pytest.mark.parametrize("name", files("experiment"))

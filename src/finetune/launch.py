@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from finetune.door import guarded, import_torch, refusal, settings_of
-from finetune.errors import RequestError
+from finetune.errors import RequestError, one_line
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
 from finetune.sweep.leaderboard import compare
@@ -38,11 +38,13 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             code, result = guarded(lambda: _run(settings_of(config), folder))
             self.codes.append(code)
-            return None if result is None or result["val"] is None else result["val"]["accuracy"]
+            return result["val"]["accuracy"] if result and result["val"] else None
         plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
         self.plans.append(plan)
         try:
-            plan.settings = settings_of(config)
+            settings = settings_of(config)
+            refuse_several(settings)
+            plan.settings = settings
         except RequestError as error:
             plan.wrong = error
         if hydra_config.runtime.choices["hydra/launcher"] == "batched":
@@ -55,6 +57,15 @@ class Job:
         return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
 
 
+def refuse_several(settings: Settings) -> None:
+    """Raise RequestError where a job of a sweep asks for several processes."""
+    if (settings.trainer.devices, settings.trainer.nodes) != (1, 1):
+        raise RequestError(
+            "trainer=ddp: expected without -m, a command for each run; in a sweep jobs train together on one"
+            " device (trainer=auto), or side by side (hydra/launcher=joblib)"
+        )
+
+
 def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     import_torch()
     from finetune.run import run
@@ -65,6 +76,11 @@ def _run(settings: Settings, folder: Path) -> dict[str, Any]:
 def train_plans(plans: Sequence[Plan]) -> None:
     """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
     tell_apart(plans)
+    lines = {str(plan.wrong) for plan in plans}
+    if len(lines) == 1 and plans[0].wrong:  # of all alike: not a job is wrong, but the request
+        print(f"error: {one_line(plans[0].wrong)}", file=sys.stderr)
+        begun.Begun.config = None  # there is nothing to compare
+        raise SystemExit(2)
     for plan in plans:
         if plan.wrong:
             plan.fail(plan.wrong)

@@ -97,7 +97,7 @@ def _end(started: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _judge(started: list[subprocess.Popen[bytes]], exchange: Path) -> None:
-    """Raise what ended the run, if anything did: what a process told, then what became of one that could not."""
+    """Raise what ended the run, if anything did: what a process told, or what became of it."""
     told = [_answer(exchange, rank) for rank in range(len(started))]
     for answer in told:
         if answer and answer["kind"] in KINDS:

@@ -133,7 +133,12 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
     share = max(1, torch.get_num_threads() // place.here)  # never more threads than cores
     with devices.threads(1 if prepared.light else share):
         terminal.training_line(
-            console, settings.epochs, settings.optimizer.model_dump(), prepared.device, prepared.precision
+            console,
+            settings.epochs,
+            settings.optimizer.model_dump(),
+            prepared.device,
+            prepared.precision,
+            place.size,
         )
         if prepared.going_on:
             terminal.resume_lines(console, prepared.going_on.epochs, changed(prepared.going_on, versions()))

@@ -204,7 +204,7 @@ def no_such_knob(key: str) -> str:
         return f"{key}: the chosen {key.partition('.')[0]} has no such knob"
     # lr and optimiser.lr both mean optimizer.lr.
     names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.65)
     return f"{key}: there is no such knob" + (f"; did you mean {names[near[0]]}?" if near else "")
 
 

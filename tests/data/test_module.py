@@ -153,7 +153,19 @@ def test_without_pictures_to_validate_there_is_no_loader() -> None:
 def test_the_trainers_epoch_decides_the_order() -> None:
     module = batches({"train": list(range(50)), "val": [], "test": []})
     first = order(module.train_dataloader())
-    module.trainer = SimpleNamespace(current_epoch=1)
+    module.trainer = SimpleNamespace(current_epoch=1, world_size=1, global_rank=0)
     second = order(module.train_dataloader())
-    module.trainer = SimpleNamespace(current_epoch=0)
+    module.trainer = SimpleNamespace(current_epoch=0, world_size=1, global_rank=0)
     assert order(module.train_dataloader()) == first != second
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(22, [10, 12]), (26, [10, 10, 6])])
+def test_processes_share_every_batch(count: int, sizes: list[int]) -> None:
+    """A last batch of which a process would get a single picture joins the one before."""
+    parts = [loader(10, count=count) for _ in range(3)]
+    for which, one in enumerate(parts):
+        one.__init__(one.inputs, one.labels, 10, one.indices, 0, lambda: 0, (which, 3))  # type: ignore[misc]
+    shares = [[labels for _, labels in one] for one in parts]
+    assert [sum(map(len, batch)) for batch in zip(*shares, strict=True)] == sizes
+    joined = torch.cat([label for one in shares for label in one])
+    assert sorted(joined.tolist()) == sorted(index * 10 for index in order(loader(10, count=count)))

@@ -127,7 +127,7 @@ def feature_line(console: Console, ready: Ready) -> None:
 
 
 def training_line(
-    console: Console, epochs: int, optimizer: dict[str, Any], device: str, precision: str
+    console: Console, epochs: int, optimizer: dict[str, Any], device: str, precision: str, processes: int = 1
 ) -> None:
     """What the training will be."""
     number = torch.get_num_threads()
@@ -137,7 +137,7 @@ def training_line(
         console,
         "train",
         f"{epochs} epochs, {optimizer['name']} with lr {optimizer['lr']:g},"
-        f" on {device}{threads}, precision {precision}",
+        f" on {device}{threads}{f', {processes} processes' * (processes > 1)}, precision {precision}",
     )
 
 
