@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch.utils._pytree import tree_map
 
+from finetune import resuming
 from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
@@ -19,10 +20,13 @@ from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.report.tensorboard import Board
 from finetune.run import finish, run, run_prepared, start
+from finetune.summary import versions
 from finetune.sweep import together
+from finetune.sweep.fit import fit
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
 from finetune.sweep.record import Recipe, Record
 from finetune.training import device as devices
+from finetune.training.checkpoint import AtomicCheckpointIO
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
@@ -49,12 +53,13 @@ def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
 
 
 def _train_group(plans: list[Plan], console: Console) -> None:
-    if len(plans) == 1:
+    if len(plans) == 1 and not plans[0].together:
         return _train_alone(plans[0], console)
     fresh = []
     for plan in plans:
         try:
-            folders.refuse_used(plan.folder)
+            if plan.going_on is None:
+                folders.refuse_used(plan.folder)
             fresh.append(plan)
         except RequestError as error:
             plan.fail(error)
@@ -63,7 +68,10 @@ def _train_group(plans: list[Plan], console: Console) -> None:
     first = fresh[0]
     assert first.settings is not None
     try:
-        prepared = prepare(first.settings, first.folder, console)
+        prepared = prepare(first.settings, first.folder, console, first.going_on)
+        for plan in fresh:
+            if plan.going_on:
+                resuming.check(plan.going_on, prepared.origin)
         if not (why := _why_alone(prepared)):
             return _train_together(fresh, prepared, console)
     except Interrupted:
@@ -111,11 +119,10 @@ def _network(prepared: Prepared) -> together.Network:
 
 
 def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> None:
-    terminal.say(
-        console,
-        "together",
-        f"jobs {numbers(plans)}, which differ in {', '.join(varying(plans))}: all advance in each step",
-    )
+    differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
+    terminal.say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
+    if going_on := prepared.going_on:
+        terminal.resume_lines(console, going_on.epochs, resuming.changed(going_on, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start(jobs[0], figures=False)]
     boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
@@ -127,6 +134,8 @@ def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> 
         [_record(job, board) for job, board in zip(jobs, boards, strict=True)],
         lambda place, error: plans[place].fail(error),
     )
+    if prepared.going_on:
+        group.go_on(*_checkpoints(plans))
     settings, steps = first.settings, len(first.batches.train_dataloader())
     busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
     total = min(settings.epochs * steps, settings.max_steps or 2**62) * len(jobs)
@@ -134,7 +143,7 @@ def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> 
         devices.threads(None if busy else 1),
         terminal.progress(console, f"training {len(jobs)} jobs", total) as advance,
     ):
-        fitted = together.fit(
+        fitted = fit(
             group,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
@@ -161,11 +170,19 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     settings = plan.settings
     assert settings is not None
     if plan.folder != prepared.folder:
-        folders.start(plan.folder, settings.model_dump(), prepared.ready.bad)
+        going_on = plan.going_on
+        folders.start(plan.folder, None if going_on else settings.model_dump(), prepared.ready.bad)
     shared, inputs = prepared.batches, prepared.ready.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
-    return replace(prepared, settings=settings, folder=plan.folder, batches=batches)
+    return replace(prepared, settings=settings, folder=plan.folder, batches=batches, going_on=plan.going_on)
+
+
+def _checkpoints(plans: list[Plan]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of each job the newest and the best."""
+    load = AtomicCheckpointIO().load_checkpoint
+    paths = [plan.going_on.path for plan in plans if plan.going_on]
+    return [load(path) for path in paths], [load(path.with_name("best.ckpt")) for path in paths]
 
 
 def _initial(job: Prepared) -> dict[str, Any]:
@@ -184,4 +201,5 @@ def _record(job: Prepared, board: Board) -> Record:
         settings.label_smoothing,
         make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
     )
-    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience)
+    origin = {**job.origin, "versions": versions()}
+    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience, origin)
