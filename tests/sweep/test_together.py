@@ -141,7 +141,7 @@ class Group:
             lambda place, error: self.failures.append((place, str(error))),
         )
         chosen = {"epochs": 4, "max_steps": None, **options}
-        found = fit_together(jobs, **chosen, advance=lambda steps: None, say=lambda *what: None)
+        found = fit_together(jobs, **chosen, say=lambda *what: None)
         for record in records:
             record.writer.close()
         return found

@@ -21,12 +21,11 @@ def fit(
     *,
     epochs: int,
     max_steps: int | None,
-    advance: Callable[[int], None],
     say: Callable[[int, list[dict[str, float]], float], None],
 ) -> list[Fitted | RunError]:
     """Train, keep each job's best epoch, and evaluate the test split once with it, as `training.fit` does.
 
-    advance: called with how many jobs took a step. say: with an epoch, the metrics of the jobs that still
+    say: with an epoch, the metrics of the jobs that still
     train, and its seconds.
 
     Raises:
@@ -39,7 +38,7 @@ def fit(
                 if not jobs.live or jobs.step >= (max_steps or math.inf):
                     break
                 started = time.perf_counter()
-                sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf, advance).means()}
+                sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf).means()}
                 if len(jobs.batches[0].split["val"]):
                     sides["val"] = jobs.judge(_side(jobs.batches[0], "val"), jobs.state)[0].means()
                     jobs.drop("the validation loss", [one["loss"] for one in sides["val"]], epoch)

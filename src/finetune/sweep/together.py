@@ -156,7 +156,7 @@ class Together:
             logits, labels, self.smoothing.to(logits), torch.stack(weights).to(logits)
         )
 
-    def train_epoch(self, epoch: int, max_steps: float, advance: Callable[[int], None]) -> Tally:
+    def train_epoch(self, epoch: int, max_steps: float) -> Tally:
         """One epoch of every job, each in its own order; leaves the mean norms of the gradients."""
         self.network.train(True)
         tally, norms = Tally(), list[Tensor]()
@@ -173,7 +173,6 @@ class Together:
             moving = {name: self.parameters[name] for name in gradients}
             self.optimizer.step(moving, gradients, {name: self.rates[name] * factors for name in moving})
             self.step += 1
-            advance(len(self.live))
             if self.step >= max_steps or not self.live:
                 break
         self.norms = torch.stack(norms).mean(0).tolist()

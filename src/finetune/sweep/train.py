@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,15 +35,24 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the jobs that had begun and not ended are marked as interrupted.
     """
-    for group in groups(plans):
-        try:
-            _train_group(group, console)
-        except KeyboardInterrupt:
-            _interrupt(plans, error := Interrupted("interrupted", 130))
-            raise error from None
-        except Interrupted as error:
-            _interrupt(plans, error)
-            raise
+    total = sum(plan.settings.epochs for plan in plans if plan.settings)
+    done = 0
+    with terminal.sweep_progress(console, len(plans), total) as reach:
+        for group in groups(plans):
+
+            def so_far(epochs: int, before: int = done) -> None:
+                reach(before + epochs)
+
+            try:
+                _train_group(group, console, so_far)
+            except KeyboardInterrupt:
+                _interrupt(plans, error := Interrupted("interrupted", 130))
+                raise error from None
+            except Interrupted as error:
+                _interrupt(plans, error)
+                raise
+            done += sum(plan.settings.epochs for plan in group if plan.settings)
+            reach(done)
 
 
 def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
@@ -52,7 +61,7 @@ def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
             folders.give_reason(plan.folder, error)
 
 
-def _train_group(plans: list[Plan], console: Console) -> None:
+def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], None]) -> None:
     if len(plans) == 1 and not plans[0].together:
         return _train_alone(plans[0], console)
     fresh = []
@@ -73,7 +82,7 @@ def _train_group(plans: list[Plan], console: Console) -> None:
             if plan.going_on:
                 resuming.check(plan.going_on, prepared.origin)
         if not (why := _why_alone(prepared)):
-            return _train_together(fresh, prepared, console)
+            return _train_together(fresh, prepared, console, reach)
     except Interrupted:
         raise
     except (RequestError, RunError) as error:  # what the jobs of a group have in common is wrong
@@ -118,7 +127,9 @@ def _network(prepared: Prepared) -> together.Network:
     return together.Network(model.network, prepared.ready.network, model.frozen, prepared.device)
 
 
-def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> None:
+def _train_together(
+    plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
+) -> None:
     differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
     terminal.say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
     if going_on := prepared.going_on:
@@ -136,19 +147,19 @@ def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> 
     )
     if prepared.going_on:
         group.go_on(*_checkpoints(plans))
-    settings, steps = first.settings, len(first.batches.train_dataloader())
+    settings = first.settings
     busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
-    total = min(settings.epochs * steps, settings.max_steps or 2**62) * len(jobs)
-    with (
-        devices.threads(None if busy else 1),
-        terminal.progress(console, f"training {len(jobs)} jobs", total) as advance,
-    ):
+
+    def say(epoch: int, *came_to: Any) -> None:
+        terminal.epochs_line(console, settings.epochs, epoch, *came_to)
+        reach(epoch * len(jobs))
+
+    with devices.threads(None if busy else 1):
         fitted = fit(
             group,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
-            advance=advance,
-            say=lambda *what: terminal.epochs_line(console, settings.epochs, *what),
+            say=say,
         )
     prepared.proof.check(network.model)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
