@@ -147,6 +147,9 @@ def resume(run: str = typer.Argument(..., help="A run's folder, a sweep's, or la
 
 
 def _resume(run: str) -> int:
+    if Path(run, "multirun.yaml").is_file() and (search := launch.search_again(Path(run))):
+        sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
+        train()
     import_torch()
     from finetune.run import resume
     from finetune.saved import find

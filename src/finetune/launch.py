@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from finetune.door import guarded, import_torch, refusal, settings_of
@@ -118,6 +118,17 @@ def train() -> NoReturn:
         _end_sweep()
         raise
     sys.exit(max(_end_sweep(), job.code()))
+
+
+def search_again(folder: Path) -> list[str] | None:
+    """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(folder / "multirun.yaml"), resolve=False)
+    if values["hydra"]["runtime"]["choices"]["hydra/sweeper"] != "optuna":
+        return None
+    recorded = [*values["hydra"]["overrides"]["hydra"], *values["hydra"]["overrides"]["task"]]
+    place = ("hydra.sweep.dir=", "hydra.mode=")
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*(one for one in recorded if not one.startswith(place)), f"hydra.sweep.dir='{quoted}'"]
 
 
 def _end_sweep() -> int:

@@ -62,16 +62,23 @@ class Prepared:
         return self.ready.dataset
 
 
-def prepare(settings: Settings, folder: Path, console: Console, place: Place = ALONE) -> Prepared:
+def prepare(
+    settings: Settings,
+    folder: Path,
+    console: Console,
+    place: Place = ALONE,
+    going_on: GoingOn | None = None,
+) -> Prepared:
     """Find data and model, compute what is constant, and begin the run's folder.
 
     place: among processes that train together; only the one that leads writes.
+    going_on: where a job that trained together with others goes on.
 
     Raises:
         RequestError: the request was wrong.
     """
     started = time.perf_counter()
-    going_on = resuming.find(settings, folder) if settings.resume else None
+    going_on = resuming.find(settings, folder) if settings.resume else going_on
     if going_on is None and place.leads:
         folders.refuse_used(folder)
     asked, settings = settings, resuming.decided(settings, going_on)

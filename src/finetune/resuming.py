@@ -42,12 +42,14 @@ class GoingOn:
     """Where an interrupted run goes on: its checkpoint, after so many whole epochs and optimiser steps.
 
     origin: what the checkpoint says of where it came from, as `found` and `chosen` give it.
+    together: whether it is of a sweep's job that trained together with others.
     """
 
     path: Path
     epochs: int
     steps: int
     origin: dict[str, Any]
+    together: bool = False
 
 
 def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
@@ -69,6 +71,25 @@ def find(settings: Settings, folder: Path) -> GoingOn | None:
     Raises:
         RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
     """
+    going_on = find_any(folder)
+    if going_on is None:
+        return None
+    if going_on.together:
+        sweep, job = (shlex.quote(str(path)) for path in (folder.parent, folder))
+        raise RequestError(
+            f"{going_on.path}: expected the checkpoint of a run that trained by itself; finetune resume"
+            f" {sweep} goes on with its sweep, and weights={job} starts anew from its weights"
+        )
+    _same_settings(settings, folder)
+    return going_on
+
+
+def find_any(folder: Path) -> GoingOn | None:
+    """Where a run, or a sweep's job, was interrupted; None where no epoch was finished.
+
+    Raises:
+        RequestError: its checkpoint is damaged, or nothing to go on from.
+    """
     try:
         checkpoint = newest(folder)
     except RunError as error:
@@ -76,13 +97,13 @@ def find(settings: Settings, folder: Path) -> GoingOn | None:
     if checkpoint is None:
         return None
     path, content = checkpoint
-    if not {"loops", "callbacks", "origin"} <= content.keys():
+    together = "together" in content
+    if not ({"together", "origin"} if together else {"loops", "callbacks", "origin"}) <= content.keys():
         raise RequestError(
-            f"{path}: expected the checkpoint of a run that trained by itself; weights={folder} starts anew"
-            " from its weights"
+            f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
+            " anew from its weights"
         )
-    _same_settings(settings, folder)
-    return GoingOn(path, content["epoch"] + 1, content["global_step"], content["origin"])
+    return GoingOn(path, content["epoch"] + 1, content["global_step"], content["origin"], together)
 
 
 def _same_settings(settings: Settings, folder: Path) -> None:

@@ -112,7 +112,7 @@ def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -
     """
     folder, model, name = prepared.folder, prepared.model, "checkpoints/frozen.safetensors"
     if prepared.going_on:
-        return _reopened(folder, prepared.going_on)
+        return _reopened(folder, prepared.going_on, figures)
     if like is None or not linked(like.folder / name, folder / name):
         about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
         save_frozen(folder / name, prepared.proof.tensors, about)
@@ -121,10 +121,10 @@ def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -
     return board
 
 
-def _reopened(folder: Path, going_on: GoingOn) -> Board:
+def _reopened(folder: Path, going_on: GoingOn, figures: bool) -> Board:
     folders.reopen(folder, going_on.epochs)
     drop_after(folder, going_on.steps)
-    return Board(folder)
+    return Board(folder, figures)
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:

@@ -251,3 +251,26 @@ def test_a_search_trains_and_ends_with_its_leaderboard(
     assert ended.code == 1
     assert ended.err.count("expected a number below 1") == sum(wrong)
     assert "search   3 of 3 trials; best: val accuracy" in ended.out
+
+
+def test_resume_goes_on_with_the_study(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    ended = command(
+        *("train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.batch=2", *QUICK),
+        *(LOG, "hydra.sweep.dir=its search"),
+    )
+    assert ended.code == 0, ended.err
+    folder = Path("its search")
+    study = study_in(folder)
+    stopped = study.ask({"optimizer.lr": FloatDistribution(1e-4, 1, log=True)})  # as when a process is killed
+    text = (folder / "multirun.yaml").read_text()
+    (folder / "multirun.yaml").write_text(text.replace("n_trials=2", "n_trials=3"))
+    ended = command("resume", str(folder))
+    assert ended.code == 0, ended.err
+    assert "search   3 of 3 trials" in ended.out
+    done = [trial for trial in study_in(folder).trials if trial.state == TrialState.COMPLETE]
+    assert len(done) == 3
+    assert done[2].params == stopped.params
+    assert (folder / "2" / "summary.json").exists()

@@ -20,6 +20,7 @@ from finetune.data.views import views
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze
 from finetune.sweep import together
+from finetune.sweep.fit import fit as fit_together
 from finetune.sweep.record import Recipe, Record
 from finetune.training import losses, optim
 from finetune.training.fit import Fitted, fit
@@ -140,7 +141,7 @@ class Group:
             lambda place, error: self.failures.append((place, str(error))),
         )
         chosen = {"epochs": 4, "max_steps": None, **options}
-        found = together.fit(jobs, **chosen, advance=lambda steps: None, say=lambda *what: None)
+        found = fit_together(jobs, **chosen, say=lambda *what: None)
         for record in records:
             record.writer.close()
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from rich.console import Console
 from runs import CHECKOUT, checkpoint, summary_of, whole_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finetune.report.terminal import progress, sweep_progress
 from finetune.saved import open_run
 from finetune.sweep.resume import resume_sweep
 
@@ -184,3 +186,13 @@ def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
         folder = sweep_of(tmp_path) / str(job)
         assert summary_of(folder)["status"] == "interrupted"
         assert checkpoint(folder, "last")["epoch"] == len(rows(folder)) - 1
+
+
+def test_one_bar_counts_the_epochs_of_all_jobs_on_a_terminal_only() -> None:
+    for terminal, jobs, expected in ((True, 3, True), (True, 1, False), (False, 3, False)):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        with sweep_progress(console, jobs, 30) as reach, progress(console, "training", 2):
+            reach(20)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("sweep of 3 jobs" in shown) == expected
+        assert ("20/30" in shown) == expected

@@ -218,3 +218,21 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def sweep_progress(console: Console, jobs: int, epochs: int) -> Iterator[Callable[[int], None]]:
+    """One bar for all jobs of a sweep, above those of its parts; yields what sets it to so many epochs."""
+    bar = Progress(
+        TextColumn(f"sweep of {jobs} jobs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or jobs == 1,
+    )
+    with bar:
+        task = bar.add_task("", total=epochs)
+        yield lambda done: bar.update(task, completed=done)

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, RunError, one_line
 from finetune.settings import Settings
+
+if TYPE_CHECKING:  # it imports torch
+    from finetune.resuming import GoingOn
 
 # What the jobs of a group may differ in; of `optimizer` its numbers.
 OWN = (
@@ -35,6 +38,7 @@ class Plan:
     overrides: of this job, as on the command line; shown: those of them that tell it from the others.
     settings: None where the request was wrong, as `wrong` says.
     code: exit code. accuracy: of validation, at its best.
+    together: whether it trained in a group before the sweep was interrupted. going_on: where it goes on then.
     """
 
     number: int
@@ -46,6 +50,8 @@ class Plan:
     code: int = 0
     accuracy: float | None = None
     ended: bool = False
+    together: bool = False
+    going_on: GoingOn | None = None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Note what a job came to."""
@@ -94,11 +100,16 @@ def common(settings: Settings) -> str:
 
 
 def groups(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """The plans in groups that may train together, in the order of their first jobs."""
+    """The plans in groups that may train together, in the order of their first jobs.
+
+    Those of an interrupted sweep go on together where they stand at the same epoch.
+    """
     found: dict[str, list[Plan]] = {}
     for plan in plans:
         if plan.settings is not None:
-            key = f"alone {plan.number}" if alone_because(plan.settings) else common(plan.settings)
+            alone = alone_because(plan.settings) or plan.settings.resume
+            key = f"alone {plan.number}" if alone else common(plan.settings)
+            key += f" after {plan.going_on.epochs}" if plan.going_on else ""
             found.setdefault(key, []).append(plan)
     return [group[i : i + MOST] for group in found.values() for i in range(0, len(group), MOST)]
 

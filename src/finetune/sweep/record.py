@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ class Record:
         names: dict[int, str],
         frozen_sha256: str,
         patience: int | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.writer, self.recipe = folder, writer, recipe
-        writer.add_custom_scalars(LAYOUT)
         self.names, self.frozen_sha256, self.patience = names, frozen_sha256, patience
+        self.origin = dict(origin or {})
         self.best: tuple[float, float] | None = None
         self.best_epoch = 0
         self.metrics: dict[str, float] = {}
@@ -81,6 +83,8 @@ class Record:
         factor = self.recipe.schedule(self.steps)  # the rates an epoch begins with, as for a lone run
         rates = {f"lr/{group['name']}": group["lr"] * factor for group in self.recipe.groups}
         values = metrics | rates | {"gradient_norm": gradient_norm}
+        if not self.saved:
+            self.writer.add_custom_scalars(LAYOUT)
         write_point(self.writer, self.folder / "metrics.csv", epoch, step, values)
         self.saved, self.steps = epoch, step
         score = (metrics["accuracy/val"], -metrics["loss/val"]) if "loss/val" in metrics else None
@@ -113,7 +117,9 @@ class Record:
             "state_dict": at.of(job, "state"),
             "optimizer_states": [self._optimizer(job, at)],
             "frozen_sha256": self.frozen_sha256,
-            "together": True,  # trained beside others: it has no state of Lightning's loops
+            "origin": self.origin,
+            # Trained beside others: it has no state of Lightning's loops.
+            "together": {"best": self.best, "best_epoch": self.best_epoch, "metrics": self.metrics},
         }
         write_atomically(path, lambda file: torch.save(checkpoint, file))
 
@@ -132,6 +138,20 @@ class Record:
                 if name in each[next(iter(kinds))]
             }
         return state
+
+    def go_on(self, newest: Mapping[str, Any]) -> None:
+        """Stand where an interrupted job's newest checkpoint says."""
+        told = newest["together"]
+        self.best, self.best_epoch, self.metrics = told["best"], told["best_epoch"], told["metrics"]
+        self.saved, self.steps = newest["epoch"] + 1, newest["global_step"]
+        self.written = self.best_epoch, 0  # a process killed between the two has written best.ckpt alone
+
+    def tensors(self, checkpoint: Mapping[str, Any]) -> dict[tuple[str, str], Tensor]:
+        """A checkpoint's tensors as a Snapshot has them, of this job alone."""
+        names = [self.names[id(parameter)] for group in self.recipe.groups for parameter in group["params"]]
+        held = checkpoint["optimizer_states"][0]["state"]
+        state = {("state", name): value for name, value in checkpoint["state_dict"].items()}
+        return state | {(kind, names[place]): v for place, one in held.items() for kind, v in one.items()}
 
     def kept(self) -> str:
         """What an early end leaves, in a few words."""

@@ -12,16 +12,17 @@ from finetune import saved
 from finetune.door import settings_of
 from finetune.errors import RequestError
 from finetune.report.terminal import say
+from finetune.resuming import find_any
 from finetune.settings import Settings
-from finetune.sweep.plans import Plan, tell_apart
+from finetune.sweep.plans import Plan, common, tell_apart
 from finetune.sweep.train import train_all
 
 
 def resume_sweep(folder: Path, console: Console) -> int:
     """Train the jobs of a sweep that have not finished and return the exit code.
 
-    They begin anew, in their own folders and together as before, so that each ends where it would have ended
-    without the interruption. Finished jobs stay as they are.
+    Interrupted jobs go on from their checkpoints, together as before; those that had failed, or finished no
+    epoch, begin anew in their own folders. Finished jobs stay as they are.
 
     Raises:
         RequestError: the folder holds no jobs.
@@ -32,6 +33,9 @@ def resume_sweep(folder: Path, console: Console) -> int:
         say(console, "done", f"every job of {folder} has finished")
         return 0
     tell_apart(plans)
+    groups = {common(plan.settings) for plan in plans if plan.settings and plan.going_on}
+    for plan in plans:
+        plan.together = plan.settings is not None and common(plan.settings) in groups
     for plan in plans:
         if plan.wrong:
             plan.fail(plan.wrong)
@@ -46,16 +50,23 @@ def _unfinished(folder: Path) -> list[Plan]:
         raise RequestError(f"{folder}: expected the folder of a sweep; there are no jobs in it")
     plans = []
     for place, job in enumerate(sorted(found, key=lambda path: (len(path.name), path))):
-        if (saved.summary_of(job) or {}).get("status") == "finished":
+        status = (saved.summary_of(job) or {}).get("status")
+        if status == "finished":
             continue
         overrides = list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
         number = int(job.name) if job.name.isdigit() else place
         plan = Plan(number, job, overrides)
         try:
             plan.settings = _settings(job)
-            _clear(job)
+            going_on = None if status == "failed" else find_any(job)
+            if going_on is None:
+                _clear(job)
+            elif going_on.together:
+                plan.going_on = going_on
+            else:
+                plan.settings = plan.settings.model_copy(update={"resume": "auto"})
         except RequestError as error:
-            plan.wrong = error
+            plan.wrong, plan.settings = error, None
         plans.append(plan)
     return plans
 

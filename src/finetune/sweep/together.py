@@ -7,7 +7,6 @@ stack and disturbs nobody; it is no longer looked at.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from finetune.data.module import Batches, Loader
-from finetune.errors import Interrupted, RunError
+from finetune.errors import RunError
 from finetune.model.freeze import Frozen
 from finetune.sweep import stacked
 from finetune.sweep.record import Recipe, Record, Snapshot
 from finetune.sweep.stacked import Tally, Tensors
-from finetune.training.fit import Fitted, Signal, signals
 from finetune.training.module import not_finite
 
 WRITE_EVERY = 10.0  # seconds: a process that is killed loses so much of its checkpoints at most
@@ -121,6 +119,24 @@ class Together:
         self.best, self.last = (Snapshot(self._tensors(), len(records)) for _ in range(2))
         self.wrote = time.perf_counter()
 
+    @torch.no_grad()
+    def go_on(self, newest: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+        """Put every job where its checkpoints have it, the newest and the best; all after the same epoch."""
+        present = self._tensors()
+        for job, record in enumerate(self.records):
+            record.go_on(newest[job])
+            at, then = record.tensors(newest[job]), record.tensors(best[job])
+            for key, value in present.items():
+                if key in at:  # without momentum there is no buffer
+                    value[job] = at[key].to(value.device)
+                    self.best.tensors[key][job] = then[key].to(value.device)
+            self.best.epochs[job], self.best.steps[job] = record.best_epoch, best[job]["global_step"]
+        self.step = self.records[0].steps
+        if isinstance(self.optimizer, stacked.AdamW):
+            self.optimizer.steps = self.step
+        self.last.take(present, self.live, self.records[0].saved, self.step)
+        self.live = [job for job in self.live if not self.records[job].out_of_patience()]
+
     def _per_parameter(self, recipes: Sequence[Recipe], number: str) -> Tensors:
         """A number of the parameter groups for each parameter, (J,)."""
         named = {id(p): name for name, p in self.network.model.named_parameters()}
@@ -140,14 +156,14 @@ class Together:
             logits, labels, self.smoothing.to(logits), torch.stack(weights).to(logits)
         )
 
-    def train_epoch(self, epoch: int, max_steps: float, advance: Callable[[int], None]) -> Tally:
+    def train_epoch(self, epoch: int, max_steps: float) -> Tally:
         """One epoch of every job, each in its own order; leaves the mean norms of the gradients."""
         self.network.train(True)
         tally, norms = Tally(), list[Tensor]()
         for inputs, labels in self._batches(epoch):
             logits = self.network.forward(self.state, inputs)
             losses = self._loss(logits, labels)
-            self._drop(f"the loss of batch {len(norms) + 1}", losses.detach().tolist(), epoch)
+            self.drop(f"the loss of batch {len(norms) + 1}", losses.detach().tolist(), epoch)
             tally.add(losses, logits, labels)
             found = torch.autograd.grad(losses.sum(), list(self.parameters.values()), allow_unused=True)
             gradients = {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
@@ -157,7 +173,6 @@ class Together:
             moving = {name: self.parameters[name] for name in gradients}
             self.optimizer.step(moving, gradients, {name: self.rates[name] * factors for name in moving})
             self.step += 1
-            advance(len(self.live))
             if self.step >= max_steps or not self.live:
                 break
         self.norms = torch.stack(norms).mean(0).tolist()
@@ -197,7 +212,7 @@ class Together:
     def end_epoch(self, epoch: int, metrics: list[dict[str, float]]) -> None:
         """Write what an epoch came to, and remember it where it is the best of its job."""
         for name, value in self.state.items():
-            self._drop(
+            self.drop(
                 f"a value of {name}", value.detach().abs().view(len(value), -1).amax(1).tolist(), epoch - 1
             )
         better = []
@@ -219,7 +234,8 @@ class Together:
                 self._end(job, error)
         self.wrote = time.perf_counter()
 
-    def _drop(self, what: str, values: list[float], epoch: int) -> None:
+    def drop(self, what: str, values: list[float], epoch: int) -> None:
+        """End the jobs whose value is no longer finite."""
         for job in list(self.live):
             if not math.isfinite(values[job]):
                 error = not_finite(what, values[job], epoch + 1)
@@ -229,81 +245,3 @@ class Together:
         self.ended[job] = error
         self.live = [other for other in self.live if other != job]
         self.failed(job, error)
-
-
-def fit(
-    jobs: Together,
-    *,
-    epochs: int,
-    max_steps: int | None,
-    advance: Callable[[int], None],
-    say: Callable[[int, list[dict[str, float]], float], None],
-) -> list[Fitted | RunError]:
-    """Train, keep each job's best epoch, and evaluate the test split once with it, as `training.fit` does.
-
-    advance: called with how many jobs took a step. say: with an epoch, the metrics of the jobs that still
-    train, and its seconds.
-
-    Raises:
-        RunError: the GPU's memory is full.
-        Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
-    """
-    try:
-        with signals():
-            for epoch in range(epochs):
-                started = time.perf_counter()
-                sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf, advance).means()}
-                if len(jobs.batches[0].split["val"]):
-                    sides["val"] = jobs.judge(_side(jobs.batches[0], "val"), jobs.state)[0].means()
-                    jobs._drop("the validation loss", [one["loss"] for one in sides["val"]], epoch)
-                metrics = [
-                    {f"{name}/{side}": number for side in sides for name, number in sides[side][job].items()}
-                    for job in range(len(jobs.records))
-                ]
-                jobs.end_epoch(epoch + 1, metrics)
-                say(epoch + 1, [metrics[job] for job in jobs.live], time.perf_counter() - started)
-                if not jobs.live or jobs.step >= (max_steps or math.inf):
-                    break
-            jobs.write()
-            return _results(jobs)
-    except Signal as received:
-        jobs.write()
-        name = signal.Signals(received.number).name
-        epoch = max(jobs.last.epochs)
-        kept = f"the checkpoints of epoch {epoch} are kept" if epoch else "no epoch was finished"
-        raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
-    except torch.OutOfMemoryError:
-        raise RunError(
-            f"the GPU's memory is full with {len(jobs.records)} jobs at once, expected a smaller batch_size,"
-            " or hydra/launcher=basic"
-        ) from None
-
-
-def _side(batches: Batches, side: str) -> Loader:
-    return Loader(batches.inputs, batches.labels, batches.batch_size, batches.split[side])
-
-
-def _results(jobs: Together) -> list[Fitted | RunError]:
-    tests: list[dict[str, float] | None] = [None] * len(jobs.records)
-    state = {name: value for (kind, name), value in jobs.best.tensors.items() if kind == "state"}
-    logits: dict[str, Tensor] = {}
-    if len(jobs.batches[0].split["val"]):
-        logits["val"] = jobs.judge(_side(jobs.batches[0], "val"), state)[1]
-    if len(jobs.batches[0].split["test"]):
-        tally, logits["test"] = jobs.judge(_side(jobs.batches[0], "test"), state)
-        tests = [*tally.means()]
-        jobs.live = [job for job in range(len(jobs.records)) if job not in jobs.ended]
-        jobs._drop("the test loss", [one["loss"] for one in tests if one], max(jobs.last.epochs) - 1)
-    found: list[Fitted | RunError] = []
-    for job, record in enumerate(jobs.records):
-        val = {name[:-4]: value for name, value in record.metrics.items() if name.endswith("/val")}
-        fitted = Fitted(
-            record.best_epoch,
-            record.saved,
-            record.steps,
-            val or None,
-            tests[job],
-            *(logits[side][job] if side in logits else None for side in ("test", "val")),
-        )
-        found.append(jobs.ended.get(job, fitted))
-    return found

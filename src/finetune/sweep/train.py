@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from torch.utils._pytree import tree_map
 
+from finetune import resuming
 from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
@@ -19,10 +20,13 @@ from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.report.tensorboard import Board
 from finetune.run import finish, run, run_prepared, start
+from finetune.summary import versions
 from finetune.sweep import together
+from finetune.sweep.fit import fit
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
 from finetune.sweep.record import Recipe, Record
 from finetune.training import device as devices
+from finetune.training.checkpoint import AtomicCheckpointIO
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
@@ -31,15 +35,24 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the jobs that had begun and not ended are marked as interrupted.
     """
-    for group in groups(plans):
-        try:
-            _train_group(group, console)
-        except KeyboardInterrupt:
-            _interrupt(plans, error := Interrupted("interrupted", 130))
-            raise error from None
-        except Interrupted as error:
-            _interrupt(plans, error)
-            raise
+    total = sum(plan.settings.epochs for plan in plans if plan.settings)
+    done = 0
+    with terminal.sweep_progress(console, len(plans), total) as reach:
+        for group in groups(plans):
+
+            def so_far(epochs: int, before: int = done) -> None:
+                reach(before + epochs)
+
+            try:
+                _train_group(group, console, so_far)
+            except KeyboardInterrupt:
+                _interrupt(plans, error := Interrupted("interrupted", 130))
+                raise error from None
+            except Interrupted as error:
+                _interrupt(plans, error)
+                raise
+            done += sum(plan.settings.epochs for plan in group if plan.settings)
+            reach(done)
 
 
 def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
@@ -48,13 +61,14 @@ def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
             folders.give_reason(plan.folder, error)
 
 
-def _train_group(plans: list[Plan], console: Console) -> None:
-    if len(plans) == 1:
+def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], None]) -> None:
+    if len(plans) == 1 and not plans[0].together:
         return _train_alone(plans[0], console)
     fresh = []
     for plan in plans:
         try:
-            folders.refuse_used(plan.folder)
+            if plan.going_on is None:
+                folders.refuse_used(plan.folder)
             fresh.append(plan)
         except RequestError as error:
             plan.fail(error)
@@ -63,9 +77,12 @@ def _train_group(plans: list[Plan], console: Console) -> None:
     first = fresh[0]
     assert first.settings is not None
     try:
-        prepared = prepare(first.settings, first.folder, console)
+        prepared = prepare(first.settings, first.folder, console, going_on=first.going_on)
+        for plan in fresh:
+            if plan.going_on:
+                resuming.check(plan.going_on, prepared.origin)
         if not (why := _why_alone(prepared)):
-            return _train_together(fresh, prepared, console)
+            return _train_together(fresh, prepared, console, reach)
     except Interrupted:
         raise
     except (RequestError, RunError) as error:  # what the jobs of a group have in common is wrong
@@ -110,12 +127,13 @@ def _network(prepared: Prepared) -> together.Network:
     return together.Network(model.network, prepared.ready.network, model.frozen, prepared.device)
 
 
-def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> None:
-    terminal.say(
-        console,
-        "together",
-        f"jobs {numbers(plans)}, which differ in {', '.join(varying(plans))}: all advance in each step",
-    )
+def _train_together(
+    plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
+) -> None:
+    differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
+    terminal.say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
+    if going_on := prepared.going_on:
+        terminal.resume_lines(console, going_on.epochs, resuming.changed(going_on, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start(jobs[0], figures=False)]
     boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
@@ -127,19 +145,21 @@ def _train_together(plans: list[Plan], prepared: Prepared, console: Console) -> 
         [_record(job, board) for job, board in zip(jobs, boards, strict=True)],
         lambda place, error: plans[place].fail(error),
     )
-    settings, steps = first.settings, len(first.batches.train_dataloader())
+    if prepared.going_on:
+        group.go_on(*_checkpoints(plans))
+    settings = first.settings
     busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
-    total = min(settings.epochs * steps, settings.max_steps or 2**62) * len(jobs)
-    with (
-        devices.threads(None if busy else 1),
-        terminal.progress(console, f"training {len(jobs)} jobs", total) as advance,
-    ):
-        fitted = together.fit(
+
+    def say(epoch: int, *came_to: Any) -> None:
+        terminal.epochs_line(console, settings.epochs, epoch, *came_to)
+        reach(epoch * len(jobs))
+
+    with devices.threads(None if busy else 1):
+        fitted = fit(
             group,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
-            advance=advance,
-            say=lambda *what: terminal.epochs_line(console, settings.epochs, *what),
+            say=say,
         )
     prepared.proof.check(network.model)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
@@ -161,11 +181,19 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     settings = plan.settings
     assert settings is not None
     if plan.folder != prepared.folder:
-        folders.start(plan.folder, settings.model_dump(), prepared.ready.bad)
+        going_on = plan.going_on
+        folders.start(plan.folder, None if going_on else settings.model_dump(), prepared.ready.bad)
     shared, inputs = prepared.batches, prepared.ready.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
-    return replace(prepared, settings=settings, folder=plan.folder, batches=batches)
+    return replace(prepared, settings=settings, folder=plan.folder, batches=batches, going_on=plan.going_on)
+
+
+def _checkpoints(plans: list[Plan]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of each job the newest and the best."""
+    load = AtomicCheckpointIO().load_checkpoint
+    paths = [plan.going_on.path for plan in plans if plan.going_on]
+    return [load(path) for path in paths], [load(path.with_name("best.ckpt")) for path in paths]
 
 
 def _initial(job: Prepared) -> dict[str, Any]:
@@ -184,4 +212,5 @@ def _record(job: Prepared, board: Board) -> Record:
         settings.label_smoothing,
         make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
     )
-    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience)
+    origin = {**job.origin, "versions": versions()}
+    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience, origin)

@@ -199,6 +199,26 @@ def signals() -> Iterator[None]:
 
 
 @contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect at the end of what must be done whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Lightning's notes for its own users kept off the terminal; what concerns ours is said by us."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
