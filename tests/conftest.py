@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 import tempfile
@@ -39,6 +40,23 @@ def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A table of pictures that are red, green and blue, or some of these."""
+    generator = np.random.default_rng(0)
+    rows = [("path", "label")]
+    for number in range(150):
+        present = generator.random(3) < 0.4
+        pixels = generator.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+        pixels[..., present] += 120
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        names = [name for name, here in zip(("red", "green", "blue"), present, strict=True) if here]
+        rows.append((f"{number}.png", "|".join(names)))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path / "labels.csv"
 
 
 @pytest.fixture

@@ -117,23 +117,6 @@ def test_balanced_classes_are_no_news(train: Train, few_pictures: Path) -> None:
     assert "balanced" in ended.out  # the figure
 
 
-@pytest.fixture
-def several(tmp_path: Path) -> Path:
-    """A table of pictures that are red, green and blue, or some of these."""
-    generator = np.random.default_rng(0)
-    rows = [("path", "label")]
-    for number in range(150):
-        present = generator.random(3) < 0.4
-        pixels = generator.integers(0, 100, (32, 32, 3), dtype=np.uint8)
-        pixels[..., present] += 120
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-        names = [name for name, here in zip(("red", "green", "blue"), present, strict=True) if here]
-        rows.append((f"{number}.png", "|".join(names)))
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return tmp_path / "labels.csv"
-
-
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_several_labels_a_picture(train: Train, several: Path, cache: str) -> None:
     table = ("data=csv", "data.root=labels.csv", "loss=bce", "optimizer.lr=0.1", "epochs=8")

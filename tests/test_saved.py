@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ended import Ended
 from runs import QUICK, newest, whole_state
 
 from finetune.errors import RequestError
-from finetune.saved import find, open_run
+from finetune.saved import find, open_run, settings_of
 
 Train = Callable[..., Ended]
 
@@ -52,3 +53,33 @@ def test_what_is_no_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=rf"^{run.replace('.', '[.]')}: expected"):
         find(run)
+
+
+def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
+    train: Train, command: Train, few_pictures: Path
+) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    assert train(*QUICK, "optimizer=adamw").code == 0
+    run = newest()
+    file, before = run / "settings.json", settings_of(run)
+    values = json.loads(file.read_text())
+    del values["head_dropout"], values["trainer"]["clip_norm"], values["data"]["nested"]
+    del values["optimizer"]["weight_decay"]  # another one for sgd
+    file.write_text(json.dumps(values))
+    assert settings_of(run) == before
+    assert before.optimizer.weight_decay == 0.01
+    (run / "summary.json").unlink()  # as if it had been killed before its last words
+    again = train(*QUICK, "optimizer=adamw", f"hydra.run.dir={run}", "resume=auto")
+    assert (again.code, again.err) == (0, "")
+    for words in (("resume", str(run)), ("evaluate", str(run)), ("predict", str(run), "pictures/red/0.png")):
+        assert command(*words).code == 0
+    older = {**values, "head_dropuot": 0.5}
+    misplaced = {**values, "optimizer": {**values["optimizer"], "momentum": 0.9}}
+    unchosen = {**values, "data": {"root": "pictures"}}
+    for wrong, line in (
+        (older, "head_dropuot: there is no such knob; did you mean head_dropout?"),
+        (misplaced, "optimizer.momentum: the chosen optimizer has no such knob"),
+        (unchosen, "data.source: expected a value; it is missing"),
+    ):
+        file.write_text(json.dumps(wrong))
+        assert command("evaluate", str(run)).err == f"error: {line}\n"

@@ -20,6 +20,7 @@ from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.plans import Plan, tell_apart
+from finetune.training.best import score
 
 
 class Job:
@@ -31,14 +32,14 @@ class Job:
         self.plans: list[Plan] = []
 
     def __call__(self, config: DictConfig) -> float | Plan | None:
-        """Train a run and return its validation accuracy; under the launcher `batched` only plan it."""
+        """Train a run and return its score in validation; under the launcher `batched` only plan it."""
         self.began = True
         hydra_config = HydraConfig.get()
         folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
         if hydra_config.mode != RunMode.MULTIRUN:
             code, result = guarded(lambda: _run(settings_of(config), folder))
             self.codes.append(code)
-            return result["val"]["accuracy"] if result and result["val"] else None
+            return score(result["val"]) if result and result["val"] else None
         plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
         self.plans.append(plan)
         try:
@@ -50,7 +51,7 @@ class Job:
         if hydra_config.runtime.choices["hydra/launcher"] == "batched":
             return plan
         train_plans([plan])
-        return plan.accuracy
+        return plan.score
 
     def code(self) -> int:
         """The exit code of all that ran."""

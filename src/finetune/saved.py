@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from finetune.errors import RequestError
@@ -16,7 +18,9 @@ from finetune.model import statedict
 from finetune.model.build import build
 from finetune.model.weights import Preprocessing, enum_of
 from finetune.report.folder import LATEST
-from finetune.settings import Settings, validate
+from finetune.settings import Settings, configs_folder, validate
+
+CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,38 @@ def find(run: str) -> Path:
 
 
 def settings_of(folder: Path) -> Settings:
-    """What the run was asked for.
+    """What the run was asked for; a knob that there was not yet has its default.
 
     Raises:
-        RequestError: settings.json is damaged.
+        RequestError: settings.json is damaged, or has a knob that there is not.
     """
     file = folder / "settings.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"{file}: expected the settings of a run ({error})") from None
-    return validate(values)
+    return validate(_completed(values))
+
+
+def _completed(values: Any) -> Any:
+    """A run's settings over the defaults of the shipped configs, of its own choice in each group."""
+    if not isinstance(values, dict):
+        return values
+    top = _shipped("config.yaml")
+    knobs = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
+    completed = knobs | values
+    for group, by in CHOSEN.items():
+        section = values.get(group)
+        if isinstance(section, dict):
+            completed[group] = top.get(group, {}) | _shipped(f"{group}/{section.get(by)}.yaml") | section
+    return completed
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    """The values in a shipped config; none where there is no such file."""
+    file = configs_folder() / name
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:

@@ -121,6 +121,27 @@ def test_a_job_without_a_validation_split_cannot_win(tmp_path: Path) -> None:
     assert [row.best.folder.name for row in compare(tmp_path).rows] == ["1", "0"]
 
 
+def test_several_labels_are_ranked_by_mean_average_precision(tmp_path: Path) -> None:
+    for number, (precision, exact) in enumerate([(0.6, 0.3), (0.8, 0.1), (0.7, 0.2)]):
+        metrics = {"accuracy": exact, "map": precision, "loss": 1.0}
+        job(tmp_path, number, [f"lr={number}"], {**finished(0), "val": metrics, "test": metrics})
+    board = compare(tmp_path)
+    assert [row.best.folder.name for row in board.rows] == ["1", "2", "0"]
+    lines = as_markdown(board).splitlines()
+    assert lines[2].startswith("Ranked by validation mAP, ties by")
+    assert lines[4] == "| # | lr | val mAP | val loss | test mAP | test loss | time | jobs |"
+    assert lines[6] == "| 1 | 1 | 0.800 | 1.0000 | 0.800 | 1.0000 | 2.0 s | 1 |"
+    assert "val acc" not in shown(tmp_path)
+    # Below a folder with runs of every kind each is ranked by what decides for it.
+    job(tmp_path, 3, ["lr=3"], finished(0.75))
+    board = compare(tmp_path)
+    assert [row.best.folder.name for row in board.rows] == ["1", "3", "2", "0"]
+    lines = as_markdown(board).splitlines()
+    assert lines[2].startswith("Ranked by validation mAP or accuracy, ties by")
+    assert "| val mAP | val acc | val loss |" in lines[4]
+    assert "| 2 | 3 |  | 0.750 | 1.0000 |" in lines[7]
+
+
 @pytest.mark.parametrize("settings", [1, 3, 8])
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_table_fits_the_terminal_and_loses_no_setting(tmp_path: Path, settings: int, width: int) -> None:
@@ -230,3 +251,18 @@ def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
     assert again.out in ended.out
     assert (sweep / "leaderboard.csv").exists()
     assert command("leaderboard", "elsewhere").code == 2
+
+
+def test_a_sweep_over_several_labels(train: Command, several: Path) -> None:
+    table = ("data=csv", f"data.root={several.name}", "loss=bce")
+    ended = train("-m", *QUICK, *table, "optimizer.lr=0.001,0.1", "epochs=4")
+    assert (ended.code, ended.err) == (0, "")
+    (sweep,) = Path("outputs/sweeps").glob("*/*")
+    lines = list(csv.DictReader((sweep / "leaderboard.csv").open()))
+    assert [line["optimizer.lr"] for line in lines] == ["0.1", "0.001"]
+    for line in lines:
+        summary = summary_of(Path(line["best_run"]))
+        for side in ("val", "test"):
+            assert float(line[f"{side}_map"]) == summary[side]["map"]
+    assert "val mAP" in ended.out
+    assert "val acc" not in ended.out.partition("best ")[0]

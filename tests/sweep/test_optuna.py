@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from runs import QUICK
+from runs import QUICK, summary_of
 
 from finetune.errors import RequestError
 from finetune.settings import configs_folder
@@ -274,3 +274,26 @@ def test_resume_goes_on_with_the_study(
     assert len(done) == 3
     assert done[2].params == stopped.params
     assert (folder / "2" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("launcher", ["batched", "basic"])
+def test_a_search_over_several_labels_looks_for_mean_average_precision(
+    train: Callable[..., Ended], several: Path, launcher: str
+) -> None:
+    ended = train(
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", f"hydra/launcher={launcher}", *QUICK),
+        *(
+            "data=csv",
+            f"data.root={several.name}",
+            "loss=bce",
+            "optimizer.lr=0.1,0.001",
+            "hydra.sweeper.seed=1",
+        ),
+    )
+    assert (ended.code, ended.err) == (0, "")
+    (sweep,) = Path("outputs/sweeps").glob("*/*")
+    study = study_in(sweep)
+    for trial in study.trials:
+        (number,) = trial.user_attrs["jobs"]
+        assert trial.value == summary_of(sweep / str(number))["val"]["map"]
+    assert f"search   2 of 2 trials; best: val mAP {study.best_value:.3f}, job" in ended.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +67,36 @@ def in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
+def ranges(names: Iterable[str]) -> str:
+    """Jobs by their names, in their order and few words: 0-3, 7, 10."""
+    runs: list[list[str]] = []
+    for name in sorted(names, key=in_order):
+        if runs and name.isdigit() and runs[-1][-1].isdigit() and int(name) == int(runs[-1][-1]) + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def _read(file: Path) -> Job:
     folder = file.parents[1]
     overrides = {
         key.lstrip("+~"): value
         for key, _, value in (str(line).partition("=") for line in OmegaConf.load(file))
     }
-    summary = _summary(folder)
+    summary = summary_of(folder)
     status = summary.get("status", "unfinished")
     reason = summary.get("reason", "" if status == "finished" else _how_far(folder))
     seconds = summary.get("timing", {}).get("total")
     return Job(folder, overrides, status, reason, summary.get("val"), summary.get("test"), seconds)
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a job came to; empty where it has not ended.
+
+    Raises:
+        RequestError: it is damaged.
+    """
     file = folder / "summary.json"
     if not file.exists():
         return {}

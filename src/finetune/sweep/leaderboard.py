@@ -8,8 +8,7 @@ from pathlib import Path
 
 from finetune.errors import RequestError
 from finetune.sweep.jobs import Job, read_jobs
-
-METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "seconds")
+from finetune.training.best import deciding
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class Row:
     def best(self) -> Job:
         return self.jobs[0]
 
+    @property
+    def deciding(self) -> str:
+        """The metric that ranks, by its name; of data of another kind it is another."""
+        return deciding(self.best.val or self.best.test or {})
+
     def spread(self, metric: str) -> Spread | None:
         """A metric over the jobs; None where they do not have it."""
         values = [value for job in self.jobs if (value := _metric(job, metric)) is not None]
@@ -50,6 +54,17 @@ class Leaderboard:
     varying: list[str]
     rows: list[Row]
     others: list[Job]
+
+    @property
+    def deciding(self) -> list[str]:
+        """The metrics that rank: one, but where the data of some jobs is of another kind."""
+        return list(dict.fromkeys(row.deciding for row in self.rows)) or [deciding({})]
+
+    @property
+    def metrics(self) -> list[str]:
+        """What is shown of each row, as `Row.spread` takes it."""
+        names = [*self.deciding, "loss"]
+        return [*(f"{side}_{name}" for side in ("val", "test") for name in names), "seconds"]
 
     def name(self, job: Job) -> str:
         """The folder of a job within the sweep's: its number."""
@@ -90,5 +105,5 @@ def compare(sweep: Path) -> Leaderboard:
 
 
 def _rank(row: Row) -> tuple[bool, float, float]:
-    accuracy, loss = row.spread("val_accuracy"), row.spread("val_loss")
-    return (loss is None, -accuracy.mean if accuracy else 0, loss.mean if loss else 0)
+    score, loss = row.spread(f"val_{row.deciding}"), row.spread("val_loss")
+    return (loss is None, -score.mean if score else 0, loss.mean if loss else 0)

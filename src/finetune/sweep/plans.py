@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, RunError, one_line
 from finetune.settings import Settings
+from finetune.sweep.jobs import ranges
+from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch
     from finetune.resuming import GoingOn
@@ -37,7 +39,7 @@ class Plan:
 
     overrides: of this job, as on the command line; shown: those of them that tell it from the others.
     settings: None where the request was wrong, as `wrong` says.
-    code: exit code. accuracy: of validation, at its best.
+    code: exit code. score: in validation, at its best, by the metric that decides.
     together: whether it trained in a group before the sweep was interrupted. going_on: where it goes on then.
     """
 
@@ -48,14 +50,14 @@ class Plan:
     wrong: RequestError | None = None
     shown: str = ""
     code: int = 0
-    accuracy: float | None = None
+    score: float | None = None
     ended: bool = False
     together: bool = False
     going_on: GoingOn | None = None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Note what a job came to."""
-        self.ended, self.accuracy = True, summary["val"] and summary["val"]["accuracy"]
+        self.ended, self.score = True, summary["val"] and score(summary["val"])
 
     def fail(self, error: Exception) -> None:
         """Tell at once why a job failed, here and in its summary.json."""
@@ -128,11 +130,5 @@ def varying(plans: Sequence[Plan]) -> list[str]:
 
 
 def numbers(plans: Sequence[Plan]) -> str:
-    """Their numbers in few words: 0-15, 20, 22-31."""
-    runs: list[list[int]] = []
-    for number in sorted(plan.number for plan in plans):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    """Their numbers in few words."""
+    return ranges(str(plan.number) for plan in plans)

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from finetune.atomic import write_atomically
 from finetune.report.say import say
-from finetune.sweep.jobs import Job, in_order
-from finetune.sweep.leaderboard import METRICS, Leaderboard, Spread
+from finetune.sweep.jobs import Job, ranges
+from finetune.sweep.leaderboard import Leaderboard, Spread
+from finetune.training.best import NAMES
 
-NOTE = "Ranked by validation accuracy, ties by the lower validation loss; the test split chooses nothing."
-TITLES = dict(zip(METRICS, ("val acc", "val loss", "test acc", "test loss", "time"), strict=True))
+NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
+SHORT = {"accuracy": "acc", "map": "mAP"}
 # What a narrow terminal does without, first to go first; the files have all of it.
 SPARED = ("time", "jobs", "test loss", "val loss")
 MOST = 30  # rows on the terminal
@@ -36,12 +37,12 @@ def write(board: Leaderboard) -> None:
 
 def as_csv(board: Leaderboard) -> str:
     """A line for each set of settings, then one for each job without a result; exact numbers, seconds."""
-    columns = [name for metric in METRICS for name in (metric, f"{metric}_std")]
+    columns = [name for metric in board.metrics for name in (metric, f"{metric}_std")]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["rank", *board.varying, "n", *columns, "best_run", "jobs", "status", "reason"])
     for rank, row in enumerate(board.rows, 1):
-        spreads = [row.spread(metric) for metric in METRICS]
+        spreads = [row.spread(metric) for metric in board.metrics]
         numbers = [n for one in spreads for n in ((one.mean, one.std) if one else (None, None))]
         jobs = " ".join(board.name(job) for job in row.jobs)
         table.writerow(
@@ -58,7 +59,8 @@ def as_markdown(board: Leaderboard) -> str:
     """The same for people."""
     lines = [f"# {board.sweep}", ""]
     if board.rows:
-        lines += [NOTE, "", *_markdown(_columns(board)), ""]
+        note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding))
+        lines += [note, "", *_markdown(_columns(board)), ""]
         lines += [f"Best run: `{board.rows[0].best.folder}`", ""]
     if board.others:
         others = {
@@ -76,7 +78,7 @@ def show(board: Leaderboard, console: Console) -> None:
     console.print()
     if board.rows:
         columns = {title: cells[:MOST] for title, cells in _columns(board).items()}
-        console.print(_fitting(columns, console))
+        console.print(_fitting(columns, [_title(metric) for metric in board.metrics], console))
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
@@ -92,7 +94,7 @@ def show(board: Leaderboard, console: Console) -> None:
             named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
             say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
-        say(console, "open", f"{len(waiting)} jobs have not ended: {_ranges(waiting)}")
+        say(console, "open", f"{len(waiting)} jobs have not ended: {ranges(waiting)}")
     say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
 
 
@@ -104,29 +106,29 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
         columns[title] = [_brief(row.settings[key]) for row in rows]
     if any(len(row.jobs) > 1 for row in rows):
         columns["n"] = [str(len(row.jobs)) for row in rows]
-    for metric, title in TITLES.items():
+    for metric in board.metrics:
         cells = [_spread(metric, row.spread(metric)) for row in rows]
         if any(cells):
-            columns[title] = cells
-    columns["jobs"] = [_ranges(sorted((board.name(job) for job in row.jobs), key=in_order)) for row in rows]
+            columns[_title(metric)] = cells
+    columns["jobs"] = [ranges(board.name(job) for job in row.jobs) for row in rows]
     return columns
 
 
-def _fitting(columns: dict[str, list[str]], console: Console) -> Table:
+def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console) -> Table:
     """The widest table that the terminal has room for."""
     anywhere = console.options.update(max_width=10_000)
-    metrics = [title for title in columns if title in ("n", *TITLES.values(), "jobs")]
+    measured = [title for title in columns if title in ("n", *metrics, "jobs")]
     for spared in range(len(SPARED) + 1):
         table = _table({title: cells for title, cells in columns.items() if title not in SPARED[:spared]})
         if console.measure(table, options=anywhere).maximum <= console.width:
             return table
     # Many settings, or long ones: all of them in one column that takes as many lines as it needs.
-    named = [title for title in columns if title not in ("#", *metrics)]
+    named = [title for title in columns if title not in ("#", *measured)]
     rows = zip(*(columns[title] for title in named), strict=True)
     settings = [
         " ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    kept = {title: columns[title] for title in metrics if title not in SPARED}
+    kept = {title: columns[title] for title in measured if title not in SPARED}
     return _table({"#": columns["#"], "settings": settings, **kept})
 
 
@@ -164,21 +166,16 @@ def _brief(value: str) -> str:
         return value
 
 
+def _title(metric: str) -> str:
+    """val acc for val_accuracy."""
+    side, _, name = metric.partition("_")
+    return f"{side} {SHORT.get(name, name)}" if name else "time"
+
+
 def _spread(metric: str, spread: Spread | None) -> str:
     if spread is None:
         return ""
     if metric == "seconds":
         return f"{spread.mean:.1f} s"
-    form = ".3f" if metric.endswith("accuracy") else ".4f" if spread.mean < 1000 else ".2e"
+    form = ".3f" if metric.endswith(("accuracy", "map")) else ".4f" if spread.mean < 1000 else ".2e"
     return format(spread.mean, form) + ("" if spread.std is None else f" ± {spread.std:{form}}")
-
-
-def _ranges(names: list[str]) -> str:
-    """0-3 7 for 0 1 2 3 7."""
-    runs: list[list[str]] = []
-    for name in names:
-        if runs and name.isdigit() and runs[-1][-1].isdigit() and int(name) == int(runs[-1][-1]) + 1:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return " ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

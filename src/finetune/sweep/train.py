@@ -171,7 +171,7 @@ def _train_together(
         plan.finish(finish(share, board, came_to, training / len(jobs), Console(quiet=True)))
     finished = [plan for plan in plans if not plan.code]
     text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
-    if accuracies := [plan.accuracy for plan in finished if plan.accuracy is not None]:
+    if accuracies := [plan.score for plan in finished if plan.score is not None]:
         text += f"; validation accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
     terminal.say(console, "done", text)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.atomic import linked_or_copied, write_atomically
 from finetune.errors import RunError
 from finetune.training import distributed
+from finetune.training.best import score
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,8 +58,8 @@ def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 class Checkpoints(pl.Callback):
     """best.ckpt and last.ckpt after each epoch, and the end of training where it comes before `epochs`.
 
-    Best is the highest validation accuracy (with several labels a picture the highest mean average precision,
-    as all labels of a picture are seldom right), ties to the lower loss; without validation the last epoch.
+    Best is the highest validation accuracy (with several labels a picture mean average precision), ties to
+    the lower loss; without validation the last epoch.
     Training ends when `patience` epochs brought no better one, or after `max_steps` optimiser steps: the
     epoch is then cut short, validated and kept like any other.
     """
@@ -98,10 +99,10 @@ class Checkpoints(pl.Callback):
             pl_module.check_finite(f"a value of {name}", float(value.abs().max()))
         metrics = pl_module.metrics()
         epoch = trainer.current_epoch + 1
-        highest = metrics.get("map/val", metrics.get("accuracy/val"))
-        score = None if highest is None else (highest, -metrics["loss/val"])
-        if self.best is None or score is None or score > self.best:
-            self.best, self.best_epoch, self.metrics = score, epoch, metrics
+        val = {name.removesuffix("/val"): value for name, value in metrics.items() if name.endswith("/val")}
+        rank = (score(val), -val["loss"]) if val else None
+        if self.best is None or rank is None or rank > self.best:
+            self.best, self.best_epoch, self.metrics = rank, epoch, metrics
             trainer.save_checkpoint(self.folder / "best.ckpt")
         if epoch != self.best_epoch:
             trainer.save_checkpoint(self.folder / "last.ckpt")

@@ -33,7 +33,7 @@ class BatchedLauncher(Launcher):
         loader.load_sweep_config = once  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of jobs; each returns its validation accuracy, None where it failed or has none.
+        """Train a batch of jobs; each returns its score in validation, None where it failed or has none.
 
         Raises:
             SystemExit: the sweep was interrupted.
@@ -48,7 +48,7 @@ class BatchedLauncher(Launcher):
         plans = [one.return_value for one in returns]
         train_plans(plans)
         for one, plan in zip(returns, plans, strict=True):
-            one.return_value = plan.accuracy
+            one.return_value = plan.score
         return returns
 
     def _plan(self, number: int, overrides: list[str]) -> JobReturn:

@@ -24,6 +24,7 @@ SAMPLERS = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 ENDED = "jobs"  # an attribute that a trial gets when it has ended by itself: the numbers of its jobs
+METRIC = "metric"
 
 
 def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
@@ -57,9 +58,15 @@ def ended(study: Study) -> int:
     return sum(ENDED in trial.user_attrs for trial in study.trials)
 
 
-def tell(study: Study, trial: Trial, values: Sequence[float | None], jobs: Sequence[int]) -> None:
-    """The mean over a trial's jobs, or failure where one of them has no finite value."""
+def tell(
+    study: Study, trial: Trial, values: Sequence[float | None], jobs: Sequence[int], metric: str = "accuracy"
+) -> None:
+    """The mean over a trial's jobs, or failure where one of them has no finite value.
+
+    metric: what the values are, as it is shown.
+    """
     trial.set_user_attr(ENDED, list(jobs))
+    trial.set_user_attr(METRIC, metric)
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) == len(values):
         study.tell(trial, statistics.fmean(known))
@@ -79,4 +86,5 @@ def so_far(study: Study, wanted: int) -> str:
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in best.params.items()
     )
-    return f"{text}; best: val accuracy {best.value:.3f}, job {jobs}, {settings}"
+    metric = best.user_attrs.get(METRIC, "accuracy")
+    return f"{text}; best: val {metric} {best.value:.3f}, job {jobs}, {settings}"

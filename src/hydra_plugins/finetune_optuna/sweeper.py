@@ -47,7 +47,7 @@ ConfigStore.instance().store(
 
 
 class OptunaSweeper(Sweeper):
-    """Searches for the settings with the highest validation accuracy, which is what each job returns."""
+    """Searches for the settings with the highest score in validation, which is what each job returns."""
 
     def __init__(self, **knobs: Any) -> None:
         self.knobs = OptunaSweeperConf(**knobs)
@@ -113,20 +113,30 @@ class OptunaSweeper(Sweeper):
             ended = list(self.launcher.launch(jobs, initial_job_idx=number))
             each = len(jobs) // len(trials)
             for first, trial in zip(range(0, len(jobs), each), trials, strict=True):
-                values = [_value(job) for job in ended[first : first + each]]
-                _study.tell(study, trial, values, range(number + first, number + first + each))
+                own = ended[first : first + each]
+                values, numbers = [_value(job) for job in own], range(number + first, number + first + each)
+                _study.tell(study, trial, values, numbers, _metric(own))
             say(Console(), "search", _study.so_far(study, knobs.n_trials))
             returns += ended
         return returns
 
 
 def _value(job: JobReturn) -> float | None:
-    """The validation accuracy that a job returned; None where it failed."""
+    """The score that a job returned; None where it failed."""
     if job.status == JobStatus.FAILED:  # a fault of ours, which nobody has told yet
         fault = job._return_value
         print(f"error: {' '.join(job.overrides or ())}: {type(fault).__name__}: {fault}", file=sys.stderr)
         return None
     return job.return_value
+
+
+def _metric(jobs: list[JobReturn]) -> str:
+    """What the scores of a trial's jobs are, as their summaries tell."""
+    from finetune.sweep.jobs import summary_of
+    from finetune.training.best import NAMES, deciding
+
+    folder = Path(jobs[0].hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
+    return NAMES[deciding(summary_of(folder).get("val") or ())]
 
 
 def _next_number(sweep: Path) -> int:
