@@ -73,7 +73,8 @@ def chart(rows: list[dict[str, Any]], target: Path) -> None:
     figure = Figure(figsize=(8, 0.42 * len(shown) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     labels = [
-        f"freeze={row['freeze']}, {row['epochs']} epochs{row['contender'].removeprefix('ours')}"
+        f"freeze={row['freeze']}, {row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
+        f"{row['contender'].removeprefix('ours')}"
         for row in shown
     ]
     bars = axes.barh(labels, [row["ratio"] for row in shown], color="#3b6ea5")
