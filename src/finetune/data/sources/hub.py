@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 
@@ -82,19 +87,49 @@ def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, An
         datasets.disable_progress_bars()
     try:
         if name is not None:
-            loaded = datasets.load_dataset(name, data_dir=folder)
+            with _offline(folder is None and not _reachable()):
+                loaded = datasets.load_dataset(name, data_dir=folder)
         elif any((Path(str(folder)) / one).exists() for one in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(folder)
         else:
             loaded = datasets.load_dataset(folder)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        told = str(error).partition("\n")[0]
+        told = str(error).partition("\n")[0].replace("OfflineModeIsEnabled", "no connection")
         raise RequestError(f"{asked}: cannot be loaded by the package datasets ({told})") from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
     others = [one for one in loaded if one not in SIDES]
     warnings = (f"parts that are not train, val or test are left out: {brief(others)}",) if others else ()
     return {SIDES[one]: part for one, part in loaded.items() if one in SIDES}, warnings
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all; the library would find out by five attempts that take a minute."""
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((str(hub.hostname), hub.port or 443), timeout=10):
+            return True
+    except OSError:
+        return bool(getproxies())  # the way to it may be another
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """The library's own offline mode: it loads what it has on disk and tells at once what it has not."""
+    import datasets
+    from huggingface_hub import constants
+
+    modules = (datasets.config, constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module, was in zip(modules, before, strict=True):
+        module.HF_HUB_OFFLINE = was or offline
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = was
 
 
 def _columns(features: Any, image: str | None, label: str | None, asked: str) -> tuple[str, str]:
