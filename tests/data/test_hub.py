@@ -147,6 +147,8 @@ def test_what_cannot_be_loaded_is_told_in_a_line(tmp_path: Path) -> None:
 def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port of this machine at which nobody listens; the library's own attempts would take a minute."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RequestError, match=r"^data.name=nobody/nothing: .* \(no connection\)\)$"):
