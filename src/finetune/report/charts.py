@@ -50,7 +50,7 @@ def curves(title: str, series: Mapping[str, Points], best: int | None, top: floa
 
 def reliability(series: Mapping[str, Sequence[Bin]]) -> Markup:
     """Accuracy over confidence, a dot a bin, as large as its share of the answers."""
-    size, left, above = 300, 40, 10
+    size, left, above = 308, 40, 18  # room for the largest dot
     side = size - left - above
 
     def x(value: float) -> float:
@@ -93,7 +93,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     rows, columns = matrix.shape
     names = [*classes, "no class"][:columns]
     cell = 30
-    margin = 12 + 6.2 * min(max(map(len, names)), 16)
+    margin = 12 + 6.9 * min(max(map(len, names)), 16)
     parts = [
         _text(shortened(name), margin - 6, margin + (i + 0.5) * cell + 4, "end")
         for i, name in enumerate(classes)
