@@ -142,25 +142,8 @@ def predict(
 @app.command()
 def resume(run: str = typer.Argument(..., help="A run's folder, a sweep's, or latest.")) -> None:
     """Go on with what was interrupted, a run or a sweep: finetune resume latest."""
-    code, ended = guarded(lambda: _resume(run))
+    code, ended = guarded(lambda: launch.resume(run))
     sys.exit(code or ended)
-
-
-def _resume(run: str) -> int:
-    if Path(run, "multirun.yaml").is_file() and (search := launch.search_again(Path(run))):
-        sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
-        train()
-    import_torch()
-    from finetune.run import resume
-    from finetune.saved import find
-    from finetune.sweep.resume import resume_sweep
-
-    console = Console(soft_wrap=True)
-    if not Path(run, "multirun.yaml").is_file():
-        resume(find(run), console)
-        return 0
-    code = resume_sweep(Path(run), console)
-    return max(code, int(not launch.leaderboard(Path(run))))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -151,3 +151,37 @@ def leaderboard(folder: Path) -> bool:
     tables.write(board)
     tables.show(board, Console())
     return not board.others
+
+
+def resume(run: str) -> int:
+    """Go on with a run or a sweep, and return the exit code; `latest` is a sweep where its job came last.
+
+    Raises:
+        RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
+    """
+    folder = Path(run)
+    if run == "latest":
+        folder = _latest(run)
+    sweep = (folder / "multirun.yaml").is_file()
+    if sweep and (search := search_again(folder)):
+        sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
+        train()
+    import_torch()
+    from finetune import run as runs
+    from finetune.saved import find
+    from finetune.sweep.resume import resume_sweep
+
+    console = Console(soft_wrap=True)
+    if not sweep:
+        runs.resume(find(str(folder)), console)
+        return 0
+    code = resume_sweep(folder, console)
+    return max(code, int(not leaderboard(folder)))
+
+
+def _latest(run: str) -> Path:
+    import_torch()
+    from finetune.saved import find
+
+    last = find(run)
+    return last.parent if (last.parent / "multirun.yaml").is_file() else last

@@ -67,7 +67,7 @@ def test_sums_of_several_labels_do_not_depend_on_the_batches() -> None:
     logits, true = answers()
     sums = Sums(several=True)
     for part in (slice(0, 150), slice(150, 200)):
-        sums.add(torch.tensor(1.0), logits[part], true[part])
+        sums.add(torch.tensor(1.0), len(true[part]), logits[part], true[part])
     assert sums.means() == {"loss": 1.0, **several_labels(logits, true)}
-    sums.add(torch.tensor(4.0), logits[:50], true[:50])
+    sums.add(torch.tensor(4.0), 50, logits[:50], true[:50])
     assert sums.means()["loss"] == pytest.approx(1.6)  # not remembered too long

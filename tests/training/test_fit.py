@@ -17,7 +17,7 @@ def test_means_are_per_picture_whatever_the_batches() -> None:
     logits, labels = torch.randn(11, 4), torch.randint(4, (11,))
     sums = Sums()
     for part in (slice(0, 8), slice(8, 10), slice(10, 11)):
-        sums.add(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+        sums.add(F.cross_entropy(logits[part], labels[part]), len(labels[part]), logits[part], labels[part])
     assert sums.means() == pytest.approx(
         {
             "loss": F.cross_entropy(logits, labels).item(),
@@ -31,7 +31,7 @@ def test_means_are_per_picture_whatever_the_batches() -> None:
 def test_label_vectors_count_their_largest_entry() -> None:
     sums = Sums()
     sums.add(
-        torch.tensor(1.0), torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]])
+        torch.tensor(1.0), 2, torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]])
     )
     assert sums.means()["accuracy"] == 0.5
 
