@@ -74,11 +74,15 @@ def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     return run(settings, folder, Console(soft_wrap=True))
 
 
-def train_plans(plans: Sequence[Plan]) -> None:
-    """Train the jobs of a sweep, together where they can be; ends the process when it is interrupted."""
+def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
+    """Train jobs of a sweep, together where they can be; ends the process when it is interrupted.
+
+    whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep: the
+    process then ends, too.
+    """
     tell_apart(plans)
     lines = {str(plan.wrong) for plan in plans}
-    if len(lines) == 1 and plans[0].wrong:  # of all alike: not a job is wrong, but the request
+    if whole and len(lines) == 1 and plans[0].wrong:
         print(f"error: {one_line(plans[0].wrong)}", file=sys.stderr)
         begun.Begun.config = None  # there is nothing to compare
         raise SystemExit(2)

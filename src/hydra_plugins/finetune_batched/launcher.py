@@ -36,7 +36,7 @@ class BatchedLauncher(Launcher):
         """Train a batch of jobs; each returns its score in validation, None where it failed or has none.
 
         Raises:
-            SystemExit: the sweep was interrupted.
+            SystemExit: the sweep was interrupted, or is wrong as a whole.
         """
         from finetune.launch import train_plans
 
@@ -46,7 +46,8 @@ class BatchedLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         plans = [one.return_value for one in returns]
-        train_plans(plans)
+        # A search goes on after a batch of trials that were wrong.
+        train_plans(plans, whole=self.config.hydra.runtime.choices["hydra/sweeper"] == "basic")
         for one, plan in zip(returns, plans, strict=True):
             one.return_value = plan.score
         return returns
