@@ -25,8 +25,7 @@ def fit(
 ) -> list[Fitted | RunError]:
     """Train, keep each job's best epoch, and evaluate the test split once with it, as `training.fit` does.
 
-    say: with an epoch, the metrics of the jobs that still
-    train, and its seconds.
+    say: called with an epoch, the metrics of the jobs that still train, and its seconds.
 
     Raises:
         RunError: the GPU's memory is full.
