@@ -203,7 +203,7 @@ def report(run: RunArgument) -> None:
 def _report(run: str) -> None:
     import_torch()
     from finetune.inspection.overlay import maps
-    from finetune.prepare import find_data
+    from finetune.parts import find_data
     from finetune.report import page
     from finetune.saved import find, open_run, settings_of, summary_of
     from finetune.training.device import threads

@@ -1,8 +1,7 @@
-"""From settings to all that a training needs; with `run`, the only reader of settings."""
+"""From settings to all that a training needs; with `run` and `parts`, the only reader of settings."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,23 +10,20 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from finetune import resuming
-from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
-from finetune.data.sources import Progress
 from finetune.errors import RequestError
 from finetune.features.inputs import Prospect, Ready, foresee, read
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model
 from finetune.model.proof import Proof
+from finetune.parts import cache_dir, find_data, make_classifier, make_model, memo
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.resuming import GoingOn
 from finetune.settings import Settings
 from finetune.training import device as devices
-from finetune.training import losses, optim
 from finetune.training.distributed import ALONE, Place
 from finetune.training.module import Classifier
 
@@ -164,55 +160,6 @@ def check_shares(batch_size: int, dataset: Dataset, place: Place) -> None:
             )
 
 
-def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
-    """The pictures and labels that the settings name; nothing is decoded yet.
-
-    Raises:
-        RequestError: they are not there, or not as the settings need them.
-    """
-    knobs = settings.data
-    dataset = sources.load(
-        knobs.source,
-        knobs.root,
-        knobs.val_fraction,
-        knobs.test_fraction,
-        memo(settings),
-        progress,
-        name=knobs.name,
-        nested=knobs.nested,
-        image_column=knobs.image_column,
-        label_column=knobs.label_column,
-    )
-    if dataset.multi_label and settings.loss == "cross_entropy":
-        raise RequestError("loss=cross_entropy: expected loss=bce, as pictures have several labels each")
-    return dataset
-
-
-def memo(settings: Settings) -> Path:
-    """The file that remembers what is known of picture files."""
-    return cache_dir(settings) / "digests.sqlite"
-
-
-def cache_dir(settings: Settings) -> Path:
-    """The folder of features and digests; `~` is the user's own."""
-    return Path(os.path.expanduser(settings.cache_dir))
-
-
-def make_model(settings: Settings, dataset: Dataset) -> Model:
-    """The model that the settings describe, for the classes of a data set."""
-    return assemble(
-        settings.model,
-        settings.weights,
-        settings.freeze,
-        settings.head,
-        dataset.classes,
-        seed=settings.seed,
-        hidden=settings.head_hidden,
-        dropout=settings.head_dropout,
-        image_size=settings.data.image_size,
-    )
-
-
 def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> Prospect:
     """Where the model splits and what would be kept of the pictures; nothing is decoded.
 
@@ -278,51 +225,3 @@ def read_pictures(
             " (data.val_fraction)"
         )
     return ready
-
-
-def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
-    """The network with its loss, optimiser and schedule."""
-    name, options, groups = optimizer_groups(settings, model)
-    return Classifier(
-        model.network,
-        ready.network,
-        model.frozen,
-        make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
-        lambda: optim.build(name, groups, **options),
-        make_schedule(settings, len(batches.train_dataloader())),
-        ready.dataset.classes if ready.dataset.multi_label else (),
-        make_class_weights(settings, batches.labels[batches.split["train"]], model.outputs),
-    )
-
-
-def make_schedule(settings: Settings, batches: int) -> optim.Schedule:
-    """The schedule over epochs of so many batches."""
-    steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
-    return optim.schedule(
-        settings.schedule,
-        min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
-        steps_per_epoch,
-        settings.warmup_epochs,
-        settings.step_epochs,
-        settings.step_gamma,
-    )
-
-
-def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
-    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
-    weights = make_class_weights(settings, train_labels, outputs)
-    return losses.build(settings.loss, settings.label_smoothing, weights)
-
-
-def make_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:
-    """What each class weighs in the loss, (outputs,); None where all weigh the same."""
-    balanced = settings.class_weights == "balanced"
-    return losses.balanced_weights(train_labels, outputs) if balanced else None
-
-
-def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """The optimiser's name and options, and its groups of what trains."""
-    options = settings.optimizer.model_dump()
-    name, grouping = options.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: options.pop(key) for key in grouping})
-    return name, options, groups

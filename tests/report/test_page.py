@@ -20,7 +20,6 @@ from PIL import Image
 from runs import QUICK, newest, summary_of, trained
 from scipy.stats import binomtest
 
-from finetune.data.dataset import Stored
 from finetune.report import page, predictions
 
 Command = Callable[..., Ended]
@@ -150,19 +149,6 @@ def test_pictures_that_are_gone_are_said_to_be(run: Path, monkeypatch: pytest.Mo
     told = again(run)
     assert "img" not in told.tags
     assert "no longer there" in told.text
-
-
-def test_pictures_without_files_are_found_by_their_names() -> None:
-    grey = np.full((8, 8), 200, dtype=np.uint8)
-    stored = Stored("shard.tar/1.png", lambda: np.zeros((8, 8), dtype=np.uint8))
-    pictures = [Path("a.png"), grey, stored]
-    light, dark, gone = map(page.thumbnail, page.named(["#1", "shard.tar/1.png", "a.png"], pictures))
-    assert light is not None
-    assert light.startswith("data:image/jpeg;base64,")
-    assert dark is not None
-    assert dark != light
-    assert gone is None
-    assert page.named(["#1"], []) == [Path("#1")]
 
 
 def test_several_labels_a_picture_have_figures_of_their_own(command: Command, few_pictures: Path) -> None:

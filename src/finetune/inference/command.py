@@ -26,7 +26,7 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
 
     out: a JSON file for all of it. split: of the data. raw: leave the probabilities uncalibrated.
     """
-    from finetune.prepare import find_data  # brings Lightning, which predict does without
+    from finetune.parts import find_data  # brings Lightning, which predict does without
 
     tables.check(out)
     console, saved = Console(soft_wrap=True), open_run(run)
@@ -72,7 +72,7 @@ def predict_paths(
 
 def export_run(run: str, kind: str, out: Path | None, softmax: bool) -> None:
     """Write a run's model as `kind`, checked against the model itself."""
-    from finetune.prepare import find_data  # brings Lightning, which predict does without
+    from finetune.parts import find_data  # brings Lightning, which predict does without
 
     console = Console(soft_wrap=True)
     saved = open_run(run)

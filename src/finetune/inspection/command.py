@@ -15,7 +15,8 @@ from finetune.features.plan import Plan, make_plan
 from finetune.inspection import graph, modules, parameters
 from finetune.inspection.modules import Row
 from finetune.model.assemble import Model
-from finetune.prepare import cache_dir, find_data, look_ahead, make_loss, make_model, optimizer_groups
+from finetune.parts import cache_dir, find_data, make_loss, make_model, optimizer_groups
+from finetune.prepare import look_ahead
 from finetune.settings import Settings
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,19 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
-from PIL import Image
 
 from finetune.atomic import write_atomically
 from finetune.data.dataset import Picture
-from finetune.data.images import BrokenPicture, decode
 from finetune.inference.metrics import PerClass, bins, calibration_error, per_class
 from finetune.report import charts, predictions
+from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction
 from finetune.report.tensorboard import flat
 
 FILE = "report.html"
 MISTAKES = 12
-THUMBNAIL = 160
 MATRIX_CLASSES = 40  # more do not fit on a screen
 SIDES = {"test": "test", "val": "validation"}
-
-Maps = Callable[[Sequence[Picture], Sequence[str]], Sequence[Image.Image | None]]
 
 
 def of_sweep(folder: Path) -> bool:
@@ -141,7 +135,7 @@ def _result(
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary),
         "wrong": len(wrong),
-        "mistakes": _mistakes(shown, pictures, maps),
+        "mistakes": mistakes(shown, pictures, maps),
     }
 
 
@@ -161,43 +155,6 @@ def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> d
         "after": calibration_error(fitted),
         "diagram": charts.reliability({"before": raw, "after": fitted} if found else {"before": raw}),
     }
-
-
-def _mistakes(
-    shown: Sequence[Prediction], pictures: Sequence[Picture], maps: Maps | None
-) -> list[tuple[Prediction, str | None, str | None]]:
-    found = named([one.picture for one in shown], pictures)
-    lit = maps(found, [one.predicted for one in shown]) if maps else [None] * len(found)
-    heat = [None if one is None else _as_uri(one.resize((THUMBNAIL, THUMBNAIL))) for one in lit]
-    return [*zip(shown, map(thumbnail, found), heat, strict=True)]
-
-
-def named(names: Sequence[str], pictures: Sequence[Picture]) -> list[Picture]:
-    """Pictures by their names in predictions.csv.
-
-    pictures: the data set's, among which those are found that are no files.
-    """
-    found = {
-        name: picture
-        for index, picture in enumerate(pictures)
-        if not isinstance(picture, Path) and (name := predictions.name_of(picture, index)) in names
-    }
-    return [found.get(name, Path(name)) for name in names]
-
-
-def thumbnail(picture: Picture) -> str | None:
-    """Cropped as the model sees it; None where it cannot be read."""
-    try:
-        pixels = decode(picture, THUMBNAIL, THUMBNAIL, "bilinear")
-    except BrokenPicture:
-        return None
-    return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-
-
-def _as_uri(image: Image.Image) -> str:
-    stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
 
 
 def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,8 @@ from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.model import head as heads
-from finetune.prepare import Prepared, make_class_weights, make_schedule, optimizer_groups, prepare
+from finetune.parts import make_class_weights, make_schedule, optimizer_groups
+from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.report.tensorboard import Board
