@@ -181,6 +181,7 @@ def test_what_several_processes_need(train: Train, knobs: tuple[str, ...], told:
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_is_found_wrong_in_the_processes_is_told_once() -> None:
     ended = typed(*RUN, *TWO, "batch_size=1")
     assert (ended.code, ended.err) == (2, "error: batch_size=1: expected at least 2, one for each process"
