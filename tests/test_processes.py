@@ -68,12 +68,8 @@ def test_two_processes_train_what_one_does(train: Train) -> None:
 @pytest.mark.parametrize(
     "knobs",
     [
-        (
-            "freeze=none",
-            "cache=none",
-            "data.augment=standard",
-            "optimizer.lr=0.01",
-        ),  # BatchNorm trains, on each one's part
+        # BatchNorm trains, on each one's part of a batch.
+        ("freeze=none", "cache=none", "data.augment=standard", "optimizer.lr=0.01"),
         (
             "freeze=through:layer3",
             "trainer.accumulate_batches=2",

@@ -48,6 +48,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
             console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
         )
         return summary
+    place: Place | None = None
     try:
         place = processes.place(settings)
         if place is None:
@@ -57,7 +58,8 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         with _told_how_to_resume(folder), distributed.joined(place, device):
             return run_prepared(_in_turn(settings, folder, console, place), console)
     except BaseException as error:
-        folders.give_reason(folder, error)
+        if place is None or place.leads:
+            folders.give_reason(folder, error)
         raise
 
 
