@@ -133,7 +133,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
     """Train, and evaluate the test split with the best epoch; what is frozen is proven not to have moved."""
     settings, place = prepared.settings, prepared.place
     share = max(1, torch.get_num_threads() // place.here)  # never more threads than cores
-    with devices.threads(1 if prepared.light else share):
+    with devices.threads(1 if prepared.light else share), devices.freed_memory_kept():
         terminal.training_line(
             console,
             settings.epochs,

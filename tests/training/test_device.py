@@ -1,6 +1,9 @@
 """`auto` follows from the hardware alone."""
 
+import ctypes
+import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +63,25 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shutil.which("g++") is None
     with pytest.raises(RequestError, match=r"compile=true: expected a C\+\+ compiler"):
         devices.compiles(True, "cpu", 1)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_serves_again_and_is_given_back() -> None:
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(25_000_000)  # 100 MB, 24,400 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def held() -> int:
+        """MB of memory that the process holds."""
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 10**6
+
+    assert new_pages() > 100_000  # asked for anew five times
+    before = held()
+    with devices.freed_memory_kept():
+        new_pages()
+        assert held() > before + 90
+        assert new_pages() < 1000
+    assert held() < before + 20
+    assert new_pages() > 100_000

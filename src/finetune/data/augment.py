@@ -54,7 +54,10 @@ def center_crop(pictures: Tensor, size: int) -> Tensor:
 
 
 def random_resized_crop(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A random part of each picture, resized to (size, size); returns float in [0, 255]."""
+    """A random part of each uint8 picture, resized to (size, size).
+
+    Returns uint8 on a CPU, where that is three times as fast, and elsewhere float in [0, 255].
+    """
     count, _, height, width = pictures.shape
     area = torch.empty(count).uniform_(0.08, 1, generator=generator)
     ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3), generator=generator).exp()
@@ -62,12 +65,13 @@ def random_resized_crop(pictures: Tensor, size: int, generator: torch.Generator)
     h = (area / ratio).sqrt().clamp(max=1)
     x = torch.rand(count, generator=generator) * (1 - w)
     y = torch.rand(count, generator=generator) * (1 - h)
-    parts = []
+    on_cpu, parts = pictures.device.type == "cpu", []
     for picture, left, top, right, bottom in zip(pictures, x, y, x + w, y + h, strict=True):
         part = picture[
             :,
             int(top * height) : max(int(bottom * height), int(top * height) + 1),
             int(left * width) : max(int(right * width), int(left * width) + 1),
-        ]
-        parts.append(F.interpolate(part[None].float(), (size, size), mode="bilinear", antialias=True))
+        ][None]
+        part = part.contiguous(memory_format=torch.channels_last) if on_cpu else part.float()
+        parts.append(F.interpolate(part, (size, size), mode="bilinear", antialias=True))
     return torch.cat(parts)

@@ -155,7 +155,7 @@ def _train_together(
         terminal.epochs_line(console, settings.epochs, epoch, *came_to)
         reach(epoch * len(jobs))
 
-    with devices.threads(None if busy else 1):
+    with devices.threads(None if busy else 1), devices.freed_memory_kept():
         fitted = fit(
             group,
             epochs=settings.epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,3 +107,25 @@ def threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Have the C library keep what a step frees for the next one, and give it back in the end.
+
+    glibc asks the system for each large block anew; clearing its pages takes a tenth of a training step on a
+    CPU. Other C libraries are left as they are. The numbers are those of malloc.h and glibc's defaults.
+    """
+    library = ctypes.CDLL(None)
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        yield
+        return
+    trim_threshold, most_mapped = -1, -4
+    library.mallopt(most_mapped, 0)
+    library.mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:
+        library.mallopt(most_mapped, 65536)
+        library.mallopt(trim_threshold, 128 * 1024)
+        library.malloc_trim(0)
