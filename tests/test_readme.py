@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from finetune.door import compose
-from finetune.settings import validate
+from finetune.validation import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -25,7 +25,8 @@ from finetune.inference.forward import Predictor
 from finetune.inference.predict import rank
 from finetune.run import run
 from finetune.saved import Saved, open_run
-from finetune.settings import SECTIONS, Settings, configs_folder, validate
+from finetune.settings import SECTIONS, Settings, configs_folder
+from finetune.validation import validate
 
 Given = str | Path | Image.Image | np.ndarray
 

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import Interrupted, RequestError, RunError, one_line
-from finetune.settings import SECTIONS, Settings, configs_folder, no_such_knob, validate
+from finetune.settings import SECTIONS, Settings, configs_folder
+from finetune.validation import no_such_knob, validate
 
 
 def free_folder(wanted: str) -> str:

@@ -19,11 +19,12 @@ from rich.console import Console
 
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.saved import summary_of
-from finetune.settings import Settings, validate
+from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Place
 from finetune.training.fit import Signal, signals
+from finetune.validation import validate
 
 GRACE = 10.0  # seconds that the others have to end once one has failed
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}

@@ -18,7 +18,8 @@ from finetune.model import statedict
 from finetune.model.build import build
 from finetune.model.weights import Preprocessing, enum_of
 from finetune.report.folder import LATEST
-from finetune.settings import Settings, configs_folder, validate
+from finetune.settings import Settings, configs_folder
+from finetune.validation import validate
 
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 

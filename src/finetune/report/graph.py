@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,47 +11,22 @@ from typing import Any, BinaryIO
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Line
-from matplotlib.textpath import TextPath
 
 from finetune.atomic import write_atomically
-from finetune.inspection.graph import Leaf, Node
+from finetune.inspection.graph import Node
 from finetune.inspection.layout import lay_out
+from finetune.report.boxes import BESIDE, LINE, SMALL, TEXT, TITLE, Box, box_of, shape_of, width_of
 
 # All lengths are in inches, text sizes in points.
-TITLE, TEXT, SMALL = 8.5, 6.8, 6.2
-LINE, PAD, GAP, MARGIN, RADIUS = 0.13, 0.055, 0.18, 0.35, 0.045
-BESIDE = 0.24  # between a node and its parameters
-TIMES = "\N{MULTIPLICATION SIGN}"
+GAP, MARGIN, RADIUS = 0.18, 0.35, 0.045
 WIDTH = 6.4  # at least, for the title and the legend
-NAMES = 58  # letters in a line of grad_fn names
 FROZEN, FROZEN_EDGE, FROZEN_TEXT = "#f1f3f5", "#c5ccd3", "#67727e"
 MOVING, MOVING_EDGE, MOVING_TEXT = "#e4effb", "#2f74b5", "#12395e"
 ROOT, LEAF, LEAF_EDGE, LEAF_TEXT = "#1d4e80", "#fff0d9", "#d9861a", "#7a4300"
 BOUNDARY = "#b3261e"
 BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-
-
-@dataclass(frozen=True)
-class Box:
-    """A node as it is drawn: its lines of text and its size, and its leaves to the left of it."""
-
-    node: Node
-    names: list[str]
-    leaves: list[tuple[list[str], bool]]  # lines, and whether they train
-    width: float
-    height: float
-    leaves_width: float
-
-    @property
-    def left(self) -> float:
-        return self.width / 2 + (self.leaves_width + BESIDE if self.leaves else 0.0) + 0.12
-
-    @property
-    def right(self) -> float:
-        return self.width / 2 + 0.12
 
 
 def draw(nodes: Sequence[Node], file: Path, title: str, subtitle: str, total: int, trainable: int) -> None:
@@ -81,7 +53,7 @@ def draw(nodes: Sequence[Node], file: Path, title: str, subtitle: str, total: in
 
 def figure_of(nodes: Sequence[Node], title: str, subtitle: str, note: str) -> Figure:
     """The figure of a graph whose first node is the picture and whose last is the loss."""
-    boxes = [_box(node) for node in nodes]
+    boxes = [box_of(node) for node in nodes]
     late = [node.late for node in nodes]
     place = lay_out([n.inputs for n in nodes], late, [b.left for b in boxes], [b.right for b in boxes])
     heights = [0.0] * (max(place.layers) + 1)
@@ -117,58 +89,6 @@ def figure_of(nodes: Sequence[Node], title: str, subtitle: str, note: str) -> Fi
     return figure
 
 
-def _box(node: Node) -> Box:
-    names = ", ".join(name + f" {TIMES}{count}" * (count > 1) for name, count in node.grad_fns.items())
-    lines = _wrapped(names)
-    if node.late and not node.grad_fns:
-        lines = ["detached: no grad_fn"]
-    head = _width(node.name, TITLE, True) + (0.14 + _width(node.type, TEXT) if node.type else 0)
-    if not node.late and node.name == "image":
-        head += 0.14 + _width(_shape(node.shape), TEXT)
-    width = max([0.7, head, *(_width(line, TEXT) for line in lines)]) + 2 * PAD + 0.06
-    leaves = [
-        (_told(some, node.name), trains)
-        for trains in (True, False)
-        if (some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains])
-    ]
-    rows = sum(len(text) for text, _ in leaves) + 0.55 * max(0, len(leaves) - 1)
-    height = max(LINE * (1 + len(lines)) + 2 * PAD, rows * 0.115 + (0.07 if rows else 0))
-    leaves_width = max((_width(line, SMALL) for text, _ in leaves for line in text), default=0.0) + 0.14
-    return Box(node, lines, leaves, width, height, leaves_width)
-
-
-def _wrapped(names: str) -> list[str]:
-    glued = names.replace(f" {TIMES}", f"\N{NO-BREAK SPACE}{TIMES}")
-    return textwrap.wrap(glued, NAMES, break_long_words=False, break_on_hyphens=False)
-
-
-def _told(leaves: Sequence[Leaf], node: str) -> list[str]:
-    """Two parameters by their names below the node's, more by their number."""
-    if len(leaves) > 2:
-        numbers = sum(_numbers(leaf.shape) for leaf in leaves)
-        return [f"{len(leaves)} parameters, {numbers:,}"]
-    return [f"{leaf.name.removeprefix(f'{node}.')} {_shape(leaf.shape)}".strip() for leaf in leaves]
-
-
-def _numbers(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return TIMES.join(map(str, shape))
-
-
-@cache
-def _width(text: str, size: float, bold: bool = False) -> float:
-    if not text:
-        return 0.0
-    font = FontProperties(family="sans-serif", weight="bold" if bold else "normal")
-    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().width) / 72
-
-
 def _draw_box(axes: Axes, box: Box, x: float, top: float, root: bool) -> None:
     node, left = box.node, x - box.width / 2
     face, edge, text = (
@@ -180,16 +100,16 @@ def _draw_box(axes: Axes, box: Box, x: float, top: float, root: bool) -> None:
     )
     _rounded(axes, left, top, box.width, box.height, face, edge)
     y = top + (box.height - LINE * (1 + len(box.names))) / 2 + LINE / 2
-    beside = node.type or (_shape(node.shape) if node.name == "image" else "")
-    head = _width(node.name, TITLE, True)
-    whole = head + (0.14 + _width(beside, TEXT) if beside else 0)
+    beside = node.type or (shape_of(node.shape) if node.name == "image" else "")
+    head = width_of(node.name, TITLE, True)
+    whole = head + (0.14 + width_of(beside, TEXT) if beside else 0)
     _text(axes, x - whole / 2, y, node.name, TITLE, text, weight="bold")
     if beside:
         _text(axes, x + whole / 2, y, beside, TEXT, text, ha="right")
     for number, line in enumerate(box.names, 1):
         _text(axes, x, y + number * LINE, line, TEXT, text, ha="center")
     if not root and node.shape and node.name != "image":
-        _text(axes, x + 0.06, top + box.height + GAP / 2, _shape(node.shape), 5.4, "#8a949e", bbox=BLANK)
+        _text(axes, x + 0.06, top + box.height + GAP / 2, shape_of(node.shape), 5.4, "#8a949e", bbox=BLANK)
     rows = sum(len(lines) for lines, _ in box.leaves) * 0.115 + 0.063 * max(0, len(box.leaves) - 1)
     y = top + (box.height - rows) / 2
     for lines, trains in box.leaves:
@@ -221,7 +141,7 @@ def _draw_title(axes: Axes, width: float, title: str, subtitle: str, note: str) 
 
 def _draw_boundary(axes: Axes, width: float, y: float, nodes: Sequence[Node]) -> None:
     crossing = {one for node in nodes if node.late for one in node.inputs if not nodes[one].late}
-    shapes = " + ".join(_shape(nodes[one].shape) for one in sorted(crossing))
+    shapes = " + ".join(shape_of(nodes[one].shape) for one in sorted(crossing))
     axes.plot([MARGIN, width - MARGIN], [y, y], color=BOUNDARY, linewidth=1.1, dashes=(5, 3), zorder=1)
     label = f"gradient boundary: {shapes} numbers a picture" if shapes else "gradient boundary"
     _text(axes, MARGIN, y - 0.09, label, 7.5, BOUNDARY, weight="bold")
@@ -240,7 +160,7 @@ def _draw_legend(axes: Axes, width: float, y: float, nodes: Sequence[Node]) -> N
     ):
         _rounded(axes, x, y - 0.12, 0.2, 0.12, face, edge)
         _text(axes, x + 0.26, y - 0.06, text, SMALL, "#3c4650")
-        x += 0.26 + _width(text, SMALL) + 0.17
+        x += 0.26 + width_of(text, SMALL) + 0.17
 
 
 def _rounded(axes: Axes, x: float, y: float, width: float, height: float, face: str, edge: str) -> None:

@@ -22,7 +22,8 @@ class BatchedLauncher(Launcher):
     """Calls the task for each job, which hands back its plan; then trains the plans of all jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from finetune.settings import SECTIONS, known_keys  # every app of Hydra imports this module
+        from finetune.settings import SECTIONS  # every app of Hydra imports this module
+        from finetune.validation import known_keys
 
         from .composing import OncePerChoice
 
