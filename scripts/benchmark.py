@@ -10,6 +10,10 @@ The pictures are 500 x 375 JPEGs cut from large photographs: a class per photogr
 same weights, use 224 px, SGD 0.01 with momentum 0.9, StepLR and batches of 64. The tutorial's loop runs once
 a seed: its time for fewer epochs is that of the process less the later epochs, and its time for more than
 `--loop-epochs` is reckoned with its median epoch, as each of its epochs does the same work.
+
+    python scripts/benchmark.py --photographs FOLDER… --freeze all --model timm/NAME --weights FILE
+
+takes another model with weights of its own; `--out` keeps its figures apart.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmark_sweep import compare_sweep
-from contenders import Row, run_loop, run_ours
+from contenders import Row, Work, run_loop, run_ours
 from photographs import ROOT, cut_pictures, save_weights
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +34,7 @@ from rich.table import Table
 EPOCHS = {"all": [3, 10, 25], "through:layer3": [10], "none": [1, 2]}
 
 
-def compare(work: Path, freeze: str, repeats: int, most: int) -> list[dict[str, Any]]:
+def compare(work: Work, freeze: str, repeats: int, most: int) -> list[dict[str, Any]]:
     """Every contender for one freeze, taking turns; ours with and without a cache, cold and warm."""
 
     def rows(contender: str, numbers: list[int]) -> list[Row]:
@@ -117,6 +121,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="large photographs")
+    parser.add_argument("--model", default="resnet18", help="another one of torchvision's or timm/NAME")
+    parser.add_argument("--weights", type=Path, help="its state dict; the bundled resnet18's by default")
     parser.add_argument("--freeze", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
     parser.add_argument("--sweep", action="store_true", help="time a sweep of 32 jobs instead")
     parser.add_argument("--repeats", type=int, default=3)
@@ -126,9 +132,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as name:
-        work = Path(name)
-        cut_pictures(arguments.photographs, work / "pictures", *arguments.pictures, classes=20)
-        save_weights(work / "resnet18.pth")
+        work = Work(Path(name), arguments.model, arguments.weights or Path(name) / "resnet18.pth")
+        cut_pictures(arguments.photographs, work.folder / "pictures", *arguments.pictures, classes=20)
+        if not arguments.weights:
+            save_weights(work.weights)
         if arguments.sweep:
             found = compare_sweep(work, arguments.repeats, arguments.loop_epochs)
             (arguments.out / "benchmark_sweep.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
-from contenders import Row, ours, run, run_loop
+from contenders import Row, Work, ours, run, run_loop
 
 EPOCHS = 20
 GRID = ("optimizer.lr=0.1,0.03,0.01,0.003", "optimizer.momentum=0,0.9", "seed=0,1,2,3")
 JOBS = 32
 
 
-def compare_sweep(work: Path, repeats: int, loop_epochs: int) -> dict[str, Any]:
+def compare_sweep(work: Work, repeats: int, loop_epochs: int) -> dict[str, Any]:
     """Whole processes in turn, each as often as asked: one job and the sweep, cold and warm.
 
     The 32 runs of the tutorial's loop are reckoned from one.
@@ -26,7 +25,7 @@ def compare_sweep(work: Path, repeats: int, loop_epochs: int) -> dict[str, Any]:
     for _ in range(repeats):
         for temperature in ("cold", "warm"):
             for name, options in (("one job", ()), (f"{JOBS} jobs", ("-m", *GRID))):
-                folder = work / "sweep"
+                folder = work.folder / "sweep"
                 shutil.rmtree(folder, ignore_errors=True)
                 folders = (f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
                 options = (*options, f"epochs={EPOCHS}", *folders)

@@ -16,6 +16,15 @@ from typing import Any
 from photographs import ROOT
 
 
+@dataclass(frozen=True)
+class Work:
+    """What all sides work with: a folder with the pictures, a model, and a file with its weights."""
+
+    folder: Path
+    model: str
+    weights: Path
+
+
 @dataclass
 class Process:
     """What a whole process took and came to: wall seconds, peak memory in MB, and what it says itself."""
@@ -66,14 +75,14 @@ class Row:
         }
 
 
-def run_loop(work: Path, rows: list[Row], seed: int, most: int, *options: str) -> None:
+def run_loop(work: Work, rows: list[Row], seed: int, most: int, *options: str) -> None:
     """One process of the tutorial's loop, for the rows of all numbers of epochs."""
     ran = min(most, max(row.epochs for row in rows))
     process = run(
         [
-            *(sys.executable, "scripts/tutorial_loop.py", str(work / "pictures"), f"--seed={seed}"),
-            *(f"--weights={work / 'resnet18.pth'}", f"--freeze={rows[0].freeze}", f"--epochs={ran}"),
-            *options,
+            *(sys.executable, "scripts/tutorial_loop.py", str(work.folder / "pictures"), f"--seed={seed}"),
+            *(f"--model={work.model}", f"--weights={work.weights}", f"--freeze={rows[0].freeze}"),
+            *(f"--epochs={ran}", *options),
         ]
     )
     told = json.loads(process.output.splitlines()[-1])
@@ -87,9 +96,9 @@ def run_loop(work: Path, rows: list[Row], seed: int, most: int, *options: str) -
             row.accuracy.append(max(told["accuracies"][: row.epochs]))
 
 
-def run_ours(work: Path, row: Row, seed: int, *overrides: str, cold: bool = False) -> None:
+def run_ours(work: Work, row: Row, seed: int, *overrides: str, cold: bool = False) -> None:
     """One process of ours; a cold one begins with an empty store."""
-    folder = work / "run"
+    folder = work.folder / "run"
     shutil.rmtree(folder, ignore_errors=True)
     options = (f"seed={seed}", f"freeze={row.freeze}", f"epochs={row.epochs}", f"hydra.run.dir={folder}")
     process = run(ours(work, *options, *overrides, cold=cold))
@@ -102,12 +111,13 @@ def run_ours(work: Path, row: Row, seed: int, *overrides: str, cold: bool = Fals
         row.rate.append(features["computed"] / features["seconds"])
 
 
-def ours(work: Path, *overrides: str, cold: bool = False) -> list[str]:
+def ours(work: Work, *overrides: str, cold: bool = False) -> list[str]:
     """Our command line, `-m` first in a sweep; a cold one begins with an empty store."""
-    cache = work / "cache"
+    cache = work.folder / "cache"
     if cold:
         shutil.rmtree(cache, ignore_errors=True)
     return [
-        *(sys.executable, "train.py", *overrides, "data=folder", f"data.root={work / 'pictures'}"),
-        *("data.val_fraction=0", f"weights={work / 'resnet18.pth'}", "schedule=step", f"cache_dir={cache}"),
+        *(sys.executable, "train.py", *overrides, "data=folder", f"data.root={work.folder / 'pictures'}"),
+        *("data.val_fraction=0", f"model={work.model}", f"weights={work.weights}"),
+        *("schedule=step", f"cache_dir={cache}"),
     ]

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,21 +18,33 @@ from torchvision import datasets, models, transforms
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CROPPED = [transforms.Resize(256), transforms.CenterCrop(224)]
 AUGMENTED = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-TENSOR = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+
+
+def build(name: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """A model of torchvision or timm, and the mean and deviation of pixels that its weights know."""
+    if not name.startswith("timm/"):
+        return models.get_model(name), MEAN, STD
+    import timm
+
+    model = timm.create_model(name.removeprefix("timm/"))
+    return model, model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
 
 
 def freeze(model: nn.Module, what: str) -> None:
-    """Freeze `all`, `none` or `through:<stage>` of a resnet."""
+    """Freeze `all`, `none` or, of a resnet, `through:<stage>`."""
+    if what in ("all", "none"):
+        model.requires_grad_(what == "none")
+        return
     stages = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
-    last = {"all": "layer4", "none": None}.get(what, what.removeprefix("through:"))
-    for stage in stages[: stages.index(last) + 1] if last else []:
+    for stage in stages[: stages.index(what.removeprefix("through:")) + 1]:
         model.get_submodule(stage).requires_grad_(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="a folder with train and val, each with a folder per class")
-    parser.add_argument("--weights", type=Path, required=True, help="a state dict of resnet18")
+    parser.add_argument("--model", default="resnet18", help="a model of torchvision's, or timm/NAME")
+    parser.add_argument("--weights", type=Path, required=True, help="its state dict")
     parser.add_argument("--freeze", default="all")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
@@ -39,9 +52,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
+    model, mean, std = build(arguments.model)
+    tensor = [transforms.ToTensor(), transforms.Normalize(mean, std)]
     prepared = {
-        "train": transforms.Compose([*(CROPPED if arguments.no_augment else AUGMENTED), *TENSOR]),
-        "val": transforms.Compose([*CROPPED, *TENSOR]),
+        "train": transforms.Compose([*(CROPPED if arguments.no_augment else AUGMENTED), *tensor]),
+        "val": transforms.Compose([*CROPPED, *tensor]),
     }
     pictures = {side: datasets.ImageFolder(arguments.data / side, prepared[side]) for side in prepared}
     loaders = {
@@ -51,10 +66,10 @@ def main() -> None:
         for side in pictures
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = models.resnet18()
     model.load_state_dict(torch.load(arguments.weights, weights_only=True))
     freeze(model, arguments.freeze)
-    model.fc = nn.Linear(model.fc.in_features, len(pictures["train"].classes))
+    head = "fc" if hasattr(model, "fc") else "classifier"
+    setattr(model, head, nn.Linear(getattr(model, head).in_features, len(pictures["train"].classes)))
     model = model.to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
