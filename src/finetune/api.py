@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
-from finetune.door import composed, free_folder, one_line
+from finetune.door import composed, free_folder, one_line, settings_of
 from finetune.errors import RequestError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.forward import Predictor
@@ -26,7 +26,6 @@ from finetune.inference.predict import rank
 from finetune.run import run
 from finetune.saved import Saved, open_run
 from finetune.settings import SECTIONS, Settings, configs_folder
-from finetune.validation import validate
 
 Given = str | Path | Image.Image | np.ndarray
 
@@ -77,7 +76,7 @@ class Model:
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.picture}: expected a picture; {answer.reason}")
-            loss, names = self._saved.settings.loss, self._predictor.names
+            loss, names = self._saved.settings.loss, self._saved.names
             for ranked in rank(answers, names, top, loss, self._temperature):
                 found.append(Prediction(*ranked[0], ranked))
         return found
@@ -154,9 +153,7 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
     OmegaConf.set_struct(config, False)
     for name, value in values.items():
         OmegaConf.update(config, name, str(value) if isinstance(value, Path) else value)
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return validate({str(key): value for key, value in plain.items()})
+    return settings_of(config)
 
 
 def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
-from finetune.errors import RunError
+from finetune.errors import RequestError, RunError
 
 
 def not_written(place: Path, error: OSError) -> str:
@@ -17,8 +18,10 @@ def not_written(place: Path, error: OSError) -> str:
     return f"{error.filename or place}: cannot be written: {error.strerror}"
 
 
-def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write beside the target, sync to disk, then take its place: a reader finds the old file or the new one.
+
+    content: the bytes, or what writes them into an open file.
 
     Raises:
         RunError: the file cannot be written; the old one stays.
@@ -26,7 +29,10 @@ def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
     part = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         with part.open("xb") as file:
-            write(file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
@@ -39,6 +45,29 @@ def write_atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
             part.unlink()
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of indented JSON atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_json(file: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    what: it is, to say so where it is not.
+
+    Raises:
+        RequestError: it cannot be read, or is something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: expected {what} ({error})") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{file}: expected {what} (a JSON object)")
+    return value
+
+
 def linked_or_copied(source: Path, target: Path) -> None:
     """Give a file a second name, or on file systems where files have only one a copy.
 
@@ -46,7 +75,7 @@ def linked_or_copied(source: Path, target: Path) -> None:
         RunError: the copy cannot be written.
     """
     if not linked(source, target):
-        write_atomically(target, lambda file: file.write(source.read_bytes()))
+        write_atomically(target, source.read_bytes())
 
 
 def linked(source: Path, target: Path) -> bool:

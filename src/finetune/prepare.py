@@ -1,4 +1,4 @@
-"""From settings to all that a training needs; with `run` and `parts`, the only reader of settings."""
+"""From settings to all that a training needs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from finetune import processes, resuming
-from finetune.atomic import linked, not_written
+from finetune.atomic import linked, not_written, write_json
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
 from finetune.inspection.overlay import maps
@@ -182,7 +182,7 @@ def finish(
         predictions.write(prepared.folder, dataset, answers, prepared.settings.loss, temperature_of(summary))
         if not page.of_sweep(prepared.folder):
             page.write(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
-    folders.write_json(prepared.folder / "summary.json", summary)
+    write_json(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary
 

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from finetune.atomic import read_json
 from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model import statedict
@@ -42,6 +43,11 @@ class Saved:
     preprocessing: Preprocessing
     summary: dict[str, Any] | None
 
+    @property
+    def names(self) -> list[str]:
+        """A name for each output; those beyond the classes have numbers."""
+        return [*self.classes, *(f"output {number}" for number in range(len(self.classes), self.outputs))]
+
 
 def find(run: str) -> Path:
     """The folder that `RUN` on the command line means: a path, or `latest`.
@@ -67,18 +73,11 @@ def settings_of(folder: Path) -> Settings:
     Raises:
         RequestError: settings.json is damaged, or has a knob that there is not.
     """
-    file = folder / "settings.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: expected the settings of a run ({error})") from None
-    return validate(_completed(values))
+    return validate(_completed(read_json(folder / "settings.json", "the settings of a run")))
 
 
-def _completed(values: Any) -> Any:
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
     """A run's settings over the defaults of the shipped configs, of its own choice in each group."""
-    if not isinstance(values, dict):
-        return values
     top = _shipped("config.yaml")
     knobs = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
     completed = knobs | values
@@ -103,12 +102,7 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
         RequestError: summary.json is damaged.
     """
     file = folder / "summary.json"
-    if not file.exists():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{file}: expected the summary of a run ({error})") from None
+    return read_json(file, "the summary of a run") if file.exists() else None
 
 
 def open_run(run: str) -> Saved:

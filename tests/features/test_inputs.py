@@ -162,6 +162,7 @@ def test_broken_pictures_are_left_out_and_the_others_keep_their_features(tmp_pat
     broken.write_bytes(broken.read_bytes()[:100])
     ready = prepared(tmp_path, ["all"], load(root))[1]
     assert [bad.path for bad in ready.bad] == [str(broken)]
+    assert (ready.features["computed"], ready.features["reused"]) == (0, 11)
     assert len(ready.dataset.images) == 11
     old = {str(path): i for i, path in enumerate(whole.dataset.images)}
     for i, path in enumerate(ready.dataset.images):

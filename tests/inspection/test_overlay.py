@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from runs import QUICK, newest
 
 from finetune.inspection.overlay import answers, overlay, pair
+from finetune.saved import open_run
 
 Command = Callable[..., Ended]
 
@@ -87,10 +89,14 @@ def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None
         assert ended.err.count("\n") == 1
 
 
-def test_answers_are_named() -> None:
+def test_answers_are_named_and_calibrated(run: Path) -> None:
     logits = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 9.0]])
-    assert answers(logits, ("a", "b"), "cross_entropy") == ["b 91%", "output 2 100%"]
-    assert answers(logits, ("a", "b", "c"), "bce") == ["b 95%", "c 100%"]
+    saved = replace(open_run(str(run)), classes=("a", "b"), outputs=3, summary=None)
+    assert answers(saved, logits) == ["b 91%", "output 2 100%"]
+    calmer = replace(saved, summary={"calibration": {"temperature": 3.0}})
+    assert answers(calmer, logits) == ["b 58%", "output 2 91%"]
+    bce = saved.settings.model_copy(update={"loss": "bce"})
+    assert answers(replace(saved, settings=bce), logits) == ["b 95%", "output 2 100%"]
 
 
 def test_heat_is_yellow_and_cold_is_blue() -> None:

@@ -95,7 +95,7 @@ def gather(
         todo = sorted(i for digest, i in first.items() if digest not in store.place)
         reused = len(first) - len(todo)
         advance(reused)
-        difference = None
+        difference, computed = None, 0
         if sample := _sample(pictures, todo, form.batch):
             forward, actual, difference = settle(
                 halves.prefix, form, device, pictures.normalise(torch.stack(sample))
@@ -106,6 +106,7 @@ def gather(
             batches = extract(forward, pictures.read, pictures.normalise, todo, form.batch, device)
             for done, tensors in batches:
                 store.append([pictures.digests[row] for row in done], tensors)
+                computed += len(done)
                 advance(len(done))
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
         rows = torch.from_numpy(store.mapped())
@@ -114,7 +115,7 @@ def gather(
         if device == "cuda" and rows.nbytes <= torch.cuda.mem_get_info()[0] // 4:
             rows = rows.to(device)
     seconds = time.perf_counter() - started
-    return Features(layout, rows, places, form, difference, len(todo), reused, seconds)
+    return Features(layout, rows, places, form, difference, computed, reused, seconds)
 
 
 def _sample(pictures: Pictures, todo: Sequence[int], most: int) -> list[Tensor]:

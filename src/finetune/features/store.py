@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from finetune.atomic import not_written, write_atomically
+from finetune.atomic import not_written, write_atomically, write_json
 from finetune.errors import RequestError, RunError
 
 VERSION = 1
@@ -120,7 +120,7 @@ class Store:
 
     def _write_index(self, digests: Sequence[str]) -> None:
         text = "".join(f"{digest} {total:08x}\n" for digest, total in zip(digests, self.sums, strict=True))
-        write_atomically(self.index, lambda file: file.write(text.encode("ascii")))
+        write_atomically(self.index, text.encode("ascii"))
 
 
 class MemoryStore:
@@ -180,10 +180,8 @@ def opened(cache: Path, about: dict[str, Any], layout: Layout, waiting: Any = No
             waiting()
         lock.acquire()
     try:
-        text = json.dumps(
-            {**about, "row": [list(shape) for shape in layout.shapes], "dtype": str(layout.dtype)}, indent=2
-        )
-        write_atomically(folder / "about.json", lambda file: file.write(f"{text}\n".encode()))
+        row = {"row": [list(shape) for shape in layout.shapes], "dtype": str(layout.dtype)}
+        write_json(folder / "about.json", about | row)
         store = Store(folder, layout)
         store.load_index()
         yield store

@@ -16,13 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from finetune.atomic import write_atomically
+from finetune.atomic import write_atomically, write_json
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.images import Reader
 from finetune.errors import RequestError, RunError
 from finetune.model.weights import Preprocessing
-from finetune.report.folder import write_json
 from finetune.saved import Saved
 
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
@@ -117,7 +116,7 @@ def write(
             for name, value in saved.network.state_dict().items()
         }
         stored = safetensors.torch.save(state, text)
-        write_atomically(target, lambda file: file.write(stored))
+        write_atomically(target, stored)
         return None
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
     program = _program(model, inputs.shape[1:])
@@ -134,7 +133,7 @@ def write(
             f"{target}: not written: its outputs differ from the model's by {largest:.1e}, expected"
             f" {TOLERANCE:g} at most"
         )
-    write_atomically(target, lambda file: file.write(stored))
+    write_atomically(target, stored)
     return largest
 
 

@@ -87,12 +87,6 @@ class Predictor:
         if waiting:
             yield [answer(number, None) for number in sorted(waiting)]
 
-    @property
-    def names(self) -> list[str]:
-        """A name for each output; those beyond the classes have numbers."""
-        classes, outputs = self.saved.classes, self.saved.outputs
-        return [*classes, *(f"output {number}" for number in range(len(classes), outputs))]
-
     def read(self, picture: Picture) -> Tensor | BadImage:
         """uint8 (3, H, W), or what is wrong with the picture."""
         sizes = self.saved.preprocessing

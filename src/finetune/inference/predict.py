@@ -65,10 +65,10 @@ def predict(
     """
     tally = Tally()
     with _opened(out, tally) as file:
-        write = WRITERS[format](file, min(top, len(predictor.names)))
+        write = WRITERS[format](file, min(top, len(predictor.saved.names)))
         for answers in predictor(pictures):
             for answer, ranked in zip(
-                answers, rank(answers, predictor.names, top, loss, temperature), strict=True
+                answers, rank(answers, predictor.saved.names, top, loss, temperature), strict=True
             ):
                 write(str(answer.picture), ranked, answer.reason)
                 tally.pictures += 1

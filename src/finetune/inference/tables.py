@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.atomic import write_json
 from finetune.errors import RequestError, brief
 from finetune.inference.evaluate import Chosen, Evaluation
 from finetune.inference.metrics import Measures
 from finetune.inference.several import SeveralMeasures
-from finetune.report.folder import write_json
 from finetune.report.terminal import say
 
 MATRIX_UP_TO = 15  # classes; beyond that the most frequent confusions say more

@@ -18,6 +18,8 @@ from finetune.atomic import write_atomically
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, Reader
 from finetune.errors import RequestError, RunError, brief
+from finetune.inference.calibration import temperature_of
+from finetune.inference.metrics import probabilities
 from finetune.inference.paths import find
 from finetune.inspection.explain import heatmaps
 from finetune.report.terminal import progress, say
@@ -63,7 +65,7 @@ def explain(saved: Saved, pictures: Sequence[Path], out: Path, advance: Callable
         if good:
             explained = heatmaps(saved, pixels[good])
             written.method = explained.method
-            captions = answers(explained.logits, saved.classes, saved.settings.loss)
+            captions = answers(saved, explained.logits)
             for index, heat, caption in zip(good, explained.maps, captions, strict=True):
                 tile = pair(pixels[index], heat, caption)
                 _save(tile, out / f"{names(chunk[index].stem)}.png")
@@ -86,24 +88,17 @@ def maps(saved: Saved, pictures: Sequence[Picture], answers: Sequence[str]) -> l
     pixels = {i: one for i in range(len(pictures)) if isinstance(one := read(i), Tensor)}
     lit: list[Image.Image | None] = [None] * len(pictures)
     if pixels:
-        names = names_of(saved.classes, saved.outputs)
-        chosen = torch.tensor([names.index(answers[i]) for i in pixels])
+        chosen = torch.tensor([saved.names.index(answers[i]) for i in pixels])
         explained = heatmaps(saved, torch.stack([*pixels.values()]), chosen)
         for (i, one), heat in zip(pixels.items(), explained.maps, strict=True):
             lit[i] = overlay(one, heat)
     return lit
 
 
-def answers(logits: Tensor, classes: Sequence[str], loss: str) -> list[str]:
-    """The likeliest class of each picture with its probability."""
-    likely = logits.sigmoid() if loss == "bce" else logits.softmax(1)
-    names = names_of(classes, logits.shape[1])
-    return [f"{names[int(place)]} {value:.0%}" for value, place in zip(*likely.max(1), strict=True)]
-
-
-def names_of(classes: Sequence[str], outputs: int) -> list[str]:
-    """A name for each output; those beyond the classes have numbers."""
-    return [*classes, *(f"output {number}" for number in range(len(classes), outputs))]
+def answers(saved: Saved, logits: Tensor) -> list[str]:
+    """The likeliest class of each picture with its probability, calibrated as `finetune predict` gives it."""
+    likely = probabilities(logits, saved.settings.loss, temperature_of(saved.summary))
+    return [f"{saved.names[int(place)]} {value:.0%}" for value, place in zip(*likely.max(1), strict=True)]
 
 
 def overlay(picture: Tensor, heat: Tensor) -> Image.Image:

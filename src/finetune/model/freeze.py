@@ -1,4 +1,4 @@
-"""What is frozen: from patterns to parameters and modes, and the proof that nothing of it moved."""
+"""What is frozen: from patterns to parameters and modes."""
 
 from __future__ import annotations
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import write_atomically
+from finetune.atomic import write_atomically, write_json
 from finetune.data.images import BadImage
 from finetune.errors import Interrupted, RequestError, RunError
 
@@ -44,7 +43,7 @@ def reopen(folder: Path, epoch: int) -> None:
     if table.exists():
         header, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
         text = "".join([header, *rows[:epoch]])
-        write_atomically(table, lambda file: file.write(text.encode()))
+        write_atomically(table, text.encode())
 
 
 def _drop_parts(folder: Path) -> None:
@@ -68,7 +67,7 @@ def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadIm
         write_json(folder / "settings.json", settings)
     if skipped:
         list_bad(folder, skipped)
-    write_atomically(LATEST, lambda file: file.write(f"{folder}\n".encode()))
+    write_atomically(LATEST, f"{folder}\n".encode())
 
 
 def list_bad(folder: Path, pictures: Sequence[BadImage]) -> None:
@@ -76,7 +75,7 @@ def list_bad(folder: Path, pictures: Sequence[BadImage]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([("path", "reason"), *((bad.path, bad.reason) for bad in pictures)])
     content = text.getvalue().encode("utf-8", "surrogateescape")  # a file's name may be no text
-    write_atomically(folder / "skipped.csv", lambda file: file.write(content))
+    write_atomically(folder / "skipped.csv", content)
 
 
 def give_reason(folder: Path, error: BaseException) -> None:
@@ -87,9 +86,3 @@ def give_reason(folder: Path, error: BaseException) -> None:
         status = "interrupted" if interrupted else "failed"
         with suppress(RunError):  # the disk may be what failed
             write_json(folder / "summary.json", {"status": status, "reason": reason})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file of indented JSON atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -44,11 +44,7 @@ def draw(nodes: Sequence[Node], file: Path, title: str, subtitle: str, total: in
     content = io.BytesIO()
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-
-    def write(target: BinaryIO) -> None:
-        target.write(content.getvalue())
-
-    write_atomically(file, write)
+    write_atomically(file, content.getvalue())
 
 
 def figure_of(nodes: Sequence[Node], title: str, subtitle: str, note: str) -> Figure:

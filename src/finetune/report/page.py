@@ -74,7 +74,7 @@ def write(
     templates.filters.update(percent=percent, duration=duration)
     text = templates.get_template("page.html").render(page)
     target = folder / FILE
-    write_atomically(target, lambda file: file.write(text.encode("utf-8", "replace")))
+    write_atomically(target, text.encode("utf-8", "replace"))
     return target
 
 

@@ -62,7 +62,7 @@ def write(
         table.writerows(asdict(row) for row in rows)
         # Names on disk may be bytes that are no UTF-8; they stay what they are.
         content = text.getvalue().encode("utf-8", "surrogateescape")
-        write_atomically(folder / FILE, lambda file: file.write(content))
+        write_atomically(folder / FILE, content)
 
 
 def _predictions(

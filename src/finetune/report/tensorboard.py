@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def drop_after(folder: Path, step: int) -> None:
             final = any(value.tag.startswith(FINAL) for value in event.summary.value)
             if event.step <= step and not final:
                 records.write(record)
-        write_atomically(path, methodcaller("write", kept.getvalue()))
+        write_atomically(path, kept.getvalue())
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finetune.data.module import Batches, Loader
 from finetune.errors import Interrupted, RunError
 from finetune.sweep.together import Together
+from finetune.training.best import of_side
 from finetune.training.fit import Fitted, Signal, signals, signals_wait
 
 
@@ -39,7 +39,7 @@ def fit(
                 started = time.perf_counter()
                 sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf).means()}
                 if len(jobs.batches[0].split["val"]):
-                    sides["val"] = jobs.judge(_side(jobs.batches[0], "val"), jobs.state)[0].means()
+                    sides["val"] = jobs.judge(jobs.batches[0].predict_dataloader(), jobs.state)[0].means()
                     jobs.drop("the validation loss", [one["loss"] for one in sides["val"]], epoch)
                 metrics = [
                     {f"{name}/{side}": number for side in sides for name, number in sides[side][job].items()}
@@ -63,27 +63,23 @@ def fit(
         ) from None
 
 
-def _side(batches: Batches, side: str) -> Loader:
-    return Loader(batches.inputs, batches.labels, batches.batch_size, batches.split[side])
-
-
 def _results(jobs: Together) -> list[Fitted | RunError]:
     tests: list[dict[str, float] | None] = [None] * len(jobs.records)
     state = {name: value for (kind, name), value in jobs.best.tensors.items() if kind == "state"}
     logits: dict[str, Tensor] = {}
     if len(jobs.batches[0].split["val"]):
-        logits["val"] = jobs.judge(_side(jobs.batches[0], "val"), state)[1]
+        logits["val"] = jobs.judge(jobs.batches[0].predict_dataloader(), state)[1]
     if len(jobs.batches[0].split["test"]):
-        tally, logits["test"] = jobs.judge(_side(jobs.batches[0], "test"), state)
+        tally, logits["test"] = jobs.judge(jobs.batches[0].test_dataloader(), state)
         tests = [*tally.means()]
         jobs.live = [job for job in range(len(jobs.records)) if job not in jobs.ended]
         jobs.drop("the test loss", [one["loss"] for one in tests if one], max(jobs.last.epochs) - 1)
     found: list[Fitted | RunError] = []
     for job, record in enumerate(jobs.records):
-        val = {name[:-4]: value for name, value in record.metrics.items() if name.endswith("/val")}
+        val = of_side("val", record.best.metrics)
         fitted = Fitted(
-            record.best_epoch,
-            record.saved,
+            record.best.epoch,
+            record.best.kept,
             record.steps,
             val or None,
             tests[job],

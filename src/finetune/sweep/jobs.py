@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from finetune.atomic import read_json
 from finetune.errors import RequestError
 
 SWEEPS = Path("outputs") / "sweeps"
@@ -51,14 +52,21 @@ def find_sweep(sweep: str) -> Path:
     return folder
 
 
-def read_jobs(sweep: Path) -> list[Job]:
-    """The jobs below a folder, in the order of their numbers.
+def folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, in the order of their numbers.
 
     Raises:
-        RequestError: a summary is damaged.
+        RequestError: there are none.
     """
-    files = sweep.rglob(".hydra/overrides.yaml")
-    return [_read(file) for file in sorted(files, key=lambda file: in_order(str(file.relative_to(sweep))))]
+    found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml")]
+    if not found:
+        raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
+    return sorted(found, key=lambda job: in_order(str(job.relative_to(sweep))))
+
+
+def overrides_of(job: Path) -> list[str]:
+    """What was asked for, as on the command line."""
+    return list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
 
 
 def in_order(name: str) -> list[tuple[int, str]]:
@@ -78,11 +86,14 @@ def ranges(names: Iterable[str]) -> str:
     return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _read(file: Path) -> Job:
-    folder = file.parents[1]
+def read(folder: Path) -> Job:
+    """The job in a folder.
+
+    Raises:
+        RequestError: its summary is damaged.
+    """
     overrides = {
-        key.lstrip("+~"): value
-        for key, _, value in (str(line).partition("=") for line in OmegaConf.load(file))
+        key.lstrip("+~"): value for key, _, value in (one.partition("=") for one in overrides_of(folder))
     }
     summary = summary_of(folder)
     status = summary.get("status", "unfinished")
@@ -98,12 +109,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
         RequestError: it is damaged.
     """
     file = folder / "summary.json"
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{file}: expected the summary of a run ({error})") from None
+    return read_json(file, "the summary of a run") if file.exists() else {}
 
 
 def _how_far(folder: Path) -> str:

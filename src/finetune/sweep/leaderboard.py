@@ -6,8 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.errors import RequestError
-from finetune.sweep.jobs import Job, read_jobs
+from finetune.sweep.jobs import Job, folders, read
 from finetune.training.best import deciding
 
 
@@ -82,11 +81,9 @@ def compare(sweep: Path) -> Leaderboard:
     """Rank the jobs of a sweep by validation alone; those without a validation split come last.
 
     Raises:
-        RequestError: there are no jobs in the folder.
+        RequestError: there are no jobs in the folder, or a summary is damaged.
     """
-    jobs = read_jobs(sweep)
-    if not jobs:
-        raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
+    jobs = [read(folder) for folder in folders(sweep)]
     finished = [job for job in jobs if job.status == "finished"]
     done = [job.overrides for job in finished]
     # A resumed search trains in a new job what was stopped in an old one.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.atomic import write_atomically
+from finetune.atomic import write_json
 from finetune.errors import RequestError, RunError, one_line
 from finetune.settings import Settings
 from finetune.sweep.jobs import ranges
@@ -66,9 +66,8 @@ class Plan:
         print(f"error: job {self.number}{self.shown and f' ({self.shown})'}: {line}", file=sys.stderr)
         if isinstance(error, RequestError) and (self.folder / "settings.json").exists():
             return  # the folder is an older run's
-        text = json.dumps({"status": "failed", "reason": line}, indent=2, ensure_ascii=False)
         with suppress(RunError):  # the disk may be what failed
-            write_atomically(self.folder / "summary.json", lambda file: file.write(f"{text}\n".encode()))
+            write_json(self.folder / "summary.json", {"status": "failed", "reason": line})
 
 
 def alone_because(settings: Settings) -> str | None:

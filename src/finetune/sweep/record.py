@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.atomic import linked, write_atomically
 from finetune.sweep.stacked import Tensors
 from finetune.training import optim
+from finetune.training.best import Best
 from finetune.training.callbacks import LAYOUT, write_point
 
 
@@ -57,7 +58,7 @@ class Snapshot:
 
 
 class Record:
-    """One job's folder and its best epoch; best as `training.checkpoint.Checkpoints` has it."""
+    """One job's folder and its best epoch."""
 
     def __init__(
         self,
@@ -72,10 +73,7 @@ class Record:
         self.folder, self.writer, self.recipe = folder, writer, recipe
         self.names, self.frozen_sha256, self.patience = names, frozen_sha256, patience
         self.origin = dict(origin or {})
-        self.best: tuple[float, float] | None = None
-        self.best_epoch = 0
-        self.metrics: dict[str, float] = {}
-        self.saved = self.steps = 0
+        self.best, self.steps = Best(), 0
         self.written: tuple[int, int] | None = None
 
     def epoch(self, epoch: int, step: int, metrics: dict[str, float], gradient_norm: float) -> bool:
@@ -83,24 +81,16 @@ class Record:
         factor = self.recipe.schedule(self.steps)  # the rates an epoch begins with, as for a lone run
         rates = {f"lr/{group['name']}": group["lr"] * factor for group in self.recipe.groups}
         values = metrics | rates | {"gradient_norm": gradient_norm}
-        if not self.saved:
+        if not self.best.kept:
             self.writer.add_custom_scalars(LAYOUT)
         write_point(self.writer, self.folder / "metrics.csv", epoch, step, values)
-        self.saved, self.steps = epoch, step
-        score = (metrics["accuracy/val"], -metrics["loss/val"]) if "loss/val" in metrics else None
-        better = self.best is None or score is None or score > self.best
-        if better:
-            self.best, self.best_epoch, self.metrics = score, epoch, metrics
-        return better
-
-    def out_of_patience(self) -> bool:
-        """Whether so many epochs brought no better one that training ends."""
-        return self.patience is not None and self.saved - self.best_epoch >= self.patience
+        self.best.kept, self.steps = epoch, step
+        return self.best.note(epoch, metrics)
 
     def keep(self, job: int, best: Snapshot, last: Snapshot) -> None:
         """Write best.ckpt and last.ckpt of the job at that place, where they have changed."""
         stands = best.epochs[job], last.epochs[job]
-        if not self.saved or stands == self.written:
+        if not self.best.kept or stands == self.written:
             return
         folder = self.folder / "checkpoints"
         if self.written is None or self.written[0] != stands[0]:
@@ -119,7 +109,7 @@ class Record:
             "frozen_sha256": self.frozen_sha256,
             "origin": self.origin,
             # Trained beside others: it has no state of Lightning's loops.
-            "together": {"best": self.best, "best_epoch": self.best_epoch, "metrics": self.metrics},
+            "together": self.best.state(),
         }
         write_atomically(path, lambda file: torch.save(checkpoint, file))
 
@@ -141,10 +131,9 @@ class Record:
 
     def go_on(self, newest: Mapping[str, Any]) -> None:
         """Stand where an interrupted job's newest checkpoint says."""
-        told = newest["together"]
-        self.best, self.best_epoch, self.metrics = told["best"], told["best_epoch"], told["metrics"]
-        self.saved, self.steps = newest["epoch"] + 1, newest["global_step"]
-        self.written = self.best_epoch, 0  # a process killed between the two has written best.ckpt alone
+        self.best.load(newest["together"])
+        self.best.kept, self.steps = newest["epoch"] + 1, newest["global_step"]
+        self.written = self.best.epoch, 0  # a process killed between the two has written best.ckpt alone
 
     def tensors(self, checkpoint: Mapping[str, Any]) -> dict[tuple[str, str], Tensor]:
         """A checkpoint's tensors as a Snapshot has them, of this job alone."""
@@ -152,9 +141,3 @@ class Record:
         held = checkpoint["optimizer_states"][0]["state"]
         state = {("state", name): value for name, value in checkpoint["state_dict"].items()}
         return state | {(kind, names[place]): v for place, one in held.items() for kind, v in one.items()}
-
-    def kept(self) -> str:
-        """What an early end leaves, in a few words."""
-        if not self.saved:
-            return "no epoch was finished, so there is no checkpoint"
-        return f"the checkpoint of epoch {self.saved} is kept"

@@ -14,6 +14,7 @@ from finetune.errors import RequestError
 from finetune.report.terminal import say
 from finetune.resuming import find_any
 from finetune.settings import Settings
+from finetune.sweep.jobs import folders, overrides_of
 from finetune.sweep.plans import Plan, common, tell_apart
 from finetune.sweep.train import train_all
 
@@ -45,17 +46,12 @@ def resume_sweep(folder: Path, console: Console) -> int:
 
 def _unfinished(folder: Path) -> list[Plan]:
     """The jobs without a result, their folders as Hydra made them."""
-    found = [path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")]
-    if not found:
-        raise RequestError(f"{folder}: expected the folder of a sweep; there are no jobs in it")
     plans = []
-    for place, job in enumerate(sorted(found, key=lambda path: (len(path.name), path))):
+    for place, job in enumerate(folders(folder)):
         status = (saved.summary_of(job) or {}).get("status")
         if status == "finished":
             continue
-        overrides = list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
-        number = int(job.name) if job.name.isdigit() else place
-        plan = Plan(number, job, overrides)
+        plan = Plan(int(job.name) if job.name.isdigit() else place, job, overrides_of(job))
         try:
             plan.settings = _settings(job)
             going_on = None if status == "failed" else find_any(job)

@@ -32,7 +32,7 @@ def write(board: Leaderboard) -> None:
         RunError: they cannot be written.
     """
     for name, text in (("leaderboard.csv", as_csv(board)), ("leaderboard.md", as_markdown(board))):
-        write_atomically(board.sweep / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        write_atomically(board.sweep / name, text.encode())
 
 
 def as_csv(board: Leaderboard) -> str:

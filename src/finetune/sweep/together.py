@@ -84,7 +84,7 @@ def why_not(network: Network, inputs: Any) -> str | None:
 class Together:
     """The jobs of a group while they train.
 
-    ended: by place, jobs that have failed. said: called when one does. live: places of those that train on.
+    ended: by place, jobs that have failed. failed: called when one does. live: places of those that train on.
     """
 
     def __init__(
@@ -108,9 +108,8 @@ class Together:
             if name in trains and name in inside
         }
         recipes = [record.recipe for record in records]
-        outputs = max((r.class_weights.numel() for r in recipes if r.class_weights is not None), default=0)
         self.smoothing = torch.tensor([r.label_smoothing for r in recipes], dtype=torch.float64)
-        self.class_weights = [r.class_weights for r in recipes] if outputs else None
+        self.class_weights = [r.class_weights for r in recipes]
         self.rates, decay = self._per_parameter(recipes, "lr"), self._per_parameter(recipes, "weight_decay")
         self.optimizer = stacked.OPTIMIZERS[recipes[0].optimizer](
             self.parameters, decay, [recipe.options for recipe in recipes]
@@ -130,12 +129,12 @@ class Together:
                 if key in at:  # without momentum there is no buffer
                     value[job] = at[key].to(value.device)
                     self.best.tensors[key][job] = then[key].to(value.device)
-            self.best.epochs[job], self.best.steps[job] = record.best_epoch, best[job]["global_step"]
+            self.best.epochs[job], self.best.steps[job] = record.best.epoch, best[job]["global_step"]
         self.step = self.records[0].steps
         if isinstance(self.optimizer, stacked.AdamW):
             self.optimizer.steps = self.step
-        self.last.take(present, self.live, self.records[0].saved, self.step)
-        self.live = [job for job in self.live if not self.records[job].out_of_patience()]
+        self.last.take(present, self.live, self.records[0].best.kept, self.step)
+        self.live = [job for job in self.live if not self._out_of_patience(job)]
 
     def _per_parameter(self, recipes: Sequence[Recipe], number: str) -> Tensors:
         """A number of the parameter groups for each parameter, (J,)."""
@@ -151,7 +150,7 @@ class Together:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         ones = torch.ones(logits.shape[2])
-        weights = [ones if w is None else w for w in self.class_weights or [None] * len(logits)]
+        weights = [ones if w is None else w for w in self.class_weights]
         return stacked.cross_entropy(
             logits, labels, self.smoothing.to(logits), torch.stack(weights).to(logits)
         )
@@ -221,9 +220,12 @@ class Together:
                 better.append(job)
         self.best.take(self._tensors(), better, epoch, self.step)
         self.last.take(self._tensors(), self.live, epoch, self.step)
-        self.live = [job for job in self.live if not self.records[job].out_of_patience()]
+        self.live = [job for job in self.live if not self._out_of_patience(job)]
         if time.perf_counter() - self.wrote > WRITE_EVERY:
             self.write()
+
+    def _out_of_patience(self, job: int) -> bool:
+        return self.records[job].best.out_of(self.records[job].patience)
 
     def write(self) -> None:
         """Bring every job's checkpoints up to date."""
@@ -239,7 +241,7 @@ class Together:
         for job in list(self.live):
             if not math.isfinite(values[job]):
                 error = not_finite(what, values[job], epoch + 1)
-                self._end(job, RunError(f"{error}; {self.records[job].kept()}"))
+                self._end(job, RunError(f"{error}; {self.records[job].best}"))
 
     def _end(self, job: int, error: RunError) -> None:
         self.ended[job] = error

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.atomic import linked_or_copied, write_atomically
 from finetune.errors import RunError
 from finetune.training import distributed
-from finetune.training.best import score
+from finetune.training.best import Best
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -52,14 +52,12 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Store what is frozen once a run, as safetensors."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda file: file.write(save(contiguous, metadata)))
+    write_atomically(path, save(contiguous, metadata))
 
 
 class Checkpoints(pl.Callback):
     """best.ckpt and last.ckpt after each epoch, and the end of training where it comes before `epochs`.
 
-    Best is the highest validation accuracy (with several labels a picture mean average precision), ties to
-    the lower loss; without validation the last epoch.
     Training ends when `patience` epochs brought no better one, or after `max_steps` optimiser steps: the
     epoch is then cut short, validated and kept like any other.
     """
@@ -74,15 +72,12 @@ class Checkpoints(pl.Callback):
     ) -> None:
         self.folder, self.frozen_sha256, self.origin = folder, frozen_sha256, dict(origin or {})
         self.patience, self.max_steps = patience, max_steps
-        self.best: tuple[float, float] | None = None
-        self.best_epoch = 0
-        self.metrics: dict[str, float] = {}
-        self.saved = self.steps = 0
+        self.best, self.steps = Best(), 0
         self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
         # A run that had ended but for its last words has nothing left to train.
-        trainer.should_stop = self._out_of_patience() or self._out_of_steps(self.steps)
+        trainer.should_stop = self.best.out_of(self.patience) or self._out_of_steps(self.steps)
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         own = self.rng[trainer.global_rank] if isinstance(self.rng, list) else self.rng
@@ -97,23 +92,16 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         for name, value in pl_module.state_dict().items():
             pl_module.check_finite(f"a value of {name}", float(value.abs().max()))
-        metrics = pl_module.metrics()
         epoch = trainer.current_epoch + 1
-        val = {name.removesuffix("/val"): value for name, value in metrics.items() if name.endswith("/val")}
-        rank = (score(val), -val["loss"]) if val else None
-        if self.best is None or rank is None or rank > self.best:
-            self.best, self.best_epoch, self.metrics = rank, epoch, metrics
-            trainer.save_checkpoint(self.folder / "best.ckpt")
-        if epoch != self.best_epoch:
+        if not self.best.note(epoch, pl_module.metrics()):
             trainer.save_checkpoint(self.folder / "last.ckpt")
-        elif trainer.is_global_zero:
-            linked_or_copied(self.folder / "best.ckpt", self.folder / "last.ckpt")
-        self.saved = epoch
-        if self._out_of_patience():
+        else:
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+            if trainer.is_global_zero:
+                linked_or_copied(self.folder / "best.ckpt", self.folder / "last.ckpt")
+        self.best.kept = epoch
+        if self.best.out_of(self.patience):
             trainer.should_stop = True
-
-    def _out_of_patience(self) -> bool:
-        return self.patience is not None and self.saved - self.best_epoch >= self.patience
 
     def _out_of_steps(self, steps: int) -> bool:
         return self.max_steps is not None and steps >= self.max_steps
@@ -134,18 +122,11 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.saved, self.steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+        self.best.kept, self.steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
         self.rng = checkpoint["rng"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-        self.metrics = state_dict["metrics"]
+        self.best.load(state_dict)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch, "metrics": self.metrics}
-
-    def kept(self) -> str:
-        """What an early end leaves, in a few words."""
-        if not self.saved:
-            return "no epoch was finished, so there is no checkpoint"
-        return f"the checkpoint of epoch {self.saved} is kept"
+        return self.best.state()

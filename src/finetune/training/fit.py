@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RunError
+from finetune.training.best import of_side
 from finetune.training.callbacks import Curves, Terminal
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from finetune.training.device import Device, Precision
@@ -121,7 +122,8 @@ def fit(
             classifier.load_state_dict(
                 files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
             )
-            val = _of_side("val", checkpoints.metrics) or None
+            best = checkpoints.best
+            val = of_side("val", best.metrics) or None
             test = test_logits = val_logits = None
             if val:
                 val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
@@ -130,9 +132,9 @@ def fit(
                 val |= {"per_label": classifier.per_label("val")}
             if len(batches.split["test"]):
                 trainer.test(classifier, batches, verbose=False)
-                test, test_logits = _of_side("test", classifier.metrics()), torch.cat(classifier.logits)
+                test, test_logits = of_side("test", classifier.metrics()), torch.cat(classifier.logits)
                 test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
-    return Fitted(checkpoints.best_epoch, checkpoints.saved, steps, val, test, test_logits, val_logits)
+    return Fitted(best.epoch, best.kept, steps, val, test, test_logits, val_logits)
 
 
 def _together(classifier: Classifier) -> DDPStrategy:
@@ -142,11 +144,6 @@ def _together(classifier: Classifier) -> DDPStrategy:
     return DDPStrategy(
         cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, find_unused_parameters=idle
     )
-
-
-def _of_side(side: str, metrics: dict[str, float]) -> dict[str, Any]:
-    ending = f"/{side}"
-    return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
 
 
 class Signal(BaseException):
@@ -164,15 +161,14 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
             yield
     except Signal as received:
         name = signal.Signals(received.number).name
-        raise Interrupted(f"interrupted by {name}; {checkpoints.kept()}", 128 + received.number) from None
+        raise Interrupted(f"interrupted by {name}; {checkpoints.best}", 128 + received.number) from None
     except RunError as error:
-        raise RunError(f"{error}; {checkpoints.kept()}") from None
+        raise RunError(f"{error}; {checkpoints.best}") from None
     except OSError as error:
-        raise RunError(f"{not_written(checkpoints.folder.parent, error)}; {checkpoints.kept()}") from None
+        raise RunError(f"{not_written(checkpoints.folder.parent, error)}; {checkpoints.best}") from None
     except torch.OutOfMemoryError:
         raise RunError(
-            "the GPU's memory is full, expected a smaller batch_size or data.image_size;"
-            f" {checkpoints.kept()}"
+            f"the GPU's memory is full, expected a smaller batch_size or data.image_size; {checkpoints.best}"
         ) from None
 
 
