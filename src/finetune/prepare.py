@@ -97,7 +97,7 @@ def prepare(
     elif place.leads:
         folders.begin(folder, asked.model_dump())
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    ready = read_pictures(settings, dataset, model, device, console, folder if place.leads else None)
+    ready = read_pictures(settings, dataset, model, console, folder if place.leads else None)
     dataset = ready.dataset
     check_shares(settings.batch_size, dataset, place)
     terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
@@ -168,29 +168,26 @@ def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> Prospect:
     """
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
-    return foresee(model, dataset, **_kept(settings, device), device=device)
-
-
-def _kept(settings: Settings, device: devices.Device) -> dict[str, Any]:
-    """The knobs that decide what is kept, and whether the device multiplies bf16."""
-    return {
-        "augment": settings.data.augment,
-        "cache": settings.cache,
-        "cache_dir": cache_dir(settings),
-        "cache_max_gb": settings.cache_max_gb,
-        "precision": settings.precision,
-        "compile": settings.compile,
-        "bf16": devices.multiplies_bf16(device),
-    }
+    return foresee(
+        model,
+        dataset,
+        augment=settings.data.augment,
+        cache=settings.cache,
+        cache_dir=cache_dir(settings),
+        cache_max_gb=settings.cache_max_gb,
+        precision=settings.precision,
+        compile=settings.compile,
+        bf16=devices.multiplies_bf16(device),
+        device=device,
+    )
 
 
 def read_pictures(
     settings: Settings,
     dataset: Dataset,
     model: Model,
-    device: devices.Device,
     console: Console,
-    folder: Path | None = None,
+    folder: Path | None,
 ) -> Ready:
     """Every picture, decoded once or as features of the frozen prefix.
 
@@ -202,8 +199,7 @@ def read_pictures(
     ready = read(
         model,
         dataset,
-        **_kept(settings, device),
-        device=device,
+        look_ahead(settings, dataset, model),
         workers=settings.data.workers,
         seed=settings.seed,
         memo=memo(settings),

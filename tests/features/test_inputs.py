@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.sources import Dataset
-from finetune.features.inputs import read
+from finetune.features.inputs import foresee, read
 from finetune.model.assemble import assemble
 from finetune.model.boundary import split
 
@@ -28,7 +28,7 @@ def digits(count: int) -> Dataset:
 
 def prepared(tmp_path, freeze, dataset, **knobs):
     model = assemble("resnet18", "random", freeze, 10, dataset.classes, seed=0, image_size=SIZE)
-    defaults = {
+    decisive = {
         "augment": "auto",
         "cache": "auto",
         "cache_dir": tmp_path / "cache",
@@ -37,13 +37,16 @@ def prepared(tmp_path, freeze, dataset, **knobs):
         "compile": False,
         "bf16": False,
         "device": "cpu",
+    }
+    others = {
         "workers": "auto",
         "seed": 0,
         "memo": tmp_path / "digests.sqlite",
         "progress": silent,
         "say": lambda text: None,
     }
-    return model, read(model, dataset, **{**defaults, **knobs})
+    prospect = foresee(model, dataset, **{key: knobs.pop(key, value) for key, value in decisive.items()})
+    return model, read(model, dataset, prospect, **{**others, **knobs})
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class Prospect:
     """What becomes of a data set's pictures, decided before any is decoded.
 
     contents: how many different pictures there are. views: how many features are kept of each.
+    augment: what `auto` means here: fresh pictures in every epoch where the backbone trains on pictures.
     """
 
     boundary: Boundary
@@ -45,6 +46,9 @@ class Prospect:
     views: int
     form: Form
     plan: Plan
+    augment: str
+    cache_dir: Path
+    device: str
 
 
 def foresee(
@@ -60,7 +64,9 @@ def foresee(
     bf16: bool,
     device: str,
 ) -> Prospect:
-    """Find the boundary and decide what is kept, in what form and where; as in `read`, which does it.
+    """Find the boundary and decide what is kept, in what form and where.
+
+    bf16: whether the device multiplies bf16 itself.
 
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
@@ -70,7 +76,9 @@ def foresee(
     rows = contents * views
     form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
     plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
-    return Prospect(boundary, contents, views, form, plan)
+    if augment == "auto":
+        augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
+    return Prospect(boundary, contents, views, form, plan, augment, cache_dir, device)
 
 
 @dataclass(frozen=True)
@@ -98,46 +106,20 @@ class Ready:
 def read(
     model: Model,
     dataset: Dataset,
+    prospect: Prospect,
     *,
-    augment: str,
-    cache: str,
-    cache_dir: Path,
-    cache_max_gb: float,
-    precision: str,
-    compile: str | bool,
-    bf16: bool,
-    device: str,
     workers: int | str,
     seed: int,
     memo: Path,
     progress: Progress,
     say: Say,
 ) -> Ready:
-    """Find the boundary, decide what is kept, and read every picture once.
+    """Read every picture once, to keep what is foreseen of it.
 
-    `augment=auto` follows from that: fresh pictures in every epoch where the backbone trains on pictures.
-    bf16: whether the device multiplies bf16 itself. memo: the file that remembers what is known of picture
-    files; those known to be broken are not tried again. progress: a progress bar of a name and a length.
-
-    Raises:
-        RequestError: a cache was asked for that fresh augmentation forbids.
+    memo: the file that remembers what is known of picture files; broken ones are not tried again.
+    progress: a progress bar of a name and a length.
     """
-    prospect = foresee(
-        model,
-        dataset,
-        augment=augment,
-        cache=cache,
-        cache_dir=cache_dir,
-        cache_max_gb=cache_max_gb,
-        precision=precision,
-        compile=compile,
-        bf16=bf16,
-        device=device,
-    )
-    boundary, contents, form, plan = prospect.boundary, prospect.contents, prospect.form, prospect.plan
-    if augment == "auto":
-        augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
-    sizes = model.preprocessing
+    sizes, augment = model.preprocessing, prospect.augment
     crop = sizes.resize_size if augment == "standard" else sizes.crop_size
     reasons = known_bad(dataset.digests, memo)
     known = {
@@ -147,6 +129,48 @@ def read(
     }
     reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known)
     prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
+    described = None
+    if prospect.plan.where == "none":
+        with progress("reading pictures", len(dataset.images)) as advance:
+            pixels, broken = reader.all(workers, advance, partial(_room, prospect.cache_dir))
+        bad = {one.index: one for one in broken}
+        kept = dataset.kept(list(bad))
+        pixels = pixels[kept] if bad else pixels
+        rows: tuple[Rows, Rows] = (lambda chosen: pixels[chosen]), (lambda chosen: pixels[chosen].flip(3))
+    else:
+        found, bad = _features(model, dataset, prospect, reader, prepare, progress, say)
+        kept = dataset.kept(list(bad))
+        found = [one.select(kept) for one in found]
+        rows, described = (found[0].inputs, found[-1].inputs), _described(found, prospect.plan)
+    remember_bad({dataset.digests[index]: one.reason for index, one in bad.items() if one.lasting}, memo)
+    dataset = dataset.without(list(bad)) if bad else dataset
+    halves = prospect.boundary.split
+    return Ready(
+        dataset,
+        views(rows[0], rows[1] if augment == "flip" else None, len(kept), seed),
+        _as_it_is if described else prepare,
+        halves.suffix if described and halves else model.network,
+        _sample(dataset, reader, prepare),
+        augment,
+        [bad[index] for index in sorted(bad)],
+        prospect.boundary,
+        prospect.plan,
+        described,
+    )
+
+
+def _features(
+    model: Model,
+    dataset: Dataset,
+    prospect: Prospect,
+    reader: Reader,
+    prepare: Prepare,
+    progress: Progress,
+    say: Say,
+) -> tuple[list[Features], dict[int, BadImage]]:
+    """The features of each view, and the pictures that are broken."""
+    halves, device = prospect.boundary.split, prospect.device
+    assert halves is not None
     bad: dict[int, BadImage] = {}
 
     def picture(index: int) -> Tensor | None:
@@ -159,44 +183,14 @@ def read(
             return None
         return decoded
 
-    plain: Rows
-    mirrored: Rows
-    if plan.where == "none":
-        with progress("reading pictures", len(dataset.images)) as advance:
-            pixels, broken = reader.all(workers, advance, partial(_room, cache_dir))
-        bad = {one.index: one for one in broken}
-        kept = dataset.kept(list(bad))
-        pixels = pixels[kept] if bad else pixels
-        plain, mirrored = (lambda chosen: pixels[chosen]), (lambda chosen: pixels[chosen].flip(3))
-        network, described = model.network, None
-    else:
-        assert boundary.split is not None
-        found = []
-        for view, turn in (("plain", False), ("mirrored", True))[: prospect.views]:
-            known_by = {**_known_by(model, boundary.split, device), "view": view}
-            store = (cache_dir, known_by) if plan.where == "disk" else None
-            pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
-            with progress(f"computing {view} features", contents) as advance:
-                found.append(gather(boundary.split, pictures, form, device, store, advance, say))
-        kept = dataset.kept(list(bad))
-        found = [one.select(kept) for one in found]
-        plain, mirrored = found[0].inputs, found[-1].inputs
-        network, described = boundary.split.suffix, _described(found, plan)
-    remember_bad({dataset.digests[index]: one.reason for index, one in bad.items() if one.lasting}, memo)
-    dataset = dataset.without(list(bad)) if bad else dataset
-    inputs = views(plain, mirrored if augment == "flip" else None, len(kept), seed)
-    return Ready(
-        dataset,
-        inputs,
-        prepare if described is None else _as_it_is,
-        network,
-        _sample(dataset, reader, prepare),
-        augment,
-        [bad[index] for index in sorted(bad)],
-        boundary,
-        plan,
-        described,
-    )
+    found = []
+    for view, turn in (("plain", False), ("mirrored", True))[: prospect.views]:
+        known_by = {**_known_by(model, halves, device), "view": view}
+        store = (prospect.cache_dir, known_by) if prospect.plan.where == "disk" else None
+        pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
+        with progress(f"computing {view} features", prospect.contents) as advance:
+            found.append(gather(halves, pictures, prospect.form, device, store, advance, say))
+    return found, bad
 
 
 def _known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
