@@ -49,7 +49,7 @@ def test_every_training_is_understood_by_a_shell_and_by_us(line):
 def test_every_command_exists(command, line):
     name, *arguments = shlex.split(line)[1:]
     compose([argument for argument in arguments if re.match(r"[a-z._]+=", argument)])
-    assert command(name, "--help").code == 0
+    assert command(name, *arguments, "--help").code == 0
 
 
 def test_every_override_in_a_table_is_taken():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage, Reader
+from finetune.data.sources.found import Progress
 from finetune.data.views import Inputs, Rows, Views, views
 from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
@@ -30,7 +30,6 @@ from finetune.model.boundary import Split, fingerprint
 from finetune.model.freeze import digest
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.images import Reader
 from finetune.errors import RequestError, RunError
+from finetune.model.build import OPTIONS
 from finetune.model.weights import Preprocessing
 from finetune.saved import Saved
 
@@ -198,8 +199,7 @@ def loads_into(saved: Saved) -> str:
     options: dict[str, Any] = {}
     if isinstance(head, nn.Linear | nn.Conv2d):
         options["num_classes"] = saved.outputs
-    if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "transform_input": True}
+    options |= OPTIONS.get(name, {})
     if getattr(network, "image_size", 224) != 224:  # a vision transformer of torchvision
         options["image_size"] = network.image_size
     arguments = [f"{key}={value}" for key, value in options.items()]

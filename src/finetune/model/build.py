@@ -12,6 +12,10 @@ from torch import nn
 from finetune.errors import RequestError, brief
 from finetune.model import from_timm
 
+# Auxiliary heads return tuples in train mode and serve only training from scratch; all weights of these two
+# expect pictures on a scale of their own, which the model itself changes to.
+OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
+
 
 def names() -> list[str]:
     """Every classification model of torchvision."""
@@ -29,11 +33,7 @@ def build(name: str, enum: Any | None = None) -> nn.Module:
     check(name)
     if name.startswith("timm/"):
         return from_timm.build(name.removeprefix("timm/"))
-    extra: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        # Auxiliary heads return tuples in train mode and serve only training from scratch; all weights of
-        # these two expect pictures on a scale of their own, which the model itself changes to.
-        extra = {"aux_logits": False, "transform_input": True}
+    extra: dict[str, Any] = {**OPTIONS.get(name, {})}
     if name.startswith("vit_") and enum is not None:
         extra["image_size"] = enum.meta["min_size"][0]
     with warnings.catch_warnings():

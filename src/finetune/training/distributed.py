@@ -17,7 +17,7 @@ from finetune.errors import RequestError
 from finetune.training.device import Device
 
 # The first process may compute features for hours while the others wait; one that dies is noticed at once.
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def joined(place: Place, device: Device) -> Iterator[None]:
         return
     if device == "cuda":
         torch.cuda.set_device(place.local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # after an error the others may never come to it: the process just ends
 
