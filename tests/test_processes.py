@@ -147,6 +147,23 @@ def test_what_ends_one_ends_all(which: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_before_they_have_begun() -> None:
+    process = subprocess.Popen(
+        [sys.executable, CHECKOUT / "train.py", *RUN, *TWO, "hydra.run.dir=cut"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    told = process.stderr.read()
+    assert process.wait(60) == 143
+    assert told == "error: interrupted by SIGTERM\n"
+
+
+@pytest.mark.slow
 def test_torchrun_starts_them_as_well() -> None:
     starter = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     ended = subprocess.run(

@@ -464,3 +464,9 @@ def assert_nothing_was_touched(folder: Path, before: dict[Path, bytes]) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(ONE_LINE) + len(HYDRAS_OWN) >= 45
+
+
+def test_m_may_stand_anywhere(train: Train) -> None:
+    ended = train("seed=0", "-m", "epochs=0")
+    assert ended.code == 2
+    assert ended.err == "error: epochs=0: expected 1 or more\n"

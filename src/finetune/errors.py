@@ -1,5 +1,7 @@
 """The ways a run ends early, each told in one line."""
 
+import unicodedata
+
 
 class RequestError(ValueError):
     """The request was wrong: names the knob or file and what was expected. Exit code 2."""
@@ -24,5 +26,6 @@ def brief(names: list[str], most: int = 6) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(error).splitlines())
+    """The text of an error without line breaks, and without what would colour or move a terminal's text."""
+    text = " ".join(str(error).splitlines())
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(one) == "Cc" else one for one in text)

@@ -103,6 +103,8 @@ def train() -> NoReturn:
     """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
     job = Job()
     begun.Begun.config = None  # an earlier one in this process
+    # Hydra understands -m before or after all overrides only.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:

@@ -111,7 +111,7 @@ def prepare(
         "32" if light and settings.precision == "auto" else settings.precision, device
     )
     proof = Proof(model.network, model.frozen)
-    origin |= resuming.chosen(ready, proof.sha256, device, precision, compiled)
+    origin |= resuming.chosen(ready, proof.sha256, device, precision, compiled, place.size)
     if going_on:
         resuming.check(going_on, origin)
     if place.leads:

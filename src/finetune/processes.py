@@ -67,12 +67,14 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
             with (exchange / f"{rank}.err").open("wb") as words:
                 # The first one speaks; what the others print is shown where they are at fault.
                 started.append(subprocess.Popen(command, env=own, stderr=words if rank else None))
+        came = 0
         try:
             with signals():
                 _wait(started)
         except Signal as received:
-            _end(started, received.number)
-        _judge(started, exchange)
+            came = received.number
+            _end(started, came)
+        _judge(started, exchange, came)
     summary = summary_of(folder)
     assert summary is not None
     return summary
@@ -97,9 +99,18 @@ def _end(started: list[subprocess.Popen[bytes]], number: int) -> None:
                 process.wait(max(0.0, until - time.monotonic()))
 
 
-def _judge(started: list[subprocess.Popen[bytes]], exchange: Path) -> None:
-    """Raise what ended the run, if anything did: what a process told, or what became of it."""
+def _judge(started: list[subprocess.Popen[bytes]], exchange: Path, came: int) -> None:
+    """Raise what ended the run, if anything did: what a process told, or what became of it.
+
+    came: the signal that this process got, or 0.
+    """
+    if not any(process.returncode for process in started):
+        return
     told = [_answer(exchange, rank) for rank in range(len(started))]
+    interrupted = [answer for answer in told if answer and answer["kind"] == Interrupted.__name__]
+    if came:  # what a process meets whose fellows have gone is no reason of its own
+        line = interrupted[0]["line"] if interrupted else f"interrupted by {signal.Signals(came).name}"
+        raise Interrupted(line, 128 + came)
     for answer in told:
         if answer and answer["kind"] in KINDS:
             raise KINDS[answer["kind"]](answer["line"])
@@ -111,9 +122,9 @@ def _judge(started: list[subprocess.Popen[bytes]], exchange: Path) -> None:
         print((exchange / f"{rank}.err").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
         how = f"was killed ({signal.Signals(-started[rank].returncode).name})" if rank in killed else "failed"
         raise RunError(f"process {rank} of {len(started)} {how}")
-    for answer in told:
-        if answer:
-            raise Interrupted(answer["line"], answer["code"])
+    if interrupted:
+        raise Interrupted(interrupted[0]["line"], interrupted[0]["code"])
+    raise Interrupted("interrupted by SIGTERM", 128 + signal.SIGTERM)
 
 
 def _answer(exchange: Path, rank: int) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ TOLD = {
     "kept": "cache: whether features are used",
     "augment": "data.augment",
     "compiled": "compile",
+    "processes": "trainer.devices: the number of processes",
 }
 
 
@@ -106,6 +107,12 @@ def find_any(folder: Path) -> GoingOn | None:
     return GoingOn(path, content["epoch"] + 1, content["global_step"], content["origin"], together)
 
 
+def trained_on(folder: Path) -> str | None:
+    """The fingerprint of the data that a run trained on; None where an older version has not told it."""
+    checkpoint = newest(folder)
+    return checkpoint[1].get("origin", {}).get("data") if checkpoint else None
+
+
 def _same_settings(settings: Settings, folder: Path) -> None:
     before, now = (flat(one.model_dump()) for one in (settings_of(folder), settings))
     for key in sorted(before.keys() | now.keys()):
@@ -142,7 +149,9 @@ def found(model: Model, classes: Sequence[str], data: str) -> dict[str, Any]:
     }
 
 
-def chosen(ready: Ready, frozen: str, device: str, precision: str, compiled: bool) -> dict[str, Any]:
+def chosen(
+    ready: Ready, frozen: str, device: str, precision: str, compiled: bool, processes: int
+) -> dict[str, Any]:
     """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
     return {
         "skipped": len(ready.bad),
@@ -153,13 +162,14 @@ def chosen(ready: Ready, frozen: str, device: str, precision: str, compiled: boo
         "kept": ready.features is not None,
         "augment": ready.augment,
         "compiled": compiled,
+        "processes": processes,
     }
 
 
 def check(going_on: GoingOn, now: Mapping[str, Any]) -> None:
     """Raise RequestError, naming the difference, where a run would go on with what it did not begin with."""
     for key in filter(now.__contains__, TOLD):
-        before, after = going_on.origin[key], now[key]
+        before, after = going_on.origin.get(key, now[key]), now[key]  # an older version told less
         if before != after:
             folder = shlex.quote(str(going_on.path.parents[1]))
             raise RequestError(

@@ -456,3 +456,8 @@ def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: 
     for index in set(range(40)) - {7}:
         assert np.array_equal(pixels[index].permute(1, 2, 0).numpy(), noise(32, 32, index))
     assert not pixels[7].any()
+
+
+def test_a_name_longer_than_there_can_be_is_a_bad_picture(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPicture, match="file name too long"):
+        decode(tmp_path / ("x" * 300), 8, 8, "bilinear")

@@ -143,3 +143,9 @@ def test_compiled_features_are_the_same_up_to_rounding(prefix, pictures):
     with torch.no_grad():
         exact = (prefix(batch),)
     assert difference(exact, accelerate(prefix, Form("fp32", compiled=True), "cpu")(batch)) < 1e-5
+    trains = nn.Linear(4, 4)
+    trains.compile()
+    with torch.no_grad():  # what is compiled later is not frozen, and sees its weights as they become
+        before = trains(torch.ones(1, 4))
+        trains.weight.add_(1)
+        assert torch.allclose(trains(torch.ones(1, 4)), before + 4)

@@ -172,6 +172,23 @@ def test_broken_pictures_are_left_out_and_the_others_keep_their_features(tmp_pat
         assert torch.equal(ready.inputs(torch.tensor([i])), whole.inputs(torch.tensor([old[str(path)]])))
 
 
+def test_a_batch_of_broken_pictures_alone_is_left_out(tmp_path):
+    root = folder(tmp_path)
+    for i in range(40):
+        (root / "a" / f"000{i}.png").write_bytes(f"broken {i}".encode())
+    ready = prepared(tmp_path, ["all"], load(root))[1]
+    assert len(ready.bad) == 40
+    assert ready.features["computed"] == len(ready.dataset.images) == 12
+
+
+def test_what_fills_most_of_the_cache_serves_the_next_run(tmp_path):
+    root = folder(tmp_path)
+    size = prepared(tmp_path / "measured", ["all"], load(root))[1].plan.size
+    for computed in (12, 0):
+        ready = prepared(tmp_path, ["all"], load(root), cache_max_gb=1.5 * size / 1e9)[1]
+        assert (ready.plan.where, ready.features["computed"]) == ("disk", computed)
+
+
 @pytest.mark.parametrize("cache", ["disk", "memory"])
 def test_flip_on_features_shows_in_each_epoch_what_flip_on_pictures_shows(tmp_path, cache):
     dataset = digits(70)

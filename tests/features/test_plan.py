@@ -9,7 +9,7 @@ from finetune.model.freeze import Frozen
 from finetune.model.weights import Preprocessing, Weights
 
 GB = 10**9
-AMPLE = {"stored": 0, "cap": 20 * GB, "free": 100 * GB, "memory": 16 * GB}
+AMPLE = {"stored": 0, "held": 0, "cap": 20 * GB, "free": 100 * GB, "memory": 16 * GB}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ AMPLE = {"stored": 0, "cap": 20 * GB, "free": 100 * GB, "memory": 16 * GB}
         ("auto", 1_000_000, 1000, 1.8e9, {"cap": GB // 2}, "memory"),
         ("auto", 1_000_000, 1000, 1.8e9, {"stored": 20 * GB - 1}, "memory"),
         ("auto", 1_000_000, 1000, 1.8e9, {"free": GB}, "memory"),
+        ("auto", 1_000_000, 1000, 1.8e9, {"stored": 20 * GB - 1, "held": GB}, "disk"),  # it has them already
+        ("auto", 1_000_000, 1000, 1.8e9, {"free": GB // 10, "held": GB}, "disk"),
+        ("auto", 1_000_000, 1000, 1.8e9, {"stored": 20 * GB - 1, "held": GB - 3 * 10**8}, "memory"),
         ("auto", 1_000_000, 30_000, 1.8e9, {}, "none"),  # over the cap and a quarter of the memory
         ("memory", 1_000_000, 5000, 1.8e9, {}, "none"),
     ],
@@ -32,7 +35,7 @@ def test_the_decision_follows_from_bytes_and_work(requested, row_bytes, rows, ro
     plan = decide(requested, row_bytes, rows, row_macs, **{**AMPLE, **machine})
     assert plan.where == where
     assert plan.size == row_bytes * rows
-    if machine.keys() & {"cap", "stored", "free"}:
+    if where != "disk" and machine.keys() & {"cap", "stored", "free"}:
         assert "cache_max_gb" in plan.why
 
 
@@ -89,13 +92,13 @@ def test_a_model_that_branches_on_its_data_is_not_split_and_says_why():
 
 def test_fresh_augmentation_and_a_cache_exclude_each_other(tmp_path):
     boundary = Boundary(None, 0, 1, "nothing frozen")
-    assert make_plan(boundary, "standard", "auto", 10, 4, tmp_path, 20).where == "none"
+    assert make_plan(boundary, "standard", "auto", 10, 4, tmp_path, 20, 0).where == "none"
     with pytest.raises(RequestError, match=r"cache=disk: expected data.augment=none or flip"):
-        make_plan(boundary, "standard", "disk", 10, 4, tmp_path, 20)
+        make_plan(boundary, "standard", "disk", 10, 4, tmp_path, 20, 0)
 
 
 def test_plan_for_a_cache_folder_that_does_not_exist_yet(tmp_path):
-    plan = make_plan(find_boundary(resnet(["all"])), "none", "auto", 100, 4, tmp_path / "a" / "b", 20)
+    plan = make_plan(find_boundary(resnet(["all"])), "none", "auto", 100, 4, tmp_path / "a" / "b", 20, 0)
     assert (plan.where, plan.size) == ("disk", 100 * 2048)
     assert not (tmp_path / "a").exists()
 

@@ -55,6 +55,22 @@ def test_the_same_data_elsewhere_are_known_again(evaluate: Any, few_pictures: Pa
     assert found["data"] == {"name": "moved", "split": "val", "as_trained": True}
 
 
+def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_it_was_interrupted(
+    command: Command, few_pictures: Path
+) -> None:
+    shutil.copytree(few_pictures, "grows")
+    run = finetune.fit({"root": "grows", "image_size": 32}, epochs=1, weights="bundled", quiet=True)
+    (run.folder / "summary.json").write_text('{"status": "interrupted", "reason": "SIGTERM"}')
+    assert command("evaluate", str(run.folder), "--out", "found.json").code == 0
+    data = {"name": "grows", "split": "test", "as_trained": True}
+    assert json.loads(Path("found.json").read_text())["data"] == data
+    (Path("grows") / "red" / "0.png").unlink()
+    for named in ((), ("data=folder", "data.root=grows")):
+        ended = command("evaluate", str(run.folder), *named, "--out", "found.json")
+        assert json.loads(Path("found.json").read_text())["data"] == data | {"as_trained": False}
+        assert "pictures measured here may have been trained on" in ended.out
+
+
 def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> None:
     """Classes before, between and after those of the run, one of the run's missing, one file broken."""
     for name in ("blue", "red"):

@@ -32,6 +32,8 @@ Command = Callable[..., Ended]
 def job(sweep: Path, number: int, overrides: list[str], summary: dict[str, Any] | None = None) -> Path:
     """A job's folder with what is read of it."""
     folder = sweep / str(number)
+    sweep.mkdir(exist_ok=True)
+    (sweep / "multirun.yaml").touch()
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
     if summary is not None:
@@ -61,6 +63,15 @@ def test_ranked_by_validation_and_never_by_test(tmp_path: Path) -> None:
     job(tmp_path, 2, ["lr=3"], finished(0.8, loss=0.8, test=0.2))
     job(tmp_path, 10, ["lr=4"], finished(0.1, test=1.0))
     assert [row.settings["lr"] for row in compare(tmp_path).rows] == ["3", "2", "1", "4"]
+
+
+def test_a_folder_of_a_refused_request_is_no_job(tmp_path: Path) -> None:
+    refused = job(tmp_path, 0, ["freeze=layr4"])
+    started = job(tmp_path, 1, [])
+    (started / "settings.json").write_text('{"epochs": 3}')
+    assert [one.folder for one in compare(tmp_path).others] == [refused, started]  # of a sweep: it waits
+    (tmp_path / "multirun.yaml").unlink()
+    assert [one.folder for one in compare(tmp_path).others] == [started]
 
 
 def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> None:

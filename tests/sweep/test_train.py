@@ -111,6 +111,21 @@ def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     assert "2 of 4 jobs" in ended.out
 
 
+def test_a_job_that_cannot_write_is_told_and_the_others_finish(
+    train: Train, knobs: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "0" / "metrics.csv").mkdir()  # as when the disk refuses
+    ended = train("-m", *knobs, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith("error: job 0 (seed=0): ")
+    assert ended.err.endswith("metrics.csv: cannot be written: Is a directory\n")
+    assert "together" in ended.out
+    assert summary_of(tmp_path / "sweep" / "0")["status"] == "failed"
+    assert summary_of(tmp_path / "sweep" / "1")["status"] == "finished"
+
+
 def test_what_cannot_train_together_trains_alone_and_shares_the_store(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import PIL
 
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT)",
     "CREATE TABLE IF NOT EXISTS bad (sha256 TEXT, pillow TEXT, reason TEXT, PRIMARY KEY (sha256, pillow))",
 )
 
@@ -66,7 +67,7 @@ def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
 def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]) -> list[str]:
     found: dict[int, str] = {}
     facts = [_facts(path) for path in paths]
-    query = "SELECT sha256 FROM digests WHERE path = ? AND size = ? AND mtime_ns = ?"
+    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, fact in enumerate(facts):
         if fact and (row := base.execute(query, fact).fetchone()):
             found[i] = row[0]
@@ -77,16 +78,17 @@ def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callab
     rows = [
         (*fact, found[i]) for i in new if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
     ]
-    base.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", rows)
+    base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
     return [found[i] for i in range(len(paths))]
 
 
-def _facts(path: Path) -> tuple[str, int, int] | None:
+def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
+    """What tells whether a file has changed; a copy may keep the time of its content, not of its entry."""
     try:
         real = path.resolve()
         stat = real.stat()
-        return str(real), stat.st_size, stat.st_mtime_ns
-    except (OSError, RuntimeError):  # RuntimeError: links that go round
+        return os.fsencode(real), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    except (OSError, RuntimeError, ValueError):  # links that go round; a name with a zero byte
         return None
 
 
@@ -104,4 +106,4 @@ def _digest(path: Path) -> str:
         if path.is_file():  # a named pipe would be waited for
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(str(path).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(path)).hexdigest()

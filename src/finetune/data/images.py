@@ -91,7 +91,7 @@ def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tens
 
 
 def _open(picture: Picture, least: int) -> Image.Image:
-    if isinstance(picture, Path) and picture.exists() and not (picture.is_file() or picture.is_dir()):
+    if isinstance(picture, Path) and _is_something_else(picture):
         raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
     try:
         content = picture.read() if isinstance(picture, Stored) else picture
@@ -112,6 +112,11 @@ def _open(picture: Picture, least: int) -> Image.Image:
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
         of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
         raise BrokenPicture(reason(error), lasting=not of_the_system) from error
+
+
+def _is_something_else(path: Path) -> bool:
+    # Unlike Path's own methods these take any name, however long.
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -170,14 +175,20 @@ class Reader:
         Returns: uint8 (N, 3, crop, crop), zero where a picture is bad, and the bad ones.
         """
         pixels = room((len(self.pictures), 3, self.crop, self.crop))
+
+        def fill(index: int) -> BadImage | None:
+            picture = self(index)
+            if isinstance(picture, BadImage):
+                return picture
+            pixels[index] = picture
+            return None
+
         bad = []
         with ThreadPoolExecutor(workers if isinstance(workers, int) else os.cpu_count() or 1) as pool:
-            for index, picture in enumerate(pool.map(self, range(len(self.pictures)))):
+            for one in pool.map(fill, range(len(self.pictures))):
                 advance(1)
-                if isinstance(picture, BadImage):
-                    bad.append(picture)
-                else:
-                    pixels[index] = picture
+                if one is not None:
+                    bad.append(one)
         return pixels, bad
 
 

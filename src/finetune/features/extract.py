@@ -54,10 +54,16 @@ def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: 
     bf16: whether the device multiplies bf16 natively. `precision=auto` uses it where it does.
     """
     dtype = "bf16" if precision in ("bf16", "16") or (precision == "auto" and bf16) else "fp32"
-    compiler = device == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
     large = macs >= COMPILE_FROM_MACS * (100 if device == "cuda" else 1)
-    compiled = bool(compiler and (compile is True or (compile == "auto" and large)))
+    compiled = bool(has_compiler(device) and (compile is True or (compile == "auto" and large)))
     return Form(dtype, compiled=compiled, batch=BATCHES[device])
+
+
+def has_compiler(device: str) -> bool:
+    """Whether there is what torch.compile builds with: a C++ compiler or, for Triton on a GPU, one of C."""
+    if device != "cpu" and os.environ.get("CC"):
+        return True
+    return any(map(shutil.which, ("c++", "g++", "clang++") if device == "cpu" else ("gcc", "clang")))
 
 
 def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
@@ -71,8 +77,7 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
         network = fuse(network, inplace=True, no_trace=True)
     network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     if form.compiled:
-        torch._inductor.config.freezing = True
-        network.compile(dynamic=False)
+        network.compile(dynamic=False, options={"freezing": True})  # of this network alone: others train
 
     def forward(pictures: Tensor) -> Tensors:
         count = len(pictures)
@@ -87,7 +92,7 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
 
 def difference(exact: Tensors, fast: Tensors) -> float:
     """Relative distance of two sets of features: the largest over the tensors of |a - b| / |a|."""
-    pairs = [(a.double().cpu(), b.double().cpu()) for a, b in zip(exact, fast, strict=True)]
+    pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(exact, fast, strict=True)]
     return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
 
 

@@ -105,7 +105,8 @@ def gather(
                 return gather(halves, pictures, actual, device, cache, advance, say)
             batches = extract(forward, pictures.read, pictures.normalise, todo, form.batch, device)
             for done, tensors in batches:
-                store.append([pictures.digests[row] for row in done], tensors)
+                if done:  # a batch may be of broken pictures alone
+                    store.append([pictures.digests[row] for row in done], tensors)
                 computed += len(done)
                 advance(len(done))
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])

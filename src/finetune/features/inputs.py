@@ -11,9 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from finetune.data.augment import Prepare
@@ -22,12 +20,13 @@ from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage, Reader
 from finetune.data.sources.found import Progress
 from finetune.data.views import Inputs, Rows, Views, views
+from finetune.features import store as stored
 from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
-from finetune.features.plan import Boundary, Plan, find_boundary, make_plan, ram
+from finetune.features.plan import Boundary, Plan, find_boundary, known_by, make_plan, ram
 from finetune.model.assemble import Model
-from finetune.model.boundary import Split, fingerprint
-from finetune.model.freeze import digest
+
+VIEWS = ("plain", "mirrored")
 
 Say = Callable[[str], None]
 
@@ -37,6 +36,8 @@ class Prospect:
     """What becomes of a data set's pictures, decided before any is decoded.
 
     contents: how many different pictures there are. views: how many features are kept of each.
+    stores: what the features of each view are known by; none where they cannot be stored. held: the bytes
+        that the cache has of them already.
     augment: what `auto` means here: fresh pictures in every epoch where the backbone trains on pictures.
     """
 
@@ -44,8 +45,10 @@ class Prospect:
     contents: int
     views: int
     form: Form
+    held: int
     plan: Plan
     augment: str
+    stores: list[dict[str, Any]]
     cache_dir: Path
     device: str
 
@@ -74,10 +77,15 @@ def foresee(
     contents, views = len(set(dataset.digests)), 2 if augment == "flip" else 1
     rows = contents * views
     form = choose(precision, compile, device, boundary.prefix_macs * rows, bf16)
-    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb)
+    stores: list[dict[str, Any]] = []
+    if boundary.split and cache in ("auto", "disk") and augment != "standard":
+        found = known_by(model, boundary.split, device)
+        stores = [{**found, "view": view} for view in VIEWS[:views]]
+    held = sum(stored.held(cache_dir, one | form.describe()) for one in stores)
+    plan = make_plan(boundary, augment, cache, rows, form.itemsize, cache_dir, cache_max_gb, held)
     if augment == "auto":
         augment = "standard" if plan.where == "none" and model.backbone_trains() else "none"
-    return Prospect(boundary, contents, views, form, plan, augment, cache_dir, device)
+    return Prospect(boundary, contents, views, form, held, plan, augment, stores, cache_dir, device)
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,13 @@ def read(
             pixels, broken = reader.all(workers, advance, partial(_room, prospect.cache_dir))
         bad = {one.index: one for one in broken}
         kept = dataset.kept(list(bad))
-        pixels = pixels[kept] if bad else pixels
-        rows: tuple[Rows, Rows] = (lambda chosen: pixels[chosen]), (lambda chosen: pixels[chosen].flip(3))
+        places = torch.from_numpy(kept)  # pixels may lie in a file: they stay where they are
+        rows: tuple[Rows, Rows] = (
+            (lambda chosen: pixels[places[chosen]]),
+            (lambda chosen: pixels[places[chosen]].flip(3)),
+        )
     else:
-        found, bad = _features(model, dataset, prospect, reader, prepare, progress, say)
+        found, bad = _features(dataset, prospect, reader, prepare, progress, say)
         kept = dataset.kept(list(bad))
         found = [one.select(kept) for one in found]
         rows, described = (found[0].inputs, found[-1].inputs), _described(found, prospect.plan)
@@ -159,7 +170,6 @@ def read(
 
 
 def _features(
-    model: Model,
     dataset: Dataset,
     prospect: Prospect,
     reader: Reader,
@@ -183,29 +193,12 @@ def _features(
         return decoded
 
     found = []
-    for view, turn in (("plain", False), ("mirrored", True))[: prospect.views]:
-        known_by = {**_known_by(model, halves, device), "view": view}
-        store = (prospect.cache_dir, known_by) if prospect.plan.where == "disk" else None
-        pictures = Pictures(picture, dataset.digests, prepare.turned if turn else prepare.normalise)
+    for number, view in enumerate(VIEWS[: prospect.views]):
+        store = (prospect.cache_dir, prospect.stores[number]) if prospect.plan.where == "disk" else None
+        pictures = Pictures(picture, dataset.digests, prepare.turned if number else prepare.normalise)
         with progress(f"computing {view} features", prospect.contents) as advance:
             found.append(gather(halves, pictures, prospect.form, device, store, advance, say))
     return found, bad
-
-
-def _known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
-    """All that decides features, beside the form they are computed in."""
-    assert halves.prefix is not None
-    return {
-        "model": model.name,
-        "boundary": [crossing.name for crossing in halves.crossings],
-        "weights": digest(halves.prefix.state_dict()),
-        "graph": fingerprint(halves.prefix),
-        "preprocessing": model.preprocessing.metadata(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else torch.backends.cpu.get_cpu_capability(),
-        "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
-    }
 
 
 def _described(found: list[Features], plan: Plan) -> dict[str, Any]:

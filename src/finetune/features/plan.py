@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import PIL
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import RequestError
 from finetune.features.store import size as stored_size
 from finetune.model.assemble import Model
-from finetune.model.boundary import NotTraceable, Split, split
+from finetune.model.boundary import NotTraceable, Split, fingerprint, split
+from finetune.model.freeze import digest
 
 Where = Literal["disk", "memory", "none"]
 
@@ -83,8 +87,11 @@ def make_plan(
     element_bytes: int,
     cache_dir: Path,
     cache_max_gb: float,
+    held: int,
 ) -> Plan:
     """Where the features of so many pictures go, each number of them taking `element_bytes`.
+
+    held: bytes that the cache has of just these features already.
 
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
@@ -106,10 +113,28 @@ def make_plan(
         rows,
         boundary.prefix_macs,
         stored=stored_size(cache_dir),
+        held=held,
         cap=int(cache_max_gb * 1e9),
         free=shutil.disk_usage(existing).free,
         memory=ram(),
     )
+
+
+def known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
+    """All that decides features, beside the form they are computed in."""
+    assert halves.prefix is not None
+    timm = [version("timm")] if model.name.startswith("timm/") else []
+    return {
+        "model": model.name,
+        "boundary": [crossing.name for crossing in halves.crossings],
+        "weights": digest(halves.prefix.state_dict()),
+        "graph": fingerprint(halves.prefix),
+        "preprocessing": model.preprocessing.metadata(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm],
+    }
 
 
 def ram() -> int:
@@ -125,21 +150,23 @@ def decide(
     row_macs: float,
     *,
     stored: int,
+    held: int,
     cap: int,
     free: int,
     memory: int,
 ) -> Plan:
     """Decide `cache=auto|memory|disk|none`.
 
-    stored: bytes in the cache already. cap: `cache_max_gb` in bytes. free: bytes free on the disk.
-    memory: bytes of RAM, of which a quarter may be taken.
+    stored: bytes in the cache already, of which `held` are of these features. cap: `cache_max_gb` in bytes.
+    free: bytes free on the disk. memory: bytes of RAM, of which a quarter may be taken.
     """
     size = row_bytes * rows
     if requested == "none":
         return Plan("none", size, "cache=none")
     if requested == "auto" and row_macs < WORTH_MACS_PER_BYTE * row_bytes:
         return Plan("none", size, "computing them again costs no more than reading them")
-    fits_disk = stored + size <= cap and size <= 0.9 * free
+    new = max(size - held, 0)
+    fits_disk = stored + new <= cap and new <= 0.9 * free
     if requested in ("auto", "disk") and fits_disk:
         return Plan("disk", size, "on disk for the next run")
     over = "" if requested == "memory" else "over cache_max_gb or the free disk, so not stored; "

@@ -26,7 +26,7 @@ from torch import Tensor
 from finetune.atomic import not_written, write_atomically, write_json
 from finetune.errors import RequestError, RunError
 
-VERSION = 1
+VERSION = 2  # to be raised when a row has another form, or a picture decodes to other pixels
 GONE = "0" * 64
 
 
@@ -157,6 +157,16 @@ def key(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({"store": VERSION, **about}, sort_keys=True).encode()).hexdigest()
 
 
+def held(cache: Path, about: dict[str, Any]) -> int:
+    """Bytes that the store for `about` has."""
+    data = _folder(cache, about) / "data.bin"
+    return data.stat().st_size if data.exists() else 0
+
+
+def _folder(cache: Path, about: dict[str, Any]) -> Path:
+    return cache / "features" / key(about)[:32]
+
+
 @contextmanager
 def opened(cache: Path, about: dict[str, Any], layout: Layout, waiting: Any = None) -> Iterator[Store]:
     """The store for `about`, made if need be and locked against other processes.
@@ -165,7 +175,7 @@ def opened(cache: Path, about: dict[str, Any], layout: Layout, waiting: Any = No
     Raises:
         RequestError: the folder cannot be made.
     """
-    folder = cache / "features" / key(about)[:32]
+    folder = _folder(cache, about)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

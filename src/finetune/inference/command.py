@@ -27,12 +27,16 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     out: a JSON file for all of it. split: of the data. raw: leave the probabilities uncalibrated.
     """
     from finetune.parts import find_data  # brings Lightning, which predict does without
+    from finetune.resuming import trained_on
 
     tables.check(out)
     console, saved = Console(soft_wrap=True), open_run(run)
     settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
     predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
-    chosen = choose(find_data(settings), saved.folder, saved.summary, saved.classes, settings.loss, split)
+    how = {"image_size", "augment", "bad_images", "workers"}  # the others say which pictures
+    given, own = (one.data.model_dump(exclude=how) for one in (settings, saved.settings))
+    fingerprint = trained_on(saved.folder)
+    chosen = choose(find_data(settings), fingerprint, given == own, saved.classes, settings.loss, split)
     temperature = 1.0 if raw else temperature_of(saved.summary)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading pictures", len(chosen.rows)) as advance:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,15 +43,16 @@ class Evaluation:
 
 def choose(
     dataset: Dataset,
-    folder: Path,
-    summary: dict[str, Any] | None,
+    trained_on: str | None,
+    named_alike: bool,
     classes: tuple[str, ...],
     loss: str,
     side: str | None,
 ) -> Chosen:
     """The test split of the data that the run was trained on, all of any other, or the side asked for.
 
-    folder, summary, classes, loss: the run's.
+    trained_on: the fingerprint of the run's data. named_alike: whether the data are those that the run names,
+    perhaps changed since: then most of them were trained on. classes, loss: the run's.
 
     Raises:
         RequestError: there is no such side, it is empty, or holds no picture of a class that the run knows.
@@ -67,8 +65,8 @@ def choose(
         )
     if side not in (None, "all", *SPLITS):
         raise RequestError(f"--split={side}: expected {', '.join(SPLITS)} or all")
-    own = _as_trained(dataset, folder).fingerprint() == ((summary or {}).get("data") or {}).get("fingerprint")
-    side = side or ("test" if own else "all")
+    own = dataset.fingerprint() == trained_on
+    side = side or ("test" if own or named_alike else "all")
     rows = np.arange(len(dataset.images)) if side == "all" else dataset.split[side]
     if not len(rows):
         raise RequestError(f"--split={side}: expected pictures in it; {dataset.name} has none there")
@@ -126,14 +124,3 @@ def evaluate(
     if true.ndim == 2:
         return Evaluation(measure_several(found, true, classes), broken)
     return Evaluation(measure(found, true, classes, loss, temperature), broken)
-
-
-def _as_trained(dataset: Dataset, folder: Path) -> Dataset:
-    """The data without the pictures that the run left out."""
-    skipped = folder / "skipped.csv"
-    if not skipped.exists():
-        return dataset
-    with skipped.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        left_out = {row["path"] for row in csv.DictReader(file)}
-    bad = [index for index, picture in enumerate(dataset.images) if str(picture) in left_out]
-    return dataset.without(bad) if bad else dataset

@@ -79,6 +79,7 @@ def look(settings: Settings, depth: int | None = None) -> Inspected:
         prospect.form.itemsize,
         cache_dir(settings),
         settings.cache_max_gb,
+        prospect.held,
     )
     halves = prospect.boundary.split
     found = modules.rows(

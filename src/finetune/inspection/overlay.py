@@ -161,6 +161,8 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
 
     console = Console(soft_wrap=True)
     pictures, saved = list(find(paths, sys.stdin)), open_run(run)
+    if not pictures:
+        raise RequestError("-: expected names of pictures on stdin; there are none")
     folder = out or saved.folder / "explain"
     with progress(console, "explain", len(pictures)) as advance:
         written = explain(saved, pictures, folder, advance)

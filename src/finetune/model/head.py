@@ -68,7 +68,7 @@ def replace(
 
 def initial(model: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
     """What the head of that name would hold had it been made with another seed; the model stays as it is."""
-    head = copy.deepcopy(model.get_submodule(name))
+    head = copy.deepcopy(model.get_submodule(name)).cpu()  # where a new head is drawn, too
     torch.manual_seed(seed)
     for layer in head.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

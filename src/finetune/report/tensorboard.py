@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ class Board:
                 self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
         if self.figures and logits is not None and labels.ndim == 1:
             figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
-            self.writer.add_figure("confusion/test", figure, summary["steps"])
+            with warnings.catch_warnings():  # of letters that no font here has
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from finetune.atomic import read_json
-from finetune.errors import RequestError
+from finetune.errors import RequestError, brief
 
 SWEEPS = Path("outputs") / "sweeps"
 
@@ -59,9 +59,15 @@ def folders(sweep: Path) -> list[Path]:
         RequestError: there are none.
     """
     found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml")]
+    # Hydra makes a folder for a request that is refused, too; in a sweep such a job may wait for its turn.
+    found = [job for job in found if (job / "settings.json").exists() or _of_sweep(job)]
     if not found:
         raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
     return sorted(found, key=lambda job: in_order(str(job.relative_to(sweep))))
+
+
+def _of_sweep(job: Path) -> bool:
+    return any((above / "multirun.yaml").exists() for above in job.parents)
 
 
 def overrides_of(job: Path) -> list[str]:
@@ -76,14 +82,14 @@ def in_order(name: str) -> list[tuple[int, str]]:
 
 
 def ranges(names: Iterable[str]) -> str:
-    """Jobs by their names, in their order and few words: 0-3, 7, 10."""
+    """Jobs by their names, in their order and few words: 0-3, 7, 10; the first where they are many."""
     runs: list[list[str]] = []
     for name in sorted(names, key=in_order):
         if runs and name.isdigit() and runs[-1][-1].isdigit() and int(name) == int(runs[-1][-1]) + 1:
             runs[-1].append(name)
         else:
             runs.append([name])
-    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return brief([run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs], 20)
 
 
 def read(folder: Path) -> Job:
@@ -97,7 +103,7 @@ def read(folder: Path) -> Job:
     }
     summary = summary_of(folder)
     status = summary.get("status", "unfinished")
-    reason = summary.get("reason", "" if status == "finished" else _how_far(folder))
+    reason = "" if summary.get("status") == "finished" else summary.get("reason") or _how_far(folder)
     seconds = summary.get("timing", {}).get("total")
     return Job(folder, overrides, status, reason, summary.get("val"), summary.get("test"), seconds)
 

@@ -94,7 +94,8 @@ def show(board: Leaderboard, console: Console) -> None:
             named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
             say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
-        say(console, "open", f"{len(waiting)} jobs have not ended: {ranges(waiting)}")
+        jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
+        say(console, "open", f"{jobs} not ended: {ranges(waiting)}")
     say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
 
 

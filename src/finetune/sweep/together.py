@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
+from finetune.atomic import not_written
 from finetune.data.module import Batches, Loader
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen
@@ -216,8 +217,11 @@ class Together:
             )
         better = []
         for job in list(self.live):
-            if self.records[job].epoch(epoch, self.step, metrics[job], self.norms[job]):
-                better.append(job)
+            try:
+                if self.records[job].epoch(epoch, self.step, metrics[job], self.norms[job]):
+                    better.append(job)
+            except OSError as error:
+                self._end(job, RunError(not_written(self.records[job].folder, error)))
         self.best.take(self._tensors(), better, epoch, self.step)
         self.last.take(self._tensors(), self.live, epoch, self.step)
         self.live = [job for job in self.live if not self._out_of_patience(job)]

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from finetune import resuming
+from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
@@ -86,10 +87,11 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
             return _train_together(fresh, prepared, console, reach)
     except Interrupted:
         raise
-    except (RequestError, RunError) as error:  # what the jobs of a group have in common is wrong
+    except (RequestError, RunError, OSError) as error:  # what the jobs of a group have in common is wrong
+        told = RunError(not_written(first.folder, error)) if isinstance(error, OSError) else error
         for plan in fresh:
             if not plan.ended:
-                plan.fail(error)
+                plan.fail(told)
         return None
     terminal.say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
     for plan in fresh:

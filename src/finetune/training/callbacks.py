@@ -64,11 +64,15 @@ class Terminal(pl.Callback):
         self.bar.stop()
 
 
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
+
+
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> str:
     """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s"""
     name, key = ("mAP", "map") if "map/train" in metrics else ("accuracy", "accuracy")
     sides = [
-        f"{side} loss {metrics[f'loss/{side}']:.4f} {name} {metrics[f'{key}/{side}']:.3f}"
+        f"{side} loss {_loss(metrics[f'loss/{side}'])} {name} {metrics[f'{key}/{side}']:.3f}"
         for side in ("train", "val")
         if f"loss/{side}" in metrics
     ]

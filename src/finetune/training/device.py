@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 import torch
 
 from finetune.errors import RequestError
+from finetune.features.extract import has_compiler
 
 # A step of fewer multiply-adds is quicker on one thread, which waits for no other, and needs no bf16.
 LIGHT_MACS = 5e7
@@ -87,14 +87,13 @@ def compiles(requested: str | bool, device: Device, pictures: int) -> bool:
     auto: on a GPU from 200,000 pictures on, where the saving outweighs the minute that compiling takes.
 
     Raises:
-        RequestError: compile=true without a C++ compiler on a CPU.
+        RequestError: compile=true without a compiler.
     """
     if requested == "auto":
-        return device == "cuda" and pictures >= 200_000
-    if requested and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise RequestError(
-            "compile=true: expected a C++ compiler (g++ or clang++) on the path; there is none"
-        )
+        return device == "cuda" and pictures >= 200_000 and has_compiler(device)
+    if requested and not has_compiler(device):
+        which = "C++ compiler (g++ or clang++)" if device == "cpu" else "C compiler (gcc or clang)"
+        raise RequestError(f"compile=true: expected a {which} on the path; there is none")
     return bool(requested)
 
 
