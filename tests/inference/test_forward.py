@@ -107,5 +107,5 @@ def test_a_stream_without_end_is_read_no_faster_than_it_is_answered(saved: Saved
 
 
 def test_outputs_beyond_the_classes_have_numbers(saved: Saved) -> None:
-    assert Predictor(saved).names == ["blue", "green", "red"]
-    assert Predictor(replace(saved, outputs=5)).names == ["blue", "green", "red", "output 3", "output 4"]
+    assert saved.names == ["blue", "green", "red"]
+    assert replace(saved, outputs=5).names == ["blue", "green", "red", "output 3", "output 4"]

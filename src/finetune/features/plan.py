@@ -96,15 +96,15 @@ def make_plan(
     Raises:
         RequestError: a cache was asked for that fresh augmentation forbids.
     """
-    if augment == "standard":
-        if cache in ("memory", "disk"):
-            raise RequestError(
-                f"cache={cache}: expected data.augment=none or flip with it; standard shows"
-                " other pictures in every epoch, which cannot be kept"
-            )
-        return Plan("none", 0, "augmentation shows other pictures in every epoch")
+    if augment == "standard" and cache in ("memory", "disk"):
+        raise RequestError(
+            f"cache={cache}: expected data.augment=none or flip with it; standard shows"
+            " other pictures in every epoch, which cannot be kept"
+        )
     if boundary.split is None:
         return Plan("none", 0, boundary.why)
+    if augment == "standard":
+        return Plan("none", 0, "augmentation shows other pictures in every epoch")
     elements = sum(crossing.size for crossing in boundary.split.crossings) // 4
     existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
     return decide(

@@ -101,12 +101,13 @@ def write(
     returned. The others carry them inside. temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
+        RequestError: the folder cannot be made.
         RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target.parent}: cannot be made: {error.strerror}") from None
+        raise RequestError(f"--out={target.parent}: cannot be made: {error.strerror}") from None
     about = {"labels.json": list(saved.classes), "preprocessing.json": asdict(saved.preprocessing)}
     if kind == "safetensors":
         for name, value in about.items():
