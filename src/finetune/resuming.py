@@ -15,7 +15,7 @@ from finetune.model.assemble import Model
 from finetune.report.tensorboard import flat
 from finetune.saved import settings_of, summary_of
 from finetune.settings import Settings
-from finetune.training.checkpoint import newest
+from finetune.training.checkpoint import AtomicCheckpointIO, newest
 
 # Knobs that change no number of a run.
 FREE = ("resume", "cache_dir", "cache_max_gb", "data.workers")
@@ -109,8 +109,8 @@ def find_any(folder: Path) -> GoingOn | None:
 
 def trained_on(folder: Path) -> str | None:
     """The fingerprint of the data that a run trained on; None where an older version has not told it."""
-    checkpoint = newest(folder)
-    return checkpoint[1].get("origin", {}).get("data") if checkpoint else None
+    best = AtomicCheckpointIO().load_checkpoint(folder / "checkpoints" / "best.ckpt")
+    return best.get("origin", {}).get("data")
 
 
 def _same_settings(settings: Settings, folder: Path) -> None:

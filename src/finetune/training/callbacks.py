@@ -65,7 +65,7 @@ class Terminal(pl.Callback):
 
 
 def _loss(value: float) -> str:
-    return f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> str:
