@@ -147,20 +147,26 @@ def test_what_ends_one_ends_all(which: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_before_they_have_begun() -> None:
+@pytest.mark.parametrize(("number", "name", "code"), [(15, "SIGTERM", 143), (2, "SIGINT", 130)])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_signal_before_they_have_begun(number: int, name: str, code: int, after: float) -> None:
     process = subprocess.Popen(
         [sys.executable, CHECKOUT / "train.py", *RUN, *TWO, "hydra.run.dir=cut"],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(children.read_text().split()) < 2:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    started = children.read_text().split()
+    time.sleep(after)  # the one by itself as it starts them, then all of a terminal while torch is imported
+    os.killpg(process.pid, number) if after else process.send_signal(number)
     assert process.stderr is not None
     told = process.stderr.read()
-    assert process.wait(60) == 143
-    assert told == "error: interrupted by SIGTERM\n"
+    assert process.wait(60) == code
+    assert told == f"error: interrupted by {name}\n"
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
 
 
 @pytest.mark.slow

@@ -9,13 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from rich.console import Console
 
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.saved import summary_of
@@ -23,8 +20,7 @@ from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Place
-from finetune.training.fit import Signal, signals
-from finetune.validation import validate
+from finetune.training.fit import Signal, signals, signals_wait
 
 GRACE = 10.0  # seconds that the others have to end once one has failed
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}
@@ -60,16 +56,14 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
             port = free.getsockname()[1]
         here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
         here |= {"LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0"}
-        started = []
-        for rank in range(size):
-            own = {**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", "finetune.processes", name]
-            with (exchange / f"{rank}.err").open("wb") as words:
-                # The first one speaks; what the others print is shown where they are at fault.
-                started.append(subprocess.Popen(command, env=own, stderr=words if rank else None))
+        started: list[subprocess.Popen[bytes]] = []
         came = 0
         try:
             with signals():
+                with signals_wait():  # none is left behind that is not on the list
+                    for rank in range(size):
+                        own = {**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                        started.append(_started(exchange, rank, own))
                 _wait(started)
         except Signal as received:
             came = received.number
@@ -78,6 +72,18 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     summary = summary_of(folder)
     assert summary is not None
     return summary
+
+
+def _started(exchange: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "finetune.rank", str(exchange)]
+    with (exchange / f"{rank}.err").open("wb") as words:
+        # Ctrl-C waits until it has begun: Python would tell of it with a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            # The first one speaks; what the others print is shown where they are at fault.
+            return subprocess.Popen(command, env=environment, stderr=words if rank else None)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(started: list[subprocess.Popen[bytes]]) -> None:
@@ -130,29 +136,3 @@ def _judge(started: list[subprocess.Popen[bytes]], exchange: Path, came: int) ->
 def _answer(exchange: Path, rank: int) -> dict[str, Any] | None:
     file = exchange / f"{rank}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def _work(exchange: Path) -> int:
-    """One of the processes: train, or leave word of why not."""
-    from finetune.run import run  # which begins such processes
-
-    request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
-    console = Console(soft_wrap=True, quiet=request["quiet"])
-    try:
-        run(validate(request["settings"]), Path(request["folder"]), console)
-    except (RequestError, RunError) as error:
-        answer = {"kind": type(error).__name__, "line": str(error), "code": getattr(error, "exit_code", 1)}
-        part = exchange / f".{os.environ['RANK']}.json"
-        part.write_text(json.dumps(answer), encoding="utf-8")
-        part.replace(exchange / f"{os.environ['RANK']}.json")
-        return 1
-    except Exception:  # of torch.distributed, where another process is gone; or a fault of ours
-        (exchange / f"{os.environ['RANK']}.err").write_text(traceback.format_exc(), encoding="utf-8")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    code = _work(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(code)  # an end that waits for no other process

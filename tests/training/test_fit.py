@@ -52,6 +52,15 @@ def test_metrics_are_those_of_the_epoch(tmp_path: Path) -> None:
     assert [(row["epoch"], row["step"]) for row in training.rows()] == [(1, 4), (2, 8)]
 
 
+def test_a_clusters_variables_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning refuses some of them, and would take a signal of the cluster's for its own."""
+    for name, value in {"NTASKS": "4", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    training = Training(tmp_path)
+    training.fit(epochs=1)
+    assert len(training.rows()) == 1
+
+
 # stepping
 
 

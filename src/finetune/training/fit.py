@@ -83,7 +83,7 @@ def fit(
     files = AtomicCheckpointIO()
     torch.manual_seed(batches.seed + place.rank * 1_000_003)  # for dropout, whatever has drawn before
     common = partial(
-        pl.Trainer,
+        _trainer,
         accelerator=device,
         precision=precision,
         logger=False,
@@ -106,10 +106,10 @@ def fit(
             devices=place.here,
             num_nodes=place.size // place.here,
             strategy=_together(classifier) if place.size > 1 else "auto",
+            plugins=[files] if place.size > 1 else [files, LightningEnvironment()],
             max_epochs=epochs,
             accumulate_grad_batches=accumulate_batches,
             gradient_clip_val=clip_norm,
-            plugins=[files],
             callbacks=callbacks,
         )
         with _told_apart(checkpoints):
@@ -135,6 +135,13 @@ def fit(
                 test, test_logits = of_side("test", classifier.metrics()), torch.cat(classifier.logits)
                 test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
     return Fitted(best.epoch, best.kept, steps, val, test, test_logits, val_logits)
+
+
+def _trainer(**arguments: Any) -> pl.Trainer:
+    """Lightning's, which leaves signals to us: its own handler waits, inside it, for the other processes."""
+    trainer = pl.Trainer(**arguments)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _together(classifier: Classifier) -> DDPStrategy:
