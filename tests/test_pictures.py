@@ -117,6 +117,19 @@ def test_balanced_classes_are_no_news(train: Train, few_pictures: Path) -> None:
     assert "balanced" in ended.out  # the figure
 
 
+@pytest.mark.parametrize(("sides", "told"), [(("train", "val"), True), (("", ""), False)])
+def test_a_split_of_the_datas_own_is_told(
+    train: Train, tmp_path: Path, sides: tuple[str, str], told: bool
+) -> None:
+    for seed in range(12):
+        side = sides[seed % 3 == 0]
+        noise(tmp_path / "pictures" / side / "ab"[seed % 2] / f"{seed}.png", seed)
+    ended = train(*QUICK, "data.val_fraction=0.5")
+    assert ended.code == 0
+    assert ("8 pictures to train, 4 to validate, 0 to test, as the data split them;" in ended.out) == told
+    assert ("as the data split them" in ended.out) == told
+
+
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_several_labels_a_picture(train: Train, several: Path, cache: str) -> None:
     table = ("data=csv", "data.root=labels.csv", "loss=bce", "optimizer.lr=0.1", "epochs=8")

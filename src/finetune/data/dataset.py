@@ -42,6 +42,7 @@ class Dataset:
     digests: SHA-256 of each picture's content.
     ignored_files: how many files beside the pictures were passed over.
     warnings: what the user should know of them, a line each.
+    own_split: whether the data brought sides of their own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset:
     digests: Sequence[str]
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
+    own_split: bool = False
 
     @property
     def multi_label(self) -> bool:

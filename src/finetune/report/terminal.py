@@ -65,11 +65,13 @@ def data_lines(
 ) -> None:
     """Classes, pictures and how they are prepared."""
     counts = dataset.counts()
+    own = ", as the data split them" if dataset.own_split else ""
     say(
         console,
         "data",
         f"{dataset.name}: {len(dataset.classes)} classes, {counts['train']:,} pictures to train,"
-        f" {counts['val']:,} to validate, {counts['test']:,} to test; {size} px, augmentation: {augment}",
+        f" {counts['val']:,} to validate, {counts['test']:,} to test{own}; {size} px,"
+        f" augmentation: {augment}",
     )
     if dataset.ignored_files:
         say(

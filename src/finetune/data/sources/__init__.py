@@ -92,7 +92,15 @@ def _split(found: Found, val_fraction: float, test_fraction: float) -> Dataset:
             f"classes with fewer than {splits.FEWEST} pictures are used for training only: {brief(few)}",
         )
     dataset = Dataset(
-        found.name, found.classes, found.images, labels, split, digests, found.ignored_files, warnings
+        found.name,
+        found.classes,
+        found.images,
+        labels,
+        split,
+        digests,
+        found.ignored_files,
+        warnings,
+        own_split=found.sides is not None,
     )
     if not len(split["train"]):
         raise RequestError(
