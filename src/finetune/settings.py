@@ -45,6 +45,8 @@ class _Strict(BaseModel):
 
 
 class SGD(_Strict):
+    """The knobs of optimizer=sgd."""
+
     name: Literal["sgd"]
     lr: Positive
     momentum: Fraction
@@ -61,6 +63,8 @@ class SGD(_Strict):
 
 
 class AdamW(_Strict):
+    """The knobs of optimizer=adamw."""
+
     name: Literal["adamw"]
     lr: Positive
     weight_decay: NotNegative
@@ -69,6 +73,8 @@ class AdamW(_Strict):
 
 
 class Data(_Strict):
+    """The knobs of `data`, of whatever source."""
+
     source: Literal["clipart", "digits", "random", "folder", "csv", "torchvision", "hf", "webdataset"]
     root: Text | None
     name: Text | None
@@ -94,6 +100,8 @@ class Data(_Strict):
 
 
 class Trainer(_Strict):
+    """The knobs of `trainer`: where and in how many processes a run trains."""
+
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Annotated[int | str, _number_or(1, "a number of devices, 1 or more, or auto", "auto")]
     nodes: Count

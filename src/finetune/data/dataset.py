@@ -61,6 +61,7 @@ class Dataset:
         return self.labels.ndim == 2 and bool(np.isin(self.labels, (0, 1)).all())
 
     def counts(self) -> dict[str, int]:
+        """How many pictures there are on each side of the split."""
         return {side: len(self.split[side]) for side in SPLITS}
 
     def to_train(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ def digest(image: np.ndarray) -> str:
 
 
 def digest_of_text(text: str) -> str:
+    """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

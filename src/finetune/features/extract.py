@@ -45,6 +45,7 @@ class Form:
         return DTYPES[self.dtype].itemsize
 
     def describe(self) -> dict[str, Any]:
+        """The form as plain values, as a store's key has it."""
         return asdict(self)
 
 

@@ -40,6 +40,7 @@ class Features:
     seconds: float
 
     def inputs(self, chosen: Tensor) -> Inputs:
+        """The features of pictures by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them."""
         rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import RequestError
 from finetune.features.store import size as stored_size
+from finetune.model import modes
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, fingerprint, split
 from finetune.model.freeze import digest
@@ -61,12 +62,8 @@ def find_boundary(model: Model) -> Boundary:
 
 def macs(network: nn.Module, example: Tensor) -> float:
     """Multiply-adds of a forward pass in eval mode."""
-    was = {module: module.training for module in network.modules()}
-    network.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(example)
-    for module, training in was.items():
-        module.training = training
+    with modes.kept(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(example)
     return counter.get_total_flops() / 2
 
 

@@ -39,6 +39,7 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one picture's features."""
         return sum(map(math.prod, self.shapes)) * self.dtype.itemsize
 
     def pack(self, tensors: Sequence[Tensor]) -> np.ndarray:
@@ -132,14 +133,17 @@ class MemoryStore:
         self.parts = [np.empty((0, layout.row_bytes), dtype=np.uint8)]
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
+        """Add rows."""
         self.parts.append(self.layout.pack(tensors))
         for digest in digests:
             self.place[digest] = len(self.place)
 
     def verify(self, digests: Sequence[str]) -> list[str]:
+        """Nothing is ever damaged here."""
         return []
 
     def mapped(self) -> np.ndarray:
+        """All rows (N, row_bytes)."""
         return np.concatenate(self.parts)
 
 

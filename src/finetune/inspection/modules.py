@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.model import modes
+
 ROWS = 40  # more modules than this fold into the ones around them
 
 
@@ -59,7 +61,6 @@ def execute(model: nn.Module, example: Tensor) -> dict[str, Executed]:
     seen: dict[str, Executed] = {}
     clock = iter(range(2**62))
     begun: list[float] = []
-    modes = {module: module.training for module in model.modules()}
 
     def before(name: str) -> Any:
         def hook(*_: Any) -> None:
@@ -87,15 +88,12 @@ def execute(model: nn.Module, example: Tensor) -> dict[str, Executed]:
             module.register_forward_hook(after(name)),
         )
     ]
-    model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(example)
+        with modes.kept(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(example)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return seen
 
 
@@ -195,7 +193,7 @@ class _Table:
         module, parameters = self.modules[name], list(self.modules[name].parameters())
         inside = [one for below, one in self.seen.items() if below == name or below.startswith(f"{name}.")]
         called = self.seen.get(name)
-        modes = {leaf.training for leaf in module.modules() if not any(True for _ in leaf.children())}
+        training = {leaf.training for leaf in module.modules() if not any(True for _ in leaf.children())}
         return Row(
             name,
             type(module).__name__,
@@ -203,7 +201,7 @@ class _Table:
             called.calls if called else int(bool(inside)),
             sum(p.numel() for p in parameters),
             sum(p.numel() for p in parameters if p.requires_grad),
-            "mixed" if len(modes) > 1 else "train" if True in modes else "eval",
+            "mixed" if len(training) > 1 else "train" if True in training else "eval",
             tuple(dict.fromkeys(self.group[id(p)] for p in parameters if id(p) in self.group)),
             called.macs if called else self._macs(name),
             self._is_constant(name),

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RequestError, brief
+from finetune.model import modes
 
 NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -134,14 +135,10 @@ def _through(model: nn.Module, pattern: str, head: str | None, example: Tensor) 
             f"freeze={pattern}: expected a module of the backbone; {head} is the new head, which trains"
         )
     ended: list[set[str]] = []
-    modes = {module: module.training for module in modules.values()}
-    model.eval()
-    with torch.no_grad(), _Uses(model) as uses:
+    with modes.kept(model), torch.no_grad(), _Uses(model) as uses:
         hook = modules[target].register_forward_hook(lambda *_: ended.append(set(uses.order)))
-        model(example[:1])
+        model.eval()(example[:1])
     hook.remove()
-    for module, mode in modes.items():
-        module.training = mode
     if ended:
         return ended[0]
     # A module that its parent never calls but whose parameters it hands to a function: attention's out_proj.

@@ -15,6 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from finetune.model import modes
+
 _COPIES = {"aten::cat", "aten::stack", "aten::clone", "aten::_unsafe_view"}
 
 
@@ -29,10 +31,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     differ, or that cannot be traced at all, stays whole, and so do all of its class. The graph takes one
     tensor; other arguments of `forward` keep their defaults. Raises NotTraceable if that module is the model.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    state = torch.get_rng_state()
     whole: set[str | type] = set()
-    try:
+    with modes.kept(model), torch.random.fork_rng(devices=()):
         while True:
             try:
                 training, evaluating = (_trace(model, whole, mode) for mode in (True, False))
@@ -43,10 +43,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
                     raise NotTraceable(f"{type(model).__name__}: {obstacle.reason}") from None
                 kind = type(model.get_submodule(obstacle.path))
                 whole.add(obstacle.path if kind.__module__.startswith("torch.nn") else kind)
-    finally:
-        torch.set_rng_state(state)
-        for module, mode in modes:
-            module.training = mode
 
 
 class _ObstacleError(Exception):

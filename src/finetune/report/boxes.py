@@ -34,10 +34,12 @@ class Box:
 
     @property
     def left(self) -> float:
+        """How far it reaches to the left of its middle, with its leaves; in inches."""
         return self.width / 2 + (self.leaves_width + BESIDE if self.leaves else 0.0) + 0.12
 
     @property
     def right(self) -> float:
+        """How far it reaches to the right of its middle, in inches."""
         return self.width / 2 + 0.12
 
 

@@ -36,6 +36,7 @@ class Prediction:
 
     @property
     def right(self) -> bool:
+        """Whether the class predicted is the picture's own."""
         return self.label == self.predicted
 
 

@@ -27,6 +27,7 @@ class Row:
 
     @property
     def best(self) -> Job:
+        """The job with the best validation."""
         return self.jobs[0]
 
     @property

@@ -43,6 +43,7 @@ class Sums:
         self.found: dict[str, float] = {}
 
     def add(self, loss: Tensor, count: int | Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, how many pictures it has, logits (B, outputs) and their labels."""
         self.losses.append(loss.detach())
         self.counts.append(count)
         if self.several:

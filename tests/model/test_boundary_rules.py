@@ -1,0 +1,166 @@
+"""What is a constant and what is stored of it, shown by small networks made for one question each."""
+
+import pytest
+import torch
+from halves import Toy, check_toy, equal_in_train_mode, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finetune.model.boundary import NotTraceable, split
+
+
+def test_a_sum_needs_a_gradient_iff_one_of_its_terms_does() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x, y, z = toy.a(image), toy.b(image), toy.c(image)
+        return (x + y) * (x + z)
+
+    parts = check_toy(forward, "c")
+    # z needs the image; x is needed for x + z; x + y is a constant, and y does not cross
+    assert [crossing.name for crossing in parts.crossings] == ["image", "a", "add"]
+    assert parts.frozen == ("a", "b")
+
+
+def test_sizes_follow_the_batch() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        n, c, h, w = x.shape
+        tokens = toy.token.expand(n, -1, h, w)
+        return torch.cat([tokens, x]).view(2 * n, c * h * w)[: x.shape[0]]
+
+    assert [crossing.name for crossing in check_toy(forward, "token").crossings] == ["a"]
+
+
+def test_rows_that_share_an_image_are_kept_together() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        n, c, h, w = image.shape
+        windows = toy.a(image.view(n, c, 2, h // 2, w).transpose(1, 2).reshape(2 * n, c, h // 2, w)).relu()
+        return toy.d(windows).view(n, 2, -1)
+
+    parts = check_toy(forward, "d")
+    assert [crossing.shape for crossing in parts.crossings] == [(2, 4, 2, 4)]
+
+
+def test_views_are_stored_once() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        return toy.d(x).flatten(1) + x.flatten(1) * toy.d(x[:, :, :1]).mean()
+
+    assert [crossing.name for crossing in check_toy(forward, "d").crossings] == ["a"]
+
+
+def test_the_part_is_stored_where_only_a_part_is_needed() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        return toy.d(toy.a(image)[:, :, :1])
+
+    assert [crossing.shape for crossing in check_toy(forward, "d").crossings] == [(4, 1, 4)]
+
+
+def test_what_is_frozen_but_of_no_use_makes_no_prefix() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        toy.a(image)
+        return toy.c(image)
+
+    assert split(Toy(forward, ["c"]), images(2, 4)).prefix is None
+
+
+def test_nothing_trains() -> None:
+    parts = split(Toy(lambda toy, image: toy.a(image), ()), images(2, 4))
+    batch = images(2, 4)
+    assert parts.prefix is not None
+    assert torch.equal(parts.suffix(parts.prefix(batch)), parts.prefix(batch))
+
+
+# writing in place
+
+
+def test_suffix_does_not_write_into_what_is_stored() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        first = x[:, 0]
+        x += toy.c(image)
+        return x.flatten(1).sum(1) + first.flatten(1).sum(1)  # `first` has changed with x
+
+    check_toy(forward, "c")
+
+
+def test_dropout_in_place_does_not_write_into_what_is_stored() -> None:
+    class Net(nn.Sequential):
+        def __init__(self) -> None:
+            dropout = nn.Dropout(0.5, inplace=True)
+            super().__init__(nn.Conv2d(3, 4, 1), dropout, nn.Flatten(), nn.Linear(64, 2))
+
+    net = Net()
+    net[0].requires_grad_(False)
+    parts = split(net, images(1, 4))
+    assert [crossing.name for crossing in parts.crossings] == ["_0"]
+    equal_in_train_mode(net, parts, images(3, 4))
+    net.eval()
+    equal_in_train_mode(net, parts, images(3, 4))
+
+
+def test_constant_written_into_after_the_suffix_read_it() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        early = x + toy.token
+        return early + x.relu_() + x
+
+    check_toy(forward, "token")
+
+
+def test_shared_memory_written_into_is_refused() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        y = x.relu_()
+        y += toy.c(image)
+        return x + y
+
+    with pytest.raises(NotTraceable, match="share memory"):
+        check_toy(forward, "c")
+
+
+def test_buffers_that_forward_updates_are_no_constants() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1).requires_grad_(False)
+            self.head = nn.Conv2d(4, 2, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.conv(image)
+            self.calls.add_(1)
+            return self.head(x * self.calls)
+
+    net = Counting()
+    parts = split(net, images(2, 4))
+    assert net.calls == 0
+    assert [crossing.name for crossing in parts.crossings] == ["conv"]
+    equal_in_train_mode(net, parts, images(3, 4))
+
+
+# what is not a constant
+
+
+def test_random_numbers_are_not_constant() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        return toy.d(F.dropout(x + torch.randn_like(x), 0.5, training=True))
+
+    assert [crossing.name for crossing in check_toy(forward, "d").crossings] == ["a"]
+
+
+def test_statistics_of_the_batch_are_not_constant() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    net[:3].requires_grad_(False)
+    assert split(net, images(2, 4)).crossings[0].name == "_1"
+    net[2].eval()
+    assert split(net, images(2, 4)).crossings[0].name == "_2"
+
+
+def test_mixing_the_images_of_a_batch_is_refused() -> None:
+    def forward(toy: Toy, image: Tensor) -> Tensor:
+        x = toy.a(image)
+        return toy.d(x - x.mean(0))
+
+    with pytest.raises(NotTraceable, match="sub is not computed image by image"):
+        check_toy(forward, "d")
