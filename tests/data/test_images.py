@@ -1,40 +1,18 @@
-"""Pictures as a person sees them, cut as torchvision cuts them; broken ones named with their reason."""
+"""Pictures as a person sees them, cut as torchvision cuts them."""
 
 from __future__ import annotations
 
-import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageDraw
-from privilege import without_privilege
+from painted import noise, photograph, seen
+from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.transforms import v2
 
-from finetune.data.dataset import Stored
-from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, Reader, decode, on_white
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def photograph(height: int, width: int) -> Image.Image:
-    """Smooth colours with some edges, as JPEG likes them."""
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    pixels = np.stack([x, y, (x + y) / 2], axis=-1) * 255
-    image = Image.fromarray(pixels.astype(np.uint8))
-    ImageDraw.Draw(image).ellipse((width * 0.3, height * 0.3, width * 0.6, height * 0.7), fill=(200, 30, 90))
-    return image
-
-
-def seen(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3): a square picture of that size, decoded without resizing."""
-    return decode(path, size, size, "bilinear").permute(1, 2, 0).numpy()
-
+from finetune.data.images import EXTENSIONS, decode, on_white
 
 # Exact pixels
 
@@ -305,159 +283,3 @@ def display_p3() -> bytes:
     header = size.to_bytes(4) + bytes(4) + bytes([2, 0x40, 0, 0]) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
     header += bytes(28) + xyz(0.9642, 1.0, 0.8249)[8:] + bytes(48)
     return header + table + data
-
-
-# What is broken
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
-def test_a_line_shows_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.new("RGB", size).save(tmp_path / "a.png")
-    assert bad(tmp_path / "a.png").reason == f"{size[0]} x {size[1]} pixels, too thin to show anything"
-
-
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tmp_path.chmod(0o755)
-    Image.fromarray(noise(8, 8)).save("a.png")
-    Path("a.png").chmod(0)
-    with without_privilege():
-        found = bad(Path("a.png"))
-    assert found == BadImage(0, "a.png", "permission denied", lasting=False)
-
-
-def test_what_the_content_says_lasts_and_what_the_system_says_does_not(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "folder.png").mkdir()
-    assert bad(tmp_path / "empty.png").lasting
-    assert not bad(tmp_path / "folder.png").lasting
-    assert not bad(tmp_path / "gone.png").lasting
-
-
-def test_what_is_known_to_be_bad_is_not_tried_again(tmp_path: Path) -> None:
-    Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
-    known = BadImage(0, "a", "seen before")
-    assert Reader([tmp_path / "a.png"], 8, 8, "bilinear", {0: known})(0) == known
-
-
-def test_a_picture_inside_something_larger_is_decoded_like_a_file(tmp_path: Path) -> None:
-    Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
-    content = (tmp_path / "a.png").read_bytes()
-    whole, cut = Stored("archive/a.png", lambda: content), Stored("archive/b.png", lambda: content[:60])
-    assert np.array_equal(decode(whole, 8, 8, "bilinear").permute(1, 2, 0).numpy(), noise(8, 8))
-    found = Reader([cut], 8, 8, "bilinear")(0)
-    assert isinstance(found, BadImage)
-    assert found.path == "archive/b.png"
-
-
-def whole_files(folder: Path) -> list[Path]:
-    paths = [folder / f"whole{extension}" for extension in EXTENSIONS]
-    for path in paths:
-        photograph(40, 60).save(path)
-    return paths
-
-
-def bad(path: Path) -> BadImage:
-    found = Reader([path], 36, 32, "bilinear")(0)
-    assert isinstance(found, BadImage)
-    return found
-
-
-def test_empty_and_foreign_files_are_named_with_their_reason(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("this is no picture")
-    for name in ("empty.png", "text.jpg"):
-        path = str(tmp_path / name)
-        assert bad(tmp_path / name) == BadImage(0, path, "not a picture, or of an unknown format")
-
-
-def test_a_format_that_is_not_offered_is_not_opened(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="PPM")
-    assert bad(tmp_path / "a.png").reason == "not a picture, or of an unknown format"
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert bad(tmp_path / "gone.png").reason == "no such file or directory"
-    (tmp_path / "folder.png").mkdir()
-    assert bad(tmp_path / "folder.png").reason == "is a directory"
-
-
-def test_a_truncated_file_is_broken_or_shows_all_that_matters(tmp_path: Path) -> None:
-    for path in whole_files(tmp_path):
-        content = path.read_bytes()
-        whole = decode(path, 36, 32, "bilinear")
-        for length in range(1, len(content), max(1, len(content) // 25)):
-            path.write_bytes(content[:length])
-            found = Reader([path], 36, 32, "bilinear")(0)
-            if isinstance(found, BadImage):
-                assert found.path == str(path)
-                assert found.reason
-            else:  # a trailer is missing, no pixels
-                assert torch.equal(found, whole), (path.suffix, length)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    outcomes = {BadImage: 0, Tensor: 0}
-    for path in whole_files(tmp_path):
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        for _ in range(25):
-            changed = content.copy()
-            changed[generator.integers(0, len(content), 8)] = generator.integers(0, 256, 8)
-            path.write_bytes(changed.tobytes())
-            outcomes[type(Reader([path], 36, 32, "bilinear")(0))] += 1
-    assert min(outcomes.values()) > 10
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims a size; there are no pixels in it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-
-    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.parametrize("size", [(9_500, 9_500), (14_000, 14_000), (100_000, 100_000)])
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    assert limit is not None
-    assert size[0] * size[1] > limit
-    (tmp_path / "a.png").write_bytes(png_of_size(*size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert bad(tmp_path / "a.png").reason == "more pixels than is safe to decode"
-    assert limit == Image.MAX_IMAGE_PIXELS
-
-
-def test_decode_raises_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    with pytest.raises(BrokenPicture, match=r"^not a picture, or of an unknown format$"):
-        decode(tmp_path / "a.png", 36, 32, "bilinear")
-
-
-@pytest.mark.parametrize("workers", [1, 3, "auto"])
-def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: int | str) -> None:
-    pictures: list[Path | np.ndarray] = [noise(32, 32, seed) for seed in range(40)]
-    for index in (7, 23):
-        pictures[index] = tmp_path / f"{index}.png"
-    Image.fromarray(noise(32, 32, 23)).save(tmp_path / "23.png")
-    done: list[int] = []
-    pixels, broken = Reader(pictures, 32, 32, "bilinear").all(workers, done.append)
-    assert [(one.index, one.path) for one in broken] == [(7, str(tmp_path / "7.png"))]
-    assert sum(done) == 40
-    for index in set(range(40)) - {7}:
-        assert np.array_equal(pixels[index].permute(1, 2, 0).numpy(), noise(32, 32, index))
-    assert not pixels[7].any()
-
-
-def test_a_name_longer_than_there_can_be_is_a_bad_picture(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPicture, match="file name too long"):
-        decode(tmp_path / ("x" * 300), 8, 8, "bilinear")

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from folders import check, fill, folder, names, save
 from privilege import without_privilege
 
 from finetune.data import sources
-from finetune.data.dataset import Dataset
 from finetune.data.sources import load
 from finetune.data.sources.builtin import CLIPART
 from finetune.errors import RequestError
-
-
-def save(path: Path, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def fill(folder: Path, count: int = 20, first: int = 0) -> Path:
-    """Two classes with so many pictures each."""
-    for seed in range(first, first + count):
-        save(folder / "cat" / f"{seed}.png", 2 * seed)
-        save(folder / "dog" / f"{seed}.png", 2 * seed + 1)
-    return folder
-
-
-def folder(root: Path, val: float = 0.15, test: float = 0.15) -> Dataset:
-    return load("folder", str(root), val, test)
-
-
-def names(dataset: Dataset, side: str | None = None) -> list[str]:
-    chosen = dataset.split[side] if side else range(len(dataset.images))
-    return sorted(Path(str(dataset.images[i])).name for i in chosen)
-
-
-def check(dataset: Dataset) -> None:
-    """What holds of every data set."""
-    number = len(dataset.images)
-    assert len(dataset.labels) == len(dataset.digests) == number
-    assert sorted(np.concatenate([dataset.split[side] for side in sources.SPLITS])) == list(range(number))
-    assert dataset.counts() == {side: len(dataset.split[side]) for side in ("train", "val", "test")}
-
 
 # Built in
 
@@ -297,73 +262,3 @@ def test_a_folder_out_of_reach_is_no_folder(tmp_path: Path, monkeypatch: pytest.
     with without_privilege(), pytest.raises(RequestError, match=r"^data.root=pets: expected a folder"):
         load("folder", "pets", 0.15, 0.15)
     tmp_path.chmod(0o755)
-
-
-# Leaving out, and what a data set is known by
-
-
-def test_without_keeps_the_side_of_the_rest(tmp_path: Path) -> None:
-    dataset = folder(fill(tmp_path, 20), 0.25, 0.25)
-    side_of = {dataset.digests[i]: side for side, indices in dataset.split.items() for i in indices}
-    bad = [0, 7, 13, 39]
-    rest = dataset.without(bad)
-    check(rest)
-    assert len(rest.images) == 36
-    assert not {dataset.digests[i] for i in bad} & set(rest.digests)
-    for side, indices in rest.split.items():
-        for i in indices:
-            assert side_of[rest.digests[i]] == side
-            before = list(dataset.digests).index(rest.digests[i])
-            assert rest.images[i] == dataset.images[before]
-            assert rest.labels[i] == dataset.labels[before]
-
-
-def test_without_all_that_trains_is_refused(tmp_path: Path) -> None:
-    dataset = folder(fill(tmp_path, 10))
-    with pytest.raises(RequestError, match=r"^data.root: expected pictures to train on"):
-        dataset.without(dataset.split["train"].tolist())
-
-
-def test_the_fingerprint_does_not_depend_on_place_name_or_order(tmp_path: Path) -> None:
-    first = folder(fill(tmp_path / "here"))
-    for seed in range(20):
-        for name, number in (("cat", 2 * seed), ("dog", 2 * seed + 1)):
-            save(tmp_path / "there" / name / f"renamed {99 - seed}.png", number)
-    assert folder(tmp_path / "there").fingerprint() == first.fingerprint()
-
-
-def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) -> None:
-    root = fill(tmp_path)
-    seen = {folder(root).fingerprint()}
-
-    def changed() -> bool:
-        before = len(seen)
-        seen.add(folder(root).fingerprint())
-        return len(seen) > before
-
-    assert not changed()
-    save(root / "cat" / "0.png", 1000)  # another picture
-    assert changed()
-    (root / "cat" / "1.png").rename(root / "dog" / "moved.png")  # another label
-    assert changed()
-    (root / "cat" / "2.png").unlink()  # one less
-    assert changed()
-    (root / "dog" / "again.png").write_bytes((root / "dog" / "3.png").read_bytes())  # one twice
-    assert changed()
-    (root / "dog").rename(root / "wolf")  # another name for a class
-    assert changed()
-    seen.add(folder(root, 0.3, 0.15).fingerprint())  # another split
-    assert changed() is False
-    assert len(seen) == 7
-
-
-def test_the_fingerprint_of_vectors_depends_on_them() -> None:
-    dataset = load("random", None, 0, 0)
-    assert dataset.fingerprint() != Dataset(**{**vars(dataset), "labels": dataset.labels * 2}).fingerprint()
-
-
-def test_a_class_whose_name_is_no_text_is_refused_before_anything_trains(tmp_path: Path) -> None:
-    root = fill(tmp_path / "pets", 2)
-    (root / "cat").rename(root / os.fsdecode(b"caf\xe9"))
-    with pytest.raises(RequestError, match=r"expected class folders with names in UTF-8; 'caf.udce9' is not"):
-        folder(root)

@@ -1,0 +1,80 @@
+"""A data set with some of its pictures left out, and what it is known by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from folders import check, fill, folder, save
+
+from finetune.data.dataset import Dataset
+from finetune.data.sources import load
+from finetune.errors import RequestError
+
+
+def test_without_keeps_the_side_of_the_rest(tmp_path: Path) -> None:
+    dataset = folder(fill(tmp_path, 20), 0.25, 0.25)
+    side_of = {dataset.digests[i]: side for side, indices in dataset.split.items() for i in indices}
+    bad = [0, 7, 13, 39]
+    rest = dataset.without(bad)
+    check(rest)
+    assert len(rest.images) == 36
+    assert not {dataset.digests[i] for i in bad} & set(rest.digests)
+    for side, indices in rest.split.items():
+        for i in indices:
+            assert side_of[rest.digests[i]] == side
+            before = list(dataset.digests).index(rest.digests[i])
+            assert rest.images[i] == dataset.images[before]
+            assert rest.labels[i] == dataset.labels[before]
+
+
+def test_without_all_that_trains_is_refused(tmp_path: Path) -> None:
+    dataset = folder(fill(tmp_path, 10))
+    with pytest.raises(RequestError, match=r"^data.root: expected pictures to train on"):
+        dataset.without(dataset.split["train"].tolist())
+
+
+def test_the_fingerprint_does_not_depend_on_place_name_or_order(tmp_path: Path) -> None:
+    first = folder(fill(tmp_path / "here"))
+    for seed in range(20):
+        for name, number in (("cat", 2 * seed), ("dog", 2 * seed + 1)):
+            save(tmp_path / "there" / name / f"renamed {99 - seed}.png", number)
+    assert folder(tmp_path / "there").fingerprint() == first.fingerprint()
+
+
+def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) -> None:
+    root = fill(tmp_path)
+    seen = {folder(root).fingerprint()}
+
+    def changed() -> bool:
+        before = len(seen)
+        seen.add(folder(root).fingerprint())
+        return len(seen) > before
+
+    assert not changed()
+    save(root / "cat" / "0.png", 1000)  # another picture
+    assert changed()
+    (root / "cat" / "1.png").rename(root / "dog" / "moved.png")  # another label
+    assert changed()
+    (root / "cat" / "2.png").unlink()  # one less
+    assert changed()
+    (root / "dog" / "again.png").write_bytes((root / "dog" / "3.png").read_bytes())  # one twice
+    assert changed()
+    (root / "dog").rename(root / "wolf")  # another name for a class
+    assert changed()
+    seen.add(folder(root, 0.3, 0.15).fingerprint())  # another split
+    assert changed() is False
+    assert len(seen) == 7
+
+
+def test_the_fingerprint_of_vectors_depends_on_them() -> None:
+    dataset = load("random", None, 0, 0)
+    assert dataset.fingerprint() != Dataset(**{**vars(dataset), "labels": dataset.labels * 2}).fingerprint()
+
+
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pets", 2)
+    (root / "cat").rename(root / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(RequestError, match=r"expected class folders with names in UTF-8; 'caf.udce9' is not"):
+        folder(root)
