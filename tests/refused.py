@@ -1,0 +1,307 @@
+"""What people get wrong, and what each is told; with what their request finds on the disk."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+
+# Fast, should a request that ought to be refused be let through: 1,797 small pictures, one epoch.
+DIGITS = ("data=digits", "weights=random", "data.image_size=32", "epochs=1", "trainer=cpu")
+
+
+def picture(path: Path, size: tuple[int, int] = (16, 16), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pets(root: Path) -> Path:
+    """Two classes of twelve pictures each: a folder that is as it should be."""
+    for seed in range(24):
+        picture(root / ("cat", "dog")[seed % 2] / f"{seed}.png", seed=seed)
+    return root
+
+
+# What a request finds: each makes `here` in the working directory.
+
+
+def empty_folder(here: Path) -> None:
+    here.mkdir()
+
+
+def file_for_folder(here: Path) -> None:
+    here.write_text("a file")
+
+
+def one_class(here: Path) -> None:
+    shutil.rmtree(pets(here) / "dog")
+
+
+def class_without_pictures(here: Path) -> None:
+    (pets(here) / "fish").mkdir()
+
+
+def pictures_without_classes(here: Path) -> None:
+    picture(here / "1.png")
+
+
+def no_pictures(here: Path) -> None:
+    for name in ("cat", "dog"):
+        (here / name).mkdir(parents=True)
+        (here / name / "notes.txt").write_text("none")
+
+
+def broken_picture(here: Path) -> None:
+    whole = (pets(here) / "cat" / "0.png").read_bytes()
+    (here / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
+
+
+def empty_picture(here: Path) -> None:
+    (pets(here) / "dog" / "1.png").write_bytes(b"")
+
+
+def all_broken(here: Path) -> None:
+    for path in pets(here).rglob("*.png"):
+        path.write_bytes(b"no picture " + path.name.encode())
+
+
+def only_a_test_folder(here: Path) -> None:
+    pets(here / "test")
+
+
+def valid_beside_train(here: Path) -> None:
+    pets(here / "train")
+    pets(here / "valid")
+
+
+def class_missing_in_train(here: Path) -> None:
+    pets(here / "train")
+    picture(here / "test" / "horse" / "1.png")
+
+
+def pickle_that_runs_code(here: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+            return Path.touch, (Path("harm-was-done"),)
+
+    here.with_suffix(".pth").write_bytes(pickle.dumps({"fc.weight": Harm()}))
+
+
+def text_for_weights(here: Path) -> None:
+    here.with_suffix(".pth").write_text("these are no weights")
+
+
+def truncated_weights(here: Path) -> None:
+    path = here.with_suffix(".safetensors")
+    save_file({"fc.weight": torch.zeros(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def weights_of_another_model(here: Path) -> None:
+    torch.save(torchvision.models.alexnet().state_dict(), here.with_suffix(".pth"))
+
+
+def folder_that_is_no_run(here: Path) -> None:
+    (here / "checkpoints").mkdir(parents=True)
+
+
+FOLDER = ("data=folder", "data.root=here", *DIGITS[1:])
+ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
+    # overrides after DIGITS | words of the line | what the request finds
+    # numbers and words
+    ("optimizer.lr=abc", "optimizer.lr=abc: expected a number", None),
+    ("optimizer.lr=-1", "optimizer.lr=-1: expected a number above 0", None),
+    ("optimizer.lr=0", "optimizer.lr=0: expected a number above 0", None),
+    ("optimizer.lr=null", "optimizer.lr=null: expected a number", None),
+    ("optimizer.lr=nan", "optimizer.lr=nan: expected a finite number", None),
+    ("optimizer.lr=inf", "optimizer.lr=inf: expected a finite number", None),
+    ("optimizer.lr=true", "optimizer.lr=true: expected a number", None),
+    ("optimizer.lr=[0.1]", "optimizer.lr=[0.1]: expected a number", None),
+    ("optimizer.momentum=1.5", "optimizer.momentum=1.5: expected a number below 1", None),
+    ("optimizer.momentum=nan", "optimizer.momentum=nan: expected", None),
+    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1: expected 0 or more", None),
+    ("optimizer.nesterov=maybe", "optimizer.nesterov=maybe: expected true or false", None),
+    (
+        "optimizer.nesterov=true optimizer.momentum=0",
+        "optimizer.nesterov=true: expected optimizer.momentum",
+        None,
+    ),
+    ("optimizer.name=foo", "optimizer.name=foo: expected sgd or adamw", None),
+    ("epochs=0", "epochs=0: expected 1 or more", None),
+    ("epochs=2.5", "epochs=2.5: expected a whole number", None),
+    ("epochs=true", "epochs=true: expected a whole number", None),
+    ("max_steps=0", "max_steps=0: expected 1 or more", None),
+    ("patience=soon", "patience=soon: expected a whole number", None),
+    ("batch_size=1.5", "batch_size=1.5: expected a whole number", None),
+    ("batch_size='64'", "batch_size=64: expected a whole number", None),
+    ("seed=-1", "seed=-1: expected 0 or more", None),
+    ("seed=4294967296", "seed=4294967296: expected a number below 4294967296", None),
+    ("compile=maybe", "compile=maybe: expected auto, true or false", None),
+    ("precision=64", "precision=64: expected auto, 32, bf16 or 16", None),
+    ("precision=16", "precision=16: expected a GPU", None),
+    ("loss=foo", "loss=foo: expected cross_entropy, bce, sum_squares or sum_difference", None),
+    ("loss=bce label_smoothing=0.1", "label_smoothing: expected loss=cross_entropy", None),
+    ("loss=bce class_weights=balanced", "class_weights=balanced: expected loss=cross_entropy", None),
+    ("data=random class_weights=balanced", "class_weights=balanced: expected classes", None),
+    ("label_smoothing=1", "label_smoothing=1: expected a number below 1", None),
+    ("schedule=linear", "schedule=linear: expected constant, cosine, onecycle or step", None),
+    ("schedule=onecycle warmup_epochs=1", "warmup_epochs=1: expected 0 with schedule=onecycle", None),
+    ("warmup_epochs=2", "warmup_epochs=2: expected at most epochs=1", None),
+    ("step_gamma=0", "step_gamma=0: expected a number above 0", None),
+    ("trainer.accelerator=tpu", "trainer.accelerator=tpu: expected auto, cpu or gpu", None),
+    ("trainer.accumulate_batches=0", "trainer.accumulate_batches=0: expected 1 or more", None),
+    ("trainer.clip_norm=0", "trainer.clip_norm=0: expected a number above 0", None),
+    # keys
+    ("+optimizer.lrr=1", "optimizer.lrr: there is no such knob; did you mean optimizer.lr?", None),
+    ("+epoch=1", "epoch: there is no such knob; did you mean epochs?", None),
+    ("+lr=1", "lr: there is no such knob; did you mean optimizer.lr?", None),
+    (
+        "optimizer=adamw +optimizer.momentum=0.9",
+        "optimizer.momentum: the chosen optimizer has no such knob",
+        None,
+    ),
+    ("~seed", "seed: expected a value; it is missing", None),
+    ("model=${nowhere}", "Interpolation key 'nowhere' not found", None),
+    # data
+    ("data.root=here", "data.root=here: expected data=folder", None),
+    ("data=folder", "data.root: expected the folder of your pictures", None),
+    ("data=folder data.root=here", "data.root=here: expected a folder; there is none", None),
+    ("data=folder data.root='~nobody-of-that-name/here'", "expected a folder; there is none", None),
+    ("data=folder data.root=''", "data.root=: expected a name", None),
+    ("data=folder data.root=here", "data.root=here: expected a folder; this is a file", file_for_folder),
+    ("data=folder data.root=here", "data.root=here: expected a folder per class", empty_folder),
+    ("data=folder data.root=here", "data.root=here: expected a folder per class", pictures_without_classes),
+    ("data=folder data.root=here", "data.root=here: expected pictures .bmp, .gif, .jpeg", no_pictures),
+    (
+        "data=folder data.root=here",
+        "data.root=here: expected two classes or more; there is only cat",
+        one_class,
+    ),
+    ("data=folder data.root=here", "in every class folder; none in fish", class_without_pictures),
+    ("data=folder data.root=here", "there are train, valid", valid_beside_train),
+    ("data=folder data.root=here", "there are test", only_a_test_folder),
+    ("data=folder data.root=here", "in every class folder; none in horse", class_missing_in_train),
+    (
+        "data=folder data.root=here",
+        "data.bad_images=error: 1 of 24 pictures here/cat/0.png (",
+        broken_picture,
+    ),
+    (
+        "data=folder data.root=here",
+        "data.bad_images=error: 1 of 24 here/dog/1.png (not a picture",
+        empty_picture,
+    ),
+    (
+        "data=folder data.root=here data.bad_images=skip",
+        "data.root: expected 24 of 24 broken",
+        all_broken,
+    ),
+    ("data=torchvision data.root=here", "data.name: expected a data set of torchvision.datasets", None),
+    ("data=cifar10", "data.root: expected the folder that torchvision keeps the set in", None),
+    ("data=csv data.root=here", "data.root=here: expected a table, .csv, .tsv or .parquet", None),
+    ("data.nested=true", "data.nested=true: expected data=folder with it", None),
+    ("data.name=CIFAR10", "data.name=CIFAR10: expected data=torchvision or hf with it", None),
+    ("data.nested=maybe data=folder", "data.nested=maybe: expected true or false", None),
+    ("data.bad_images=ignore", "data.bad_images=ignore: expected error or skip", None),
+    (
+        "data.val_fraction=0.6 data.test_fraction=0.4",
+        "data.val_fraction data.test_fraction below 1, not 1",
+        None,
+    ),
+    ("data.val_fraction=-0.1", "data.val_fraction=-0.1: expected 0 or more", None),
+    ("data.val_fraction=0.999999", "data.val_fraction and data.test_fraction: expected a sum below 1", None),
+    ("data.image_size=2", "data.image_size=2: expected pixels, 8 or more, or auto", None),
+    ("data.image_size=big", "data.image_size=big: expected pixels, 8 or more, or auto", None),
+    (
+        "data.image_size=16 model=alexnet",
+        "data.image_size=16: alexnet cannot take pictures of that size",
+        None,
+    ),
+    (
+        "data.image_size=64 model=vit_b_32",
+        "data.image_size=64: vit_b_32 cannot take pictures of that size",
+        None,
+    ),
+    ("data.augment=rotate", "data.augment=rotate: expected auto, none, flip or standard", None),
+    ("data.workers=0", "data.workers=0: expected a number of threads, 1 or more, or auto", None),
+    # what is kept
+    ("cache=ram", "cache=ram: expected auto, memory, disk or none", None),
+    ("cache_max_gb=0", "cache_max_gb=0: expected a number above 0", None),
+    ("cache=memory data.augment=standard", "cache=memory: expected data.augment=none or flip", None),
+    ("cache=disk cache_dir=here", "cache_dir=here: expected", file_for_folder),
+    # model and weights
+    ("model=resnet19", "model=resnet19: expected resnet18", None),
+    ("model=''", "model=: expected a name", None),
+    ("model=timm/resnet_of_mine", "model=timm/resnet_of_mine:", None),
+    ("weights=/nowhere", "weights=/nowhere: expected auto, imagenet, bundled, random, IMAGENET1K_V1", None),
+    ("weights=IMAGENET1K_V2", "weights=IMAGENET1K_V2: expected IMAGENET1K_V1", None),
+    ("weights=bundled model=resnet50", "weights=bundled: expected resnet18 not resnet50", None),
+    ("weights=https://example.org/a.pth", "weights=https://example.org/a.pth: expected a file", None),
+    ("weights=here.pth", "weights=here.pth: expected a plain state dict run code", pickle_that_runs_code),
+    ("weights=here.pth", "weights=here.pth: expected", text_for_weights),
+    (
+        "weights=here.safetensors",
+        "weights=here.safetensors: expected a readable state dict",
+        truncated_weights,
+    ),
+    ("weights=here.pth", "weights=here.pth: expected missing conv1.weight", weights_of_another_model),
+    ("weights=here", "weights=here: expected checkpoints/best.ckpt", folder_that_is_no_run),
+    # freeze and head
+    ("freeze=layr4", "freeze=layr4: layer4", None),
+    ("freeze=[]", "freeze=[]: expected all, none, through:<module> or a list", None),
+    ("freeze=null", "freeze=null: expected all, none, through:<module> or a list", None),
+    ("freeze=[all,5]", "freeze=['all', 5]: expected all, none, through:<module> or a list", None),
+    ("freeze=@foo", "freeze=@foo: expected @norm or @bias", None),
+    ("freeze=@norm model=alexnet data.image_size=64", "freeze=@norm: matches nothing", None),
+    ("freeze=through:layer9", "freeze=through:layer9: expected the name of a module layer4", None),
+    ("freeze=[all,-fc]", "freeze=-fc: expected a part of the backbone head=keep", None),
+    ("head=keep", "freeze: nothing is left to train", None),
+    ("head=0", "head=0: expected a number of outputs, 1 or more, auto or keep", None),
+    ("head=3", "head=3: expected 10 outputs or more", None),
+    ("head=abc", "head=abc: expected a number of outputs, 1 or more, auto or keep", None),
+    ("head=10.0", "head=10.0: expected a number of outputs, 1 or more, auto or keep", None),
+    ("head=true", "head=true: expected a number of outputs, 1 or more, auto or keep", None),
+    ("data=random head=2000", "head=2000: expected auto, keep or 1000 with data=random", None),
+    ("head_hidden=[0]", "head_hidden=[0]: expected 1 or more", None),
+    ("head_hidden=256", "head_hidden=256: expected a list such as '[256]'", None),
+    ("head=keep head_hidden=[64]", "head_hidden: expected a new head", None),
+    ("head_dropout=1", "head_dropout=1: expected a number below 1", None),
+]
+
+HYDRAS_OWN = [
+    ("optimizer.lrr=1", "Could not override 'optimizer.lrr'|did you mean optimizer.lr?"),
+    ("lr=1", "Could not override 'lr'|error: lr: there is no such knob; did you mean optimizer.lr?"),
+    (
+        "epoch=1 optimzer=adamw",
+        "Could not override 'epoch'|error: epoch: there is no such knob; did you mean",
+    ),
+    ("data.rot=here", "Could not override 'data.rot'|did you mean data.root?"),
+    (
+        "optimizer=adamw optimizer.momentum=0.5",
+        "error: optimizer.momentum: the chosen optimizer has no such knob",
+    ),
+    ("optimizer=foo", "Could not find 'optimizer/foo'|adamw|sgd"),
+    ("data=here", "Could not find 'data/here'|clipart"),
+    ("trainer=tpu", "Could not find 'trainer/tpu'|cpu"),
+    ("experiment=nowhere", "Could not find 'experiment/nowhere'|notebook_step"),
+    ("optimizer=null", "Config group override must be a string"),
+    ("data=7", "Config group override must be a string"),
+    ("freeze=[all", "[all"),
+    ("model=a=b=", "mismatched input '='"),
+    ("freeze=[layer[12]]", "layer"),
+    ("seed=1,2", "seed"),
+    ("data.root=~/pictures", "error: data.root: Hydra takes ~ only in quotes: \"data.root='~/pictures'\""),
+    ("epochs", "epochs"),
+    ("--batch", "unrecognized arguments: --batch"),
+    ("--run -m", "error: Only one of --run, --multirun"),
+    ("hydra.run.dir=here/run", "error: hydra.run.dir: here|cannot be made"),
+]
