@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.errors import Interrupted, RequestError, RunError, one_line
+from finetune.errors import Interrupted, RequestError, RunError, brief, one_line
 from finetune.settings import SECTIONS, Settings, configs_folder
-from finetune.validation import no_such_knob, validate
+from finetune.validation import known_keys, no_such_knob, validate
 
 
 def free_folder(wanted: str) -> str:
@@ -60,7 +60,7 @@ def composed(overrides: list[str]) -> DictConfig:
 def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> Settings:
     """A run's settings with some changed as on the command line; ends the process where Hydra refuses it.
 
-    takes: the knobs and sections that may be changed.
+    takes: the knobs and sections that may be changed; a section as a whole, by its name.
 
     Raises:
         RequestError: a knob is not among them, or a value is wrong.
@@ -71,10 +71,12 @@ def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> 
         print(refusal(error, overrides), file=sys.stderr)
         sys.exit(2)
     for one in parsed:
-        if one.key_or_group.partition(".")[0] not in takes:
-            raise RequestError(
-                f"{one.key_or_group}: expected {', '.join(takes)} here; the rest is the run's own"
-            )
+        if one.key_or_group not in known_keys():
+            raise RequestError(no_such_knob(one.key_or_group))
+        if one.key_or_group not in takes:
+            raise RequestError(f"{one.key_or_group}: this is the run's own; expected {brief(takes, 4)}")
+        if one.is_sweep_override():
+            raise RequestError(f"{one.input_line}: expected a single value")
     config = OmegaConf.create(settings.model_dump())
     groups = [one for one in parsed if one.key_or_group in SECTIONS]
     if groups:

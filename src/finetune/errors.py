@@ -1,6 +1,7 @@
 """The ways a run ends early, each told in one line."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 class RequestError(ValueError):
@@ -19,7 +20,7 @@ class Interrupted(RunError):
         self.exit_code = exit_code
 
 
-def brief(names: list[str], most: int = 6) -> str:
+def brief(names: Sequence[str], most: int = 6) -> str:
     """The first names of a list in one line, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

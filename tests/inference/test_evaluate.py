@@ -65,9 +65,11 @@ def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_i
     data = {"name": "grows", "split": "test", "as_trained": True}
     assert json.loads(Path("found.json").read_text())["data"] == data
     (Path("grows") / "red" / "0.png").unlink()
-    for named in ((), ("data=folder", "data.root=grows")):
+    for root in (None, "grows", "./grows", str(Path("grows").resolve())):
+        named = () if root is None else ("data=folder", f"data.root={root}")
         ended = command("evaluate", str(run.folder), *named, "--out", "found.json")
-        assert json.loads(Path("found.json").read_text())["data"] == data | {"as_trained": False}
+        found = json.loads(Path("found.json").read_text())["data"]
+        assert found == data | {"as_trained": False, "name": found["name"]}
         assert "pictures measured here may have been trained on" in ended.out
 
 
@@ -126,8 +128,13 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
         ),
         (
             ("model=resnet50",),
-            "model: expected data, cache_dir, precision, trainer here; the rest is",
+            "model: this is the run's own; expected data, trainer, precision, cache_dir and ",
         ),
+        (("data.image_size=64",), "data.image_size: this is the run's own; expected data, "),
+        (("trainer.devices=2",), "trainer.devices: this is the run's own; expected data, "),
+        (("precision=16", "trainer=cpu"), "precision=16: expected a GPU with it"),
+        (("data.root=a,b",), "data.root=a,b: expected a single value"),
+        (("data.root='interval(0,1)'",), "data.root=interval(0,1): expected"),
         (("data.rot=x",), "data.rot: there is no such knob; did you mean data.root?"),
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
         (("--split", "some"), "--split=some: expected train, val, test or all"),

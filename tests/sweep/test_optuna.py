@@ -253,6 +253,36 @@ def test_a_search_trains_and_ends_with_its_leaderboard(
     assert "search   3 of 3 trials; best: val accuracy" in ended.out
 
 
+def test_a_search_without_validation_ends_with_its_first_batch(
+    train: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    ended = train(
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.batch=2", *QUICK),
+        *(LOG, "data.val_fraction=0"),
+    )
+    assert ended.code == 2
+    assert ended.err.startswith("error: hydra/sweeper=optuna: expected pictures to validate with")
+    assert ended.err.count("\n") == 1
+    assert "Not ranked" in ended.out
+    assert "by validation" not in ended.out
+    (sweep,) = Path("outputs/sweeps").glob("*/*")
+    assert len(study_in(sweep).trials) == 2
+
+
+def test_a_study_goes_on_with_the_choices_that_it_began_with(
+    train: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    common = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.batch=1", *QUICK, "hydra.sweep.dir=here")
+    assert train(*common, "hydra.sweeper.n_trials=1", "label_smoothing=0,0.1").code == 0
+    for other in ("label_smoothing=0,0.2", "label_smoothing=interval(0,1)"):
+        ended = train(*common, "hydra.sweeper.n_trials=2", other)
+        assert ended.code == 2
+        assert ended.err.startswith("error: hydra.sweep.dir=here: expected what its study began with")
+        assert ended.err.count("\n") == 1
+
+
 def test_resume_goes_on_with_the_study(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:

@@ -57,13 +57,19 @@ def test_each_job_has_torchs_cross_entropy() -> None:
     smoothing = torch.tensor([0.0, 0.1, 0.0, 0.3], dtype=torch.float64)
     weights = torch.rand(4, 5, generator=chance, dtype=torch.float64) + 0.1
     weights[:2] = 1.0
-    found = stacked.cross_entropy(logits, labels, smoothing, weights)
+    found, weighs = stacked.cross_entropy(logits, labels, smoothing, weights)
+    tally = stacked.Tally()
+    for part in (slice(0, 4), slice(4, 7)):
+        batch = logits[:, part], labels[:, part]
+        tally.add(*stacked.cross_entropy(*batch, smoothing, weights), *batch)
     for job in range(4):
         weight = None if job < 2 else weights[job]
         expected = F.cross_entropy(
             logits[job], labels[job], weight=weight, label_smoothing=float(smoothing[job])
         )
         torch.testing.assert_close(found[job], expected, rtol=1e-12, atol=0)
+        assert weighs[job] == pytest.approx(float(weights[job][labels[job]].sum()))
+        assert tally.means()[job]["loss"] == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_an_infinite_job_leaves_the_others_alone_to_the_bit() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,13 +151,27 @@ def test_the_basic_launcher_trains_one_job_after_the_other(
 def test_a_sweep_in_a_folder_that_holds_one_is_refused(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:
-    again = ["-m", *knobs, "epochs=1", "seed=0,1", "hydra.sweep.dir=here"]
-    assert train(*again).code == 0
-    before = checkpoint(Path("here/0"))
-    ended = train(*again)
+    again = ["-m", *knobs, "epochs=1", "hydra.sweep.dir=here"]
+    assert train(*again, "seed=0,1").code == 0
+    before = {file: file.read_bytes() for file in Path("here").rglob("*") if file.is_file()}
+    ended = train(*again, "seed=2,3")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: hydra.sweep.dir=here: expected a new folder; this one holds a sweep")
+    assert ended.err.count("\n") == 1
+    assert before == {file: file.read_bytes() for file in Path("here").rglob("*") if file.is_file()}
+
+
+def test_jobs_whose_pictures_are_broken_say_so_in_their_summaries(
+    train: Train, tmp_path: Path, knobs: list[str], few_pictures: Path
+) -> None:
+    shutil.copytree(few_pictures, "some broken")
+    (tmp_path / "some broken" / "red" / "0.png").write_bytes(b"")
+    ended = train("-m", *knobs, "data.root='some broken'", "seed=0,1", "hydra.sweep.dir=here")
     assert ended.code == 1
-    assert ended.err.count("expected a new folder") == 2
-    assert before.keys() == checkpoint(Path("here/0")).keys()
+    for number in range(2):
+        summary = summary_of(Path("here") / str(number))
+        assert summary["status"] == "failed"
+        assert "1 of 60 pictures" in summary["reason"]
 
 
 def test_resume_trains_what_is_missing_and_ends_where_it_would_have(

@@ -55,6 +55,7 @@ class Training:
         schedule: optim.Schedule = lambda step: 1.0,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         optimizer: str = "sgd",
+        class_weights: Tensor | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.folder, self.net = folder, Small().double()
@@ -76,6 +77,7 @@ class Training:
             loss,
             lambda: optim.build(optimizer, groups, **({"momentum": momentum} if optimizer == "sgd" else {})),
             schedule,
+            class_weights=class_weights,
         )
         self.text = io.StringIO()
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from small import Training, same
+from torch import Tensor
 
+from finetune.training.losses import cross_entropy
 from finetune.training.module import Sums
 
 # what an epoch adds up to
@@ -36,9 +38,13 @@ def test_label_vectors_count_their_largest_entry() -> None:
     assert sums.means()["accuracy"] == 0.5
 
 
-def test_metrics_are_those_of_the_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)])
+def test_metrics_are_those_of_the_epoch(tmp_path: Path, weights: Tensor | None) -> None:
     """With rates of 0 nothing changes, so that train and val of each epoch can be computed by hand."""
-    training = Training(tmp_path, freeze_=("all",), schedule=lambda step: 0.0)
+    loss = cross_entropy(class_weights=weights)
+    training = Training(
+        tmp_path, freeze_=("all",), schedule=lambda step: 0.0, loss=loss, class_weights=weights
+    )
     training.fit(epochs=2)
     net = training.net.eval()
     for row in training.rows():
@@ -46,7 +52,7 @@ def test_metrics_are_those_of_the_epoch(tmp_path: Path) -> None:
             if side != "test":
                 with torch.no_grad():
                     logits = net(training.x[part])
-                assert row[f"loss/{side}"] == pytest.approx(F.cross_entropy(logits, training.y[part]).item())
+                assert row[f"loss/{side}"] == pytest.approx(loss(logits, training.y[part]).item())
                 right = (logits.argmax(1) == training.y[part]).double().mean().item()
                 assert row[f"accuracy/{side}"] == right
     assert [(row["epoch"], row["step"]) for row in training.rows()] == [(1, 4), (2, 8)]

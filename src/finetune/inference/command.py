@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +21,12 @@ from finetune.inference.paths import find
 from finetune.inference.predict import format_of, predict
 from finetune.report.terminal import progress, say
 from finetune.saved import open_run
+from finetune.settings import Data, Settings
+from finetune.training import device as devices
+
+# What may be asked of an evaluation; how pictures are prepared is the run's own.
+WHICH = [f"data.{name}" for name in Data.model_fields if name not in ("image_size", "augment")]
+TAKES = ("data", "trainer", "precision", "cache_dir", "trainer.accelerator", *WHICH)
 
 
 def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
@@ -31,10 +39,11 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
 
     tables.check(out)
     console, saved = Console(soft_wrap=True), open_run(run)
-    settings = override(saved.settings, overrides, ("data", "cache_dir", "precision", "trainer"))
+    settings = override(saved.settings, overrides, TAKES)
+    if settings.precision != saved.settings.precision:
+        devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
     predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
-    how = {"image_size", "augment", "bad_images", "workers"}  # the others say which pictures
-    given, own = (one.data.model_dump(exclude=how) for one in (settings, saved.settings))
+    given, own = (_pictures(one) for one in (settings, saved.settings))
     fingerprint = trained_on(saved.folder)
     chosen = choose(find_data(settings), fingerprint, given == own, saved.classes, settings.loss, split)
     temperature = 1.0 if raw else temperature_of(saved.summary)
@@ -46,6 +55,12 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     tables.show(console, chosen, evaluation, temperature)
     if out:
         tables.write(out, saved.folder, chosen, evaluation, temperature)
+
+
+def _pictures(settings: Settings) -> dict[str, Any]:
+    """The knobs that say which pictures are meant; a folder is the same by whatever path."""
+    knobs = settings.data.model_dump(exclude={"image_size", "augment", "bad_images", "workers"})
+    return {**knobs, "root": knobs["root"] and os.path.realpath(os.path.expanduser(knobs["root"]))}
 
 
 def predict_paths(

@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_atomically, write_json
-from finetune.data.images import BadImage
 from finetune.errors import Interrupted, RequestError, RunError
+
+if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
+    from finetune.data.images import BadImage
 
 LATEST = Path("outputs") / "latest"
 

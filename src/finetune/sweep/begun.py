@@ -1,22 +1,51 @@
-"""The sweep that Hydra runs in this process: where it lies, and what it leaves behind."""
+"""Before and after what Hydra runs in this process: a folder that is not used yet, and where a sweep lies."""
 
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from finetune.door import guarded
+from finetune.errors import RequestError
+from finetune.report.folder import refuse_used
+
 
 class Begun(Callback):
-    """Remembers the config of the sweep that this process began; Hydra tells it callbacks alone."""
+    """Refuses a used folder, and remembers the config of a sweep, which Hydra tells callbacks alone.
+
+    By the time a job is called Hydra has written what was asked for this time over what it was last time.
+    """
 
     config: ClassVar[DictConfig | None] = None
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.get("resume"):
+            _or_end(lambda: refuse_used(Path(os.path.relpath(config.hydra.run.dir))))
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
+            _or_end(lambda: _refuse_sweep(Path(os.path.relpath(config.hydra.sweep.dir))))
         Begun.config = config
+
+
+def _refuse_sweep(folder: Path) -> None:
+    if (folder / "multirun.yaml").exists() and any(folder.glob("*/settings.json")):
+        raise RequestError(
+            f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
+            f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
+        )
+
+
+def _or_end(check: Callable[[], None]) -> None:
+    code, _ = guarded(check)
+    if code:  # of what a callback raises Hydra makes a warning
+        raise SystemExit(code)
 
 
 def folder() -> Path | None:

@@ -64,8 +64,8 @@ class Plan:
         self.ended, self.code = True, 1  # in a sweep a wrong request is a failed job like any other
         line = one_line(error)
         print(f"error: job {self.number}{self.shown and f' ({self.shown})'}: {line}", file=sys.stderr)
-        if isinstance(error, RequestError) and (self.folder / "settings.json").exists():
-            return  # the folder is an older run's
+        if isinstance(error, RequestError) and any((self.folder / "checkpoints").glob("*.ckpt")):
+            return  # what has been trained is an older run's, or can be gone on with
         with suppress(RunError):  # the disk may be what failed
             write_json(self.folder / "summary.json", {"status": "failed", "reason": line})
 

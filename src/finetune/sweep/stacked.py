@@ -12,16 +12,19 @@ from finetune.training import metrics
 Tensors = dict[str, Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor, weights: Tensor) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """The loss of each job (J,), as torch.nn.functional.cross_entropy has it with `reduction="mean"`.
 
     logits (J, B, C); labels (J, B) class indices; smoothing (J,); weights (J, C) of the classes.
+    Returns also what the pictures weigh in that mean, (J,).
     """
     minus = -logits.log_softmax(2)
     weight = weights.gather(1, labels)
     plain = (minus.gather(2, labels.unsqueeze(2)).squeeze(2) * weight).sum(1)
     smooth = (minus * weights.unsqueeze(1)).sum((1, 2)) / logits.shape[2]
-    return ((1 - smoothing) * plain + smoothing * smooth) / weight.sum(1)
+    return ((1 - smoothing) * plain + smoothing * smooth) / weight.sum(1), weight.sum(1)
 
 
 def broadcast(values: Tensor, like: Tensor) -> Tensor:
@@ -92,19 +95,20 @@ class Tally:
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
+        self.weights: list[Tensor] = []
         self.hits: list[Tensor] = []
         self.labels: list[Tensor] = []
 
-    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Losses (J,), logits (J, B, outputs) and labels (J, B) of a batch."""
+    def add(self, losses: Tensor, weights: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Losses and weights (J,), logits (J, B, outputs) and labels (J, B) of a batch."""
         self.losses.append(losses.detach())
+        self.weights.append(weights)
         self.hits.append(logits.detach().argmax(2) == labels)
         self.labels.append(labels)
 
     def means(self) -> list[dict[str, float]]:
         """Loss, accuracy and the like per picture, of each job."""
-        counts = torch.tensor([labels.shape[1] for labels in self.labels], dtype=torch.float64)
-        losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
-        means = (losses * counts[:, None]).sum(0) / counts.sum()
+        losses, weights = (torch.stack(each).cpu().double() for each in (self.losses, self.weights))
+        means = (losses * weights).sum(0) / weights.sum(0)  # on the CPU: not every GPU has doubles
         answers = zip(means, torch.cat(self.hits, 1).cpu(), torch.cat(self.labels, 1).cpu(), strict=True)
         return [{"loss": float(mean), **metrics.one_class(*each)} for mean, *each in answers]

@@ -18,6 +18,7 @@ from finetune.sweep.leaderboard import Leaderboard, Spread
 from finetune.training.best import NAMES
 
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
+UNRANKED = "Not ranked: there are no pictures to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
 # What a narrow terminal does without, first to go first; the files have all of it.
 SPARED = ("time", "jobs", "test loss", "val loss")
@@ -59,9 +60,10 @@ def as_markdown(board: Leaderboard) -> str:
     """The same for people."""
     lines = [f"# {board.sweep}", ""]
     if board.rows:
-        note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding))
+        best = board.rows[0].best
+        note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding)) if best.val else UNRANKED
         lines += [note, "", *_markdown(_columns(board)), ""]
-        lines += [f"Best run: `{board.rows[0].best.folder}`", ""]
+        lines += [f"Best run: `{best.folder}`", ""] if best.val else []
     if board.others:
         others = {
             "job": [board.name(job) for job in board.others],
@@ -83,11 +85,8 @@ def show(board: Leaderboard, console: Console) -> None:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
         seeds = f", the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
-        say(
-            console,
-            "best",
-            f"{best.best.folder}: {_settings(board, best.best) or 'job'}{seeds}, by validation",
-        )
+        told = f"{best.best.folder}: {_settings(board, best.best) or 'job'}{seeds}, by validation"
+        say(console, *(("best", told) if best.best.val else ("note", UNRANKED)))
     for job in board.others:
         if job.status != "unfinished":
             settings = _settings(board, job, "seed")

@@ -149,7 +149,7 @@ class Together:
         state = {("state", name): value for name, value in self.state.items()}
         return state | {(k, name): v for k, held in self.optimizer.state.items() for name, v in held.items()}
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ones = torch.ones(logits.shape[2])
         weights = [ones if w is None else w for w in self.class_weights]
         return stacked.cross_entropy(
@@ -162,9 +162,9 @@ class Together:
         tally, norms = Tally(), list[Tensor]()
         for inputs, labels in self._batches(epoch):
             logits = self.network.forward(self.state, inputs)
-            losses = self._loss(logits, labels)
+            losses, weights = self._loss(logits, labels)
             self.drop(f"the loss of batch {len(norms) + 1}", losses.detach().tolist(), epoch)
-            tally.add(losses, logits, labels)
+            tally.add(losses, weights, logits, labels)
             found = torch.autograd.grad(losses.sum(), list(self.parameters.values()), allow_unused=True)
             gradients = {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
             each = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()])
@@ -205,7 +205,7 @@ class Together:
             inputs, labels = tree_map(lambda one: one.to(self.network.device), (inputs, labels))
             logits = self.network.forward(state, inputs, shared=True)
             labels = labels.expand(len(self.records), -1)
-            tally.add(self._loss(logits, labels), logits, labels)
+            tally.add(*self._loss(logits, labels), logits, labels)
             found.append(logits.cpu())
         return tally, torch.cat(found, 1)
 

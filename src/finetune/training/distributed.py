@@ -89,13 +89,13 @@ def gathered(value: Any, size: int) -> list[Any]:
     return found
 
 
-def in_common(loss: Tensor, weight: Tensor, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def in_common(loss: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """A batch's loss where each process has a part of the batch.
 
-    loss: the mean over the part, whose elements weigh `weight` together; count: its pictures.
+    loss: the mean over the part, whose pictures weigh `weight` together.
     Returns the loss to go backward from, whose gradients' mean over the processes is that of the whole batch;
-    the whole batch's loss; and its number of pictures.
+    the whole batch's loss; and what its pictures weigh.
     """
-    sums = torch.stack([loss.detach() * weight, weight, weight.new_tensor(count)]).to(torch.float32)
+    sums = torch.stack([loss.detach() * weight, weight]).to(torch.float32)
     dist.all_reduce(sums)
-    return loss * (weight * size / sums[1]), sums[0] / sums[1], sums[2]
+    return loss * (weight * size / sums[1]), sums[0] / sums[1], sums[1]

@@ -31,21 +31,21 @@ class Sums:
     """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
 
     several: pictures have several labels each, so that an answer is all of a picture's logits.
-    processes: how many share each batch; `add` is given the loss and count of all of it, answers of a part.
+    processes: how many share each batch; `add` is given the loss and weight of all of it, answers of a part.
     """
 
     def __init__(self, several: bool = False, processes: int = 1) -> None:
         self.several, self.processes = several, processes
         self.losses: list[Tensor] = []
-        self.counts: list[int | Tensor] = []
+        self.weights: list[int | Tensor] = []
         self.answers: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.found: dict[str, float] = {}
 
-    def add(self, loss: Tensor, count: int | Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss, how many pictures it has, logits (B, outputs) and their labels."""
+    def add(self, loss: Tensor, weight: int | Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, what it weighs in the mean of all, logits (B, outputs) and labels."""
         self.losses.append(loss.detach())
-        self.counts.append(count)
+        self.weights.append(weight)
         if self.several:
             self.answers.append(logits.detach())
             self.labels.append(labels)
@@ -62,12 +62,12 @@ class Sums:
         return torch.cat(answers), torch.cat(labels)
 
     def means(self) -> dict[str, float]:
-        """Loss, accuracy and the like per picture."""
+        """Loss, accuracy and the like per picture, whatever the batches were."""
         if not self.found:
-            counts = torch.tensor([float(count) for count in self.counts], dtype=torch.float64)
+            weights = torch.tensor([float(weight) for weight in self.weights], dtype=torch.float64)
             losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
             judge = metrics.several_labels if self.several else metrics.one_class
-            self.found = {"loss": float((losses * counts).sum() / counts.sum()), **judge(*self.all())}
+            self.found = {"loss": float((losses * weights).sum() / weights.sum()), **judge(*self.all())}
         return self.found
 
 
@@ -172,14 +172,12 @@ class Classifier(pl.LightningModule):
         inputs, labels = batch
         logits = self._answer(inputs)
         loss, processes = self.loss(logits, labels), self._processes()
-        if processes == 1:
-            self.sums[side].add(loss, len(labels), logits, labels)
-            return loss, loss, logits
-        weights = logits.new_ones(len(labels))
+        backward, weight = loss, logits.new_tensor(len(labels))
         if self.class_weights is not None:
-            weights = self.class_weights.to(logits)[labels]
-        backward, loss, count = distributed.in_common(loss, weights.sum(), len(labels), processes)
-        self.sums[side].add(loss, count, logits, labels)
+            weight = self.class_weights.to(logits)[labels].sum()
+        if processes > 1:
+            backward, loss, weight = distributed.in_common(loss, weight, processes)
+        self.sums[side].add(loss, weight, logits, labels)
         return backward, loss, logits
 
     def _answer(self, inputs: Inputs) -> Tensor:

@@ -107,7 +107,12 @@ class OptunaSweeper(Sweeper):
             )
         returns: list[JobReturn] = []
         while (missing := knobs.n_trials - _study.ended(study)) > 0:
-            trials = [study.ask({**space.distributions}) for _ in range(min(knobs.batch, missing))]
+            try:
+                trials = [study.ask({**space.distributions}) for _ in range(min(knobs.batch, missing))]
+            except ValueError as error:
+                raise RequestError(
+                    f"hydra.sweep.dir={folder}: expected what its study began with to search over; {error}"
+                ) from None
             jobs = [job for trial in trials for job in space.jobs(trial.params)]
             number = _next_number(folder)
             ended = list(self.launcher.launch(jobs, initial_job_idx=number))
@@ -116,6 +121,8 @@ class OptunaSweeper(Sweeper):
                 own = ended[first : first + each]
                 values, numbers = [_value(job) for job in own], range(number + first, number + first + each)
                 _study.tell(study, trial, values, numbers, _metric(own))
+                if unscored := [job for job, value in zip(own, values, strict=True) if value is None]:
+                    _expect_validation(unscored)
             say(Console(), "search", _study.so_far(study, knobs.n_trials))
             returns += ended
         return returns
@@ -130,13 +137,25 @@ def _value(job: JobReturn) -> float | None:
     return job.return_value
 
 
+def _summary(job: JobReturn) -> dict[str, Any]:
+    from finetune.sweep.jobs import summary_of
+
+    return summary_of(Path(job.hydra_cfg.hydra.runtime.output_dir))  # type: ignore[union-attr]
+
+
 def _metric(jobs: list[JobReturn]) -> str:
     """What the scores of a trial's jobs are, as their summaries tell."""
-    from finetune.sweep.jobs import summary_of
     from finetune.training.best import NAMES, deciding
 
-    folder = Path(jobs[0].hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
-    return NAMES[deciding(summary_of(folder).get("val") or ())]
+    return NAMES[deciding(_summary(jobs[0]).get("val") or ())]
+
+
+def _expect_validation(jobs: list[JobReturn]) -> None:
+    """End the search where jobs without a score have not failed: it would never know anything."""
+    if any(_summary(job).get("status") == "finished" for job in jobs):
+        told = "hydra/sweeper=optuna: expected pictures to validate with (data.val_fraction)"
+        print(f"error: {told}; without them no trial has a score", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _next_number(sweep: Path) -> int:
