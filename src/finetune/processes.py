@@ -20,7 +20,7 @@ from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Place
-from finetune.training.fit import Signal, signals, signals_wait
+from finetune.training.signals import Signal, signals, signals_wait
 
 GRACE = 10.0  # seconds that the others have to end once one has failed
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}

@@ -33,7 +33,8 @@ from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.checkpoint import save_frozen
 from finetune.training.distributed import Place
-from finetune.training.fit import Fitted, Signal, fit, signals
+from finetune.training.fit import Fitted, fit
+from finetune.training.signals import Signal, signals
 
 
 def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from finetune.errors import Interrupted, RunError
 from finetune.sweep.together import Together
 from finetune.training.best import of_side
-from finetune.training.fit import Fitted, Signal, signals, signals_wait
+from finetune.training.fit import Fitted
+from finetune.training.signals import Signal, check, signals, signals_wait
 
 
 def fit(
@@ -36,6 +37,7 @@ def fit(
             for epoch in range(max(jobs.last.epochs), epochs):
                 if not jobs.live or jobs.step >= (max_steps or math.inf):
                     break
+                check()
                 started = time.perf_counter()
                 sides = {"train": jobs.train_epoch(epoch, max_steps or math.inf).means()}
                 if len(jobs.batches[0].split["val"]):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.atomic import linked_or_copied, write_atomically
 from finetune.errors import RunError
-from finetune.training import distributed
+from finetune.training import distributed, signals
 from finetune.training.best import Best
 
 
@@ -86,6 +86,7 @@ class Checkpoints(pl.Callback):
             module.set_rng_state(state)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        signals.check()
         if self._out_of_steps(trainer.global_step):
             trainer.should_stop = True
 

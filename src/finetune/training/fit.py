@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from finetune.training.device import Device, Precision
 from finetune.training.distributed import ALONE, Place
 from finetune.training.module import Classifier
 from finetune.training.monitor import GradientMonitor
+from finetune.training.signals import Signal, signals
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,6 @@ def _together(classifier: Classifier) -> DDPStrategy:
     )
 
 
-class Signal(BaseException):
-    """A signal came. No KeyboardInterrupt, which Lightning turns into sys.exit(1)."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 @contextmanager
 def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
@@ -177,48 +170,6 @@ def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
         raise RunError(
             f"the GPU's memory is full, expected a smaller batch_size or data.image_size; {checkpoints.best}"
         ) from None
-
-
-@contextmanager
-def signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise Signal, the first one only: what follows it may tidy up."""
-    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread
-        yield
-        return
-    received = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal received
-        if not received:
-            received = True
-            raise Signal(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect at the end of what must be done whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 @contextmanager
