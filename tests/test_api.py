@@ -75,7 +75,14 @@ def test_the_torch_module_gives_the_raw_answers(run: finetune.Run, few_pictures:
 
 
 @pytest.mark.parametrize(
-    "strange", [np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros(8, np.uint8), 3]
+    "strange",
+    [
+        np.zeros((8, 8, 3)),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((0, 8), np.uint8),
+        3,
+    ],
 )
 def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
     with pytest.raises(RequestError, match="expected"):
@@ -86,6 +93,12 @@ def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) 
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(RequestError, match=r"broken\.png: expected a picture; not a picture, or of an"):
         run.load().predict(tmp_path / "broken.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
+    with pytest.raises(RequestError, match=r"cut\.png: expected a picture; .*truncated"):
+        run.load().predict(Image.open(tmp_path / "cut.png"))
+    with pytest.raises(RequestError, match=r"^top=0: expected 1 or more$"):
+        run.load().predict([], top=0)
 
 
 def test_knobs_are_those_of_the_command_line() -> None:
@@ -104,12 +117,36 @@ def test_knobs_are_those_of_the_command_line() -> None:
     assert settings.freeze == ["all", "-@norm"]
 
 
+def test_values_may_be_numpys_and_paths_hold_anything() -> None:
+    settings = settings_from(
+        {
+            "optimizer": {"lr": np.float64(0.5), "momentum": np.float32(0.5)},
+            "seed": np.int64(3),
+            "freeze": ("all", "-layer4"),
+            "head_hidden": (8,),
+            "data": {"source": "folder", "root": Path("a${b}")},
+        }
+    )
+    assert (settings.optimizer.lr, settings.optimizer.momentum, settings.seed) == (0.5, 0.5, 3)
+    assert (settings.freeze, settings.head_hidden) == (["all", "-layer4"], [8])
+    assert settings.data.root == "a${b}"
+
+
+def test_what_is_no_folder_is_told() -> None:
+    with pytest.raises(
+        RequestError, match=r"^data=/nowhere: expected a folder of pictures, or one of cifar10"
+    ):
+        finetune.fit("/nowhere")
+
+
 @pytest.mark.parametrize(
     ("knobs", "line"),
     [
         ({"lr": 0.1}, "lr: there is no such knob; did you mean optimizer.lr?"),
         ({"optimizer": {"lrr": 0.1}}, "optimizer.lrr: there is no such knob"),
-        ({"optimizer": "adam"}, "In 'config': Could not find 'optimizer/adam'"),
+        ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw, sgd"),
+        ({"epochs": {"a": 1}}, "epochs={'a': 1}: expected a whole number"),
+        ({"modle.x": 1}, "modle.x: there is no such knob"),
         ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its knobs"),
         ({"epochs": "many"}, "epochs=many: expected a whole number"),
     ],

@@ -117,6 +117,15 @@ def test_balanced_classes_are_no_news(train: Train, few_pictures: Path) -> None:
     assert "balanced" in ended.out  # the figure
 
 
+@pytest.mark.parametrize("name", ["München", "Bilder ü's (1)", "猫", "a=b [x]"])
+def test_a_folder_may_have_any_name(train: Train, few_pictures: Path, tmp_path: Path, name: str) -> None:
+    """Hydra's grammar knows no such letters without quotes, and a shell takes those away."""
+    (tmp_path / name).symlink_to(few_pictures)
+    ended = train(*TINY, "data=folder", f"data.root={name}", "epochs=1", f"cache_dir={name}-cache")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"{name}: 3 classes" in ended.out
+
+
 @pytest.mark.parametrize(("sides", "told"), [(("train", "val"), True), (("", ""), False)])
 def test_a_split_of_the_datas_own_is_told(
     train: Train, tmp_path: Path, sides: tuple[str, str], told: bool

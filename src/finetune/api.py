@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
-from finetune.door import composed, free_folder, one_line, settings_of
+from finetune.door import composed, free_folder, refusal
 from finetune.errors import RequestError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.forward import Predictor
@@ -26,6 +26,7 @@ from finetune.inference.predict import rank
 from finetune.run import run
 from finetune.saved import Saved, open_run
 from finetune.settings import SECTIONS, Settings, configs_folder
+from finetune.validation import no_such_knob, validate
 
 Given = str | Path | Image.Image | np.ndarray
 
@@ -68,8 +69,10 @@ class Model:
         pictures: paths, PIL images, or uint8 arrays (H, W) or (H, W, 3).
 
         Raises:
-            RequestError: a picture cannot be read.
+            RequestError: a picture cannot be read, or top is below 1.
         """
+        if top < 1:
+            raise RequestError(f"top={top}: expected 1 or more")
         many: Iterable[Any] = [pictures] if _is_one(pictures) else pictures  # type: ignore[assignment]
         found = []
         for answers in self._predictor(_picture(one) for one in many):
@@ -134,7 +137,7 @@ def load(run: Run | str | Path, raw: bool = False) -> Model:
 
 def settings_from(knobs: Mapping[str, Any]) -> Settings:
     """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
-    groups, values = [], {}
+    groups, values = [], dict[tuple[str, ...], Any]()
     for name, value in knobs.items():
         choice = "source" if name == "data" else "name"
         chosen = value.get(choice) if isinstance(value, Mapping) else value
@@ -142,27 +145,38 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
             if not isinstance(chosen, str):
                 raise RequestError(f"{name}={chosen}: expected the name of a choice, or a dict of its knobs")
             groups.append(f"{name}={chosen}")
-        if isinstance(value, Mapping):
-            values.update({f"{name}.{key}": one for key, one in value.items() if key != choice})
+        if isinstance(value, Mapping) and name in SECTIONS:
+            values.update({(name, key): one for key, one in value.items() if key != choice})
         elif name not in (*SECTIONS, "experiment"):
-            values[name] = value
+            values[tuple(name.split("."))] = value
     try:
-        config = composed(groups)
+        plain: Any = OmegaConf.to_container(composed(groups), resolve=True)
     except HydraException as error:
-        raise RequestError(one_line(error)) from None
-    OmegaConf.set_struct(config, False)
-    for name, value in values.items():
-        OmegaConf.update(config, name, str(value) if isinstance(value, Path) else value)
-    return settings_of(config)
+        raise RequestError(refusal(error, groups).splitlines()[-1].removeprefix("error: ")) from None
+    for (*section, name), value in values.items():
+        if section and section[0] not in SECTIONS:
+            raise RequestError(no_such_knob(".".join((*section, name))))
+        (plain[section[0]] if section else plain)[name] = _plain(value)
+    return validate(plain)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a command line could have it: no tuples, paths or numbers of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [*map(_plain, value)]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if isinstance(data, Mapping):
         return {"source": "folder", **data} if "root" in data else data
-    if isinstance(data, str) and (
-        not Path(data).is_dir() or (configs_folder() / f"data/{data}.yaml").exists()
-    ):
-        return data
+    names = sorted(file.stem for file in (configs_folder() / "data").glob("*.yaml"))
+    if data in names:
+        return str(data)
+    if not Path(data).expanduser().is_dir():
+        raise RequestError(f"data={data}: expected a folder of pictures, or one of {', '.join(names)}")
     return {"source": "folder", "root": str(data)}
 
 
@@ -175,9 +189,16 @@ def _picture(given: Any) -> Picture:
     if isinstance(given, str):
         return Path(given)
     if isinstance(given, Image.Image):
-        return np.asarray(on_white(ImageOps.exif_transpose(given)))
+        try:
+            return np.asarray(on_white(ImageOps.exif_transpose(given)))
+        except OSError as error:  # it is decoded only now
+            name = getattr(given, "filename", "") or "a PIL image"
+            raise RequestError(f"{name}: expected a picture; {error}") from None
     if isinstance(given, np.ndarray) and (
-        given.dtype != np.uint8 or given.shape[2:] not in ((), (3,)) or given.ndim not in (2, 3)
+        given.dtype != np.uint8
+        or given.shape[2:] not in ((), (3,))
+        or given.ndim not in (2, 3)
+        or not given.size
     ):
         raise RequestError(
             f"an array {given.shape} of {given.dtype}: expected uint8 of shape (H, W) or (H, W, 3)"

@@ -42,8 +42,32 @@ def free_folder(wanted: str) -> str:
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
 
 
+# Knobs whose values are paths and names, in whatever letters.
+PLACES = (
+    *("data.root", "data.name", "data.image_column", "data.label_column", "weights", "cache_dir"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
+)
+
+
+def readable(override: str) -> str:
+    """A command line's override as Hydra's grammar takes it: a path such as München goes into quotes.
+
+    A list (a comma) or what is in quotes or brackets already stays as it is.
+    """
+    key, _, value = override.partition("=")
+    if key not in PLACES or not value or "," in value or "\\" in value or value[0] in "'\"[{$":
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        escaped = value.replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return override
+
+
 def compose(overrides: list[str]) -> Settings:
     """The settings that a command line of overrides amounts to; ends the process where Hydra refuses it."""
+    overrides = [*map(readable, overrides)]
     try:
         return settings_of(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -65,6 +89,7 @@ def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> 
     Raises:
         RequestError: a knob is not among them, or a value is wrong.
     """
+    overrides = [*map(readable, overrides)]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -143,17 +168,25 @@ def refusal(error: BaseException, overrides: Sequence[str]) -> str:
                 return f"error: hydra.run.dir: {chain.filename} cannot be made: {chain.strerror}"
             chain = chain.__cause__ or chain.__context__  # OmegaConf wraps what free_folder raises
         return f"error: {one_line(error)}"
-    lines = [str(error)]
+    text = str(error)
+    lines = [text]
     if isinstance(error.__cause__, OmegaConfBaseException):
         lines.append(str(error.__cause__))
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, equals, value = override.partition("=")
         key = key.lstrip("+~")
-        if f"override '{key}'" in str(error):
+        if f"override '{override}'" in text and not equals:
+            lines.append(f"error: {override}: expected {override}=VALUE")
+        elif f"override '{key}'" in text and "parsing override" not in text:
             lines.append(f"error: {no_such_knob(key)}")
-        if value.startswith("~"):
-            lines.append(f"error: {key}: Hydra takes ~ only in quotes: \"{key}='{value}'\"")
-    return "\n".join(lines)
+        elif f"Could not find '{key}/{value}'" in text:
+            lines.append(f"error: {override}: expected one of {', '.join(_choices(text))}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _choices(text: str) -> list[str]:
+    """Those that Hydra lists, each on an indented line, where a choice of a section is unknown."""
+    return [line.strip() for line in text.partition("Config search path")[0].splitlines() if line[:1] == "\t"]
 
 
 def import_torch(module: str = "finetune.run") -> None:

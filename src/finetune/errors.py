@@ -28,5 +28,5 @@ def brief(names: Sequence[str], most: int = 6) -> str:
 
 def one_line(error: BaseException) -> str:
     """The text of an error without line breaks, and without what would colour or move a terminal's text."""
-    text = " ".join(str(error).splitlines())
+    text = " ".join(line.strip() for line in str(error).splitlines()).replace("\t", " ")
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(one) == "Cc" else one for one in text)

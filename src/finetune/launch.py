@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from finetune.door import guarded, import_torch, refusal, settings_of
+from finetune.door import guarded, import_torch, readable, refusal, settings_of
 from finetune.errors import RequestError, one_line
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
@@ -104,7 +104,8 @@ def train() -> NoReturn:
     job = Job()
     begun.Begun.config = None  # an earlier one in this process
     # Hydra understands -m before or after all overrides only.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
+    arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
+    sys.argv[1:] = map(readable, arguments)
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
     try:

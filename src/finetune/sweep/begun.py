@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from finetune.door import guarded
 from finetune.errors import RequestError
@@ -43,9 +45,11 @@ def _refuse_sweep(folder: Path) -> None:
 
 
 def _or_end(check: Callable[[], None]) -> None:
-    code, _ = guarded(check)
-    if code:  # of what a callback raises Hydra makes a warning
-        raise SystemExit(code)
+    # Of what a callback raises Hydra makes a warning; of a folder that cannot be made it tells itself.
+    with suppress(OmegaConfBaseException):
+        code, _ = guarded(check)
+        if code:
+            raise SystemExit(code)
 
 
 def folder() -> Path | None:
