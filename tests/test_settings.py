@@ -110,6 +110,15 @@ def test_config_and_settings_have_the_same_knobs() -> None:
     assert composed == set(known_keys()) - set(GROUPS) == set(DEFAULTS)
 
 
+def test_what_has_no_effect_is_known() -> None:
+    assert compose([]).idle() == []
+    assert compose(["schedule=step", "step_gamma=0.5"]).idle() == []
+    told = compose(["step_gamma=0.5", "step_epochs=2"]).idle()
+    assert told == [
+        f"{knob} has no effect with schedule=cosine" for knob in ("step_epochs=2", "step_gamma=0.5")
+    ]
+
+
 def test_the_groups_have_these_choices() -> None:
     assert {group: files(group) for group in GROUPS} == CHOICES
 

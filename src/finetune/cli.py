@@ -210,7 +210,7 @@ def _report(run: str) -> None:
 
     folder = find(run)
     summary = summary_of(folder)
-    if summary is None or summary["status"] != "finished":
+    if summary is None or summary.get("status") != "finished":
         raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
     try:
         pictures = find_data(settings_of(folder)).images

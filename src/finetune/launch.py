@@ -18,6 +18,7 @@ from finetune.door import guarded, import_torch, readable, refusal, settings_of
 from finetune.errors import RequestError, one_line
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
+from finetune.sweep.jobs import read_yaml
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.plans import Plan, tell_apart
 from finetune.training.best import score
@@ -130,7 +131,7 @@ def train() -> NoReturn:
 
 def search_again(folder: Path) -> list[str] | None:
     """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(folder / "multirun.yaml"), resolve=False)
+    values: Any = OmegaConf.to_container(read_yaml(folder / "multirun.yaml"), resolve=False)
     if values["hydra"]["runtime"]["choices"]["hydra/sweeper"] != "optuna":
         return None
     recorded = [*values["hydra"]["overrides"]["hydra"], *values["hydra"]["overrides"]["task"]]

@@ -97,6 +97,8 @@ def prepare(
     elif place.leads:
         folders.begin(folder, asked.model_dump())
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
+    for line in settings.idle():
+        terminal.say(console, "note", line)
     ready = read_pictures(settings, dataset, model, console, folder if place.leads else None)
     dataset = ready.dataset
     check_shares(settings.batch_size, dataset, place)

@@ -60,7 +60,7 @@ def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
         RequestError: these settings are not the run's.
     """
     summary = summary_of(folder)
-    if summary is None or summary["status"] != "finished":
+    if summary is None or summary.get("status") != "finished":
         return None
     _same_settings(settings, folder)
     return summary

@@ -109,6 +109,9 @@ class Trainer(_Strict):
     clip_norm: Positive | None
 
 
+STEP = {"step_epochs": 7, "step_gamma": 0.1}  # as configs/config.yaml has them
+
+
 class Settings(_Strict):
     """One run as asked for; every field is a knob of configs/config.yaml."""
 
@@ -179,6 +182,14 @@ class Settings(_Strict):
             if broken:
                 raise ValueError(line)
         return self
+
+    def idle(self) -> list[str]:
+        """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""
+        return [
+            f"{knob}={getattr(self, knob):g} has no effect with schedule={self.schedule}"
+            for knob, usual in STEP.items()
+            if self.schedule != "step" and getattr(self, knob) != usual
+        ]
 
 
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {

@@ -89,6 +89,10 @@ def test_a_state_dict_has_its_labels_and_preprocessing_with_it(run: Path, comman
     assert preprocessing["mean"] == [0.485, 0.456, 0.406]
     again = command("train", *QUICK, "weights=mine/model.safetensors", "epochs=1")
     assert again.code == 0, again.err  # and is one to start from
+    Path("mine/labels.json").write_text("another's")
+    assert command("export", "run", "--out", "mine/it.SafeTensors").code == 0  # several in one folder
+    assert json.loads(Path("mine/it.labels.json").read_text()) == ["blue", "green", "red"]
+    assert Path("mine/labels.json").read_text() == "another's"
     with safe_open("mine/model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["classes"]) == ["blue", "green", "red"]
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ended import Ended
 
 import finetune
+from finetune.inference.forward import Answer
+from finetune.inference.predict import rank
 
 Command = Callable[..., Ended]
 
@@ -121,6 +124,7 @@ def test_what_an_interrupted_command_has_written_is_kept(
             "--out=x.txt: expected csv or jsonl, as --format or by",
         ),
         (("pictures", "--format", "xml"), "--format=xml: expected csv or jsonl"),
+        (("pictures", "--out", "."), "--out=.: expected a file; this is a folder"),
         (("pictures", "--out", "no/x.csv"), "--out=no/x.csv: cannot be written: No such file or directory"),
     ],
 )
@@ -129,6 +133,11 @@ def test_a_wrong_request_is_one_line(predict: Command, arguments: tuple[str, ...
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(f"error: {line}")
     assert ended.err.count("\n") == 1
+
+
+def test_answers_too_sure_to_differ_are_ranked_by_their_logits() -> None:
+    (ranked,) = rank([Answer(Path("x"), torch.tensor([40.0, 60.0, 1.0]))], ["a", "b", "c"], 2, "bce", 1.0)
+    assert ranked == [("b", 1.0), ("a", 1.0)]
 
 
 def test_an_unknown_run_is_one_line(command: Command, few_pictures: Path) -> None:

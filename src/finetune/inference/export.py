@@ -67,9 +67,9 @@ def target_of(saved: Saved, kind: str, out: Path | None, softmax: bool) -> Path:
             " are not the logits of classes that exclude each other"
         )
     path = out or saved.folder / "export"
-    if path.suffix == ENDINGS[kind] and not path.is_dir():
+    if path.suffix.lower() == ENDINGS[kind] and not path.is_dir():
         return path
-    if path.suffix in ENDINGS.values():
+    if path.suffix.lower() in ENDINGS.values():
         raise RequestError(f"--out {out}: expected a folder or a file ending in {ENDINGS[kind]}")
     return path / f"model{ENDINGS[kind]}"
 
@@ -97,8 +97,9 @@ def write(
 ) -> float | None:
     """Write the model and return the largest difference of its outputs from the model's own on `inputs`.
 
-    A state dict has its labels and preprocessing in two files beside it, and is itself the model: None is
-    returned. The others carry them inside. temperature: of the softmax that ends the graph; None for logits.
+    A state dict is itself the model: None is returned. Its labels and preprocessing are in two files beside
+    it, named after it where it is not `model`; the others carry them inside.
+    temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
         RequestError: the folder cannot be made.
@@ -110,8 +111,9 @@ def write(
         raise RequestError(f"--out={target.parent}: cannot be made: {error.strerror}") from None
     about = {"labels.json": list(saved.classes), "preprocessing.json": asdict(saved.preprocessing)}
     if kind == "safetensors":
+        own = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
         for name, value in about.items():
-            write_json(target.with_name(name), value)
+            write_json(target.with_name(f"{own}{name}"), value)
         text = {**saved.preprocessing.metadata(), "classes": json.dumps(saved.classes)}
         state = {
             name: value.clone(memory_format=torch.contiguous_format)
@@ -129,7 +131,7 @@ def write(
     for some in (inputs[:1], inputs):  # the batch's size is free
         with torch.no_grad():
             differences.append(float((run(some) - model(some)).abs().max()))
-    largest = max(differences)
+    largest = float(torch.tensor(differences).max())
     if not largest <= TOLERANCE:  # a NaN is no difference that is small
         raise RunError(
             f"{target}: not written: its outputs differ from the model's by {largest:.1e}, expected"

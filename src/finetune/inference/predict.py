@@ -87,7 +87,9 @@ def rank(
     logits = [answer.logits for answer in answers if answer.logits is not None]
     if not logits:
         return [[] for _ in answers]
-    values, places = probabilities(torch.stack(logits), loss, temperature).topk(min(top, len(names)))
+    together = torch.stack(logits)
+    places = together.topk(min(top, len(names))).indices  # probabilities may be too near to 1 to differ
+    values = probabilities(together, loss, temperature).gather(1, places)
     rows = iter(zip(values.tolist(), places.tolist(), strict=True))
     return [
         []
@@ -101,8 +103,10 @@ def format_of(out: Path | None, asked: str | None) -> str:
     """The format asked for, or that of the file's extension; CSV on stdout.
 
     Raises:
-        RequestError: neither says which.
+        RequestError: neither says which, or the file is a folder.
     """
+    if out and out.is_dir():
+        raise RequestError(f"--out={out}: expected a file; this is a folder")
     endings = {"": "csv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     chosen = asked or endings.get("" if out is None else out.suffix.lower() or "none")
     if chosen not in WRITERS:

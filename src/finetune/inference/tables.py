@@ -79,8 +79,8 @@ def without_pictures(measures: Measures | SeveralMeasures) -> list[str]:
 
 
 def check(out: Path | None) -> None:
-    """Raise RequestError where `--out` lies in no folder; before anything is computed."""
-    if out and not out.absolute().parent.is_dir():
+    """Raise RequestError where `--out` lies in no folder, or is one; before anything is computed."""
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise RequestError(f"--out={out}: expected a file in a folder that exists")
 
 

@@ -98,7 +98,10 @@ def maps(saved: Saved, pictures: Sequence[Picture], answers: Sequence[str]) -> l
 def answers(saved: Saved, logits: Tensor) -> list[str]:
     """The likeliest class of each picture with its probability, calibrated as `finetune predict` gives it."""
     likely = probabilities(logits, saved.settings.loss, temperature_of(saved.summary))
-    return [f"{saved.names[int(place)]} {value:.0%}" for value, place in zip(*likely.max(1), strict=True)]
+    places = logits.argmax(1)
+    return [
+        f"{saved.names[place]} {row[place]:.0%}" for row, place in zip(likely, places.tolist(), strict=True)
+    ]
 
 
 def overlay(picture: Tensor, heat: Tensor) -> Image.Image:
@@ -117,6 +120,7 @@ def pair(picture: Tensor, heat: Tensor, caption: str) -> Image.Image:
     for place, image in enumerate((plain, overlay(picture, heat))):
         tile.paste(image.resize((side, side), Image.Resampling.BICUBIC), (place * (side + GAP), 0))
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", text)
+    caption = " ".join(caption.split())  # one line
     while len(caption) > 1 and font.getlength(caption) > tile.width:
         caption = caption[:-2] + "…"
     ImageDraw.Draw(tile).text((0, side + text // 3), caption, "black", font)

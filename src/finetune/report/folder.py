@@ -51,7 +51,7 @@ def reopen(folder: Path, epoch: int) -> None:
 def _drop_parts(folder: Path) -> None:
     """Remove what a killed process had begun to write beside the files of a run."""
     for where in (folder, folder / "checkpoints"):
-        for part in where.glob(".*." + "[0-9a-f]" * 32):
+        for part in where.glob("." + "[0-9a-f]" * 32):
             part.unlink()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.atomic import read_json
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, one_line
 
 SWEEPS = Path("outputs") / "sweeps"
 
@@ -71,8 +71,24 @@ def _of_sweep(job: Path) -> bool:
 
 
 def overrides_of(job: Path) -> list[str]:
-    """What was asked for, as on the command line."""
-    return list(map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml")))
+    """What was asked for, as on the command line.
+
+    Raises:
+        RequestError: the file that has it is damaged.
+    """
+    return list(map(str, read_yaml(job / ".hydra" / "overrides.yaml")))
+
+
+def read_yaml(file: Path) -> Any:
+    """What a file of Hydra's holds.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    try:
+        return OmegaConf.load(file)
+    except (OSError, YAMLError) as error:
+        raise RequestError(f"{file}: expected what Hydra wrote there; damaged: {one_line(error)}") from None
 
 
 def in_order(name: str) -> list[tuple[int, str]]:
@@ -123,6 +139,6 @@ def _how_far(folder: Path) -> str:
     table, settings = folder / "metrics.csv", folder / "settings.json"
     if not settings.exists():
         return "not begun"
-    epochs = json.loads(settings.read_text(encoding="utf-8"))["epochs"]
+    epochs = read_json(settings, "the settings of a run")["epochs"]
     done = max(len(table.read_text(encoding="utf-8").splitlines()) - 1, 0) if table.exists() else 0
     return f"{done} of {epochs} epochs so far"

@@ -91,12 +91,16 @@ def compare(sweep: Path) -> Leaderboard:
     jobs = [job for job in jobs if job.status in ("finished", "failed") or job.overrides not in done]
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
     varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-    groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in finished:
-        groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), []).append(job)
+    groups: dict[tuple[str, ...], dict[str, Job]] = {}
+    for job in finished:  # of the same request made twice, the later one counts
+        seeds = groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), {})
+        seeds[job.overrides.get("seed", "")] = job
     rows = [
-        Row(dict(zip(varying, settings, strict=True)), sorted(alike, key=lambda job: _rank(Row({}, [job]))))
-        for settings, alike in groups.items()
+        Row(
+            dict(zip(varying, settings, strict=True)),
+            sorted(seeds.values(), key=lambda job: _rank(Row({}, [job]))),
+        )
+        for settings, seeds in groups.items()
     ]
     others = [job for job in jobs if job.status != "finished"]
     return Leaderboard(sweep, varying, sorted(rows, key=_rank), others)

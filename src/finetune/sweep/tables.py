@@ -119,17 +119,24 @@ def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console
     anywhere = console.options.update(max_width=10_000)
     measured = [title for title in columns if title in ("n", *metrics, "jobs")]
     for spared in range(len(SPARED) + 1):
-        table = _table({title: cells for title, cells in columns.items() if title not in SPARED[:spared]})
-        if console.measure(table, options=anywhere).maximum <= console.width:
-            return table
+        whole = _table({title: cells for title, cells in columns.items() if title not in SPARED[:spared]})
+        if console.measure(whole, options=anywhere).maximum <= console.width:
+            return whole
     # Many settings, or long ones: all of them in one column that takes as many lines as it needs.
     named = [title for title in columns if title not in ("#", *measured)]
     rows = zip(*(columns[title] for title in named), strict=True)
     settings = [
         " ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    kept = {title: columns[title] for title in measured if title not in SPARED}
-    return _table({"#": columns["#"], "settings": settings, **kept})
+    longest = [max(text.split(), key=len, default="") for text in settings]
+    kept = [title for title in measured if title not in SPARED]
+
+    def table(texts: list[str]) -> Table:
+        return _table({"#": columns["#"], "settings": texts, **{title: columns[title] for title in kept}})
+
+    while len(kept) > 1 and console.measure(table(longest), options=anywhere).maximum > console.width:
+        kept.remove("n" if kept[:-1] == ["n"] else kept[-1])
+    return table(settings)
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
@@ -161,7 +168,7 @@ def _settings(board: Leaderboard, job: Job, *more: str) -> str:
 def _brief(value: str) -> str:
     """A value, its number rounded to four digits where it is a long one."""
     try:
-        return f"{float(value):.4g}" if len(value) > 8 else value
+        return f"{float(value):.4g}" if len(value) > 8 and not value.isdigit() else value
     except ValueError:
         return value
 
