@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,10 @@ def _handlers_are_restored() -> Iterator[None]:
     signals.check()  # nothing is left of it
 
 
-def swallowing() -> None:
-    with suppress(BaseException):  # as native code does
+class Swallowing:
+    """As destructors and some native code do."""
+
+    def __del__(self) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -78,7 +79,9 @@ def test_other_errors_are_let_through(error: type[BaseException]) -> None:
         raise error
 
 
-def test_a_signal_that_was_lost_ends_training_with_the_next_batch(tmp_path: Path) -> None:
+def test_a_signal_that_was_lost_ends_training_with_the_batch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     training = Training(tmp_path)
     step: Callable[..., torch.Tensor] = training.classifier.training_step
     seen = []
@@ -86,13 +89,14 @@ def test_a_signal_that_was_lost_ends_training_with_the_next_batch(tmp_path: Path
     def training_step(*arguments: object) -> torch.Tensor:
         seen.append(arguments)
         if len(seen) == 6:  # the second of the second epoch
-            swallowing()
+            Swallowing()
         return step(*arguments)
 
     training.classifier.training_step = training_step
     with pytest.raises(Interrupted, match="interrupted by SIGTERM; the checkpoint of epoch 1 is kept"):
         training.fit(epochs=3)
     assert len(seen) == 6
+    assert capfd.readouterr().err == ""
 
 
 def test_what_must_be_done_whole_is_done_before() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ def signals() -> Iterator[None]:
         return
     outermost = signal.getsignal(signal.SIGTERM) is not _note
     if outermost:
-        before = {number: signal.signal(number, _note) for number in NUMBERS}
+        before, told = {number: signal.signal(number, _note) for number in NUMBERS}, sys.unraisablehook
+        # Raised in a destructor it is lost; `check` will find it, and nobody needs to read of it.
+        sys.unraisablehook = lambda lost: None if lost.exc_type is Signal else told(lost)
     try:
         yield
     except Interrupted:
@@ -52,7 +55,7 @@ def signals() -> Iterator[None]:
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            _came = 0
+            sys.unraisablehook, _came = told, 0
 
 
 def check() -> None:
