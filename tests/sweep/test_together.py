@@ -101,6 +101,7 @@ class Group:
             losses.build("cross_entropy", case.smoothing, case.weights),
             lambda: optim.build(recipe.optimizer, recipe.groups, **recipe.options),
             recipe.schedule,
+            class_weights=case.weights,
         )
         chosen: dict[str, Any] = {"epochs": 4, "max_steps": None, "patience": None, **options}
         with SummaryWriter(str(folder / "tensorboard")) as writer:

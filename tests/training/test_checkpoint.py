@@ -52,7 +52,7 @@ write_atomically(pathlib.Path({str(target)!r}), write)
     assert ended.returncode == -number
     assert target.read_bytes() == b"old"
     others = [path for path in tmp_path.iterdir() if path != target]
-    assert all(path.name.startswith(".file.") for path in others)
+    assert all(path.name.startswith(".") for path in others)
     assert len(others) == (1 if number == signal.SIGKILL else 0)
 
 
