@@ -39,7 +39,8 @@ class Tally:
     def tell(self, console: Console, form: Form, temperature: float) -> None:
         """One line on what was done and how."""
         seconds = time.perf_counter() - self.started
-        text = f"{self.pictures:,} pictures in {seconds:.1f} s ({self.pictures / seconds:.3g}/s, {form})"
+        text = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
+        text += f" in {seconds:.1f} s ({self.pictures / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
         say(console, "predict", text)

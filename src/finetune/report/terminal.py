@@ -69,7 +69,8 @@ def data_lines(
     say(
         console,
         "data",
-        f"{dataset.name}: {len(dataset.classes)} classes, {counts['train']:,} pictures to train,"
+        f"{dataset.name}: {len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'},"
+        f" {counts['train']:,} pictures to train,"
         f" {counts['val']:,} to validate, {counts['test']:,} to test{own}; {size} px,"
         f" augmentation: {augment}",
     )
