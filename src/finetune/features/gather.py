@@ -17,6 +17,7 @@ from finetune.data.views import Inputs
 from finetune.features.extract import DTYPES, Form, extract, settle
 from finetune.features.store import Layout, MemoryStore, opened
 from finetune.model.boundary import Split
+from finetune.training import signals
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
@@ -106,6 +107,7 @@ def gather(
                 return gather(halves, pictures, actual, device, cache, advance, say)
             batches = extract(forward, pictures.read, pictures.normalise, todo, form.batch, device)
             for done, tensors in batches:
+                signals.check()
                 if done:  # a batch may be of broken pictures alone
                     store.append([pictures.digests[row] for row in done], tensors)
                 computed += len(done)
