@@ -147,6 +147,7 @@ def test_what_is_no_folder_is_told() -> None:
         ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw, sgd"),
         ({"epochs": {"a": 1}}, "epochs={'a': 1}: expected a whole number"),
         ({"modle.x": 1}, "modle.x: there is no such knob"),
+        ({"data.x.root": "y"}, "data.x.root: there is no such knob"),
         ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its knobs"),
         ({"epochs": "many"}, "epochs=many: expected a whole number"),
     ],

@@ -148,7 +148,7 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
         if isinstance(value, Mapping) and name in SECTIONS:
             values.update({(name, key): one for key, one in value.items() if key != choice})
         elif name not in (*SECTIONS, "experiment"):
-            values[tuple(name.split("."))] = value
+            values[tuple(name.split(".", 1))] = value
     try:
         plain: Any = OmegaConf.to_container(composed(groups), resolve=True)
     except HydraException as error:

@@ -26,7 +26,7 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     Raises:
         RunError: the file cannot be written; the old one stays.
     """
-    part = target.with_name(f".{uuid4().hex}")  # no longer than any name may be
+    part = _part(target)
     try:
         with part.open("xb") as file:
             if isinstance(content, bytes):
@@ -43,6 +43,11 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _part(target: Path) -> Path:
+    """A file beside the target whose name is new, and no longer than a name may be."""
+    return target.with_name(f".{uuid4().hex}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,7 +85,7 @@ def linked_or_copied(source: Path, target: Path) -> None:
 
 def linked(source: Path, target: Path) -> bool:
     """Give a file a second name, in place of what had it; False on file systems where files have only one."""
-    part = target.with_name(f".{uuid4().hex}")  # no longer than any name may be
+    part = _part(target)
     try:
         part.hardlink_to(source)
         part.replace(target)

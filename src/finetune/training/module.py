@@ -62,7 +62,7 @@ class Sums:
         return torch.cat(answers), torch.cat(labels)
 
     def means(self) -> dict[str, float]:
-        """Loss, accuracy and the like per picture, whatever the batches were."""
+        """Loss, accuracy and the like per picture, whatever the batches; a loss that is a sum, per batch."""
         if not self.found:
             weights = torch.tensor([float(weight) for weight in self.weights], dtype=torch.float64)
             losses = torch.stack(self.losses).cpu().double()  # not every GPU has doubles
