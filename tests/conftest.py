@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ended import Ended
 from PIL import Image
 
 from finetune import cli
+from support.ended import Ended
 
 # Beside other busy processes several threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import CHECKOUT, summary_of
 
 import finetune
 from finetune.api import settings_from
 from finetune.errors import RequestError
+from support.runs import CHECKOUT, summary_of
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ended import Ended
 
 from finetune.door import compose, free_folder
 from finetune.errors import RequestError
+from support.ended import Ended
 
 Train = Callable[..., Ended]
 CHECKOUT = Path(__file__).parents[1]

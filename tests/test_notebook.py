@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from runs import newest
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from finetune import cli
 from finetune.model.assemble import assemble
+from support.runs import newest
 
 Train = Callable[..., Any]
 

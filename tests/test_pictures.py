@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import QUICK, newest, summary_of
 
 from finetune.data import images
+from support.runs import QUICK, newest, summary_of
 
 Train = Callable[..., Any]
 TINY = tuple(knob for knob in QUICK if not knob.startswith("data=") and not knob.startswith("data.root="))

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ended import Ended
-from runs import CHECKOUT, QUICK, checkpoint, summary_of, whole_state
 from torch import Tensor
+
+from support.ended import Ended
+from support.runs import CHECKOUT, QUICK, checkpoint, summary_of, whole_state
 
 Train = Callable[..., Ended]
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ended import Ended
-from privilege import without_privilege
-from refused import DIGITS, FOLDER, HYDRAS_OWN, ONE_LINE, broken_picture
+
+from support.ended import Ended
+from support.privilege import without_privilege
+from support.refused import DIGITS, FOLDER, HYDRAS_OWN, ONE_LINE, broken_picture
 
 Train = Callable[..., Ended]
 CHECKOUT = Path(__file__).parents[1]

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ended import Ended
 from PIL import Image
-from privilege import without_privilege
-from runs import CHECKOUT, checkpoint, summary_of, whole_state
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from finetune.training.checkpoint import Checkpoints
+from support.ended import Ended
+from support.privilege import without_privilege
+from support.runs import CHECKOUT, checkpoint, summary_of, whole_state
 
 Command = Callable[..., Ended]
-KILLED = CHECKOUT / "tests" / "killed.py"
+KILLED = CHECKOUT / "tests" / "support" / "killed.py"
 RUN = (
     "data=folder",
     "data.root=pictures",

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from runs import CHECKOUT, QUICK, checkpoint, newest, summary_of, whole_state
 from safetensors import safe_open
 
 from finetune.data import sources
@@ -20,6 +19,7 @@ from finetune.data.augment import Prepare
 from finetune.data.images import Reader
 from finetune.model import head as heads
 from finetune.model.weights import Preprocessing
+from support.runs import CHECKOUT, QUICK, checkpoint, newest, summary_of, whole_state
 
 Train = Callable[..., Any]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from privilege import without_privilege
-from runs import CHECKOUT, QUICK, checkpoint, newest, summary_of
 
 from finetune.model.freeze import Frozen
+from support.privilege import without_privilege
+from support.runs import CHECKOUT, QUICK, checkpoint, newest, summary_of
 
 Train = Callable[..., Any]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ended import Ended
-from runs import QUICK, newest, whole_state
 
 from finetune.errors import RequestError
 from finetune.saved import find, open_run, settings_of
+from support.ended import Ended
+from support.runs import QUICK, newest, whole_state
 
 Train = Callable[..., Ended]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from painted import noise, photograph
 from PIL import Image
-from privilege import without_privilege
 from torch import Tensor
 
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, Reader, decode
+from support.painted import noise, photograph
+from support.privilege import without_privilege
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])

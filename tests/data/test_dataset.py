@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from folders import check, fill, folder, save
 
 from finetune.data.dataset import Dataset
 from finetune.data.sources import load
 from finetune.errors import RequestError
+from support.folders import check, fill, folder, save
 
 
 def test_without_keeps_the_side_of_the_rest(tmp_path: Path) -> None:

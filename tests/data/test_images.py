@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from painted import noise, photograph, seen
 from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.transforms import v2
 
 from finetune.data.images import EXTENSIONS, decode, on_white
+from support.painted import noise, photograph, seen
 
 # Exact pixels
 

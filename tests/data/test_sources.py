@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import check, fill, folder, names, save
-from privilege import without_privilege
 
 from finetune.data import sources
 from finetune.data.sources import load
 from finetune.data.sources.builtin import CLIPART
 from finetune.errors import RequestError
+from support.folders import check, fill, folder, names, save
+from support.privilege import without_privilege
 
 # Built in
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ended import Ended
 
 import finetune
+from support.ended import Ended
 
 Command = Callable[..., Ended]
 

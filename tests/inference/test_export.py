@@ -13,8 +13,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from ended import Ended
-from runs import CHECKOUT, QUICK, summary_of, trained
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +20,8 @@ from torch import Tensor
 from finetune.data.augment import Prepare
 from finetune.data.images import decode
 from finetune.saved import open_run
+from support.ended import Ended
+from support.runs import CHECKOUT, QUICK, summary_of, trained
 
 Command = Callable[..., Ended]
 Finished = Callable[..., Path]

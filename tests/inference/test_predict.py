@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from ended import Ended
 
 import finetune
 from finetune.inference.forward import Answer
 from finetune.inference.predict import rank
+from support.ended import Ended
 
 Command = Callable[..., Ended]
 

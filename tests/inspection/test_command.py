@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from privilege import without_privilege
 from torch import Tensor, nn
 
 from finetune.model import assemble
+from support.privilege import without_privilege
 
 Command = Callable[..., Any]
 SMALL = ("data=digits", "weights=random", "data.image_size=32")

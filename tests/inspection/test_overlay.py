@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ended import Ended
 from PIL import Image
-from runs import QUICK, newest
 
 from finetune.inspection.overlay import answers, overlay, pair
 from finetune.saved import open_run
+from support.ended import Ended
+from support.runs import QUICK, newest
 
 Command = Callable[..., Ended]
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from halves import MODELS, SMALL, Backbone, backbone, check, images, with_head
 
 from finetune.model.boundary import fingerprint, split
+from support.halves import MODELS, SMALL, Backbone, backbone, check, images, with_head
 
 FAMILIES = [
     *SMALL, "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",

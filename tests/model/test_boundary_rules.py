@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from halves import Toy, check_toy, equal_in_train_mode, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.model.boundary import NotTraceable, split
+from support.halves import Toy, check_toy, equal_in_train_mode, images
 
 
 def test_a_sum_needs_a_gradient_iff_one_of_its_terms_does() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from states import same_outputs, state_of, untrained
 from torch import nn
 
 from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model.freeze import digest
 from finetune.model.statedict import fit, read
+from support.states import same_outputs, state_of, untrained
 
 
 def test_a_fitted_model_computes_what_its_source_does(trained):

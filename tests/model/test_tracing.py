@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from halves import equal_in_train_mode, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.model.boundary import NotTraceable, split
+from support.halves import equal_in_train_mode, images
 
 
 class Doubling(nn.Module):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from states import same_outputs, state_of, untrained
 from torch import nn
 
 from finetune.errors import RequestError
 from finetune.model import statedict
 from finetune.model.build import build
 from finetune.model.statedict import fit, read
+from support.states import same_outputs, state_of, untrained
 
 
 def test_timms_resnet18_has_torchvisions_names(trained):

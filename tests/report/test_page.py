@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ended import Ended
 from PIL import Image
-from runs import QUICK, newest, summary_of, trained
 from scipy.stats import binomtest
 
 from finetune.report import page, predictions
+from support.ended import Ended
+from support.runs import QUICK, newest, summary_of, trained
 
 Command = Callable[..., Ended]
 HOSTILE = "<script>alert('1')</script> \"zwölf\" & 日本"

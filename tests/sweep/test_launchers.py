@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import CHECKOUT, QUICK, summary_of
+
+from support.runs import CHECKOUT, QUICK, summary_of
 
 pytestmark = pytest.mark.slow
 

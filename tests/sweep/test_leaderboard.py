@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ended import Ended
 from rich.console import Console
-from runs import QUICK, summary_of
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -25,6 +23,8 @@ from finetune.errors import RequestError
 from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.tables import as_csv, as_markdown, show
+from support.ended import Ended
+from support.runs import QUICK, summary_of
 
 Command = Callable[..., Ended]
 

@@ -13,17 +13,17 @@ from typing import Any
 import hydra
 import optuna
 import pytest
-from ended import Ended
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from runs import QUICK, summary_of
 
 from finetune.errors import RequestError
 from finetune.settings import configs_folder
 from hydra_plugins.finetune_optuna._space import Space, read
 from hydra_plugins.finetune_optuna._study import SAMPLERS, open_study, tell
+from support.ended import Ended
+from support.runs import QUICK, summary_of
 
 LOG = "optimizer.lr=tag(log, interval(1e-4,1))"
 

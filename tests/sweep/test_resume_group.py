@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ended import Ended
 from PIL import Image
-from runs import CHECKOUT, checkpoint, summary_of
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from support.ended import Ended
+from support.runs import CHECKOUT, checkpoint, summary_of
+
 Command = Callable[..., Ended]
-KILLED = CHECKOUT / "tests" / "sweep" / "killed_group.py"
+KILLED = CHECKOUT / "tests" / "support" / "killed_group.py"
 
 
 @pytest.fixture

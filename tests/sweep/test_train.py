@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from ended import Ended
 from omegaconf import OmegaConf
 from rich.console import Console
-from runs import CHECKOUT, checkpoint, summary_of, whole_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.report.terminal import progress, sweep_progress
 from finetune.saved import open_run
 from finetune.sweep.resume import resume_sweep
+from support.ended import Ended
+from support.runs import CHECKOUT, checkpoint, summary_of, whole_state
 
 Train = Callable[..., Ended]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from privilege import without_privilege
 from safetensors.torch import load_file
 
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
 from finetune.training.checkpoint import AtomicCheckpointIO, save_frozen
+from support.privilege import without_privilege
 
 
 def test_a_file_takes_the_old_ones_place(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
-from small import Small, Training, same
 from torch import Tensor
 
 from finetune.errors import RunError
 from finetune.training import optim
 from finetune.training.fit import Fitted
+from support.small import Small, Training, same
 
 # the end
 

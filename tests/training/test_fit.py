@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
-from small import Training, same
 from torch import Tensor
 
 from finetune.training.losses import cross_entropy
 from finetune.training.module import Sums
+from support.small import Training, same
 
 # what an epoch adds up to
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import Training, same
 
 from finetune.errors import RunError
 from finetune.report.folder import reopen
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Fitted
+from support.small import Training, same
 
 
 class Killed(BaseException):

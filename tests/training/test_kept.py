@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import Training, same
 
 from finetune.errors import RunError
+from support.small import Training, same
 
 # what is kept
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from ended import Ended
-from runs import QUICK, newest
-from small import Training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.training.monitor import warnings
+from support.ended import Ended
+from support.runs import QUICK, newest
+from support.small import Training
 
 Train = Callable[..., Ended]
 MONITORED = ("gradients/", "updates/")

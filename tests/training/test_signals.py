@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import Training
 
 from finetune.atomic import write_atomically
 from finetune.errors import Interrupted
 from finetune.training import signals
 from finetune.training.signals import Signal
+from support.small import Training
 
 HERE = {number: signal.getsignal(number) for number in signals.NUMBERS}
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 QUICK = (
     "data=folder",
     "data.root=pictures",

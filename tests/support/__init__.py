@@ -1,0 +1,1 @@
+"""What several tests share: finished runs, commands in forked processes, images, small networks."""
