@@ -1,0 +1,139 @@
+"""Kills, damages and races by the hundred, and a table of what came of them.
+
+    python scripts/stress.py [KIND…] [--times N] [--seed S] [--jobs J] [--only NUMBER] [--keep]
+
+Without kinds all are tried, in 15 to 20 minutes on two cores; docs/stress.md says what they are. Each trial
+follows from the seed and its number: `--only` repeats one. Ends with 1 where something that is not known was
+silent or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stressing import flips, kills, stores
+from stressing.forks import preload
+from stressing.pool import run_trials
+from stressing.world import Outcome, World
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is tried: how often by default, what is prepared once; known: what is still to be mended."""
+
+    what: str
+    times: int
+    prepare: Callable[[World], None]
+    trial: Callable[..., Outcome]
+    own_images: bool = False
+    known: str = ""
+
+
+KINDS = {
+    "kills": Kind("a run killed, then resumed", 100, kills.prepare_run, kills.kills),
+    "sweeps": Kind("a sweep killed, then resumed", 100, kills.prepare_sweeps, kills.sweeps),
+    "disks": Kind("a disk that is full, then is not", 40, kills.prepare_run, kills.disks),
+    "flips": Kind("a bit flipped in a run, a sweep, a store", 300, flips.prepare, flips.flips),
+    "curves": Kind(
+        "a bit flipped in metrics.csv or TensorBoard's log",
+        40,
+        flips.prepare,
+        partial(flips.flips, curves=True),
+        known="curves are read back unchecked",
+    ),
+    "clears": Kind("the cache cleared under two runs", 100, stores.prepare, stores.clears),
+    "replaced": Kind("images replaced under a run", 100, stores.prepare, stores.replaced, own_images=True),
+    "races": Kind("three runs with one empty cache", 40, stores.prepare, stores.races),
+    "writers": Kind(
+        "two processes that resume one run",
+        20,
+        kills.prepare_run,
+        stores.writers,
+        known="a run's folder may have two writers",
+    ),
+}
+ENDS = ("whole", "equal", "told", "silent", "broken")
+
+
+def stress(
+    names: Sequence[str],
+    folder: Path,
+    times: int | None = None,
+    seed: int = 0,
+    jobs: int = 2,
+    only: int | None = None,
+) -> dict[str, Counter[str]]:
+    """How often each kind of trial ended in which way; what is silent or broken is told on stderr.
+
+    folder: an empty one, where trials work.
+    """
+    preload()
+    found = {}
+    for name in names:
+        kind, began = KINDS[name], time.monotonic()
+        world = World(folder / name, seed, jobs, kind.own_images)
+        kind.prepare(world)
+        numbers = range(times or kind.times) if only is None else [only]
+        found[name] = Counter[str]()
+        for number, outcome in run_trials(world, name, kind.trial, numbers):
+            found[name][outcome.kind] += 1
+            if outcome.kind in ("silent", "broken"):
+                line = f"{name} --seed {seed} --only {number}: {outcome.kind}: {outcome.note}"
+                print(line, file=sys.stderr, flush=True)
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: dict[str, Counter[str]]) -> str:
+    """As Markdown."""
+    lines = [
+        "| | tried | times | ended whole | resumed equal, harmless | told | silent | traceback | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, counts in found.items():
+        cells = [name, KINDS[name].what, str(counts.total()), *(str(counts[end]) for end in ENDS)]
+        known = f"known: {KINDS[name].known}" if KINDS[name].known else ""
+        lines.append(f"| {' | '.join(cells)} | {known} |")
+    return "\n".join(lines)
+
+
+def failed(found: dict[str, Counter[str]]) -> bool:
+    """Whether anything was silent or broken that is not known."""
+    return any(counts["silent"] + counts["broken"] for name, counts in found.items() if not KINDS[name].known)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], help="all by default")
+    parser.add_argument("--times", type=int, help="trials of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="trials at once")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="one trial alone")
+    parser.add_argument("--keep", action="store_true", help="leave the folders of silent and broken trials")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="stress-"))
+    names = given.kinds or list(KINDS)
+    try:
+        found = stress(names, folder, given.times, given.seed, given.jobs, given.only)
+    finally:
+        if given.keep:
+            print(f"kept: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
+    print(table(found))
+    return int(failed(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Caches cleared, images replaced, runs beside each other, and two writers in one folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from stressing.forks import Ended, Process, Writes, command
+from stressing.kills import compared
+from stressing.world import BASE, RUN, Outcome, World, differences, judged, rows_of, summary_of
+
+# Rows are written again and again while images are decoded; what is learned of them is in the run's answers.
+EXTRACT = ("train", *BASE, "freeze=all", "epochs=2")
+
+
+def prepare(world: World) -> None:
+    for seed in range(3):
+        world.undisturbed(f"seed{seed}", *EXTRACT, f"seed={seed}", "hydra.run.dir=run")
+
+
+def _slow(chance: Random, most: float) -> Writes:
+    """A disk on which each change takes its time."""
+    return Writes(lambda number: time.sleep(chance.uniform(0, most)))
+
+
+def rows_in(cache: Path) -> dict[str, bytes]:
+    """Each row that counts in the stores of a cache, by the digest of its image."""
+    found = {}
+    for index in (cache / "features").glob("*/rows.txt"):
+        lines = index.read_text(encoding="ascii", errors="replace").splitlines()
+        data = index.with_name("data.bin").read_bytes() if index.with_name("data.bin").exists() else b""
+        size = 4096  # 1024 numbers in fp32
+        for place, line in enumerate(lines[: len(data) // size]):
+            found[line.split()[0]] = data[place * size : (place + 1) * size]
+    return found
+
+
+def wrong_rows(cache: Path, right: dict[str, bytes]) -> int:
+    """How many rows differ from those of an undisturbed run, damaged ones that their checksum tells aside."""
+    found, wrong = rows_in(cache), 0
+    sums = {
+        line.split()[0]: line.split()[1]
+        for index in (cache / "features").glob("*/rows.txt")
+        for line in index.read_text(encoding="ascii").splitlines()
+    }
+    for digest, row in found.items():
+        if digest in right and row != right[digest] and f"{zlib.crc32(row):08x}" == sums[digest]:
+            wrong += 1
+    return wrong
+
+
+def answers_of(run: Path) -> dict[str, object]:
+    """What a run came to, as it says itself."""
+    summary = summary_of(run)
+    table = rows_of(run / "predictions.csv")
+    return {"val": summary["val"], "test": summary["test"], "predictions": table}
+
+
+def same_answers(run: Path, whole: Path) -> str:
+    return differences(answers_of(run), answers_of(whole))
+
+
+def worst(outcomes: list[Outcome]) -> Outcome:
+    """The one that matters most."""
+    order = ("silent", "broken", "told", "equal", "whole")
+    return min(outcomes, key=lambda one: order.index(one.kind))
+
+
+def _runs(world: World, place: Path, ended: dict[int, Ended], note: str) -> Outcome:
+    """Runs of several seeds, and one more that takes what they left in the store."""
+    whole = {seed: world.known[f"seed{seed}"].folder / "run" for seed in range(3)}
+    found = [
+        judged(one, partial(same_answers, place / f"run{seed}", whole[seed]), "whole", f"{note}, seed {seed}")
+        for seed, one in ended.items()
+    ]
+    wrong = wrong_rows(place / "store", rows_in(world.known["seed0"].folder / "store"))
+    if wrong:
+        found.append(Outcome("silent", f"{note}: {wrong} wrong rows"))
+    later = command(place, *EXTRACT, "seed=0", "hydra.run.dir=later")
+    same = partial(same_answers, place / "later", whole[0])
+    found.append(judged(later, same, "whole", f"{note}, a later run"))
+    return worst(found)
+
+
+def clears(world: World, place: Path, chance: Random, number: int) -> Outcome:
+    """`finetune cache --clear`, or at times rm -rf, while one run computes features and another comes."""
+    like, plain = world.known["seed0"], number % 2 == 0
+    length = like.seconds if plain else 2 * like.seconds
+    when = chance.uniform(0.1, 0.8) * length
+    after = chance.choice([0.0, chance.uniform(0, 0.2), chance.uniform(0, length)])
+    first = Process(
+        place, *EXTRACT, "seed=0", "hydra.run.dir=run0", writes=None if plain else _slow(chance, 0.04)
+    )
+    first.until(when)
+    removed = chance.random() < 0.2
+    if removed:
+        shutil.rmtree(place / "store", ignore_errors=True)
+    else:
+        clearing = Process(place, "cache", "--clear", "cache_dir=store")
+    time.sleep(after)
+    second = Process(place, *EXTRACT, "seed=1", "hydra.run.dir=run1")
+    ended = {0: first.wait(), 1: second.wait()}
+    note = f"{'rm -rf' if removed else 'cleared'} at {when:.3f} s, another run {after:.3f} s later"
+    if not removed and (cleared := clearing.wait()).broken:
+        return Outcome("broken", f"{note}: {cleared.err.splitlines()[-1]}")
+    return _runs(world, place, ended, note)
+
+
+def replaced(world: World, place: Path, chance: Random, number: int) -> Outcome:
+    """Images take each other's names while their features are computed."""
+    like, plain = world.known["seed0"], number % 2 == 0
+    when = chance.uniform(0.1, 0.8) * like.seconds * (1 if plain else 2)
+    first = Process(
+        place, *EXTRACT, "seed=0", "hydra.run.dir=run0", writes=None if plain else _slow(chance, 0.04)
+    )
+    first.until(when)
+    paths = chance.sample(sorted((place / "images").rglob("*.png")), 40)
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        os.replace(part, path)
+    note = f"40 images replaced at {when:.3f} s{'' if plain else ' on a slow disk'}"
+    ended = first.wait()
+    if ended.broken:
+        return Outcome("broken", f"{note}: {ended.err.splitlines()[-1]}")
+    if wrong := wrong_rows(place / "store", rows_in(like.folder / "store")):
+        return Outcome("silent", f"{note}: {wrong} wrong rows")
+    later = command(place, *EXTRACT, "seed=0", "hydra.run.dir=later")
+    fresh = command(place, *EXTRACT, "seed=0", "hydra.run.dir=fresh", "cache_dir=other")
+    for one in (later, fresh):
+        if one.code:
+            return Outcome("broken" if one.broken else "told", f"{note}: {one.err.strip().splitlines()[-1]}")
+    if different := same_answers(place / "later", place / "fresh"):
+        return Outcome("silent", f"{note}: of a later run {different} differ")
+    return Outcome("told" if ended.code else "whole", f"{note}: {ended.err.strip()}")
+
+
+def races(world: World, place: Path, chance: Random, number: int) -> Outcome:
+    """Three runs begin with one empty cache, at times on a slow disk; one is at times killed."""
+    begun, started, length = {}, time.monotonic(), world.known["seed0"].seconds
+    offsets = sorted(chance.choice([0.0, chance.uniform(0, length)]) for _ in range(3))
+    for seed, offset in enumerate(offsets):
+        time.sleep(max(0.0, started + offset - time.monotonic()))
+        writes = _slow(chance, 0.02) if chance.random() < 0.5 else None
+        begun[seed] = Process(place, *EXTRACT, f"seed={seed}", f"hydra.run.dir=run{seed}", writes=writes)
+    note = f"three runs at {', '.join(f'{offset:.3f}' for offset in offsets)} s"
+    if number % 2:
+        begun[0].until(moment := chance.uniform(0.1, 1.2) * length)
+        begun[0].send(9)
+        note += f", the first killed after {moment:.3f} s"
+    ended = {seed: process.wait() for seed, process in begun.items()}
+    return _runs(world, place, {seed: one for seed, one in ended.items() if one.code != -9}, note)
+
+
+def writers(world: World, place: Path, chance: Random, number: int) -> Outcome:
+    """Two processes go on with one run: one of them is refused, or both leave what one would have."""
+    like, begun = world.known["run"], chance.uniform(0.0, 0.5)
+    request = (*RUN, "resume=auto")
+    first = Process(place, *request)
+    first.until(begun * like.seconds)
+    second = Process(place, *request)
+    ended = [first.wait(), second.wait()]
+    note = f"the second {begun * like.seconds:.3f} s after the first"
+    for one in ended:
+        if one.broken:
+            return Outcome("broken", f"{note}: {one.err.strip().splitlines()[-1]}")
+    if different := compared(place / "run", like.folder / "run"):
+        return Outcome("silent", f"{note}: {different} differ")
+    return Outcome("told" if any(one.code for one in ended) else "whole", note)
