@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     Raises:
         RunError: the file cannot be written; the old one stays.
     """
-    part = _part(target)
+    part = part_of(target)
     try:
         with part.open("xb") as file:
             if isinstance(content, bytes):
@@ -45,9 +46,19 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
             part.unlink()
 
 
-def _part(target: Path) -> Path:
+def part_of(target: Path) -> Path:
     """A file beside the target whose name is new, and no longer than a name may be."""
     return target.with_name(f".{uuid4().hex}")
+
+
+def sha256_of(value: Mapping[str, Any]) -> str:
+    """The SHA-256 of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object that `read_json` gives back only as it was written."""
+    write_json(path, {**value, "sha256": sha256_of(value)})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,12 +68,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(file: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file, without the SHA-256 that `write_sealed` put into it.
 
     what: it is, to say so where it is not.
 
     Raises:
-        RequestError: it cannot be read, or is something else.
+        RequestError: it cannot be read, is something else, or has been changed.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -70,22 +81,14 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
         raise RequestError(f"{file}: expected {what} ({error})") from None
     if not isinstance(value, dict):
         raise RequestError(f"{file}: expected {what} (a JSON object)")
+    if value.pop("sha256", None) not in (None, sha256_of(value)):  # older files have none
+        raise RequestError(f"{file}: expected {what} as it was written; it has been changed since (SHA-256)")
     return value
-
-
-def linked_or_copied(source: Path, target: Path) -> None:
-    """Give a file a second name, or on file systems where files have only one a copy.
-
-    Raises:
-        RunError: the copy cannot be written.
-    """
-    if not linked(source, target):
-        write_atomically(target, source.read_bytes())
 
 
 def linked(source: Path, target: Path) -> bool:
     """Give a file a second name, in place of what had it; False on file systems where files have only one."""
-    part = _part(target)
+    part = part_of(target)
     try:
         part.hardlink_to(source)
         part.replace(target)

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from finetune import resuming
 from finetune.data.dataset import Dataset
+from finetune.data.digests import forget
+from finetune.data.images import ChangedImage
 from finetune.data.module import Batches
 from finetune.errors import RequestError
 from finetune.features.inputs import Prospect, Ready, foresee, read
@@ -82,6 +84,7 @@ def prepare(
     devices.precision(settings.precision, device)
     dataset = find_data(settings, partial(terminal.progress, console))
     model = make_model(settings, dataset)
+    dataset = dataset.numbered_as(going_on.origin["classes"] if going_on else model.classes)
     if dataset.multi_label and model.outputs != len(dataset.classes):
         raise RequestError(
             f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
@@ -91,7 +94,7 @@ def prepare(
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
-    origin = resuming.found(model, dataset.classes, dataset.fingerprint())
+    origin = resuming.found(model, dataset)
     if going_on:
         resuming.check(going_on, origin)
     elif place.leads:
@@ -113,6 +116,7 @@ def prepare(
         "32" if light and settings.precision == "auto" else settings.precision, device
     )
     proof = Proof(model.network, model.frozen)
+    origin |= resuming.asked(folder, asked, going_on)
     origin |= resuming.chosen(ready, proof.sha256, device, precision, compiled, place.size)
     if going_on:
         resuming.check(going_on, origin)
@@ -198,16 +202,21 @@ def read_pictures(
     Raises:
         RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
     """
-    ready = read(
-        model,
-        dataset,
-        look_ahead(settings, dataset, model),
-        workers=settings.data.workers,
-        seed=settings.seed,
-        memo=memo(settings),
-        progress=partial(terminal.progress, console),
-        say=partial(terminal.say, console, "note"),
-    )
+    try:
+        ready = read(
+            model,
+            dataset,
+            look_ahead(settings, dataset, model),
+            workers=settings.data.workers,
+            seed=settings.seed,
+            memo=memo(settings),
+            progress=partial(terminal.progress, console),
+            say=partial(terminal.say, console, "note"),
+        )
+    except ChangedImage as error:
+        if isinstance(error.picture, Path):
+            forget(error.picture, memo(settings))
+        raise
     if ready.bad and settings.data.bad_images == "error":
         shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
         if folder is not None and len(ready.bad) > 10:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from finetune.atomic import sha256_of
+from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
 from finetune.features.inputs import Ready
 from finetune.model.assemble import Model
+from finetune.model.statedict import read_frozen
+from finetune.report.folder import curves_until
 from finetune.report.tensorboard import flat
-from finetune.saved import settings_of, summary_of
+from finetune.saved import check_settings, settings_of, summary_of
 from finetune.settings import Settings
-from finetune.training.checkpoint import AtomicCheckpointIO, newest
+from finetune.sweep.jobs import overrides_of
+from finetune.training.checkpoint import newest
 
 # Knobs that change no number of a run.
-FREE = ("resume", "cache_dir", "cache_max_gb", "data.workers")
+FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
 # What a checkpoint says of where it came from, and what each differs in.
 TOLD = {
     "model": "model",
     "outputs": "head: its number of outputs",
     "classes": "data: the classes",
+    "about": "data.image_size: how images are prepared",
     "data": "data: the pictures, their labels or their split (SHA-256)",
     "weights": "weights: what is loaded before training (SHA-256)",
     "skipped": "data.bad_images: the number of pictures left out",
@@ -44,6 +52,7 @@ class GoingOn:
 
     origin: what the checkpoint says of where it came from, as `found` and `chosen` give it.
     together: whether it is of a sweep's job that trained together with others.
+    curves: metrics.csv as it was then.
     """
 
     path: Path
@@ -51,6 +60,7 @@ class GoingOn:
     steps: int
     origin: dict[str, Any]
     together: bool = False
+    curves: str = ""
 
 
 def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
@@ -89,12 +99,12 @@ def find_any(folder: Path) -> GoingOn | None:
     """Where a run, or a sweep's job, was interrupted; None where no epoch was finished.
 
     Raises:
-        RequestError: its checkpoint is damaged, or nothing to go on from.
+        RequestError: its files are damaged or another run's, or its checkpoint is nothing to go on from.
     """
     try:
         checkpoint = newest(folder)
     except RunError as error:
-        raise RequestError(f"{error}; expected a whole checkpoint to go on from") from None
+        raise RequestError(str(error)) from None
     if checkpoint is None:
         return None
     path, content = checkpoint
@@ -104,13 +114,23 @@ def find_any(folder: Path) -> GoingOn | None:
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
             " anew from its weights"
         )
-    return GoingOn(path, content["epoch"] + 1, content["global_step"], content["origin"], together)
+    check_settings(folder, content["origin"].get("settings"))
+    _check_frozen(path.with_name("frozen.safetensors"), content)
+    epochs = content["epoch"] + 1
+    curves = content.get("curves") or curves_until(folder, epochs)
+    return GoingOn(path, epochs, content["global_step"], content["origin"], together, curves)
 
 
-def trained_on(folder: Path) -> str | None:
-    """The fingerprint of the data that a run trained on; None where an older version has not told it."""
-    best = AtomicCheckpointIO().load_checkpoint(folder / "checkpoints" / "best.ckpt")
-    return best.get("origin", {}).get("data")
+def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
+    if not file.exists():
+        return  # the run writes it again
+    try:
+        read_frozen(file, checkpoint)
+    except (RequestError, OSError, SafetensorError):
+        raise RequestError(
+            f"{file}: expected what was frozen in that run; this file is damaged or another run's: without it"
+            " the run writes it again"
+        ) from None
 
 
 def _same_settings(settings: Settings, folder: Path) -> None:
@@ -138,13 +158,22 @@ def decided(settings: Settings, going_on: GoingOn | None) -> Settings:
     )
 
 
-def found(model: Model, classes: Sequence[str], data: str) -> dict[str, Any]:
-    """What is known of a run's origin before any picture is decoded; data: the fingerprint of all of them."""
+def asked(folder: Path, settings: Settings, going_on: GoingOn | None) -> dict[str, Any]:
+    """What a run began with: the SHA-256 of its settings and, where there are any, Hydra's overrides."""
+    if going_on:
+        return {key: going_on.origin[key] for key in ("settings", "overrides") if key in going_on.origin}
+    own = overrides_of(folder) if (folder / ".hydra" / "overrides.yaml").exists() else None
+    return {"settings": sha256_of(settings.model_dump()), "overrides": own}
+
+
+def found(model: Model, dataset: Dataset) -> dict[str, Any]:
+    """What is known of a run's origin before any picture is decoded."""
     return {
         "model": model.name,
         "outputs": model.outputs,
-        "classes": list(classes),
-        "data": data,
+        "classes": list(dataset.classes),
+        "about": {**model.preprocessing.metadata(), "classes": json.dumps(dataset.classes)},
+        "data": dataset.fingerprint(),
         "weights": model.weights.sha256,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import time
@@ -16,7 +15,7 @@ import torch
 from rich.console import Console
 
 from finetune import processes, resuming
-from finetune.atomic import linked, not_written, write_json
+from finetune.atomic import linked, not_written, write_sealed
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
 from finetune.inspection.overlay import maps
@@ -24,6 +23,7 @@ from finetune.model import head as heads
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
+from finetune.report.say import Screen
 from finetune.report.tensorboard import Board, drop_after
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
@@ -55,7 +55,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         if place is None:
             return processes.launch(settings, folder, console.quiet)
         device = devices.accelerator(settings.trainer.accelerator)
-        console = console if place.leads else Console(quiet=True)
+        console = console if place.leads else Screen(quiet=True)
         with _told_how_to_resume(folder), distributed.joined(place, device):
             return run_prepared(_in_turn(settings, folder, console, place), console)
     except BaseException as error:
@@ -113,19 +113,19 @@ def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -
 
     like: of a run with the same frozen part and pictures; the frozen part then is stored once for both.
     """
-    folder, model, name = prepared.folder, prepared.model, "checkpoints/frozen.safetensors"
+    folder, name = prepared.folder, "checkpoints/frozen.safetensors"
+    kept = prepared.going_on and (folder / name).exists()  # and whole, as has been checked
+    if not kept and (like is None or not linked(like.folder / name, folder / name)):
+        save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
     if prepared.going_on:
         return _reopened(folder, prepared.going_on, figures)
-    if like is None or not linked(like.folder / name, folder / name):
-        about = {**model.preprocessing.metadata(), "classes": json.dumps(prepared.dataset.classes)}
-        save_frozen(folder / name, prepared.proof.tensors, about)
     board = Board(folder, figures)
-    board.start(prepared.settings.model_dump(), model, like or prepared.ready.sample)
+    board.start(prepared.settings.model_dump(), prepared.model, like or prepared.ready.sample)
     return board
 
 
 def _reopened(folder: Path, going_on: GoingOn, figures: bool) -> Board:
-    folders.reopen(folder, going_on.epochs)
+    folders.reopen(folder, going_on.curves)
     drop_after(folder, going_on.steps)
     return Board(folder, figures)
 
@@ -181,9 +181,10 @@ def finish(
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
         predictions.write(prepared.folder, dataset, answers, prepared.settings.loss, temperature_of(summary))
+        summary["files"] = folders.digests(prepared.folder)
         if not page.of_sweep(prepared.folder):
             page.write(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
-    write_json(prepared.folder / "summary.json", summary)
+    write_sealed(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from finetune.atomic import read_json
+from finetune.atomic import read_json, sha256_of
 from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model import statedict
@@ -32,6 +32,7 @@ class Saved:
     network: the whole model in eval mode, in float32 on the CPU.
     head: full name of the layers that give the logits, of which there are `outputs`.
     summary: what the run came to; None where it has not ended.
+    trained_on: the fingerprint of its data; None where an older version has not told it.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Saved:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     summary: dict[str, Any] | None
+    trained_on: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -73,10 +75,17 @@ def settings_of(folder: Path) -> Settings:
     Raises:
         RequestError: settings.json is damaged, or has a knob that there is not.
     """
-    return validate(_completed(read_json(folder / "settings.json", "the settings of a run")))
+    return validate(completed(read_json(folder / "settings.json", "the settings of a run")))
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
+def check_settings(folder: Path, sha256: str | None) -> None:
+    """Raise RequestError where settings.json is not what a checkpoint says; older ones say nothing."""
+    file = folder / "settings.json"
+    if sha256 not in (None, sha256_of(read_json(file, "the settings of a run"))):
+        raise RequestError(f"{file}: expected the settings that this run began with; these are others")
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
     """A run's settings over the defaults of the shipped configs, of its own choice in each group."""
     top = _shipped("config.yaml")
     knobs = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
@@ -116,6 +125,7 @@ def open_run(run: str) -> Saved:
     if not (folder / "checkpoints" / "best.ckpt").exists():
         raise RequestError(f"{folder}: expected a run with a finished epoch; it has no checkpoint yet")
     state, about = statedict.read(folder)
+    check_settings(folder, about.get("settings"))
     preprocessing = Preprocessing.from_metadata(about)
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
@@ -139,4 +149,5 @@ def open_run(run: str) -> Saved:
         tuple(json.loads(about["classes"])),
         preprocessing,
         summary_of(folder),
+        about.get("data"),
     )

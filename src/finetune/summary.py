@@ -61,6 +61,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "device": prepared.device,
         "precision": prepared.precision,
         "seed": settings.seed,
+        "overrides": prepared.origin.get("overrides"),
         "versions": versions(),
     }
 

@@ -35,7 +35,7 @@ def killed_in(training: Training, hook: str, epoch: int, **options: Any) -> None
 def gone_on(training: Training, **options: Any) -> Fitted:
     found = newest(training.folder)
     assert found is not None
-    reopen(training.folder, found[1]["epoch"] + 1)
+    reopen(training.folder, found[1]["curves"])
     return training.fit(going_on=found[0], **options)
 
 
@@ -105,7 +105,7 @@ def test_however_often_it_is_killed(tmp_path: Path) -> None:
 def kill_and_go_on(training: Training, hook: str, epoch: int) -> None:
     found = newest(training.folder)
     assert found is not None
-    reopen(training.folder, found[1]["epoch"] + 1)
+    reopen(training.folder, found[1]["curves"])
     killed_in(training, hook, epoch, epochs=6, going_on=found[0])
 
 

@@ -93,6 +93,17 @@ class Dataset:
             )
         return rest
 
+    def numbered_as(self, names: Sequence[str]) -> Dataset:
+        """The same with the classes that a model has, in its order; unchanged where it lacks one of them."""
+        if tuple(names) == self.classes or not set(self.classes) <= set(names):
+            return self
+        place = np.array([names.index(name) for name in self.classes])
+        if self.labels.ndim == 1:
+            return replace(self, classes=tuple(names), labels=place[self.labels])
+        labels = np.zeros((len(self.labels), len(names)), dtype=self.labels.dtype)
+        labels[:, place] = self.labels
+        return replace(self, classes=tuple(names), labels=labels)
+
     def fingerprint(self) -> str:
         """SHA-256 that changes when and only when pictures, labels or split do."""
         side = {int(i): name for name, indices in self.split.items() for i in indices}

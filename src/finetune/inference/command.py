@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from finetune.door import override
 from finetune.errors import RequestError, RunError
 from finetune.inference import export as exports
@@ -19,6 +17,7 @@ from finetune.inference.evaluate import choose, evaluate
 from finetune.inference.forward import Predictor
 from finetune.inference.paths import find
 from finetune.inference.predict import format_of, predict
+from finetune.report.say import Screen
 from finetune.report.terminal import progress, say
 from finetune.saved import open_run
 from finetune.settings import Data, Settings
@@ -26,7 +25,7 @@ from finetune.training import device as devices
 
 # What may be asked of an evaluation; how pictures are prepared is the run's own.
 WHICH = [f"data.{name}" for name in Data.model_fields if name not in ("image_size", "augment")]
-TAKES = ("data", "trainer", "precision", "cache_dir", "trainer.accelerator", *WHICH)
+TAKES = ("data", "trainer", "precision", "cache_dir", "cache_shared", "trainer.accelerator", *WHICH)
 
 
 def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | None, raw: bool) -> None:
@@ -35,17 +34,15 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     out: a JSON file for all of it. split: of the data. raw: leave the probabilities uncalibrated.
     """
     from finetune.parts import find_data  # brings Lightning, which predict does without
-    from finetune.resuming import trained_on
 
     tables.check(out)
-    console, saved = Console(soft_wrap=True), open_run(run)
+    console, saved = Screen(), open_run(run)
     settings = override(saved.settings, overrides, TAKES)
     if settings.precision != saved.settings.precision:
         devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
     predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)
     given, own = (_pictures(one) for one in (settings, saved.settings))
-    fingerprint = trained_on(saved.folder)
-    chosen = choose(find_data(settings), fingerprint, given == own, saved.classes, settings.loss, split)
+    chosen = choose(find_data(settings), saved.trained_on, given == own, saved.classes, settings.loss, split)
     temperature = 1.0 if raw else temperature_of(saved.summary)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading pictures", len(chosen.rows)) as advance:
@@ -73,7 +70,7 @@ def predict_paths(
     kind, pictures, saved = format_of(out, format), find(paths, sys.stdin), open_run(run)
     predictor = Predictor(saved, saved.settings.precision)
     temperature = 1.0 if raw else temperature_of(saved.summary)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Screen(stderr=True)
     # Rows and a bar on one terminal would be in each other's way.
     total = pictures.total
     bar = (
@@ -93,7 +90,7 @@ def export_run(run: str, kind: str, out: Path | None, softmax: bool) -> None:
     """Write a run's model as `kind`, checked against the model itself."""
     from finetune.parts import find_data  # brings Lightning, which predict does without
 
-    console = Console(soft_wrap=True)
+    console = Screen()
     saved = open_run(run)
     target = exports.target_of(saved, kind, out, softmax)
     dataset = None

@@ -59,7 +59,7 @@ def inspect(
     found = look(settings, depth if depth or not as_json else 2**31)
     nodes = draw(found, picture, depth) if picture else []
     if as_json:
-        print(json.dumps(inspection.as_json(found, every_parameter), indent=2, ensure_ascii=False))
+        print(json.dumps(inspection.as_json(found, every_parameter), indent=2))
         return
     inspection.print_all(console, found, every_parameter)
     if picture:
@@ -70,6 +70,7 @@ def look(settings: Settings, depth: int | None = None) -> Inspected:
     """Find data and model, and all that follows from them without training."""
     dataset = find_data(settings)
     model = make_model(settings, dataset)
+    dataset = dataset.numbered_as(model.classes)
     prospect = look_ahead(settings, dataset, model)
     auto = make_plan(
         prospect.boundary,

@@ -20,6 +20,7 @@ class Model:
     """A network with what is known of it.
 
     head: full name of the new head; None where the old one was kept.
+    classes: names of the outputs, in their order; those beyond the classes have none.
     example: one black picture of the right size, (1, 3, H, W).
     """
 
@@ -31,6 +32,7 @@ class Model:
     outputs: int
     frozen: Frozen
     example: Tensor
+    classes: tuple[str, ...] = ()
 
     def backbone_trains(self) -> bool:
         """Whether anything but a new head trains."""
@@ -62,13 +64,19 @@ def assemble(
     loaded = load(network, name, weights, keep_head=head == "keep")
     preprocessing = loaded.preprocessing if image_size == "auto" else loaded.preprocessing.to(int(image_size))
     place = heads.find(network)
+    names = (loaded.classes if head == "keep" else ()) or tuple(classes)
+    if unknown := [name for name in classes if name not in names]:
+        raise RequestError(
+            f"head=keep: expected classes that weights={weights} know ({brief(names)}), not {brief(unknown)};"
+            " head=auto makes a new head"
+        )
     outputs = (
         heads.outputs(network, place) if head == "keep" else len(classes) if head == "auto" else int(head)
     )
-    if outputs < len(classes):
+    if outputs < len(names):
         raise RequestError(
-            f"head={head}: expected {len(classes)} outputs or more, one for each class"
-            f" ({brief(list(classes), 3)}), not {outputs}"
+            f"head={head}: expected {len(names)} outputs or more, one for each class"
+            f" ({brief(names, 3)}), not {outputs}"
         )
     if head != "keep":
         torch.manual_seed(seed)  # the same head, whatever building the backbone has drawn
@@ -78,7 +86,7 @@ def assemble(
     replaced = None if head == "keep" else place
     frozen = freeze(network, patterns, replaced, example)
     network.to(memory_format=torch.channels_last)
-    return Model(name, network, loaded, preprocessing, replaced, outputs, frozen, example)
+    return Model(name, network, loaded, preprocessing, replaced, outputs, frozen, example, names)
 
 
 def _check_size(network: nn.Module, example: Tensor, name: str) -> None:

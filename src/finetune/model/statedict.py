@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from finetune import sealed
 from finetune.errors import RequestError, brief
 from finetune.model import head as heads
 from finetune.model.freeze import digest
@@ -42,6 +44,8 @@ TWINS = {**_PAIRS, **{theirs: f"torchvision's {ours}" for ours, theirs in _PAIRS
 def read(path: Path) -> tuple[State, dict[str, str]]:
     """A state dict and the text stored with it, from .safetensors, a file of torch.save or a run's folder.
 
+    A run's text has the SHA-256 of its `settings` and its `data`, too.
+
     Raises:
         RequestError: the file is damaged, holds no state dict, or other objects, which are never loaded.
     """
@@ -51,9 +55,7 @@ def read(path: Path) -> tuple[State, dict[str, str]]:
     try:
         if file.suffix == ".safetensors":
             return _safetensors(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # its note on a pickle that it then refuses
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = sealed.read(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
     except pickle.UnpicklingError:
@@ -115,13 +117,27 @@ def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
 def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]:
     """What trained, from a run's checkpoint, and what was frozen, from the file beside it."""
-    beside = file.with_name("frozen.safetensors")
-    frozen, text = _safetensors(beside)
-    if digest(frozen) != checkpoint["frozen_sha256"]:
+    frozen, text = read_frozen(file.with_name("frozen.safetensors"), checkpoint)
+    known = {key: value for key, value in checkpoint.get("origin", {}).items() if key in ("data", "settings")}
+    return {**frozen, **checkpoint["state_dict"]}, {**text, **known}
+
+
+def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[str, str]]:
+    """What was frozen in the run of a checkpoint, and the text stored with it.
+
+    Raises:
+        RequestError: it is not what the run wrote.
+        Exception: it is no safetensors file.
+    """
+    frozen, text = _safetensors(file)
+    origin = checkpoint.get("origin", {})
+    # Runs of older versions tell the classes, but not how images are prepared; the oldest neither.
+    about = origin.get("about") or {"classes": json.dumps(origin["classes"])} if origin else {}
+    if digest(frozen) != checkpoint["frozen_sha256"] or not about.items() <= text.items():
         raise RequestError(
-            f"weights={beside}: expected what was frozen in that run; this file has been changed"
+            f"{file}: expected what was frozen in that run; this file has been changed or is another run's"
         )
-    return {**frozen, **checkpoint["state_dict"]}, text
+    return frozen, text
 
 
 def _unwrapped(loaded: Any, path: Path) -> State:

@@ -61,6 +61,7 @@ class Preprocessing:
 class Weights:
     """What was asked for, what was loaded in truth, and how its pictures are prepared.
 
+    classes: of the outputs, where the weights know their names.
     sha256: of the tensors that were loaded, under the model's own names; a head that was left out is not
     among them.
     """
@@ -71,6 +72,7 @@ class Weights:
     sha256: str = ""
     notes: list[str] = field(default_factory=list)
     warning: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class _Source:
     used: str
     preprocessing: Preprocessing
     warning: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def enum_of(architecture: str, requested: str) -> Any | None:
@@ -105,7 +108,9 @@ def load(model: nn.Module, architecture: str, requested: str, keep_head: bool = 
         return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
     source = _find(architecture, model, requested)
     loaded, notes = statedict.fit(model, architecture, source.state, requested, keep_head)
-    return Weights(requested, source.used, source.preprocessing, digest(loaded), notes, source.warning)
+    return Weights(
+        requested, source.used, source.preprocessing, digest(loaded), notes, source.warning, source.classes
+    )
 
 
 def default_preprocessing(architecture: str, model: nn.Module) -> Preprocessing:
@@ -170,11 +175,14 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> _Source:
     state, text = statedict.read(path)
     try:
         preprocessing = Preprocessing.from_metadata(text)
-    except ValueError:
+        classes = tuple(map(str, json.loads(text.get("classes", "[]"))))
+    except (TypeError, ValueError):
         raise RequestError(
-            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std"
+            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std, and a"
+            " list of its classes"
         ) from None
-    return _Source(state, str(path), preprocessing or default_preprocessing(architecture, model))
+    preprocessing = preprocessing or default_preprocessing(architecture, model)
+    return _Source(state, str(path), preprocessing, classes=classes)
 
 
 def _enum_preprocessing(enum: Any) -> Preprocessing:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.atomic import write_atomically, write_json
+from finetune.atomic import write_atomically, write_sealed
+from finetune.cells import cells
 from finetune.errors import Interrupted, RequestError, RunError
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
     from finetune.data.images import BadImage
 
 LATEST = Path("outputs") / "latest"
+
+
+def logdir(folder: Path) -> Path:
+    """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
+    sweeps = [above for above in folder.parents if (above / "multirun.yaml").exists()]
+    return sweeps[0] if sweeps else LATEST.parent if LATEST.parent in folder.parents else folder
 
 
 def refuse_used(folder: Path) -> None:
@@ -35,17 +43,21 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
             (folder / name).unlink(missing_ok=True)
         _drop_parts(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", settings)
+    write_sealed(folder / "settings.json", settings)
 
 
-def reopen(folder: Path, epoch: int) -> None:
-    """Take away what came after an epoch, and what a killed process left half-written."""
+def reopen(folder: Path, curves: str) -> None:
+    """Make metrics.csv what it was at a checkpoint, and drop what a killed process left half-written."""
     _drop_parts(folder)
+    if curves:
+        write_atomically(folder / "metrics.csv", curves.encode())
+
+
+def curves_until(folder: Path, epoch: int) -> str:
+    """The head of metrics.csv and its rows until after an epoch; empty where there is no such file."""
     table = folder / "metrics.csv"
-    if table.exists():
-        header, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
-        text = "".join([header, *rows[:epoch]])
-        write_atomically(table, text.encode())
+    text = table.read_bytes().decode("utf-8", "replace") if table.exists() else ""
+    return "".join(text.splitlines(keepends=True)[: epoch + 1])
 
 
 def _drop_parts(folder: Path) -> None:
@@ -66,16 +78,30 @@ def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadIm
     except OSError as error:
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
     if settings is not None:
-        write_json(folder / "settings.json", settings)
+        write_sealed(folder / "settings.json", settings)
     if skipped:
         list_bad(folder, skipped)
     write_atomically(LATEST, f"{folder}\n".encode())
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each table in a run's folder that its report is made of."""
+    tables = [folder / name for name in ("metrics.csv", "predictions.csv", "skipped.csv")]
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tables if one.exists()}
+
+
+def check(folder: Path, known: Mapping[str, str]) -> None:
+    """Raise RequestError where one of these tables is not what the summary says; older ones say nothing."""
+    now = digests(folder)
+    for name in known:
+        if now.get(name) != known[name]:
+            raise RequestError(f"{folder / name}: expected what the run wrote; it has been changed (SHA-256)")
+
+
 def list_bad(folder: Path, pictures: Sequence[BadImage]) -> None:
     """Write skipped.csv: the path of each picture that cannot be used, and why."""
     text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *((bad.path, bad.reason) for bad in pictures)])
+    csv.writer(text).writerows([("path", "reason"), *(cells([bad.path, bad.reason]) for bad in pictures)])
     content = text.getvalue().encode("utf-8", "surrogateescape")  # a file's name may be no text
     write_atomically(folder / "skipped.csv", content)
 
@@ -87,4 +113,4 @@ def give_reason(folder: Path, error: BaseException) -> None:
         reason = str(error) or type(error).__name__
         status = "interrupted" if interrupted else "failed"
         with suppress(RunError):  # the disk may be what failed
-            write_json(folder / "summary.json", {"status": status, "reason": reason})
+            write_sealed(folder / "summary.json", {"status": status, "reason": reason})

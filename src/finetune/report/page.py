@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 from collections import Counter
@@ -14,15 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
 
-from finetune.atomic import write_atomically
+from finetune.atomic import read_json, write_atomically
+from finetune.cells import plain
 from finetune.data.dataset import Picture
 from finetune.inference.metrics import PerClass, bins, calibration_error, per_class
 from finetune.report import charts, predictions
+from finetune.report import folder as folders
+from finetune.report.folder import logdir
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction
 from finetune.report.tensorboard import flat
+from finetune.sweep.jobs import overrides_of
 
 FILE = "report.html"
 MISTAKES = 12
@@ -44,18 +46,20 @@ def write(
     their answers; None leaves the maps out.
 
     Raises:
-        RequestError: predictions.csv is damaged.
+        RequestError: a file that it is made of has been changed.
         RunError: the file cannot be written.
     """
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    folders.check(folder, summary.get("files", {}))
+    settings = read_json(folder / "settings.json", "the settings of a run")
     answers = predictions.read(folder)
     side = next((side for side in SIDES if any(one.split == side for one in answers)), None)
     page = {
         "run": folder.name,
+        "logdir": shlex.quote(str(logdir(folder))),
         "summary": summary,
         "data": Path(summary["data"]["name"]).name,
         "settings": flat(settings),
-        "command": _command(folder),
+        "command": _command(folder, summary.get("overrides")),
         "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
         "result": side
         and _result([one for one in answers if one.split == side], side, summary, pictures, maps),
@@ -192,7 +196,7 @@ def _skipped(file: Path) -> list[dict[str, str]]:
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        return list(csv.DictReader(opened))
+        return [*map(plain, csv.DictReader(opened))]
 
 
 def _time(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
@@ -217,9 +221,8 @@ def _saved(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"passes": passes, "seconds": each and each * (passes - computed)}
 
 
-def _command(folder: Path) -> str | None:
+def _command(folder: Path, overrides: Sequence[str] | None) -> str | None:
     """The command line that the run was asked for with; None where it was not by one."""
-    file = folder / ".hydra" / "overrides.yaml"
-    if not file.exists():
-        return None
-    return " ".join(["finetune train", *(shlex.quote(str(one)) for one in OmegaConf.load(file))])
+    if overrides is None and (folder / ".hydra" / "overrides.yaml").exists():
+        overrides = overrides_of(folder)  # an older version did not keep them in the summary
+    return None if overrides is None else shlex.join(["finetune", "train", *overrides])

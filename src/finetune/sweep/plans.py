@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.atomic import write_json
-from finetune.errors import RequestError, RunError, one_line
+from finetune.atomic import write_sealed
+from finetune.errors import RequestError, RunError, one_line, shown
 from finetune.settings import Settings
-from finetune.sweep.jobs import ranges
+from finetune.sweep.jobs import plain, ranges
 from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch
@@ -67,7 +67,16 @@ class Plan:
         if isinstance(error, RequestError) and any((self.folder / "checkpoints").glob("*.ckpt")):
             return  # what has been trained is an older run's, or can be gone on with
         with suppress(RunError):  # the disk may be what failed
-            write_json(self.folder / "summary.json", {"status": "failed", "reason": line})
+            write_sealed(self.folder / "summary.json", {"status": "failed", "reason": line})
+
+
+def refuse_several(settings: Settings) -> None:
+    """Raise RequestError where a job of a sweep asks for several processes."""
+    if (settings.trainer.devices, settings.trainer.nodes) != (1, 1):
+        raise RequestError(
+            "trainer=ddp: expected without -m, a command for each run; in a sweep jobs train together on one"
+            " device (trainer=auto), or side by side (hydra/launcher=joblib)"
+        )
 
 
 def alone_because(settings: Settings) -> str | None:
@@ -119,7 +128,7 @@ def tell_apart(plans: Sequence[Plan]) -> None:
     """Set what each job is called by: the overrides that not all of them share."""
     shared = set.intersection(*(set(plan.overrides) for plan in plans))
     for plan in plans:
-        plan.shown = " ".join(override for override in plan.overrides if override not in shared)
+        plan.shown = shown(" ".join(plain(one) for one in plan.overrides if one not in shared))
 
 
 def varying(plans: Sequence[Plan]) -> list[str]:

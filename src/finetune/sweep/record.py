@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from finetune.atomic import linked, write_atomically
+from finetune import sealed
+from finetune.atomic import write_atomically
+from finetune.report.folder import curves_until
 from finetune.sweep.stacked import Tensors
 from finetune.training import optim
 from finetune.training.best import Best
@@ -95,7 +97,9 @@ class Record:
         folder = self.folder / "checkpoints"
         if self.written is None or self.written[0] != stands[0]:
             self._save(folder / "best.ckpt", job, best)
-        if stands[0] != stands[1] or not linked(folder / "best.ckpt", folder / "last.ckpt"):
+        if stands[0] == stands[1]:  # a file of its own: what damages the one leaves the other
+            write_atomically(folder / "last.ckpt", (folder / "best.ckpt").read_bytes())
+        else:
             self._save(folder / "last.ckpt", job, last)
         self.written = stands
 
@@ -108,10 +112,11 @@ class Record:
             "optimizer_states": [self._optimizer(job, at)],
             "frozen_sha256": self.frozen_sha256,
             "origin": self.origin,
+            "curves": curves_until(self.folder, at.epochs[job]),
             # Trained beside others: it has no state of Lightning's loops.
             "together": self.best.state(),
         }
-        write_atomically(path, lambda file: torch.save(checkpoint, file))
+        sealed.write(path, checkpoint)
 
     def _optimizer(self, job: int, at: Snapshot) -> dict[str, Any]:
         """The state as torch's own optimiser has it."""

@@ -20,6 +20,7 @@ from finetune.parts import make_class_weights, make_schedule, optimizer_groups
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
+from finetune.report.say import Screen
 from finetune.report.tensorboard import Board
 from finetune.run import finish, run, run_prepared, start
 from finetune.summary import versions
@@ -101,10 +102,9 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
 
 def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None) -> None:
     assert plan.settings is not None
-    why = alone_because(plan.settings)
-    console.print(f"\n[bold]job {plan.number}[/] ", end="")
-    why = f"(alone: {why})" if why else ""
-    console.print(plan.shown or " ".join(plan.overrides), why, markup=False, highlight=False)
+    why = f" (alone: {why})" if (why := alone_because(plan.settings)) else ""
+    console.print()
+    terminal.say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
     try:
         plan.finish(run_prepared(prepared, console) if prepared else run(plan.settings, plan.folder, console))
     except (RequestError, RunError) as error:
@@ -171,7 +171,7 @@ def _train_together(
             board.writer.close()
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
-        plan.finish(finish(share, board, came_to, training / len(jobs), Console(quiet=True)))
+        plan.finish(finish(share, board, came_to, training / len(jobs), Screen(quiet=True)))
     finished = [plan for plan in plans if not plan.code]
     text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
     if accuracies := [plan.score for plan in finished if plan.score is not None]:
@@ -189,7 +189,9 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     shared, inputs = prepared.batches, prepared.ready.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
-    return replace(prepared, settings=settings, folder=plan.folder, batches=batches, going_on=plan.going_on)
+    origin = {**prepared.origin, **resuming.asked(plan.folder, settings, plan.going_on)}
+    begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
+    return replace(begun, going_on=plan.going_on)
 
 
 def _checkpoints(plans: list[Plan]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,28 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune.atomic import linked_or_copied, write_atomically
+from finetune import sealed
+from finetune.atomic import write_atomically
 from finetune.errors import RunError
+from finetune.report.folder import curves_until
 from finetune.training import distributed, signals
 from finetune.training.best import Best
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written atomically and read as plain data only."""
+    """Lightning's checkpoints, written atomically and read as plain data only, as they were written."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        sealed.write(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            return sealed.read(Path(path))
+        except Exception as error:  # there is no telling what damaged bytes make an unpickler raise
             raise RunError(f"{path}: is missing or damaged ({type(error).__name__})") from None
 
 
@@ -44,8 +45,19 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         RunError: a checkpoint is damaged.
     """
-    paths = [path for name in ("last", "best") if (path := folder / "checkpoints" / f"{name}.ckpt").exists()]
-    found = [(path, AtomicCheckpointIO().load_checkpoint(path)) for path in paths]
+    found, damaged = list[tuple[Path, dict[str, Any]]](), ""
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
+        try:
+            found += [(path, AtomicCheckpointIO().load_checkpoint(path))] if path.exists() else []
+        except RunError as error:
+            damaged = damaged or str(error)
+    if damaged and found and found[0][0].stem == "best":
+        epochs = found[0][1]["epoch"] + 1
+        damaged += (
+            f"; {found[0][0]} is whole: without last.ckpt the run goes on from it, after epoch {epochs}"
+        )
+    if damaged:
+        raise RunError(f"{damaged}; expected whole checkpoints to go on from")
     return max(found, key=lambda one: one[1]["epoch"], default=None)
 
 
@@ -98,8 +110,8 @@ class Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.folder / "last.ckpt")
         else:
             trainer.save_checkpoint(self.folder / "best.ckpt")
-            if trainer.is_global_zero:
-                linked_or_copied(self.folder / "best.ckpt", self.folder / "last.ckpt")
+            if trainer.is_global_zero:  # a file of its own: what damages the one leaves the other
+                write_atomically(self.folder / "last.ckpt", (self.folder / "best.ckpt").read_bytes())
         self.best.kept = epoch
         if self.best.out_of(self.patience):
             trainer.should_stop = True
@@ -112,6 +124,7 @@ class Checkpoints(pl.Callback):
     ) -> None:
         device = pl_module.device.type
         checkpoint["frozen_sha256"] = self.frozen_sha256
+        checkpoint["curves"] = curves_until(self.folder.parent, trainer.current_epoch + 1)
         checkpoint["origin"] = self.origin
         # Nothing but dropout draws from these: order and augmentation follow from seed and epoch.
         own = {"cpu": torch.get_rng_state()}

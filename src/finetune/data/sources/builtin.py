@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.data import splits
 from finetune.data.dataset import SPLITS
-from finetune.data.sources.found import Found
+from finetune.data.sources.found import Found, numbered
 
 CLIPART = Path(__file__).parents[2] / "assets" / "clipart"
 
@@ -18,13 +18,13 @@ def clipart() -> Found:
     """Ten kinds of clip art, split so that no family of drawings is on two sides."""
     with (CLIPART / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    classes = tuple(sorted({row["class"] for row in rows}))
+    classes, labels = numbered([row["class"] for row in rows])
     return Found(
         "clipart",
         "data=clipart",
         classes,
         [CLIPART / row["file"] for row in rows],
-        np.array([classes.index(row["class"]) for row in rows]),
+        labels,
         [row["sha256"] for row in rows],
         [row["split"] for row in rows],
         SPLITS,

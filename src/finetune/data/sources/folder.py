@@ -11,7 +11,7 @@ import numpy as np
 from finetune.data.dataset import SPLITS
 from finetune.data.digests import file_digests
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.found import Found, Progress, existing_folder
+from finetune.data.sources.found import Found, Progress, existing_folder, numbered
 from finetune.errors import RequestError, brief
 
 
@@ -38,7 +38,7 @@ def find(root: str, memo: Path | None, progress: Progress, nested: bool = False)
             names += [path.parent.relative_to(top).as_posix() if nested else child.name for path in found]
             sides += [side] * len(found)
             empty |= set() if found or nested else {child.name}
-    classes = tuple(sorted({*names, *empty}))
+    classes, _ = numbered([*names, *empty])
     present = {name for name, side in zip(names, sides, strict=True) if side == "train"}
     _check_classes(classes, present, asked)
     place = {name: label for label, name in enumerate(classes)}

@@ -1,0 +1,69 @@
+"""Checkpoints that end with the SHA-256 of themselves, so that no changed bit goes unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.atomic import write_atomically
+from finetune.report.say import Screen, say
+
+MARK = b"sha256:"
+LENGTH = len(MARK) + 64
+
+
+class WrongDigest(ValueError):
+    """A checkpoint that is no longer what was written."""
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically, as a file that `torch.load` reads; the digest is its archive's comment.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(-2, os.SEEK_END)  # where a zip archive without a comment has the length of it
+    file.write(LENGTH.to_bytes(2, "little"))
+    file.write(MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
+    write_atomically(path, file.getvalue())
+
+
+def read(path: Path) -> Any:
+    """What a file of torch.save holds, as plain data; an older run's, without digest, is told of.
+
+    Raises:
+        WrongDigest: it has been changed.
+        Exception: it is no such file; there is no telling what foreign bytes make an unpickler raise.
+    """
+    source: Path | io.BytesIO = path
+    with path.open("rb") as file:
+        file.seek(max(0, os.path.getsize(path) - LENGTH))
+        sealed = file.read(len(MARK)) == MARK
+        if sealed:
+            file.seek(0)
+            whole = file.read()  # what is loaded are the bytes that were checked
+            source = io.BytesIO(whole)
+            found = hashlib.sha256(memoryview(whole)[:-LENGTH]).hexdigest()
+            if found.encode() != whole[-64:]:
+                raise WrongDigest(f"{path} has been changed since it was written (SHA-256)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's note on a pickle that it then refuses
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    if not sealed and isinstance(content, dict) and "frozen_sha256" in content:
+        _tell_older(path.parent)
+    return content
+
+
+@cache
+def _tell_older(folder: Path) -> None:
+    text = f"{folder}: of an older version, which kept no SHA-256 of it all: a change might go unnoticed"
+    say(Screen(stderr=True), "note", text)
