@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import mmap
 import os
@@ -109,12 +110,12 @@ class Process:
             os.chdir(folder)
             os.environ["HOME"] = str(folder.parent)
             sys.argv = ["finetune", *arguments]
-            from finetune.cli import console_script
+            from finetune import cli
 
             before()
             if writes:
                 writes.watch()
-            console_script()
+            cli.console_script()
         except BaseException:
             traceback.print_exc()
         finally:
@@ -176,4 +177,5 @@ def preload() -> None:
     for name in ("api", "cli", "inference.command", "inspection.overlay", "sweep.resume"):
         importlib.import_module(f"finetune.{name}")
     torch.set_num_threads(1)
+    gc.freeze()  # what is there already need not be looked through in each process
     Plugins.instance()

@@ -11,8 +11,8 @@ from random import Random
 
 from stressing.forks import command, disturbed
 from stressing.world import (
+    DROPOUT,
     JOBS,
-    RUN,
     SWEEPS,
     Outcome,
     World,
@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signa
 
 
 def prepare_run(world: World) -> None:
-    world.undisturbed("run", *RUN)
+    world.undisturbed("run", *DROPOUT)
 
 
 def prepare_sweeps(world: World) -> None:
@@ -39,7 +39,7 @@ def kills(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """A run is killed, at times twice, and resumed."""
     like, by = world.known["run"], chance.choice(SIGNALS)
     when = moment(chance, number, like, world.seed)
-    ended = disturbed(place, *RUN, **when, number=by)
+    ended = disturbed(place, *DROPOUT, **when, number=by)
     note = f"{signal.Signals(by).name} at {when}"
     if ended.code == 0:
         return judged(ended, lambda: compared(place / "run", like.folder / "run"), "whole", note)
@@ -55,7 +55,7 @@ def kills(world: World, place: Path, chance: Random, number: int) -> Outcome:
 
 def _on(place: Path) -> tuple[str, ...]:
     """What goes on; before a run has settings the command itself is typed again."""
-    return ("resume", "run") if (place / "run" / "settings.json").exists() else RUN
+    return ("resume", "run") if (place / "run" / "settings.json").exists() else DROPOUT
 
 
 def compared(run: Path, whole: Path) -> str:
@@ -104,7 +104,7 @@ def disks(world: World, place: Path, chance: Random, number: int) -> Outcome:
     with_disk = os.geteuid() == 0 and _mounted(place, room)
     note = f"{room:,} bytes of {'disk' if with_disk else 'file'}"
     try:
-        ended = command(place, *RUN, before=int if with_disk else lambda: _longest_file(room // 3))
+        ended = command(place, *DROPOUT, before=int if with_disk else lambda: _longest_file(room // 3))
         if ended.broken:
             return Outcome("broken", f"{note}: {ended.err.splitlines()[-1]}")
         if ended.code == 0:

@@ -12,7 +12,7 @@ from random import Random
 
 from stressing.forks import Ended, Process, Writes, command
 from stressing.kills import compared
-from stressing.world import BASE, RUN, Outcome, World, differences, judged, rows_of, summary_of
+from stressing.world import BASE, DROPOUT, Outcome, World, differences, judged, rows_of, summary_of
 
 # Rows are written again and again while images are decoded; what is learned of them is in the run's answers.
 EXTRACT = ("train", *BASE, "freeze=all", "epochs=2")
@@ -161,7 +161,7 @@ def races(world: World, place: Path, chance: Random, number: int) -> Outcome:
 def writers(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """Two processes go on with one run: one of them is refused, or both leave what one would have."""
     like, begun = world.known["run"], chance.uniform(0.0, 0.5)
-    request = (*RUN, "resume=auto")
+    request = (*DROPOUT, "resume=auto")
     first = Process(place, *request)
     first.until(begun * like.seconds)
     second = Process(place, *request)

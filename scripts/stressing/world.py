@@ -21,7 +21,8 @@ BASE = (
     *("weights=backbone.safetensors", "precision=32", "trainer=cpu", "batch_size=16"),
     *("cache=disk", "cache_dir=store", "optimizer.lr=0.05"),
 )
-RUN = ("train", *BASE, "freeze=through:stage4", "epochs=4", "head_dropout=0.3", "hydra.run.dir=run")
+RUN = ("train", *BASE, "freeze=through:stage4", "epochs=4", "hydra.run.dir=run")
+DROPOUT = (*RUN, "head_dropout=0.3")  # draws random numbers, whose state a run takes up again
 SWEEPS = {
     "batched": ("train", "-m", *BASE, "epochs=3", "seed=0,1,2,3,4,5", "optimizer.momentum=0,0.9"),
     "basic": ("train", "-m", *BASE, "epochs=2", "seed=0,1,2,3", "hydra/launcher=basic"),
@@ -49,7 +50,7 @@ class Undisturbed:
 
 @dataclass
 class World:
-    """A folder in which so many trials at once have folders of their own, with their images or links to them."""
+    """A folder in which so many trials at once have folders of their own, with images or links to them."""
 
     folder: Path
     seed: int
