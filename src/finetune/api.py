@@ -13,7 +13,6 @@ import numpy as np
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image, ImageOps
-from rich.console import Console
 from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
@@ -23,6 +22,7 @@ from finetune.errors import RequestError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.forward import Predictor
 from finetune.inference.predict import rank
+from finetune.report.say import Screen
 from finetune.run import run
 from finetune.saved import Saved, open_run
 from finetune.settings import SECTIONS, Settings, configs_folder
@@ -121,7 +121,7 @@ def fit(
     settings = settings_from(given)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     place = Path(free_folder(wanted)) if folder is None else Path(folder)
-    return Run(place, run(settings, place, Console(quiet=quiet, soft_wrap=True)))
+    return Run(place, run(settings, place, Screen(quiet=quiet)))
 
 
 def load(run: Run | str | Path, raw: bool = False) -> Model:

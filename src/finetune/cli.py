@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from finetune import launch
 from finetune.door import at_once, check_picture, compose, guarded, import_torch
 from finetune.errors import RequestError
 from finetune.launch import train
+from finetune.report.say import Screen
 from finetune.sweep.jobs import find_sweep
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def inspect(
 
         inspect(
             settings,
-            Console(soft_wrap=True),
+            Screen(),
             every_parameter=every_parameter,
             as_json=as_json,
             picture=picture,
@@ -131,12 +131,7 @@ def predict(
 
         predict_paths(run, paths, out, top, raw, strict, format)
 
-    try:
-        code, _ = guarded(work)
-    except BrokenPipeError:  # whoever read has enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    sys.exit(guarded(work)[0])
 
 
 @app.command()
@@ -217,7 +212,7 @@ def _report(run: str) -> None:
     except RequestError:  # only the thumbnails are lacking then
         pictures = []
     with threads(1):  # as the run itself writes it
-        print(page.write(folder, summary, pictures, partial(maps, open_run(run))))
+        Screen().print(str(page.write(folder, summary, pictures, partial(maps, open_run(run)))))
 
 
 @app.command()

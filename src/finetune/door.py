@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune import output
 from finetune.errors import Interrupted, RequestError, RunError, brief, one_line
 from finetune.settings import SECTIONS, Settings, configs_folder
 from finetune.validation import known_keys, no_such_knob, validate
@@ -208,6 +209,7 @@ def at_once(command: Callable[[], object]) -> NoReturn:
     Clearing up after torch takes more than a second and does nothing that ending the process would not.
     """
     code: object = 0
+    output.take_over()
     try:
         command()
     except SystemExit as ended:
@@ -215,6 +217,4 @@ def at_once(command: Callable[[], object]) -> NoReturn:
     except BaseException:  # a fault of ours: told as Python tells it
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    os._exit(output.end(code if isinstance(code, int) else 1))

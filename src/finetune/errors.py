@@ -3,6 +3,9 @@
 import unicodedata
 from collections.abc import Sequence
 
+# The marks of Unicode that turn round the text after them, so that exe.gpj reads jpg.exe.
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
 
 class RequestError(ValueError):
     """The request was wrong: names the knob or file and what was expected. Exit code 2."""
@@ -27,6 +30,21 @@ def brief(names: Sequence[str], most: int = 6) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks, and without what would colour or move a terminal's text."""
-    text = " ".join(line.strip() for line in str(error).splitlines()).replace("\t", " ")
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(one) == "Cc" else one for one in text)
+    """The text of an error as a terminal may show it."""
+    return shown(str(error))
+
+
+def shown(text: str) -> str:
+    """A text, as the name of a class or a file, in one line and harmless."""
+    return harmless(" ".join(line.strip() for line in text.splitlines()).replace("\t", " "))
+
+
+def harmless(text: str) -> str:
+    """A text without what would colour, move or turn round a terminal's text."""
+    if text.isprintable():
+        return text
+    return "".join("\N{REPLACEMENT CHARACTER}" if _acts(letter) else letter for letter in text)
+
+
+def _acts(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc" or unicodedata.bidirectional(letter) in TURNS

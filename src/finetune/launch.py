@@ -12,10 +12,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from finetune.door import guarded, import_torch, readable, refusal, settings_of
 from finetune.errors import RequestError, one_line
+from finetune.report.say import Screen
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
 from finetune.sweep.jobs import read_yaml
@@ -72,7 +72,7 @@ def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     import_torch()
     from finetune.run import run
 
-    return run(settings, folder, Console(soft_wrap=True))
+    return run(settings, folder, Screen())
 
 
 def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
@@ -95,7 +95,7 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
     import_torch()
     from finetune.sweep.train import train_all
 
-    code, _ = guarded(lambda: train_all(plans, Console(soft_wrap=True)))
+    code, _ = guarded(lambda: train_all(plans, Screen()))
     if code:
         raise SystemExit(code)
 
@@ -157,7 +157,7 @@ def leaderboard(folder: Path) -> bool:
     """Write and show a leaderboard; whether every job finished."""
     board = compare(folder)
     tables.write(board)
-    tables.show(board, Console())
+    tables.show(board, Screen())
     return not board.others
 
 
@@ -179,7 +179,7 @@ def resume(run: str) -> int:
     from finetune.saved import find
     from finetune.sweep.resume import resume_sweep
 
-    console = Console(soft_wrap=True)
+    console = Screen()
     if not sweep:
         runs.resume(find(str(folder)), console)
         return 0

@@ -12,10 +12,9 @@ from pathlib import Path
 
 def work(exchange: Path) -> int:
     """Train as the request in that folder says, or leave word there of why not; returns the exit code."""
-    from rich.console import Console
-
     from finetune.atomic import write_json
     from finetune.errors import RequestError, RunError
+    from finetune.report.say import Screen
     from finetune.run import run
     from finetune.validation import validate
 
@@ -25,7 +24,7 @@ def work(exchange: Path) -> int:
         run(
             validate(request["settings"]),
             Path(request["folder"]),
-            Console(soft_wrap=True, quiet=request["quiet"]),
+            Screen(quiet=request["quiet"]),
         )
     except (RequestError, RunError) as error:
         answer = {"kind": type(error).__name__, "line": str(error), "code": getattr(error, "exit_code", 1)}

@@ -16,11 +16,13 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 
+from finetune.cells import cells
 from finetune.data.dataset import Picture
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.features.extract import Form
 from finetune.inference.forward import Answer, Predictor
 from finetune.inference.metrics import probabilities
+from finetune.output import failure
 from finetune.report.terminal import say
 
 Ranked = list[tuple[str, float]]
@@ -78,6 +80,8 @@ def predict(
                     tally.first = tally.first or f"{answer.picture}: {answer.reason}"
             file.flush()
             advance(len(answers))
+            if failure(file):  # whoever read has enough, as head has
+                break
     return tally
 
 
@@ -123,8 +127,8 @@ def _csv(file: TextIO, top: int) -> Write:
     rows.writerow(["path", *columns, "error"])
 
     def write(path: str, ranked: Ranked, reason: str) -> None:
-        cells = [cell for name, value in ranked for cell in (name, f"{value:.6f}")]
-        rows.writerow([path, *(cells or [""] * len(columns)), reason])
+        answers = [cell for name, value in ranked for cell in (name, f"{value:.6f}")]
+        rows.writerow(cells([path, *(answers or [""] * len(columns)), reason]))
 
     return write
 
@@ -148,7 +152,8 @@ WRITERS: dict[str, Callable[[TextIO, int], Write]] = {"csv": _csv, "jsonl": _jso
 def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
     """Stdout, or a file beside the target that takes its place when all is written."""
     if out is None:
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of any bytes
+        # Names of any bytes, as UTF-8 like a file, whatever the terminal.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         yield sys.stdout
         return
     part = out.with_name(f"{out.name}.part")

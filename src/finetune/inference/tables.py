@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.atomic import write_json
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, shown
 from finetune.inference.evaluate import Chosen, Evaluation
 from finetune.inference.metrics import Measures
 from finetune.inference.several import SeveralMeasures
 from finetune.report.terminal import say
 
+MOST = 40  # classes on the terminal, the worst ones where there are more
 MATRIX_UP_TO = 15  # classes; beyond that the most frequent confusions say more
 MEASURES = {
     "accuracy": "accuracy",
@@ -43,6 +44,8 @@ def show(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: 
             console.print(f"{title:<18} {value:.4f}", highlight=False)
     console.print()
     console.print(_per_class(measures))
+    if (more := len(measures.per_class) - MOST) > 0:
+        say(console, "more", f"{more:,} classes with a higher F1, or without pictures; --out writes all")
     if isinstance(measures, SeveralMeasures):
         return
     console.print()
@@ -105,10 +108,13 @@ def _per_class(measures: Measures | SeveralMeasures) -> Table:
     columns |= {"f1": "F1"}
     for title in ("pictures", *columns.values()):
         table.add_column(title, justify="right")
-    for row in measures.per_class:
+    rows = [*measures.per_class]
+    if len(rows) > MOST:
+        rows = sorted(rows, key=lambda row: 2 if row.f1 is None else row.f1)[:MOST]
+    for row in rows:
         values = (getattr(row, name) for name in columns)
         cells = ("-" if value is None else f"{value:.3f}" for value in values)
-        table.add_row(Text(row.name), f"{row.pictures:,}", *cells)
+        table.add_row(Text(shown(row.name)), f"{row.pictures:,}", *cells)
     return table
 
 
@@ -123,7 +129,7 @@ def _matrix(measures: Measures) -> Table:
             Text(str(count) if count else "·", style="bold" if i == j else "" if count else "dim")
             for j, count in enumerate(measures.confusion[i].tolist())
         ]
-        table.add_row(Text(str(i + 1), justify="right"), Text(name), *cells)
+        table.add_row(Text(str(i + 1), justify="right"), Text(shown(name)), *cells)
     return table
 
 
@@ -136,5 +142,5 @@ def _confusions(measures: Measures, most: int = 10) -> Table:
     for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:
-            table.add_row(Text(names[row]), Text(names[column]), f"{wrong[row, column]:,}")
+            table.add_row(Text(shown(names[row])), Text(shown(names[column])), f"{wrong[row, column]:,}")
     return table

@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from torch import Tensor
 
 from finetune.atomic import write_atomically
@@ -22,6 +21,7 @@ from finetune.inference.calibration import temperature_of
 from finetune.inference.metrics import probabilities
 from finetune.inference.paths import find
 from finetune.inspection.explain import heatmaps
+from finetune.report.say import Screen
 from finetune.report.terminal import progress, say
 from finetune.saved import Saved, open_run
 
@@ -163,7 +163,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
         RunError: a picture cannot be read; the others are explained.
     """
 
-    console = Console(soft_wrap=True)
+    console = Screen()
     pictures, saved = list(find(paths, sys.stdin)), open_run(run)
     if not pictures:
         raise RequestError("-: expected names of pictures on stdin; there are none")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from finetune.atomic import write_atomically
+from finetune.cells import cells, plain
 from finetune.data.dataset import Dataset, Picture
 from finetune.errors import RequestError
 from finetune.inference.metrics import probabilities
@@ -58,9 +59,9 @@ def write(
     ]
     if rows:
         text = io.StringIO(newline="")
-        table = csv.DictWriter(text, [field.name for field in fields(Prediction)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+        table = csv.writer(text)
+        table.writerow([field.name for field in fields(Prediction)])
+        table.writerows(cells(astuple(one)) for one in rows)
         # Names on disk may be bytes that are no UTF-8; they stay what they are.
         content = text.getvalue().encode("utf-8", "surrogateescape")
         write_atomically(folder / FILE, content)
@@ -110,7 +111,7 @@ def read(folder: Path) -> list[Prediction]:
                     float(row["probability"]),
                     float(row["uncalibrated"]),
                 )
-                for row in csv.DictReader(file)
+                for row in map(plain, csv.DictReader(file))
             ]
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{path}: expected what the run wrote ({type(error).__name__}: {error})") from None

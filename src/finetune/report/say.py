@@ -1,12 +1,62 @@
-"""One line on the terminal, in the one form that all of them have."""
+"""The terminal as every command writes to it, and one line on it in the one form that all of them have."""
 
 from __future__ import annotations
 
-from rich.console import Console
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import Progress, ProgressColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from finetune.errors import harmless, shown
+
+SIGNS = str.maketrans({"·": "|", "±": "+-", "…": ".", "─": "-"})  # where letters are ASCII's
+
+
+class Screen(Console):
+    """A console on which no name of a user's does anything: no markup, no emoji codes, no escape sequences.
+
+    A reader that has gone ends no work, and a letter that the terminal lacks becomes a question mark.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What rich draws, its text without what would act on the terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=self._fit(segment.text))
+
+    def _fit(self, text: str) -> str:
+        text = "\n".join(map(harmless, text.split("\n")))
+        text = text if self.encoding.startswith("utf") else text.translate(SIGNS)
+        return text.encode(self.encoding, "replace").decode(self.encoding)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a word, where rich would end the process."""
+        self.quiet = True
 
 
 def say(console: Console, word: str, text: str) -> None:
-    """One line: a word of eight letters at most, then what there is to say."""
+    """One line: a word of eight letters at most, then what there is to say; printed at once, so that a bar
+    that is drawn meanwhile comes before or after it."""
     style = "yellow" if word == "warning" else "bold"
-    console.print(f"[{style}]{word:<8}[/] ", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(Text.assemble((f"{word:<8}", style), f" {shown(text)}"), soft_wrap=True)
+
+
+def bar(console: Console, *columns: ProgressColumn, hidden: bool = False) -> Progress:
+    """A progress bar that goes when it is done; on a terminal only.
+
+    Of what others print meanwhile only what goes to a terminal is led around the bar: a file gets its own.
+    """
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=hidden or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+        redirect_stderr=sys.stderr.isatty(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from finetune.data.dataset import Dataset
@@ -27,7 +20,8 @@ from finetune.features.inputs import Ready
 from finetune.features.plan import readable
 from finetune.inspection import parameters
 from finetune.model.assemble import Model
-from finetune.report.say import say
+from finetune.report.folder import logdir
+from finetune.report.say import bar, say
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
@@ -186,7 +180,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
-    say(console, "watch", "tensorboard --logdir outputs")
+    say(console, "watch", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
 
 
 class Rate(ProgressColumn):
@@ -208,34 +202,17 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
 
     total: None where nobody knows how long it will be.
     """
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+    with bar(console, *columns) as drawn:
+        task = drawn.add_task(what, total=total)
+        yield lambda done: drawn.advance(task, done)
 
 
 @contextmanager
 def sweep_progress(console: Console, jobs: int, epochs: int) -> Iterator[Callable[[int], None]]:
     """One bar for all jobs of a sweep, above those of its parts; yields what sets it to so many epochs."""
-    bar = Progress(
-        TextColumn(f"sweep of {jobs} jobs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal or jobs == 1,
-    )
-    with bar:
-        task = bar.add_task("", total=epochs)
-        yield lambda done: bar.update(task, completed=done)
+    sweep, unit = TextColumn(f"sweep of {jobs} jobs"), TextColumn("epochs")
+    columns = sweep, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn()
+    with bar(console, *columns, hidden=jobs == 1) as drawn:
+        task = drawn.add_task("", total=epochs)
+        yield lambda done: drawn.update(task, completed=done)

@@ -79,6 +79,11 @@ def overrides_of(job: Path) -> list[str]:
     return list(map(str, read_yaml(job / ".hydra" / "overrides.yaml")))
 
 
+def plain(override: str) -> str:
+    """An override without the backslashes that Hydra's grammar wants: freeze=through:layer3."""
+    return re.sub(r"\\(.)", r"\1", override)
+
+
 def read_yaml(file: Path) -> Any:
     """What a file of Hydra's holds.
 
@@ -115,7 +120,8 @@ def read(folder: Path) -> Job:
         RequestError: its summary is damaged.
     """
     overrides = {
-        key.lstrip("+~"): value for key, _, value in (one.partition("=") for one in overrides_of(folder))
+        key.lstrip("+~"): value
+        for key, _, value in (plain(one).partition("=") for one in overrides_of(folder))
     }
     summary = summary_of(folder)
     status = summary.get("status", "unfinished")

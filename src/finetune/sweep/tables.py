@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from finetune.atomic import write_atomically
+from finetune.cells import cells
+from finetune.errors import shown
 from finetune.report.say import say
 from finetune.sweep.jobs import Job, ranges
 from finetune.sweep.leaderboard import Leaderboard, Spread
@@ -33,7 +36,7 @@ def write(board: Leaderboard) -> None:
         RunError: they cannot be written.
     """
     for name, text in (("leaderboard.csv", as_csv(board)), ("leaderboard.md", as_markdown(board))):
-        write_atomically(board.sweep / name, text.encode())
+        write_atomically(board.sweep / name, text.encode("utf-8", "surrogateescape"))
 
 
 def as_csv(board: Leaderboard) -> str:
@@ -41,29 +44,30 @@ def as_csv(board: Leaderboard) -> str:
     columns = [name for metric in board.metrics for name in (metric, f"{metric}_std")]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rank", *board.varying, "n", *columns, "best_run", "jobs", "status", "reason"])
+    table.writerow(["rank", *cells(board.varying), "n", *columns, "best_run", "jobs", "status", "reason"])
     for rank, row in enumerate(board.rows, 1):
         spreads = [row.spread(metric) for metric in board.metrics]
         numbers = [n for one in spreads for n in ((one.mean, one.std) if one else (None, None))]
         jobs = " ".join(board.name(job) for job in row.jobs)
+        settings = row.settings.values()
         table.writerow(
-            [rank, *row.settings.values(), len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""]
+            cells([rank, *settings, len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""])
         )
     for job in board.others:
-        settings = [job.overrides.get(key) for key in board.varying]
+        own = [job.overrides.get(key) for key in board.varying]
         blank = [None] * len(columns)
-        table.writerow([None, *settings, None, *blank, None, board.name(job), job.status, job.reason])
+        table.writerow(cells([None, *own, None, *blank, None, board.name(job), job.status, job.reason]))
     return text.getvalue()
 
 
 def as_markdown(board: Leaderboard) -> str:
     """The same for people."""
-    lines = [f"# {board.sweep}", ""]
+    lines = [f"# {_plain(str(board.sweep))}", ""]
     if board.rows:
         best = board.rows[0].best
         note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding)) if best.val else UNRANKED
         lines += [note, "", *_markdown(_columns(board)), ""]
-        lines += [f"Best run: `{best.folder}`", ""] if best.val else []
+        lines += ["Best run: `{}`".format(shown(str(best.folder)).replace("`", "'")), ""] if best.val else []
     if board.others:
         others = {
             "job": [board.name(job) for job in board.others],
@@ -84,14 +88,16 @@ def show(board: Leaderboard, console: Console) -> None:
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
-        seeds = f", the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
-        told = f"{best.best.folder}: {_settings(board, best.best) or 'job'}{seeds}, by validation"
-        say(console, *(("best", told) if best.best.val else ("note", UNRANKED)))
-    for job in board.others:
-        if job.status != "unfinished":
-            settings = _settings(board, job, "seed")
-            named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
-            say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
+        seeds = f"the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
+        told = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
+        say(console, *(("best", f"{best.best.folder}: {told}") if best.best.val else ("note", UNRANKED)))
+    ended = [job for job in board.others if job.status != "unfinished"]
+    for job in ended[:MOST]:
+        settings = _settings(board, job, "seed")
+        named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
+        say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
+    if len(ended) > MOST:
+        say(console, "more", f"{len(ended) - MOST} jobs without a result, as the table has them")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
         jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
         say(console, "open", f"{jobs} not ended: {ranges(waiting)}")
@@ -143,14 +149,19 @@ def _table(columns: dict[str, list[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in columns:
         table.add_column(title, overflow="fold", no_wrap=title != "settings")
-    for number, cells in enumerate(zip(*columns.values(), strict=True)):
-        table.add_row(*map(escape, cells), style="bold" if number == 0 else None)
+    for number, row in enumerate(zip(*columns.values(), strict=True)):
+        table.add_row(*map(Text, row), style="bold" if number == 0 else None)
     return table
 
 
 def _markdown(columns: dict[str, list[str]]) -> list[str]:
     lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(map(_plain, line))} |" for line in lines]
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown takes for nothing but text: no cell's end, code, link or tag."""
+    return re.sub(r"[|`<\\]|(?<=\])[(\[:]", lambda found: f"&#{ord(found[0])};", shown(text))
 
 
 def _short(keys: list[str]) -> dict[str, str]:

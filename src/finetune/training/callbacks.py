@@ -11,9 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from finetune.report.say import bar
 
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
 LAYOUT = {
@@ -30,16 +32,8 @@ class Terminal(pl.Callback):
 
     def __init__(self, console: Console, epochs: int, batches: int) -> None:
         self.console, self.epochs, self.batches = console, epochs, batches
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("batches"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        what, unit = TextColumn("training"), TextColumn("batches")
+        self.bar = bar(console, what, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done = trainer.current_epoch * self.batches

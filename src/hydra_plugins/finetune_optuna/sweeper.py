@@ -15,10 +15,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from finetune.errors import RequestError
-from finetune.report.say import say
+from finetune.report.say import Screen, say
 
 SAMPLERS = ("tpe", "gp", "random")
 
@@ -123,7 +122,7 @@ class OptunaSweeper(Sweeper):
                 _study.tell(study, trial, values, numbers, _metric(own))
                 if unscored := [job for job, value in zip(own, values, strict=True) if value is None]:
                     _expect_validation(unscored)
-            say(Console(), "search", _study.so_far(study, knobs.n_trials))
+            say(Screen(), "search", _study.so_far(study, knobs.n_trials))
             returns += ended
         return returns
 
