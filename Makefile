@@ -9,7 +9,7 @@ check:                  ## style and types
 test:                   ## the default suite, minutes
 	pytest
 
-slow:                   ## every model of torchvision, and what needs packages that are not always there
+slow:                   ## every model of torchvision, and whatever else takes long
 	pytest -m slow
 
 train:                  ## the main job

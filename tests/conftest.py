@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 from PIL import Image
+from safetensors.torch import save_file
 
 from finetune import cli
+from finetune.model.build import build
 from support.ended import Ended
+from support.runs import SMALL, trained
 
 # Beside other busy processes several threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,9 +29,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No cache, no weights, nothing of the person who runs the tests; processes started by them inherit it.
 _home = tempfile.TemporaryDirectory(prefix="finetune-tests-")
 os.environ["HOME"] = _home.name
-os.environ["MPLCONFIGDIR"] = os.path.join(_home.name, "matplotlib")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the list of fonts
+    os.environ["MPLCONFIGDIR"] = os.path.join(_home.name, "matplotlib")
 for _name in ("TORCH_HOME", "XDG_CACHE_HOME", "HF_HOME"):
     os.environ.pop(_name, None)
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-xdist (`-p no:xdist`) one process does it all."""
+    if not pluginmanager.hasplugin("xdist"):
+        for option in ("--numprocesses", "--maxprocesses", "--dist"):
+            parser.addoption(option, help="not used: there is no pytest-xdist")
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +54,36 @@ def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override that loads weights into the small model: the same ones, whatever the seed."""
+    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    torch.manual_seed(0)
+    save_file(dict(build(SMALL.partition("=")[2]).state_dict()), file)
+    return f"weights={file}"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Callable[..., Path]:
+    """The folder of a quick run with some overrides, trained once for all tests and workers.
+
+    It is to be left as it is; `pictures` lies beside it.
+    """
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.getbasetemp()
+
+    @cache
+    def finished(*overrides: str) -> Path:
+        folder = shared / f"run-{hashlib.sha256(repr(overrides).encode()).hexdigest()[:16]}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "run" / "summary.json").exists():
+                folder.mkdir()
+                trained(folder, few_pictures, *overrides)
+        return folder / "run"
+
+    return finished
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ def run(few_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     Path("pictures").symlink_to(few_pictures)
     try:
         quick = {"weights": "random", "epochs": 1, "cache": "memory", "data.image_size": 32}
-        run = finetune.fit("pictures", head=4, optimizer={"name": "adamw", "lr": 1e-3}, **quick)
+        adamw = {"name": "adamw", "lr": 1e-3}
+        run = finetune.fit("pictures", head=4, model="timm/test_resnet", optimizer=adamw, **quick)
         yield finetune.Run(run.folder.absolute(), run.summary)
     finally:
         patch.undo()

@@ -16,57 +16,63 @@ import pytest
 from finetune.door import compose, free_folder
 from finetune.errors import RequestError
 from support.ended import Ended
+from support.processes import Started
+from support.runs import CHECKOUT, SMALL
 
 Train = Callable[..., Ended]
-CHECKOUT = Path(__file__).parents[1]
 FINETUNE = Path(sys.executable).with_name("finetune")
 
 # One picture of noise, one step: the fastest run there is.
-STEP = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "trainer=cpu", "cache=memory")
-
-
-def loaded_after(command: str, *arguments: str) -> set[str]:
-    """The modules that a command has imported when it ends."""
-    code = f"""
-import sys
-sys.argv = ["train.py", *{list(arguments)!r}]
-try:
-    {command}
-finally:
-    sys.stderr.write("LOADED " + " ".join(sys.modules))
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    return set(ended.stderr.rpartition("LOADED ")[2].split())
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("finetune.cli.train", "--help"),
-        ("finetune.cli.train", "--cfg", "job"),
-        ("finetune.cli.train", "hydra.run.dir=/proc/nowhere"),
-        ("finetune.cli.train", "optimizer.lrr=1"),
-        ("finetune.cli.main", "--help"),
-        ("finetune.cli.main", "train", "--help"),
-        ("finetune.cli.main", "inspect", "--help"),
-        ("finetune.cli.main", "inspect", "epochs=0"),
-        ("finetune.cli.main", "leaderboard", "latest"),
-    ],
+STEP = (
+    "data=random",
+    "weights=random",
+    SMALL,
+    "data.image_size=32",
+    "epochs=1",
+    "trainer=cpu",
+    "cache=memory",
 )
-def test_torch_is_not_imported_for(arguments: tuple[str, ...]) -> None:
-    function, *rest = arguments
-    loaded = loaded_after(f"import finetune.cli; {function}()", *rest)
-    assert "finetune.cli" in loaded
-    assert not loaded & {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "PIL"}
 
 
-def test_a_wrong_knob_is_told_before_torch_is_imported(tmp_path: Path) -> None:
-    loaded = loaded_after(
-        "import finetune.cli; finetune.cli.train()", "epochs=0", f"hydra.run.dir={tmp_path}"
-    )
-    assert (tmp_path / ".hydra").exists()
-    assert "finetune.cli" in loaded
-    assert "torch" not in loaded
+LIGHT = [
+    ("train", "--help"),
+    ("train", "--cfg", "job"),
+    ("train", "hydra.run.dir=/proc/nowhere"),
+    ("train", "optimizer.lrr=1"),
+    ("train", "epochs=0", "hydra.run.dir=begun"),
+    ("main", "--help"),
+    ("main", "train", "--help"),
+    ("main", "inspect", "--help"),
+    ("main", "inspect", "epochs=0"),
+    ("main", "leaderboard", "latest"),
+]
+PROBE = """
+import contextlib, json, os, sys
+from finetune import cli
+for function, *arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+        getattr(cli, function)()
+    print(json.dumps([*sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], set[str]]:
+    """The modules that a process has imported once it has run each of the commands, in turn."""
+    folder = tmp_path_factory.mktemp("light")
+    typed = [sys.executable, "-c", PROBE, json.dumps(LIGHT)]
+    ended = subprocess.run(typed, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert (folder / "begun" / ".hydra").exists()
+    return {
+        command: set(json.loads(line)) for command, line in zip(LIGHT, ended.stdout.splitlines(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("command", LIGHT, ids=" ".join)
+def test_torch_is_not_imported_for(loaded: dict[tuple[str, ...], set[str]], command: tuple[str, ...]) -> None:
+    assert "finetune.cli" in loaded[command]
+    assert not loaded[command] & {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "PIL"}
 
 
 def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
@@ -82,11 +88,18 @@ def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
     assert "$" not in ended.out
 
 
-@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["inspect", "--help"], []])
-def test_finetune_helps(command: list[str], tmp_path: Path) -> None:
-    ended = subprocess.run([FINETUNE, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "train" in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["inspect", "--help"], []])
+def test_finetune_helps(command: Train, arguments: list[str], tmp_path: Path) -> None:
+    ended = command(*arguments)
+    assert "train" in ended.out + ended.err
+    assert "Traceback" not in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_console_script_helps(tmp_path: Path) -> None:
+    ended = subprocess.run([FINETUNE, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "train" in ended.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -130,10 +143,12 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(
     ]
 
 
-def test_many_processes_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
-    refused = [sys.executable, CHECKOUT / "train.py", "epochs=0"]
-    started = [subprocess.Popen(refused, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(6)]
-    assert [process.wait(timeout=120) for process in started] == [2] * 6
+def test_many_processes_that_start_at_once_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = [Started("train", "epochs=0") for _ in range(6)]
+    assert [process.ended().code for process in started] == [2] * 6
     assert len(list(tmp_path.glob("outputs/*/*/.hydra/overrides.yaml"))) == 6
 
 
@@ -145,36 +160,29 @@ def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path
     assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
 
 
-def test_ctrl_c_while_preparing_ends_with_130_and_one_line(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-u", CHECKOUT / "train.py", "data=digits", "weights=random", "data.image_size=224"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+def test_ctrl_c_while_preparing_ends_with_130_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = Started("train", "data=digits", "weights=random", "data.image_size=224")
     assert any(line.startswith("freeze") for line in process.stdout)  # computing features comes next
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    ended = process.ended()
     folder = next(tmp_path.glob("outputs/2*/*")).relative_to(tmp_path)
     line = f"error: interrupted by SIGINT; finetune resume {folder} goes on\n"
-    assert (process.returncode, err[-len(line) :]) == (130, line)
+    assert (ended.code, ended.err[-len(line) :]) == (130, line)
     assert not (tmp_path / "outputs" / "latest").exists()
 
 
-def test_a_named_pipe_is_no_picture_and_nobody_waits_for_it(tmp_path: Path, few_pictures: Path) -> None:
+def test_a_named_pipe_is_no_picture_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_pictures: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(few_pictures, tmp_path / "here")
     os.mkfifo(tmp_path / "here" / "red" / "pipe.png")
-    ended = subprocess.run(
-        [sys.executable, CHECKOUT / "train.py", "data=folder", "data.root=here", "weights=random"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 2
-    assert "here/red/pipe.png (is no file)" in ended.stderr
+    ended = Started("train", "data=folder", "data.root=here", "weights=random", SMALL).ended(60)
+    assert ended.code == 2
+    assert "here/red/pipe.png (is no file)" in ended.err
 
 
 def test_an_error_of_our_own_is_no_wrong_request(tmp_path: Path) -> None:

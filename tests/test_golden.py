@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from support.ended import Ended
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from finetune.saved import open_run
+from support.ended import Ended
 
 GOLDEN = Path(__file__).parent / "golden"
 SINGLE = ("all", "through", "norms", "none", "several")

@@ -152,7 +152,7 @@ def test_several_labels_a_picture(train: Train, several: Path, cache: str) -> No
         assert figures["per_label"].keys() == {"blue", "green", "red"}
         mean = np.mean([one["average_precision"] for one in figures["per_label"].values()])
         assert figures["map"] == pytest.approx(mean, rel=1e-4)
-    assert summary["test"]["map"] > 0.7  # it has learnt: by chance 0.4
+    assert summary["test"]["map"] > 0.55  # it has learnt: by chance 0.4
     assert f"mAP {summary['test']['map']:.3f}" in ended.out
     with (newest() / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

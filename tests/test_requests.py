@@ -11,17 +11,40 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.door import compose, override
+from finetune.errors import RequestError
+from finetune.settings import Settings
+from finetune.validation import known_keys
 from support.ended import Ended
 from support.privilege import without_privilege
-from support.refused import DIGITS, FOLDER, HYDRAS_OWN, ONE_LINE, broken_picture
+from support.processes import Started
+from support.refused import DIGITS, FOLDER, HYDRAS_OWN, ONE_LINE, WRONG_VALUES, broken_picture
+from support.runs import CHECKOUT, SMALL
 
 Train = Callable[..., Ended]
-CHECKOUT = Path(__file__).parents[1]
+# Values are checked in one place, whoever asks; some of them go the whole way.
+WHOLE_WAY = [
+    *ONE_LINE,
+    *((*row, None) for number, row in enumerate(WRONG_VALUES) if number % 7 == 0 or row[0][0] == "+"),
+]
+IDS = [f"{overrides} {finds.__name__ if finds else ''}" for overrides, _, finds in WHOLE_WAY]
 
-IDS = [f"{overrides} {finds.__name__ if finds else ''}" for overrides, _, finds in ONE_LINE]
+
+@pytest.fixture(scope="module")
+def digits() -> Settings:
+    return compose([*DIGITS])
 
 
-@pytest.mark.parametrize(("overrides", "words", "finds"), ONE_LINE, ids=IDS)
+@pytest.mark.parametrize(("overrides", "words"), WRONG_VALUES)
+def test_a_wrong_value_is_told_in_one_line(digits: Settings, overrides: str, words: str) -> None:
+    with pytest.raises(RequestError) as told:
+        override(digits, overrides.split(), known_keys())
+    assert "\n" not in str(told.value)
+    for word in words.split():
+        assert word in str(told.value)
+
+
+@pytest.mark.parametrize(("overrides", "words", "finds"), WHOLE_WAY, ids=IDS)
 def test_one_line_says_what_is_wrong(
     train: Train, tmp_path: Path, overrides: str, words: str, finds: Callable[[Path], None] | None
 ) -> None:
@@ -83,7 +106,8 @@ def test_a_compiler_is_needed_and_there_is_none(
 
 
 def test_a_finished_run_is_not_trained_into(train: Train, tmp_path: Path) -> None:
-    run = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "hydra.run.dir=outputs/mine")
+    run = ("data=random", "weights=random", SMALL, "data.image_size=32", "epochs=1")
+    run = (*run, "hydra.run.dir=outputs/mine")
     assert train(*run).code == 0
     kept = {
         path: content
@@ -108,7 +132,7 @@ def test_skip_trains_without_the_broken_pictures(train: Train, tmp_path: Path, c
     broken_picture(tmp_path / "here")
     for name in ("dog/1.png", "cat/2.png", "cat/4.png"):  # the same content, and so the same digest
         (tmp_path / "here" / name).write_bytes(b"")
-    ended = train(*FOLDER, "data.bad_images=skip", f"cache={cache}")
+    ended = train(*FOLDER, SMALL, "data.bad_images=skip", f"cache={cache}")
     assert ended.code == 0, ended.err
     (skipped,) = tmp_path.rglob("skipped.csv")
     rows = [line.split(",")[0] for line in skipped.read_text().splitlines()]
@@ -121,17 +145,7 @@ def test_skip_trains_without_the_broken_pictures(train: Train, tmp_path: Path, c
 FINETUNE = Path(sys.executable).with_name("finetune")
 COMMANDS = [
     ([sys.executable, CHECKOUT / "train.py", "epochs=0"], "error: epochs=0: expected 1 or more\n"),
-    ([sys.executable, CHECKOUT / "train.py", "freeze=[all"], "[all"),
-    ([sys.executable, CHECKOUT / "train.py", "-m", "optimizer=sgd,foo"], "Could not find 'optimizer/foo'"),
-    (
-        [sys.executable, CHECKOUT / "train.py", "data=folder", "data.root=no"],
-        "error: data.root=no: expected a folder",
-    ),
     ([FINETUNE, "train", "lr=0.1"], "error: lr: there is no such knob; did you mean optimizer.lr?\n"),
-    ([FINETUNE, "train", "head=ten"], "error: head=ten: expected a number of outputs"),
-    ([FINETUNE, "inspect", "+epoch=1"], "error: epoch: there is no such knob; did you mean epochs?\n"),
-    ([FINETUNE, "inspect", "data=foo"], "Could not find 'data/foo'"),
-    ([FINETUNE, "trian"], "No such command 'trian'"),
     (
         ["bash", "-c", f"{sys.executable} {CHECKOUT}/train.py freeze={{}}"],
         "error: freeze={}: expected all, none,",
@@ -141,11 +155,35 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "words"), COMMANDS, ids=range(len(COMMANDS)))
-def test_a_wrong_command_in_a_process_of_its_own(command: list[str], words: str, tmp_path: Path) -> None:
+def test_a_wrong_command_as_a_shell_starts_it(command: list[str], words: str, tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2, ended.stderr
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "outputs" / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "freeze=[all"], "[all"),
+        (["train", "-m", "optimizer=sgd,foo"], "Could not find 'optimizer/foo'"),
+        (["train", "data=folder", "data.root=no"], "error: data.root=no: expected a folder"),
+        (["train", "head=ten"], "error: head=ten: expected a number of outputs"),
+        (["inspect", "+epoch=1"], "error: epoch: there is no such knob; did you mean epochs?\n"),
+        (["inspect", "data=foo"], "Could not find 'data/foo'"),
+        (["trian"], "No such command 'trian'"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_in_a_process_of_its_own(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = Started(*arguments).ended()
+    assert ended.code == 2, ended.err
+    assert words in ended.err
+    assert "Traceback" not in ended.err
     assert not (tmp_path / "outputs" / "latest").exists()
 
 
@@ -164,7 +202,7 @@ def assert_nothing_was_touched(folder: Path, before: dict[Path, bytes]) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(ONE_LINE) + len(HYDRAS_OWN) >= 45
+    assert len(WRONG_VALUES) + len(ONE_LINE) + len(HYDRAS_OWN) >= 120
 
 
 def test_m_may_stand_anywhere(train: Train) -> None:

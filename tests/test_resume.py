@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load, load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
+from support.killed import in_phase
+from support.older import as_older
 from support.privilege import without_privilege
-from support.runs import CHECKOUT, checkpoint, summary_of, whole_state
+from support.processes import Started
+from support.runs import checkpoint, summary_of, whole_state
 
 Command = Callable[..., Ended]
-KILLED = CHECKOUT / "tests" / "support" / "killed.py"
 RUN = (
     "data=folder",
     "data.root=pictures",
     "data.image_size=32",
+    "model=shufflenet_v2_x0_5",
     "weights=random",
-    "freeze=through:layer2",
+    "freeze=through:stage3",
     "head_dropout=0.3",
     "epochs=4",
     "batch_size=32",
@@ -59,6 +64,16 @@ def pictures(many_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "pictures").symlink_to(many_pictures)
 
 
+@pytest.fixture(scope="module")
+def whole(many_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "pictures").symlink_to(many_pictures)
+    with contextlib.chdir(folder):
+        assert Started("train", *RUN, "cache_dir=cache").ended().code == 0
+    return folder / "run"
+
+
 def points(folder: Path) -> list[tuple[str, int]]:
     """Tag and step of every point in a run's TensorBoard log, as the files have them."""
     paths = sorted((folder / "tensorboard").iterdir())
@@ -85,15 +100,13 @@ def assert_ended_alike(run: Path, whole: Path) -> None:
 
 def killed(
     folder: Path, phase: str, call: int, delay: float, *arguments: str, number: int = signal.SIGKILL
-) -> subprocess.CompletedProcess[str]:
+) -> Ended:
     """Run in a process of its own, in a folder of its own, with a feature store of its own."""
     folder.mkdir(exist_ok=True)
     if not (folder / "pictures").exists():
         (folder / "pictures").symlink_to(Path("pictures").resolve())
-    command = [sys.executable, KILLED, phase, str(call), f"{delay}", str(int(number)), *arguments]
-    return subprocess.run(
-        list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
+    with contextlib.chdir(folder):
+        return Started(*arguments, work=partial(in_phase, phase, call, delay, number)).ended()
 
 
 # killed
@@ -103,22 +116,20 @@ def killed(
     ("phase", "call", "delay"), [("extraction", 2, 0.0), ("epoch", 4, 0.1), ("checkpoint", 3, 0.001)]
 )
 def test_a_killed_run_ends_as_one_that_was_not(
-    command: Command, tmp_path: Path, phase: str, call: int, delay: float
+    command: Command, tmp_path: Path, whole: Path, phase: str, call: int, delay: float
 ) -> None:
-    assert command("train", *RUN, "cache_dir=cache").code == 0
     ended = killed(tmp_path / "cut", phase, call, delay, "train", *RUN, "cache_dir=cache")
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert ended.code == -signal.SIGKILL, ended.err
     os.chdir("cut")
     ended = command("resume", "run")
     assert (ended.code, ended.err) == (0, "")
     os.chdir("..")
-    assert_ended_alike(Path("cut/run"), Path("run"))
+    assert_ended_alike(Path("cut/run"), whole)
 
 
 @pytest.mark.slow
-def test_twenty_kills(command: Command, tmp_path: Path) -> None:
+def test_twenty_kills(command: Command, tmp_path: Path, whole: Path) -> None:
     """At random moments of every phase, each with a feature store of its own; some twice, as luck has it."""
-    assert command("train", *RUN, "cache_dir=cache").code == 0
     chance, table = random.Random(0), []
     most = {"extraction": 4, "epoch": 20, "validation": 4, "checkpoint": 4, "test": 1}
     for number in range(20):
@@ -126,13 +137,13 @@ def test_twenty_kills(command: Command, tmp_path: Path) -> None:
         call, delay = chance.randint(1, most[phase]), chance.choice([0, 0.001, 0.01, 0.1]) * chance.random()
         folder = tmp_path / f"cut{number}"
         ended = killed(folder, phase, call, delay, "train", *RUN, "cache_dir=cache")
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert ended.code == -signal.SIGKILL, ended.err
         was = (folder / "phase").read_text().splitlines()[-1]
         os.chdir(folder)
         ended = command("resume", "run")
         os.chdir("..")
         assert (ended.code, ended.err) == (0, ""), (phase, call, delay)
-        assert_ended_alike(folder / "run", Path("run"))
+        assert_ended_alike(folder / "run", whole)
         at = next(
             (line for line in ended.out.splitlines() if line.startswith("resume")), "resume   from the start"
         )
@@ -167,7 +178,7 @@ def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None
 
     ended = command("train", *QUICKER, "resume=auto", "freeze=all")
     assert ended.code == 2
-    assert ended.err.startswith("error: freeze=[all]: expected [through:layer2], as run/settings.json has it")
+    assert ended.err.startswith("error: freeze=[all]: expected [through:stage3], as run/settings.json has it")
     assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
 
 
@@ -175,20 +186,21 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
     shutil.copytree(Path("pictures").resolve(), "mine")
     assert command("train", *QUICKER, "data.root=mine").code == 0
     Path("run/summary.json").unlink()  # as if it had been killed before its last words
+    as_older(Path("run"))  # else a change of its settings is seen before what it would lead to
     settings = json.loads(Path("run/settings.json").read_text())
 
     def refused(**changed: Any) -> str:
         Path("run/settings.json").write_text(json.dumps({**settings, **changed}))
         ended = command("resume", "run")
         assert ended.code == 2
-        assert ended.err.count("\n") == 1
-        return ended.err
+        (line,) = [line for line in ended.err.splitlines() if not line.startswith("note ")]
+        return line
 
     assert refused(freeze=["all"]).startswith("error: freeze: what is frozen (SHA-256) differs")
     assert refused(head=7).startswith(
         "error: head: its number of outputs differs from the run's beginning: 3 then"
     )
-    assert refused(model="resnet34").startswith("error: model differs")
+    assert refused(model="shufflenet_v2_x1_0").startswith("error: model differs")
     assert refused(seed=1).startswith("error: weights: what is loaded")
     picture = Path("mine/red/0.png")
     content = picture.read_bytes()
@@ -200,6 +212,38 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
         path.unlink()
         path.write_bytes(whole[: len(whole) // 2])
     assert "last.ckpt: is missing or damaged" in refused()
+
+
+def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(command: Command) -> None:
+    assert command("train", *QUICKER).code == 0
+    file = Path("run/checkpoints/frozen.safetensors")
+    whole = file.read_bytes()
+
+    def resumed() -> Ended:
+        Path("run/summary.json").unlink(missing_ok=True)
+        return command("resume", "run")
+
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b"green", b"greem", 1)):
+        file.write_bytes(damaged)
+        assert resumed().err == (
+            f"error: {file}: expected what was frozen in that run; this file is damaged or another run's:"
+            " without it the run writes it again\n"
+        )
+    file.unlink()
+    assert resumed().code == 0
+    assert load_file(file).keys() == load(whole).keys()
+    assert all(value.equal(load(whole)[name]) for name, value in load_file(file).items())
+    assert command("evaluate", "run").code == 0
+
+
+def test_a_damaged_table_of_an_interrupted_run_is_what_it_was_at_its_checkpoint(command: Command) -> None:
+    assert command("train", *QUICKER).code == 0
+    table = Path("run/metrics.csv")
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"0.", b"1.") + b"2,4,0.5")
+    Path("run/summary.json").unlink()
+    assert command("resume", "run").code == 0
+    assert table.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -221,9 +265,9 @@ def test_a_signal_says_how_to_go_on(tmp_path: Path, phase: str, code: int) -> No
     ended = killed(
         tmp_path / "cut", phase, 1, 0.0, "train", *RUN, "cache_dir=cache", "epochs=1000", number=code
     )
-    assert ended.returncode == 128 + code, ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith(f"error: interrupted by {signal.Signals(code).name}; ")
-    assert ended.stderr.endswith("; finetune resume run goes on\n")
+    assert ended.code == 128 + code, ended.err
+    assert ended.err.splitlines()[-1].startswith(f"error: interrupted by {signal.Signals(code).name}; ")
+    assert ended.err.endswith("; finetune resume run goes on\n")
     assert summary_of(tmp_path / "cut" / "run")["status"] == "interrupted"
 
 

@@ -19,7 +19,7 @@ from finetune.data.augment import Prepare
 from finetune.data.images import Reader
 from finetune.model import head as heads
 from finetune.model.weights import Preprocessing
-from support.runs import CHECKOUT, QUICK, checkpoint, newest, summary_of, whole_state
+from support.runs import CHECKOUT, QUICK, SMALL, checkpoint, newest, summary_of, whole_state
 
 Train = Callable[..., Any]
 
@@ -34,9 +34,9 @@ def pictures(few_pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_main_job(tmp_path: Path) -> None:
-    """`python train.py freeze=all head=10`, started elsewhere than in the checkout, as a user would."""
+    """`python train.py freeze=all head=10`, started elsewhere than in the checkout, on smaller pictures."""
     command = [sys.executable, str(CHECKOUT / "train.py"), "freeze=all", "head=10"]
-    options = ["weights=bundled", "epochs=5", f"cache_dir={tmp_path / 'cache'}"]
+    options = ["weights=bundled", "data.image_size=64", "epochs=5", f"cache_dir={tmp_path / 'cache'}"]
     ended = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     folder = tmp_path / (tmp_path / "outputs/latest").read_text().strip()
@@ -63,7 +63,7 @@ def test_the_main_job(tmp_path: Path) -> None:
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
-    ended = train(*QUICK, "freeze=all", "head=10", "seed=3")
+    ended = train(*QUICK, "model=resnet18", "freeze=all", "head=10", "seed=3")
     assert (ended.code, ended.err) == (0, "")
     folder = newest()
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
 
 def test_frozen_means_frozen(train: Train) -> None:
     """Against torchvision's own model of the same seed, hashed independently of the run."""
-    train(*QUICK, "freeze=all", "head=10", "cache=none", "data.augment=flip")
+    train(*QUICK, "model=resnet18", "freeze=all", "head=10", "cache=none", "data.augment=flip")
     folder = newest()
     torch.manual_seed(0)
     before = torchvision.models.resnet18().state_dict()
@@ -121,7 +121,8 @@ def test_frozen_means_frozen(train: Train) -> None:
 
 
 def test_both_halves_of_a_run_make_the_whole_model_again(train: Train) -> None:
-    train(*QUICK, "freeze=through:layer2", "head=10", "precision=32", "epochs=1", "cache=none")
+    freeze = ("model=resnet18", "freeze=through:layer2", "head=10")
+    train(*QUICK, *freeze, "precision=32", "epochs=1", "cache=none")
     folder = newest()
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict(whole_state(folder), strict=True)
@@ -161,7 +162,7 @@ def test_precisions_on_a_cpu(train: Train, precision: str) -> None:
     "experiment", sorted(path.stem for path in (CHECKOUT / "configs" / "experiment").glob("*.yaml"))
 )
 def test_experiments_run(train: Train, experiment: str) -> None:
-    data = () if experiment == "notebook_step" else QUICK[:3]
+    data = () if experiment == "notebook_step" else (*QUICK[:3], SMALL)
     options = ("weights=random", "epochs=1", "max_steps=2", "cache=memory")
     ended = train(f"experiment={experiment}", *data, *options)
     assert (ended.code, ended.err) == (0, "")

@@ -1,8 +1,6 @@
 """Runs that fail or are interrupted: exit code, one line, and what is kept."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ import pytest
 
 from finetune.model.freeze import Frozen
 from support.privilege import without_privilege
-from support.runs import CHECKOUT, QUICK, checkpoint, newest, summary_of
+from support.processes import Started
+from support.runs import QUICK, checkpoint, newest, summary_of
 
 Train = Callable[..., Any]
 
@@ -39,27 +38,24 @@ def test_the_proof_fails_a_run_whose_frozen_part_moved(train: Train, monkeypatch
     ended = train(*QUICK, "freeze=all", "cache=none", "epochs=1", "max_steps=2")
     assert ended.code == 1
     assert ended.err.startswith("error: frozen tensors changed")
-    assert "bn1.running_mean" in ended.err
+    assert "conv1.1.running_mean" in ended.err
     assert summary_of(newest())["status"] == "failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_its_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, str(CHECKOUT / "train.py"), *QUICK, "epochs=1000000", "schedule=constant"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("epoch       3/"):
-            break
+def test_an_interrupted_run_keeps_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = Started("train", *QUICK, "epochs=1000000", "schedule=constant")
+    assert any(line.startswith("epoch       3/") for line in process.stdout)
     process.send_signal(number)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + number
+    ended = process.ended()
+    assert ended.code == 128 + number
     folder = tmp_path / (tmp_path / "outputs/latest").read_text().strip()
     kept = checkpoint(folder, "last")
     assert kept["epoch"] + 1 >= 3
-    assert err.endswith(
+    assert ended.err.endswith(
         f"error: interrupted by {number.name}; the checkpoint of epoch {kept['epoch'] + 1} is kept;"
         f" finetune resume {folder.relative_to(tmp_path)} goes on\n"
     )

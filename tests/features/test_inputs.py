@@ -49,12 +49,13 @@ def prepared(tmp_path, freeze, dataset, **knobs):
     return model, read(model, dataset, prospect, **{**others, **knobs})
 
 
+@pytest.mark.parametrize("name", ["timm/test_resnet", pytest.param("resnet18", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "freeze", [["all"], ["through:layer2"], ["all", "-layer4"], ["all", "-@norm"]], ids=str
 )
-def test_training_on_features_follows_training_on_pictures(freeze):
+def test_training_on_features_follows_training_on_pictures(freeze, name):
     """Promise: in float64, nothing folded, 20 steps agree to 1e-6 for every kind of freeze."""
-    model = assemble("resnet18", "random", freeze, 10, "abcdefghij", seed=0, image_size=SIZE)
+    model = assemble(name, "random", freeze, 10, "abcdefghij", seed=0, image_size=SIZE)
     network = model.network.double()
     generator = torch.manual_seed(1)
     pictures = torch.randn(24, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)

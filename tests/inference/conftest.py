@@ -9,6 +9,7 @@ import pytest
 
 import finetune
 from finetune.saved import Saved, open_run
+from support.runs import SMALL
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,7 @@ def run(few_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> finetun
         return finetune.fit(
             {"root": few_pictures, "image_size": 32},
             freeze="through:layer2",
+            model=SMALL.partition("=")[2],
             weights="random",
             epochs=2,
             cache="memory",

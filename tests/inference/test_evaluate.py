@@ -12,6 +12,7 @@ import pytest
 
 import finetune
 from support.ended import Ended
+from support.runs import SMALL
 
 Command = Callable[..., Ended]
 
@@ -59,7 +60,8 @@ def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_i
     command: Command, few_pictures: Path
 ) -> None:
     shutil.copytree(few_pictures, "grows")
-    run = finetune.fit({"root": "grows", "image_size": 32}, epochs=1, weights="bundled", quiet=True)
+    small = {"model": SMALL.partition("=")[2], "weights": "random"}
+    run = finetune.fit({"root": "grows", "image_size": 32}, epochs=1, quiet=True, **small)
     (run.folder / "summary.json").write_text('{"status": "interrupted", "reason": "SIGTERM"}')
     assert command("evaluate", str(run.folder), "--out", "found.json").code == 0
     data = {"name": "grows", "split": "test", "as_trained": True}
@@ -167,6 +169,7 @@ def test_several_labels_a_picture(command: Command, few_pictures: Path) -> None:
     run = finetune.fit(
         {"root": "train.csv", "source": "csv", "image_size": 32},
         loss="bce",
+        model=SMALL.partition("=")[2],
         weights="random",
         epochs=2,
         cache="memory",

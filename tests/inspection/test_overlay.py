@@ -13,23 +13,14 @@ from PIL import Image
 from finetune.inspection.overlay import answers, overlay, pair
 from finetune.saved import open_run
 from support.ended import Ended
-from support.runs import QUICK, newest
+from support.runs import newest
 
 Command = Callable[..., Ended]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the module's one run goes."""
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.fixture
-def run(command: Command, trained: Path, few_pictures: Path) -> Path:
-    if not trained.exists():
-        options = (f"data.root={few_pictures}", "data.image_size=64", f"hydra.run.dir={trained}", "epochs=1")
-        assert command("train", *(one for one in QUICK if "root" not in one), *options).code == 0
-    return trained
+def run(finished_run: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run("data.image_size=64", "epochs=1"), tmp_path / "run"))
 
 
 def test_a_picture_each_and_a_grid(command: Command, run: Path, few_pictures: Path) -> None:

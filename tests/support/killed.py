@@ -1,20 +1,22 @@
-"""`finetune ARGUMENTS…` that kills itself with SIGKILL, or another signal, at a random moment of a phase.
-
-python killed.py PHASE CALL DELAY SIGNAL ARGUMENTS…: DELAY seconds after the CALL-th time that PHASE begins,
-wherever the process then is. The phase that it really was in is the last line of the file `phase`.
-"""
+"""A command that kills itself with SIGKILL, or another signal, at a chosen moment."""
 
 from __future__ import annotations
 
 import os
-import sys
+import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+from finetune import cli
 
-def main(phase: str, call: int, delay: float, number: int) -> None:
-    from finetune import cli
+
+def in_phase(phase: str, call: int, delay: float, number: int) -> None:
+    """Run the command, and send it a signal a while after the `call`-th time that a phase begins.
+
+    delay: in seconds; the signal comes wherever the process then is. The phase that it really was in is the
+        last line of the file `phase`.
+    """
     from finetune.features import store
     from finetune.training import checkpoint, module
 
@@ -49,7 +51,19 @@ def main(phase: str, call: int, delay: float, number: int) -> None:
     cli.main()
 
 
-if __name__ == "__main__":
-    wanted, times, seconds, signal_number, *rest = sys.argv[1:]
-    sys.argv = ["finetune", *rest]
-    main(wanted, int(times), float(seconds), int(signal_number))
+def at_checkpoint(call: int) -> None:
+    """Run the command, its groups writing checkpoints after every epoch, until that of a number is due."""
+    from finetune.sweep import record, together
+
+    together.WRITE_EVERY = 0
+    write, seen = record.Record._save, 0
+
+    def counted(self: record.Record, path: Path, *arguments: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, path, *arguments)
+
+    record.Record._save = counted  # type: ignore[method-assign]
+    cli.main()

@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 CHECKOUT = Path(__file__).parents[2]
+# Half a million parameters, and its layers are called as resnet18's are.
+SMALL = "model=timm/test_resnet"
 QUICK = (
     "data=folder",
     "data.root=pictures",
     "data.image_size=32",
     "weights=random",
+    SMALL,
     "epochs=2",
     "cache=memory",
 )

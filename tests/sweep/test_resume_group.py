@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,26 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from support.ended import Ended
-from support.runs import CHECKOUT, checkpoint, summary_of
+from support.killed import at_checkpoint
+from support.processes import Started
+from support.runs import SMALL, checkpoint, summary_of
 
 Command = Callable[..., Ended]
-KILLED = CHECKOUT / "tests" / "support" / "killed_group.py"
 
 
 @pytest.fixture
-def knobs(few_pictures: Path, tmp_path: Path) -> list[str]:
+def knobs(few_pictures: Path, small_weights: str, tmp_path: Path) -> list[str]:
     (tmp_path / "pictures").symlink_to(few_pictures)
     return [
-        *("data=folder", "data.root=pictures", "data.image_size=32", "weights=bundled"),
+        *("data=folder", "data.root=pictures", "data.image_size=32", small_weights, SMALL),
         *("epochs=5", "batch_size=16", "trainer=cpu", "cache_dir=store"),
     ]
 
 
 def kill(call: int, *arguments: str) -> None:
     """Train until a group begins to write its checkpoint of that number."""
-    command = [sys.executable, str(KILLED), str(call), "train", "-m", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    ended = Started("train", "-m", *arguments, work=partial(at_checkpoint, call)).ended()
+    assert ended.code == -signal.SIGKILL, ended.err
 
 
 def points(job: Path) -> list[tuple[str, int]]:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,15 +24,16 @@ from finetune.report.terminal import progress, sweep_progress
 from finetune.saved import open_run
 from finetune.sweep.resume import resume_sweep
 from support.ended import Ended
-from support.runs import CHECKOUT, checkpoint, summary_of, whole_state
+from support.processes import Started
+from support.runs import SMALL, checkpoint, summary_of, whole_state
 
 Train = Callable[..., Ended]
 
 
 @pytest.fixture
-def knobs(few_pictures: Path) -> list[str]:
+def knobs(few_pictures: Path, small_weights: str) -> list[str]:
     return [
-        *("data=folder", f"data.root={few_pictures}", "data.image_size=32", "weights=bundled"),
+        *("data=folder", f"data.root={few_pictures}", "data.image_size=32", small_weights, SMALL),
         *("epochs=2", "batch_size=16", "trainer=cpu", "cache_dir=store"),
     ]
 
@@ -130,7 +130,8 @@ def test_a_job_that_cannot_write_is_told_and_the_others_finish(
 def test_what_cannot_train_together_trains_alone_and_shares_the_store(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:
-    ended = train("-m", *knobs, "epochs=1", "head_dropout=0,0.5", "freeze=all,through:layer3", "seed=0,1")
+    resnet = ("model=resnet18", "weights=bundled", "epochs=1")
+    ended = train("-m", *knobs, *resnet, "head_dropout=0,0.5", "freeze=all,through:layer3", "seed=0,1")
     assert ended.code == 0, ended.err
     assert "together jobs 0-1, which differ in seed" in ended.out
     assert "alone    jobs 2-3: one step keeps the machine busy" in ended.out
@@ -196,22 +197,17 @@ def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
-    tmp_path: Path, knobs: list[str], number: int, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knobs: list[str], number: int, code: int
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-u", CHECKOUT / "train.py", "-m", *knobs, "epochs=20000", "seed=0,1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    monkeypatch.chdir(tmp_path)
+    process = Started("train", "-m", *knobs, "epochs=20000", "seed=0,1")
     assert any(line.startswith("epoch ") for line in process.stdout)
     time.sleep(0.1)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert err.startswith(f"error: interrupted by {signal.Signals(number).name}; the checkpoints of epoch ")
+    ended = process.ended()
+    assert ended.code == code, ended.err
+    name = signal.Signals(number).name
+    assert ended.err.startswith(f"error: interrupted by {name}; the checkpoints of epoch ")
     for job in range(2):
         folder = sweep_of(tmp_path) / str(job)
         assert summary_of(folder)["status"] == "interrupted"

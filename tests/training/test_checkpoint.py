@@ -2,19 +2,21 @@
 
 import os
 import pickle
+import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune import sealed
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
-from finetune.training.checkpoint import AtomicCheckpointIO, save_frozen
+from finetune.training.checkpoint import AtomicCheckpointIO, newest, save_frozen
 from support.privilege import without_privilege
+from support.processes import Started, code
+from support.small import Training
 
 
 def test_a_file_takes_the_old_ones_place(tmp_path: Path) -> None:
@@ -48,8 +50,7 @@ def write(file):
     os.kill(os.getpid(), {int(number)})
 write_atomically(pathlib.Path({str(target)!r}), write)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
-    assert ended.returncode == -number
+    assert Started(work=code(program)).ended().code == -number
     assert target.read_bytes() == b"old"
     others = [path for path in tmp_path.iterdir() if path != target]
     assert all(path.name.startswith(".") for path in others)
@@ -71,8 +72,8 @@ try:
 except RunError as error:
     print(error)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == (f"{target}: cannot be written: File too large\n", "")
+    ended = Started(work=code(program)).ended()
+    assert (ended.out, ended.err) == (f"{target}: cannot be written: File too large\n", "")
     assert AtomicCheckpointIO().load_checkpoint(target) == {"value": 1}
     assert list(tmp_path.iterdir()) == [target]
 
@@ -105,6 +106,57 @@ def test_damaged_checkpoints_are_one_line(tmp_path: Path) -> None:
             files.load_checkpoint(path)
     with pytest.raises(RunError, match="is missing or damaged"):
         files.load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen(tmp_path: Path) -> None:
+    file, files, chance = tmp_path / "last.ckpt", AtomicCheckpointIO(), random.Random(0)
+    files.save_checkpoint({"value": torch.arange(30_000)}, file)
+    assert torch.equal(torch.load(file, weights_only=True)["value"], torch.arange(30_000))
+    data = file.read_bytes()
+    assert len(data) > 1 << 16  # more than a comment of a zip archive may hold
+    ends = range(len(data) - sealed.LENGTH - 22, len(data))  # of the archive, and the digest
+    for place in (*ends, *(chance.randrange(len(data)) for _ in range(200))):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
+        with pytest.raises(RunError, match=r"last\.ckpt: is missing or damaged"):
+            files.load_checkpoint(file)
+
+
+def test_the_best_checkpoint_and_the_last_are_two_files(tmp_path: Path) -> None:
+    Training(tmp_path).fit(epochs=1)
+    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    assert best.read_bytes() == last.read_bytes()
+    assert not best.samefile(last)
+
+
+def test_a_damaged_last_checkpoint_beside_a_whole_best_one_is_told_with_a_way_on(tmp_path: Path) -> None:
+    Training(tmp_path).fit(epochs=1)
+    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    with pytest.raises(RunError) as refused:
+        newest(tmp_path)
+    assert str(refused.value) == (
+        f"{last}: is missing or damaged (WrongDigest); {best} is whole: without last.ckpt the run goes on"
+        " from it, after epoch 1; expected whole checkpoints to go on from"
+    )
+    last.unlink()
+    assert (newest(tmp_path) or (None,))[0] == best
+    last.write_bytes(whole)
+    best.write_bytes(whole[:-1])
+    with pytest.raises(RunError, match=r"best\.ckpt: is missing or damaged \(WrongDigest\); expected whole"):
+        newest(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_version_is_read_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"frozen_sha256": "abc"}, tmp_path / "last.ckpt")
+    for _ in range(2):
+        assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt") == {"frozen_sha256": "abc"}
+    assert capsys.readouterr().err == (
+        f"note     {tmp_path}: of an older version, which kept no SHA-256 of it all: a change might go"
+        " unnoticed\n"
+    )
 
 
 def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 import ctypes
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from finetune.errors import RequestError
 from finetune.training import device as devices
+from support.processes import Started, code
 
 
 def test_auto_takes_what_there_is() -> None:
@@ -90,8 +89,8 @@ print(0, held())
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_freed_memory_serves_again_and_is_given_back() -> None:
-    ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    before, within, after = ([*map(int, line.split())] for line in ended.stdout.splitlines())
+    ended = Started(work=code(MEMORY)).ended()
+    before, within, after = ([*map(int, line.split())] for line in ended.out.splitlines())
     assert before[0] > 30 * 24_000  # asked for anew each time
     assert within[0] < before[0] / 3  # small things may come to lie in what was freed
     assert within[1] > before[1] + 90  # MB
