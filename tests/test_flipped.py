@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import shutil
@@ -101,7 +100,7 @@ def found(folder: Path) -> list[Any]:
 def test_a_flipped_bit_is_refused_or_changes_nothing(
     name: str, look: Callable[[Path], list[Any]], at_home: Path
 ) -> None:
-    chance, copy, refused = random.Random(0), Path("copy"), []
+    chance, copy, refused = random.Random(0), Path("copy"), list[tuple[str, str]]()
     answer = look(Path(shutil.copytree(name, copy)))
     for file in files_of(Path(name)):
         for _ in range(3):
@@ -111,11 +110,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(
             try:
                 assert look(copy) == answer, f"{file}: another answer in silence"
             except (RequestError, RunError) as error:
-                assert "\n" not in str(error)
-                assert file.name in str(error)
-                refused.append(file.name)
+                refused.append((file.name, str(error)))
     shutil.rmtree(copy)
-    assert {"best.ckpt", "frozen.safetensors", "settings.json"} <= set(refused)
+    assert all(name in line and "\n" not in line for name, line in refused)
+    assert {"best.ckpt", "frozen.safetensors", "settings.json"} <= {name for name, _ in refused}
 
 
 def result(folder: Path) -> list[Any]:
@@ -134,7 +132,7 @@ COMMANDS: dict[str, list[tuple[tuple[str, ...], Callable[[], Any]]]] = {
         (("evaluate", "copy", "--out", "o.json"), lambda: content("o.json")),
         (
             ("predict", "copy", "pictures/red", "--out", "o.csv"),
-            lambda: [row[:2] for row in csv.reader(Path("o.csv").open())],
+            lambda: [row.rsplit(",", 1)[0] for row in Path("o.csv").read_text().splitlines()],
         ),
         (("export", "copy", "--out", "o.safetensors"), lambda: content("o.safetensors")),
         (("report", "copy"), lambda: content("copy/report.html")),
@@ -165,7 +163,7 @@ def test_no_command_answers_otherwise_in_silence(name: str, seed: int, command: 
             flip(Path("copy") / (file := chance.choice(files)).relative_to(runs / name), chance)
         ended = command(*words)
         if number < 0:
-            assert (ended.code, ended.err) == (0, "")
+            assert ended.code == 0, ended.err
             answers[words] = answer()
         elif ended.code == 0:
             assert answer() == answers[words], f"{words}: another answer in silence, for {file}"

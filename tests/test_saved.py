@@ -12,6 +12,7 @@ import torch
 from finetune.errors import RequestError
 from finetune.saved import find, open_run, settings_of
 from support.ended import Ended
+from support.older import as_older
 from support.runs import QUICK, newest, whole_state
 
 Train = Callable[..., Ended]
@@ -40,6 +41,26 @@ def test_a_run_opened_again_is_the_model_that_its_best_epoch_left(
     assert not any(module.training for module in saved.network.modules())
 
 
+def test_settings_that_were_changed_by_hand_or_are_another_runs_are_refused(
+    train: Train, command: Train, few_pictures: Path
+) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    for name in ("one", "other"):
+        quick = (*QUICK, "model=shufflenet_v2_x0_5", f"epochs={len(name)}", f"hydra.run.dir={name}")
+        assert train(*quick, "max_steps=1").code == 0
+    file = Path("one/settings.json")
+    changed = json.dumps({**json.loads(file.read_text()), "epochs": 7})
+    wanted = f"{file}: expected the settings"
+    for text, line in (
+        (changed, f"{wanted} of a run as it was written; it has been changed since (SHA-256)"),
+        (Path("other/settings.json").read_text(), f"{wanted} that this run began with; these are others"),
+    ):
+        file.write_text(text)
+        Path("one/summary.json").unlink(missing_ok=True)  # there would be nothing to do
+        for words in (("resume", "one"), ("evaluate", "one"), ("predict", "one", "pictures")):
+            assert command(*words).err == f"error: {line}\n"
+
+
 def test_a_run_without_a_checkpoint_cannot_be_opened(train: Train, few_pictures: Path) -> None:
     Path("pictures").symlink_to(few_pictures)
     assert train(*QUICK).code == 0
@@ -64,13 +85,15 @@ def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
     file, before = run / "settings.json", settings_of(run)
     values = json.loads(file.read_text())
     del values["head_dropout"], values["trainer"]["clip_norm"], values["data"]["nested"]
-    del values["optimizer"]["weight_decay"]  # another one for sgd
+    del values["optimizer"]["weight_decay"], values["sha256"]  # another decay for sgd
+    as_older(run)
     file.write_text(json.dumps(values))
     assert settings_of(run) == before
     assert before.optimizer.weight_decay == 0.01
     (run / "summary.json").unlink()  # as if it had been killed before its last words
     again = train(*QUICK, "optimizer=adamw", f"hydra.run.dir={run}", "resume=auto")
-    assert (again.code, again.err) == (0, "")
+    assert again.code == 0
+    assert again.err.startswith(f"note     {run}/checkpoints: of an older version")
     for words in (("resume", str(run)), ("evaluate", str(run)), ("predict", str(run), "pictures/red/0.png")):
         assert command(*words).code == 0
     older = {**values, "head_dropuot": 0.5}

@@ -30,7 +30,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         RunError: the file cannot be written.
     """
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save({**content, "sealed": True}, file)
     file.seek(-2, os.SEEK_END)  # where a zip archive without a comment has the length of it
     file.write(LENGTH.to_bytes(2, "little"))
     file.write(MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
@@ -44,6 +44,7 @@ def read(path: Path) -> Any:
         WrongDigest: it has been changed.
         Exception: it is no such file; there is no telling what foreign bytes make an unpickler raise.
     """
+    changed = WrongDigest(f"{path} has been changed since it was written (SHA-256)")
     source: Path | io.BytesIO = path
     with path.open("rb") as file:
         file.seek(max(0, os.path.getsize(path) - LENGTH))
@@ -54,12 +55,15 @@ def read(path: Path) -> Any:
             source = io.BytesIO(whole)
             found = hashlib.sha256(memoryview(whole)[:-LENGTH]).hexdigest()
             if found.encode() != whole[-64:]:
-                raise WrongDigest(f"{path} has been changed since it was written (SHA-256)")
+                raise changed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's note on a pickle that it then refuses
         content = torch.load(source, map_location="cpu", weights_only=True)
-    if not sealed and isinstance(content, dict) and "frozen_sha256" in content:
-        _tell_older(path.parent)
+    if isinstance(content, dict):
+        if content.pop("sealed", False) and not sealed:  # its end is missing
+            raise changed
+        if not sealed and "frozen_sha256" in content:
+            _tell_older(path.parent)
     return content
 
 

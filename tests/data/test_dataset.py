@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.data.dataset import Dataset
@@ -78,3 +80,18 @@ def test_a_class_whose_name_is_no_text_is_refused_before_anything_trains(tmp_pat
     (root / "cat").rename(root / os.fsdecode(b"caf\xe9"))
     with pytest.raises(RequestError, match=r"expected class folders with names in UTF-8; 'caf.udce9' is not"):
         folder(root)
+
+
+def test_the_classes_of_a_model_number_the_labels_by_name() -> None:
+    images = [np.zeros((2, 2), np.uint8)] * 3
+    split = {"train": np.arange(3), "val": np.arange(0), "test": np.arange(0)}
+    one = Dataset("one", ("b", "a"), images, np.array([0, 1, 1]), split, ["x", "y", "z"])
+    other = one.numbered_as(["a", "c", "b"])
+    assert (other.classes, other.labels.tolist()) == (("a", "c", "b"), [2, 0, 0])
+    assert other.fingerprint() == one.fingerprint()
+    assert one.numbered_as(["a", "c"]) is one  # it has a class that they lack
+    vectors = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
+    several = replace(one, labels=vectors).numbered_as(["a", "c", "b"])
+    assert several.labels.tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 1]]
+    assert several.labels.dtype == np.float32
+    assert several.fingerprint() == replace(one, labels=vectors).fingerprint()

@@ -222,6 +222,15 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(load("folder", "~/pets", 0, 0).images) == 6
 
 
+def test_classes_that_are_numbers_stand_in_their_order(tmp_path: Path) -> None:
+    for number in range(12):
+        for extra in range(2):
+            save(tmp_path / str(number) / f"{extra}.png", 2 * number + extra)
+    dataset = folder(tmp_path)
+    assert dataset.classes == tuple(map(str, range(12)))
+    assert [dataset.classes[i] for i in dataset.labels] == [Path(str(p)).parent.name for p in dataset.images]
+
+
 def test_the_order_of_the_file_system_decides_nothing(tmp_path: Path) -> None:
     forward, backward = tmp_path / "forward", tmp_path / "backward"
     for root, seeds in ((forward, range(10)), (backward, range(9, -1, -1))):

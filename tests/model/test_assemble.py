@@ -109,6 +109,21 @@ def test_looking_at_the_size_changes_nothing_of_the_network():
     assert set(fingerprints(model.frozen.tensors(model.network))) == set()
 
 
+def test_a_kept_head_names_its_outputs_and_refuses_classes_that_it_does_not_know(tmp_path):
+    first, file = made(head=3, classes=["a", "b", "c"], seed=3), tmp_path / "w.safetensors"
+    state = {k: v.contiguous() for k, v in first.network.state_dict().items()}
+    save_file(state, file, {**first.preprocessing.metadata(), "classes": '["a", "b", "c"]'})
+    kept = made(weights=str(file), head="keep", classes=["c", "a"])
+    assert kept.classes == ("a", "b", "c")
+    assert made(weights=str(file), classes=["c", "d"]).classes == ("c", "d")
+    with pytest.raises(RequestError) as refused:
+        made(weights=str(file), head="keep", classes=["c", "d", "e"])
+    assert str(refused.value) == (
+        f"head=keep: expected classes that weights={file} know (a, b, c), not d, e; head=auto makes a new"
+        " head"
+    )
+
+
 def test_a_run_of_other_classes_serves_as_weights(tmp_path):
     first = made(head=4, classes=["a", "b", "c", "d"], seed=3)
     text = first.preprocessing.metadata()

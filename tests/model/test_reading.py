@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune.errors import RequestError
@@ -168,8 +168,23 @@ def test_a_changed_record_of_what_was_frozen_is_refused(trained, tmp_path: Path)
     data = bytearray(beside.read_bytes())
     data[-1] ^= 1
     beside.write_bytes(data)
-    with pytest.raises(RequestError, match=r"weights=.*frozen\.safetensors: .* has been changed"):
+    with pytest.raises(RequestError, match=r"frozen\.safetensors: .* has been changed"):
         read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("told", ["about", "classes"])  # "classes": by a run of an older version
+def test_other_classes_in_the_record_of_what_was_frozen_are_refused(trained, tmp_path: Path, told: str):
+    write_run(tmp_path / "run", copy.deepcopy(trained("squeezenet1_1", 10)), ["all"], "classifier.1")
+    file, beside = (tmp_path / "run" / "checkpoints" / name for name in ("best.ckpt", "frozen.safetensors"))
+    about = {"crop_size": "96", "classes": '["a", "b"]'}
+    origin = {"about": about} if told == "about" else {"classes": ["a", "b"]}
+    torch.save({**torch.load(file, weights_only=True), "origin": origin}, file)
+    save_frozen(beside, load_file(beside), about)
+    assert read(tmp_path / "run")[1] == about
+    for changed in ({"classes": '["b", "a"]'}, {"crop_size": "64"} if told == "about" else {"classes": ""}):
+        save_frozen(beside, load_file(beside), {**about, **changed})
+        with pytest.raises(RequestError, match=r"frozen\.safetensors: .* has been changed"):
+            read(tmp_path / "run")
 
 
 def test_a_run_without_its_files_is_refused(trained, tmp_path: Path):
