@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -103,26 +104,37 @@ def override(settings: Settings, overrides: list[str], takes: Sequence[str]) -> 
             raise RequestError(f"{one.key_or_group}: this is the run's own; expected {brief(takes, 4)}")
         if one.is_sweep_override():
             raise RequestError(f"{one.input_line}: expected a single value")
-    config = OmegaConf.create(settings.model_dump())
+    values = settings.model_dump()  # data: what is typed now is interpolated, what was stored is not
     groups = [one for one in parsed if one.key_or_group in SECTIONS]
     if groups:
         fresh = compose([str(one.input_line) for one in groups]).model_dump()
-        for one in groups:
-            config[one.key_or_group] = fresh[one.key_or_group]
+        values |= {one.key_or_group: fresh[one.key_or_group] for one in groups}
     for one in parsed:
         if one not in groups:
-            OmegaConf.update(config, one.key_or_group, one.value())
-    return settings_of(config)
+            section, _, key = one.key_or_group.rpartition(".")
+            (values[section] if section else values)[key] = _typed(one)
+    return validate(values)
+
+
+def _typed(override: Override) -> Any:
+    try:
+        return _resolved(OmegaConf.create({"value": override.value()}))["value"]
+    except OmegaConfBaseException as error:
+        raise RequestError(f"{override.input_line}: {str(error).splitlines()[0]}") from None
 
 
 def settings_of(config: DictConfig) -> Settings:
     """Check a composed config."""
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        # Not what is Hydra's: to read where a run would lie makes that folder.
+        values = {str(key): _resolved(config[key]) for key in config if key != "hydra"}
     except OmegaConfBaseException as error:  # a reference to a key that is not there
         raise RequestError(str(error).splitlines()[0]) from None
-    assert isinstance(values, dict)
-    return validate({str(key): value for key, value in values.items()})
+    return validate(values)
+
+
+def _resolved(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def check_picture(name: str) -> Path:
@@ -209,6 +221,8 @@ def at_once(command: Callable[[], object]) -> NoReturn:
     Clearing up after torch takes more than a second and does nothing that ending the process would not.
     """
     code: object = 0
+    # No Python that is started on the way, by whatever library, runs what lies in the working folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     output.take_over()
     try:
         command()

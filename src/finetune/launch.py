@@ -11,17 +11,25 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from finetune.door import guarded, import_torch, readable, refusal, settings_of
-from finetune.errors import RequestError, one_line
+from finetune.errors import RequestError, RunError, one_line
+from finetune.report.folder import LATEST
 from finetune.report.say import Screen
 from finetune.settings import Settings, configs_folder
 from finetune.sweep import begun, tables
-from finetune.sweep.jobs import read_yaml
+from finetune.sweep.jobs import PLAN, SWEEPS, is_sweep
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.plans import Plan, tell_apart
+from finetune.sweep.planned import asked, check_stored, searched
+from finetune.sweep.plans import Plan, refuse_several, tell_apart
 from finetune.training.best import score
+
+# What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
+SEARCH = (
+    *("hydra/sweeper", "hydra/launcher", "hydra.launcher.n_jobs", "hydra.sweep.subdir"),
+    *(f"hydra.sweeper.{key}" for key in ("n_trials", "batch", "sampler", "seed", "storage", "study")),
+)
 
 
 class Job:
@@ -59,15 +67,6 @@ class Job:
         return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
 
 
-def refuse_several(settings: Settings) -> None:
-    """Raise RequestError where a job of a sweep asks for several processes."""
-    if (settings.trainer.devices, settings.trainer.nodes) != (1, 1):
-        raise RequestError(
-            "trainer=ddp: expected without -m, a command for each run; in a sweep jobs train together on one"
-            " device (trainer=auto), or side by side (hydra/launcher=joblib)"
-        )
-
-
 def _run(settings: Settings, folder: Path) -> dict[str, Any]:
     import_torch()
     from finetune.run import run
@@ -85,7 +84,7 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
     lines = {str(plan.wrong) for plan in plans}
     if whole and len(lines) == 1 and plans[0].wrong:
         print(f"error: {one_line(plans[0].wrong)}", file=sys.stderr)
-        begun.Begun.config = None  # there is nothing to compare
+        begun.forget()  # there is nothing to compare
         raise SystemExit(2)
     for plan in plans:
         if plan.wrong:
@@ -118,7 +117,7 @@ def train() -> NoReturn:
         if job.began or debugging:
             raise
         print(refusal(error, sys.argv[1:]), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, RunError) else 2)
     except KeyboardInterrupt:  # while jobs run elsewhere
         print("error: interrupted", file=sys.stderr)
         _end_sweep()
@@ -131,13 +130,14 @@ def train() -> NoReturn:
 
 def search_again(folder: Path) -> list[str] | None:
     """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
-    values: Any = OmegaConf.to_container(read_yaml(folder / "multirun.yaml"), resolve=False)
-    if values["hydra"]["runtime"]["choices"]["hydra/sweeper"] != "optuna":
+    if not searched(folder):
         return None
-    recorded = [*values["hydra"]["overrides"]["hydra"], *values["hydra"]["overrides"]["task"]]
-    place = ("hydra.sweep.dir=", "hydra.mode=")
+    recorded, place = asked(folder), ("hydra.sweep.dir=", "hydra.mode=")
+    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
+    for one in again:
+        check_stored(one, SEARCH)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*(one for one in recorded if not one.startswith(place)), f"hydra.sweep.dir='{quoted}'"]
+    return [*again, f"hydra.sweep.dir='{quoted}'"]
 
 
 def _end_sweep() -> int:
@@ -162,7 +162,7 @@ def leaderboard(folder: Path) -> bool:
 
 
 def resume(run: str) -> int:
-    """Go on with a run or a sweep, and return the exit code; `latest` is a sweep where its job came last.
+    """Go on with a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
 
     Raises:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
@@ -170,7 +170,7 @@ def resume(run: str) -> int:
     folder = Path(run)
     if run == "latest":
         folder = _latest(run)
-    sweep = (folder / "multirun.yaml").is_file()
+    sweep = is_sweep(folder)
     if sweep and (search := search_again(folder)):
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         train()
@@ -188,8 +188,11 @@ def resume(run: str) -> int:
 
 
 def _latest(run: str) -> Path:
+    plans = {file.stat().st_mtime: file.parent for file in SWEEPS.glob(f"*/*/{PLAN}")}
+    if plans and not (LATEST.exists() and LATEST.stat().st_mtime >= max(plans)):
+        return plans[max(plans)]  # stopped before any of its jobs had begun
     import_torch()
     from finetune.saved import find
 
     last = find(run)
-    return last.parent if (last.parent / "multirun.yaml").is_file() else last
+    return next(filter(is_sweep, last.parents), last)

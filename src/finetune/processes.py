@@ -75,7 +75,8 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
 
 
 def _started(exchange: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "finetune.rank", str(exchange)]
+    # -P: else a file random.py in the working folder would be run in the place of Python's own.
+    command = [sys.executable, "-P", "-m", "finetune.rank", str(exchange)]
     with (exchange / f"{rank}.err").open("wb") as words:
         # Ctrl-C waits until it has begun: Python would tell of it with a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -27,13 +27,16 @@ from support.ended import Ended
 from support.runs import QUICK, summary_of
 
 Command = Callable[..., Ended]
+# What Hydra notes of a search: which jobs there are its folders alone tell.
+RUNTIME = {"choices": {"hydra/sweeper": "optuna"}, "config_sources": []}
+SEARCH = {"hydra": {"sweeper": {}, "overrides": {"hydra": [], "task": []}, "runtime": RUNTIME}}
 
 
 def job(sweep: Path, number: int, overrides: list[str], summary: dict[str, Any] | None = None) -> Path:
     """A job's folder with what is read of it."""
     folder = sweep / str(number)
     sweep.mkdir(exist_ok=True)
-    (sweep / "multirun.yaml").touch()
+    (sweep / "multirun.yaml").write_text(json.dumps(SEARCH))
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
     if summary is not None:
@@ -185,6 +188,47 @@ def test_markdown_has_every_column_and_the_best_runs_folder(tmp_path: Path) -> N
     assert lines[4] == "| # | freeze | lr | val acc | val loss | test acc | test loss | time | jobs |"
     assert lines[6] == "| 1 | [all,-layer4] | 0.001235 | 0.500 | 1.0000 | 0.500 | 1.5000 | 2.0 s | 0 |"
     assert f"Best run: `{tmp_path / '0'}`" in lines
+
+
+def test_settings_stand_without_hydras_backslashes(tmp_path: Path) -> None:
+    for number, freeze in enumerate((r"freeze=through\:layer3", "freeze=all")):
+        job(tmp_path, number, [freeze], finished(0.5))
+    board = compare(tmp_path)
+    for text in (shown(tmp_path, 120), as_csv(board), as_markdown(board)):
+        assert "through:layer3" in text
+        assert "\\" not in text
+
+
+def test_the_best_of_jobs_that_differ_in_nothing_has_no_settings(tmp_path: Path) -> None:
+    for seed in range(2):
+        job(tmp_path, seed, [f"seed={seed}"], finished(seed / 2))
+    assert f"best     {tmp_path}/1: the best of its 2 seeds, by validation\n" in shown(tmp_path)
+    job(tmp_path / "one", 0, [], finished(0.5))
+    assert f"best     {tmp_path}/one/0: by validation\n" in shown(tmp_path / "one")
+
+
+def test_many_failed_jobs_are_counted(tmp_path: Path) -> None:
+    for number in range(100):
+        job(tmp_path, number, [f"lr={number}"], {"status": "failed", "reason": "no disk"})
+    text = shown(tmp_path)
+    assert text.count("failed   job") == 30
+    assert "more     70 jobs without a result, as the table has them\n" in text
+
+
+def test_what_a_setting_says_is_no_formula_and_no_markup(tmp_path: Path) -> None:
+    roots = ["=1+1", "[x](javascript:a)", "<b>`b|", "\x1b[2J:smile:[red]r[/]", "-0.5"]
+    for number, root in enumerate(roots):
+        job(tmp_path, number, [f"data.root={root}"], finished(number / 10))
+    board = compare(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(as_csv(board))))
+    assert [row["data.root"] for row in rows] == ["-0.5", *roots[3:0:-1], "'=1+1"]
+    written = as_markdown(board)
+    assert all(line.count("|") == 9 for line in written.splitlines() if line.startswith("|"))
+    for part in ("](", "<b", "`b"):
+        assert part not in written
+    text = shown(tmp_path, 120)
+    assert "\x1b" not in text
+    assert ":smile:[red]r[/]" in text
 
 
 def test_of_the_same_request_made_twice_the_later_counts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from optuna.trial import TrialState
 
 from finetune.errors import RequestError
 from finetune.settings import configs_folder
+from finetune.sweep.jobs import find_sweep
+from finetune.sweep.leaderboard import compare
 from hydra_plugins.finetune_optuna._space import Space, read
-from hydra_plugins.finetune_optuna._study import SAMPLERS, open_study, tell
+from hydra_plugins.finetune_optuna._study import SAMPLERS, ended, open_study, tell
+from support import killed_sweep
 from support.ended import Ended
+from support.processes import Started
 from support.runs import QUICK, summary_of
 
 LOG = "optimizer.lr=tag(log, interval(1e-4,1))"
@@ -327,3 +332,69 @@ def test_a_search_over_several_labels_looks_for_mean_average_precision(
         (number,) = trial.user_attrs["jobs"]
         assert trial.value == summary_of(sweep / str(number))["val"]["map"]
     assert f"search   2 of 2 trials; best: val mAP {study.best_value:.3f}, job" in ended.out
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_kill_while_a_study_is_opened_again_loses_no_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: int
+) -> None:
+    place = (str(tmp_path / "study.db"), "finetune", "random", 0)
+    wanted = {**space(LOG).distributions}
+    study = open_study(*place)
+    asked = [study.ask(wanted).params["optimizer.lr"] for _ in range(2)]
+    seen = 0
+
+    def killed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == call + 1:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("tell", "enqueue_trial"):
+            patch.setattr(optuna.Study, name, killed(getattr(optuna.Study, name)))
+        patch.setattr(optuna.Trial, "set_user_attr", killed(optuna.Trial.set_user_attr))
+        with suppress(KeyboardInterrupt):
+            open_study(*place)
+    again = open_study(*place)
+    assert [again.ask(wanted).params["optimizer.lr"] for _ in range(2)] == asked
+    assert again.ask(wanted).params["optimizer.lr"] not in asked
+
+
+def test_what_a_kill_left_half_asked_or_half_told_is_asked_again(tmp_path: Path) -> None:
+    place = (str(tmp_path / "study.db"), "finetune", "random", 0)
+    study = open_study(*place)
+    half = study.ask()
+    rate = half.suggest_float("optimizer.lr", 1e-4, 1, log=True)
+    study.enqueue_trial({"optimizer.lr": 0.5, "optimizer.momentum": 0.25})
+    study.ask()  # has what it is to try, and has drawn nothing
+    told = study.ask({**space(LOG).distributions})
+    told.set_user_attr("jobs", [2])  # all but the result
+    again = open_study(*place)
+    assert ended(again) == 0
+    wanted = {**space(LOG, "optimizer.momentum=interval(0,0.9)").distributions}
+    first, second, third = (again.ask(wanted).params for _ in range(3))
+    assert first["optimizer.lr"] == rate
+    assert second == {"optimizer.lr": 0.5, "optimizer.momentum": 0.25}
+    assert third["optimizer.lr"] == told.params["optimizer.lr"]
+
+
+def test_a_search_killed_while_it_plans_a_batch_tries_all_of_it(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    arguments = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.batch=3", *QUICK, LOG)
+    killed = Started("folder", "4", "9", "train", "-m", *arguments, work=killed_sweep.main).ended()
+    assert killed.code == -9, killed.err
+    sweep = find_sweep("latest")
+    asked = [trial.params for trial in study_in(sweep).trials]
+    assert [job.folder.name for job in compare(sweep).others] == list("012")
+    ended = command("resume", "latest")
+    assert (ended.code, ended.err) == (0, "")
+    complete = [trial for trial in study_in(sweep).trials if trial.state == TrialState.COMPLETE]
+    assert [trial.params for trial in complete] == asked
+    assert not compare(sweep).others

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.door import guarded
 from finetune.errors import RequestError
 from finetune.report.folder import refuse_used
+from finetune.sweep.jobs import PLAN, is_sweep
 
 
 class Begun(Callback):
@@ -33,11 +34,12 @@ class Begun(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
             _or_end(lambda: _refuse_sweep(Path(os.path.relpath(config.hydra.sweep.dir))))
+            config.hydra.sweeper._target_ = "hydra_plugins.finetune_batched.sweeper.PlannedSweeper"
         Begun.config = config
 
 
 def _refuse_sweep(folder: Path) -> None:
-    if (folder / "multirun.yaml").exists() and any(folder.glob("*/settings.json")):
+    if is_sweep(folder) and any(folder.glob("*/settings.json")):
         raise RequestError(
             f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
             f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
@@ -55,6 +57,13 @@ def _or_end(check: Callable[[], None]) -> None:
 def folder() -> Path | None:
     """The folder of the sweep that this process ran; None where it ran none."""
     return None if Begun.config is None else Path(os.path.relpath(Begun.config.hydra.sweep.dir))
+
+
+def forget() -> None:
+    """Let nothing be left to go on with of a sweep that was wrong as a whole."""
+    if sweep := folder():
+        (sweep / PLAN).unlink(missing_ok=True)
+    Begun.config = None
 
 
 def end_workers() -> None:

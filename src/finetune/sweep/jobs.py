@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError, brief, one_line
 
 SWEEPS = Path("outputs") / "sweeps"
+PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
 
 
 @dataclass(frozen=True)
@@ -43,31 +45,36 @@ def find_sweep(sweep: str) -> Path:
     """
     folder = Path(sweep)
     if sweep == "latest" and not folder.exists():
-        begun = sorted(SWEEPS.glob("*/*/multirun.yaml"), key=lambda file: file.stat().st_mtime)
-        if not begun:
+        files = [file for name in (PLAN, "multirun.yaml") for file in SWEEPS.glob(f"*/*/{name}")]
+        if not files:
             raise RequestError(f"latest: expected a sweep in {SWEEPS}; there is none here")
-        return begun[-1].parent
+        return max(files, key=lambda file: file.stat().st_mtime).parent
     if not folder.is_dir():
         raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")
     return folder
 
 
-def folders(sweep: Path) -> list[Path]:
-    """The folders of a sweep's jobs, in the order of their numbers.
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's; Hydra's own file is not there from the beginning."""
+    return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
 
-    Raises:
-        RequestError: there are none.
-    """
-    found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml")]
+
+def has_begun(job: Path) -> bool:
+    """Whether a job has got beyond what Hydra wrote, or was told what is wrong with it."""
+    return any((job / name).exists() for name in ("settings.json", "summary.json"))
+
+
+def folders(sweep: Path) -> list[Path]:
+    """The folders of jobs in a sweep's, in the order of their numbers."""
+    # Hydra opens its file before it writes: an empty one is of a process that was killed.
+    found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml") if file.stat().st_size]
     # Hydra makes a folder for a request that is refused, too; in a sweep such a job may wait for its turn.
     found = [job for job in found if (job / "settings.json").exists() or _of_sweep(job)]
-    if not found:
-        raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
     return sorted(found, key=lambda job: in_order(str(job.relative_to(sweep))))
 
 
 def _of_sweep(job: Path) -> bool:
-    return any((above / "multirun.yaml").exists() for above in job.parents)
+    return any(map(is_sweep, job.parents))
 
 
 def overrides_of(job: Path) -> list[str]:
@@ -76,7 +83,10 @@ def overrides_of(job: Path) -> list[str]:
     Raises:
         RequestError: the file that has it is damaged.
     """
-    return list(map(str, read_yaml(job / ".hydra" / "overrides.yaml")))
+    overrides = read_yaml(file := job / ".hydra" / "overrides.yaml")
+    if not isinstance(overrides, list):
+        raise RequestError(f"{file}: expected what Hydra wrote there, a list; it is damaged")
+    return list(map(str, overrides))
 
 
 def plain(override: str) -> str:
@@ -85,14 +95,14 @@ def plain(override: str) -> str:
 
 
 def read_yaml(file: Path) -> Any:
-    """What a file of Hydra's holds.
+    """What a file of Hydra's holds, nothing of it interpolated.
 
     Raises:
         RequestError: it is damaged.
     """
     try:
-        return OmegaConf.load(file)
-    except (OSError, YAMLError) as error:
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RequestError(f"{file}: expected what Hydra wrote there; damaged: {one_line(error)}") from None
 
 
@@ -113,17 +123,17 @@ def ranges(names: Iterable[str]) -> str:
     return brief([run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs], 20)
 
 
-def read(folder: Path) -> Job:
-    """The job in a folder.
+def read(folder: Path, asked: list[str]) -> Job:
+    """The job in a folder, of which that was asked for.
 
     Raises:
         RequestError: its summary is damaged.
     """
+    summary = summary_of(folder)
     overrides = {
         key.lstrip("+~"): value
-        for key, _, value in (plain(one).partition("=") for one in overrides_of(folder))
+        for key, _, value in (plain(one).partition("=") for one in summary.get("overrides") or asked)
     }
-    summary = summary_of(folder)
     status = summary.get("status", "unfinished")
     reason = "" if summary.get("status") == "finished" else summary.get("reason") or _how_far(folder)
     seconds = summary.get("timing", {}).get("total")

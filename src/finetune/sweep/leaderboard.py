@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.sweep.jobs import Job, folders, read
+from finetune.sweep.jobs import Job, read
+from finetune.sweep.planned import planned
 from finetune.training.best import deciding
 
 
@@ -84,7 +85,7 @@ def compare(sweep: Path) -> Leaderboard:
     Raises:
         RequestError: there are no jobs in the folder, or a summary is damaged.
     """
-    jobs = [read(folder) for folder in folders(sweep)]
+    jobs = [read(job.folder, job.overrides) for job in planned(sweep)]
     finished = [job for job in jobs if job.status == "finished"]
     done = [job.overrides for job in finished]
     # A resumed search trains in a new job what was stopped in an old one.

@@ -5,28 +5,28 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
 from finetune import saved
-from finetune.door import settings_of
+from finetune.atomic import write_atomically
 from finetune.errors import RequestError
 from finetune.report.terminal import say
 from finetune.resuming import find_any
 from finetune.settings import Settings
-from finetune.sweep.jobs import folders, overrides_of
-from finetune.sweep.plans import Plan, common, tell_apart
+from finetune.sweep.planned import Planned, planned
+from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
 from finetune.sweep.train import train_all
 
 
 def resume_sweep(folder: Path, console: Console) -> int:
     """Train the jobs of a sweep that have not finished and return the exit code.
 
-    Interrupted jobs go on from their checkpoints, together as before; those that had failed, or finished no
-    epoch, begin anew in their own folders. Finished jobs stay as they are.
+    Interrupted jobs go on from their checkpoints, together as before; those that had failed, finished no
+    epoch or never began, begin in their own folders. Finished jobs stay as they are.
 
     Raises:
-        RequestError: the folder holds no jobs.
+        RequestError: there are no jobs, or what tells of them is damaged.
         Interrupted: again.
     """
     plans = _unfinished(folder)
@@ -45,40 +45,39 @@ def resume_sweep(folder: Path, console: Console) -> int:
 
 
 def _unfinished(folder: Path) -> list[Plan]:
-    """The jobs without a result, their folders as Hydra made them."""
+    """The jobs without a result, in folders that hold nothing but what Hydra writes there, or a run."""
     plans = []
-    for place, job in enumerate(folders(folder)):
-        status = (saved.summary_of(job) or {}).get("status")
+    for place, job in enumerate(planned(folder)):
+        status = (saved.summary_of(job.folder) or {}).get("status")
         if status == "finished":
             continue
-        plan = Plan(int(job.name) if job.name.isdigit() else place, job, overrides_of(job))
+        plan = Plan(int(job.folder.name) if job.folder.name.isdigit() else place, job.folder, job.overrides)
         try:
-            plan.settings = _settings(job)
-            going_on = None if status == "failed" else find_any(job)
+            kept = (job.folder / "settings.json").is_file()
+            plan.settings = saved.settings_of(job.folder) if kept else job.checked()
+            refuse_several(plan.settings)
+            going_on = None if status == "failed" else find_any(job.folder)
             if going_on is None:
-                _clear(job)
+                _make_anew(job, plan.settings)
             elif going_on.together:
                 plan.going_on = going_on
             else:
                 plan.settings = plan.settings.model_copy(update={"resume": "auto"})
         except RequestError as error:
+            job.folder.mkdir(parents=True, exist_ok=True)
             plan.wrong, plan.settings = error, None
         plans.append(plan)
     return plans
 
 
-def _settings(job: Path) -> Settings:
-    if (job / "settings.json").is_file():
-        return saved.settings_of(job)
-    config = OmegaConf.load(job / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return settings_of(config)
-
-
-def _clear(job: Path) -> None:
-    """Remove what an unfinished job has written, but not how Hydra made it."""
-    for path in job.iterdir():
-        if path.is_dir() and path.name != ".hydra":
+def _make_anew(job: Planned, settings: Settings) -> None:
+    """Make the folder of a job that is to begin, as Hydra would, whatever of it there is."""
+    written = job.folder / ".hydra"
+    written.mkdir(parents=True, exist_ok=True)
+    for path in job.folder.iterdir():
+        if path.is_dir() and path != written:
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
+    for name, value in (("config", settings.model_dump()), ("overrides", job.overrides)):
+        write_atomically(written / f"{name}.yaml", yaml.safe_dump(value, sort_keys=False).encode())

@@ -18,7 +18,7 @@ class OncePerChoice:
     A value cannot change what is composed, and Hydra sets values last. So they are set in a copy of what
     Hydra has composed without them, by Hydra's own function; each job costs a tenth of the time.
 
-    values: the keys that are values; no group, nothing of Hydra's own.
+    values: the keys that are values; no group, nothing on which Hydra's own composing depends.
     """
 
     def __init__(self, loader: ConfigLoader, values: frozenset[str]) -> None:

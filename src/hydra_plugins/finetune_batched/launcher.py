@@ -30,7 +30,8 @@ class BatchedLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         # The sweeper, too, composes every job, to see that it can be.
         loader = hydra_context.config_loader
-        once = OncePerChoice(loader, frozenset(known_keys()) - SECTIONS.keys())
+        values = frozenset(known_keys()) - SECTIONS.keys() | {"hydra.sweep.subdir"}
+        once = OncePerChoice(loader, values)
         loader.load_sweep_config = once  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -47,8 +48,9 @@ class BatchedLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         plans = [one.return_value for one in returns]
-        # A search goes on after a batch of trials that were wrong.
-        train_plans(plans, whole=self.config.hydra.runtime.choices["hydra/sweeper"] == "basic")
+        # What comes in batches goes on after one that was wrong.
+        whole = self.config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+        train_plans(plans, whole and self.config.hydra.sweeper.max_batch_size is None)
         for one, plan in zip(returns, plans, strict=True):
             one.return_value = plan.score
         return returns

@@ -7,12 +7,13 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna import Study, Trial
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import GPSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune.errors import RequestError
@@ -40,9 +41,13 @@ def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
     url = storage if "://" in storage else f"sqlite:///{Path(storage).expanduser()}"
     try:
         study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
+        waiting = [_asked(trial) for trial in study.get_trials(states=[TrialState.WAITING])]
         for trial in study.get_trials(states=[TrialState.RUNNING]):
+            # First asked again, then failed: a process that is killed in between loses none.
+            if (params := _asked(trial)) not in waiting:
+                study.enqueue_trial(params)
+            Trial(study, trial._trial_id).set_user_attr(ENDED, [])
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params)
         # A resumed sampler must not draw again what it drew when the study began.
         study.sampler = SAMPLERS[sampler](seed + len(study.trials))
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -53,9 +58,14 @@ def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
     return study
 
 
+def _asked(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial is to try: what it was told to, and what it has drawn."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
 def ended(study: Study) -> int:
     """How many trials have ended by themselves."""
-    return sum(ENDED in trial.user_attrs for trial in study.trials)
+    return sum(bool(trial.user_attrs.get(ENDED)) for trial in study.trials)
 
 
 def tell(

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: Hydra loads plugins in a way that dataclasses then stumble over.
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from finetune.atomic import write_atomically
 from finetune.errors import RequestError
 from finetune.report.say import Screen, say
 
@@ -84,6 +86,8 @@ class OptunaSweeper(Sweeper):
             RequestError: an override or the storage cannot be used.
             SystemExit: interrupted; a resumed study begins with what was being trained.
         """
+        from finetune.sweep.planned import listed, write
+        from finetune.sweep.planning import plan
         from hydra_plugins.finetune_optuna import _space, _study
 
         assert self.hydra_context is not None
@@ -92,9 +96,9 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = _space.read(parser.parse_overrides(arguments))
         self.validate_batch_is_legal(space.examples())  # a choice that Hydra refuses is told now
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(os.path.relpath(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         knobs = self.knobs
         study = _study.open_study(
             knobs.storage or str(folder / "study.db"), knobs.study, knobs.sampler, knobs.seed
@@ -113,7 +117,10 @@ class OptunaSweeper(Sweeper):
                     f"hydra.sweep.dir={folder}: expected what its study began with to search over; {error}"
                 ) from None
             jobs = [job for trial in trials for job in space.jobs(trial.params)]
-            number = _next_number(folder)
+            known = listed(folder)
+            number = max(len(known), _next_number(folder))
+            new = plan(self.hydra_context.config_loader, self.config, jobs, number)
+            write(folder, [*known, *new], searched=True)
             ended = list(self.launcher.launch(jobs, initial_job_idx=number))
             each = len(jobs) // len(trials)
             for first, trial in zip(range(0, len(jobs), each), trials, strict=True):

@@ -1,0 +1,53 @@
+"""Hydra's sweeper `basic`, which leaves a list of all jobs before the first of them begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+
+class PlannedSweeper(BasicSweeper):
+    """Lists the jobs as soon as they are known, and again, with their settings, once they are composed."""
+
+    def split_arguments(  # type: ignore[override]  # Hydra calls it so: there it needs no instance
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The jobs of each batch."""
+        from finetune.sweep.planned import Planned, own_configs, write
+
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
+        assert self.config is not None
+        folder, wrong = self._folder(), own_configs(self.config.hydra.runtime.config_sources)
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = enumerate(chain.from_iterable(batches))
+        write(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
+        return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """With the first batch compose all of them: what is wrong with the last is told before one trains."""
+        from finetune.errors import RequestError
+        from finetune.sweep.planned import PLAN, write
+        from finetune.sweep.planning import plan
+
+        if self.batch_index > 1:
+            return
+        assert self.overrides is not None
+        assert self.config is not None
+        assert self.hydra_context is not None
+        jobs: list[Any] = list(chain.from_iterable(self.overrides))
+        try:
+            write(self._folder(), plan(self.hydra_context.config_loader, self.config, jobs))
+        except (HydraException, RequestError):  # no job will begin
+            (self._folder() / PLAN).unlink()
+            raise
+
+    def _folder(self) -> Path:
+        assert self.config is not None
+        return Path(os.path.relpath(self.config.hydra.sweep.dir))

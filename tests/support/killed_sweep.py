@@ -1,0 +1,42 @@
+"""`finetune train -m …` that a signal meets at a chosen call of a chosen function, as `Started` runs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra.core.utils
+from omegaconf import OmegaConf
+
+from finetune import cli, launch
+from finetune.sweep import planning
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "composing": (planning, "_composed"),
+    "multirun": (OmegaConf, "save"),  # of Hydra's own file, which then is empty
+    "folder": (hydra.core.utils, "_save_config"),  # of one of three files in each job's folder
+    "job": (launch.Job, "__call__"),
+}
+
+
+def main() -> None:
+    """Ends by the signal; arguments: point, call, signal, then the command's."""
+    point, call, number, *sys.argv[1:] = sys.argv[1:]
+    owner, name = POINTS[point]
+    original, seen = getattr(owner, name), 0
+
+    def met(*arguments: Any, **options: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == int(call):
+            if name in ("save", "_save_config"):
+                torn = arguments[1] if name == "save" else arguments[2] / arguments[1]
+                Path(torn).parent.mkdir(parents=True, exist_ok=True)
+                Path(torn).touch()
+            os.kill(os.getpid(), int(number))
+        return original(*arguments, **options)
+
+    setattr(owner, name, met)
+    cli.console_script()

@@ -1,0 +1,87 @@
+"""What is stored is data: nothing of it is interpolated, whoever wrote it; what is typed now is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.door import compose, override
+from finetune.errors import RequestError
+from finetune.launch import search_again
+from finetune.saved import settings_of
+from finetune.sweep import resume
+from finetune.sweep.jobs import overrides_of
+from finetune.sweep.leaderboard import compare
+from finetune.sweep.planned import check_stored
+from support.ended import Ended
+from support.runs import CHECKOUT
+
+Command = Callable[..., Ended]
+GOLDEN = CHECKOUT / "tests" / "golden" / "runs"
+MAKES = "${free_folder:made}"
+
+
+def test_stored_settings_come_through_as_they_are(command: Command) -> None:
+    values = compose(["data=folder", "data.root=pictures"]).model_dump()
+    values |= {"cache_dir": MAKES, "weights": "${oc.env:HOME}", "freeze": ["${oc.decode:all}"]}
+    values["data"] |= {"root": "${seed}", "label_column": "${"}
+    Path("run").mkdir()
+    Path("run/settings.json").write_text(json.dumps(values))
+    stored = settings_of(Path("run"))
+    now = override(stored, ["data.workers=2", "seed=${oc.decode:'7'}"], ["data", "data.workers", "seed"])
+    assert now.model_dump() == {**values, "seed": 7, "data": {**values["data"], "workers": 2}}
+    assert now.data.root == "${seed}"
+    typed = override(stored, ["data=csv", "data.root='${oc.env:HOME}/a'"], ["data", "data.root"])
+    assert typed.data.root is not None
+    assert typed.data.root.startswith("/")
+    with pytest.raises(RequestError, match=r"^data.root=\$\{nothing\}: Interpolation key"):
+        override(stored, ["data.root=${nothing}"], ["data.root"])
+    assert not Path("made").exists()
+
+
+def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
+    shutil.copytree(GOLDEN / "sweep", "cut")
+    for file in Path("cut").glob("*/.hydra/*.yaml"):
+        file.write_text(file.read_text().replace("store", MAKES))
+    for job in (Path("cut/1"), Path("cut/3")):
+        shutil.rmtree(job / "checkpoints")
+        for name in ("settings", "summary"):
+            (job / f"{name}.json").unlink()
+    file = Path("cut/multirun.yaml")
+    file.write_text(file.read_text().replace("cache_dir=store", f"cache_dir={MAKES}"))
+    assert overrides_of(Path("cut/1"))[-1] == overrides_of(GOLDEN / "sweep" / "1")[-1]
+    assert f"cache_dir={MAKES}" in overrides_of(Path("cut/1"))
+    compare(Path("cut"))
+    plans = resume._unfinished(Path("cut"))
+    assert {str(plan.wrong) for plan in plans} == {
+        f"cache_dir={MAKES}: expected a plain value, as it was stored; what does more must be typed anew"
+    }
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        f"cache_dir={MAKES}",
+        "+hydra.callbacks.evil._target_=os.system",
+        "hydra.launcher.setup=[touch made]",
+        "hydra.searchpath=[file:///tmp]",
+        "hydra.job.env_set.PATH=here",
+        "experiment=../../../../../made",
+        "+data@data=/made/there",
+    ],
+)
+def test_what_a_stored_override_may_do_is_to_set_a_value(command: Command, stored: str) -> None:
+    with pytest.raises(RequestError) as told:
+        check_stored(stored)
+    assert str(told.value).startswith(f"{stored}: expected a plain value")
+    shutil.copytree(GOLDEN / "search", "search")
+    assert search_again(Path("search"))
+    file = Path("search/multirun.yaml")
+    file.write_text(file.read_text().replace("- data=folder", f"- data=folder\n    - {json.dumps(stored)}"))
+    ended = command("resume", "search")
+    assert (ended.code, ended.err) == (2, f"error: {told.value}\n")

@@ -1,0 +1,88 @@
+"""What lies in the working folder is data: no command, and no Python that one starts, runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import chdir
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from finetune import processes
+from finetune.door import at_once
+from support.processes import Started
+from support.runs import CHECKOUT, QUICK
+
+HOSTILE = (
+    *("random.py", "json.py", "torch.py", "multiprocessing.py", "logging.py", "joblib.py", "submitit.py"),
+    *("sitecustomize.py", "hydra_plugins/evil.py", "finetune/__init__.py"),
+)
+SWEEP = ("train", "-m", "optimizer.lr=0.1,0.01")
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+SEARCH = (
+    *("train", "-m", "hydra/launcher=joblib", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"),
+    "optimizer.lr=interval(1e-3,1e-1)",
+)
+
+
+@pytest.fixture
+def marker(few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What appears when one of the files is run that lie in the working folder."""
+    folder, marker = tmp_path / "work", tmp_path / "marker"
+    for name in HOSTILE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"open({str(marker)!r}, 'a').write(__file__ + '\\n')\n")
+    (folder / "pictures").symlink_to(few_pictures)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT / "src"))
+    return marker
+
+
+def begins_python(folder: str) -> None:
+    os.chdir(folder)
+    at_once(lambda: subprocess.run([sys.executable, "-c", "import random"], check=True))
+
+
+def test_a_rank_runs_nothing_of_the_working_folder(marker: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "torch.py").write_text("raise SystemExit(5)")  # importing the real one takes long
+    environment = {**os.environ, "RANK": "0", "PYTHONPATH": f"{tmp_path / 'short'}:{CHECKOUT / 'src'}"}
+    assert processes._started(tmp_path, 0, environment).wait(60) == 5
+    assert not marker.exists()
+
+
+def test_every_python_that_a_command_starts_is_told(marker: Path) -> None:
+    with chdir("/"):  # where the fork server itself is begun
+        assert Started(work=partial(begins_python, str(marker.with_name("work")))).ended().code == 0
+    assert not marker.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "finetune"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", *QUICK, "compile=true"),
+        ("train", *QUICK, *TWO),
+        (*SWEEP, *QUICK),
+        (*SWEEP, *QUICK, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        (*SWEEP, *QUICK, "hydra/launcher=submitit_local"),
+        (*SEARCH, *QUICK),
+    ],
+    ids=["compile", "ddp", "batched", "joblib", "submitit", "optuna"],
+)
+def test_no_command_runs_anything_of_the_working_folder(
+    marker: Path, script: str, arguments: tuple[str, ...]
+) -> None:
+    console = [Path(sys.executable).with_name("finetune")]
+    command = [*console, *arguments] if script == "finetune" else [CHECKOUT / "train.py", *arguments[1:]]
+    ended = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    assert not marker.exists()
+    for rest in (("predict", "latest", "pictures"), ("report", "latest"), ("explain", "latest", "pictures")):
+        ended = subprocess.run([sys.executable, *console, *rest], capture_output=True, text=True, timeout=600)
+        assert ended.returncode == 0, ended.stderr
+    assert not marker.exists()
