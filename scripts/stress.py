@@ -1,6 +1,6 @@
 """Kills, damages and races by the hundred, and a table of what came of them.
 
-    python scripts/stress.py [KIND…] [--times N] [--seed S] [--jobs J] [--only NUMBER] [--keep]
+    python scripts/stress.py [KIND…] [--times N] [--seed S] [--jobs J] [--only NUMBER] [--folder DIR]
 
 Without kinds all are tried, in 15 to 20 minutes on two cores; docs/stress.md says what they are. Each trial
 follows from the seed and its number: `--only` repeats one. Ends with 1 where something that is not known was
@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stressing import flips, kills, stores
 from stressing.forks import preload
 from stressing.pool import run_trials
-from stressing.world import Outcome, World
+from stressing.world import Outcome, Undisturbed, World
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def stress(
     folder: an empty one, where trials work.
     """
     preload()
-    found = {}
+    found, known, looks = {}, dict[str, Undisturbed](), dict[str, Any]()
     for name in names:
         kind, began = KINDS[name], time.monotonic()
-        world = World(folder / name, seed, jobs, kind.own_images)
+        world = World(folder / name, seed, jobs, kind.own_images, known, looks)
         kind.prepare(world)
         numbers = range(times or kind.times) if only is None else [only]
         found[name] = Counter[str]()
@@ -120,16 +121,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="trials at once")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one trial alone")
-    parser.add_argument("--keep", action="store_true", help="leave the folders of silent and broken trials")
+    parser.add_argument("--folder", type=Path, help="an empty one for the trials, which is left as they end")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="stress-"))
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="stress-"))
     names = given.kinds or list(KINDS)
     try:
         found = stress(names, folder, given.times, given.seed, given.jobs, given.only)
     finally:
-        if given.keep:
-            print(f"kept: {folder}", file=sys.stderr)
-        else:
+        if not given.folder:
             shutil.rmtree(folder)
     print(table(found))
     return int(failed(found))

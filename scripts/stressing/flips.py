@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from finetune.errors import RequestError, RunError
 from stressing.forks import Ended, command
-from stressing.kills import compared
-from stressing.world import BASE, RUN, SWEEPS, Outcome, World, rows_of, summary_of
+from stressing.world import BASE, RUN, SWEEPS, Outcome, World, came_to, rows_of, summary_of
 
 # What tells a user that something is not as it was.
 WORDS = re.compile(
@@ -24,12 +26,15 @@ Look = Callable[[Path], list[tuple[Ended, Any]]]
 
 def prepare(world: World) -> None:
     """A finished run with a store, the same one interrupted, and a sweep; what each answers undisturbed."""
+    if world.looks:
+        return
     world.undisturbed("run", *RUN)
     world.undisturbed("batched", *SWEEPS["batched"], "hydra.sweep.dir=sweep")
     half = world.furnish("undisturbed/half/0")
     shutil.copytree(world.known["run"].folder / "store", half / "store")
     stopped = command(half, *RUN, before=_stop_after_two_epochs)
     assert stopped.code == -9, stopped.err
+    world.known["half"] = replace(world.known["run"], folder=half)
     for kind, (look, _) in KINDS.items():
         place = _copied(world, kind, world.folder / "undisturbed" / "looks" / kind)
         world.looks[kind] = look(place)
@@ -54,8 +59,11 @@ def _stop_after_two_epochs() -> None:
 
 
 def _copied(world: World, kind: str, place: Path) -> Path:
-    source = {"half": world.folder / "undisturbed" / "half" / "0", "sweep": world.known["batched"].folder}
-    shutil.copytree(source.get(kind, world.known["run"].folder), place, symlinks=True, dirs_exist_ok=True)
+    source = world.known[{"sweep": "batched", "store": "run"}.get(kind, kind)].folder
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Files that are names of one another stay so.
+    subprocess.run(["cp", "-a", source, place], check=True)
     return place
 
 
@@ -79,10 +87,10 @@ def look_at_half(place: Path) -> list[tuple[Ended, Any]]:
     ended = command(place, "resume", "run")
     if ended.code:
         return [(ended, None)]
-    whole = place.parents[1] / "undisturbed" / "run" / "2" / "run"
-    if not whole.exists():
-        whole = place.parents[2] / "undisturbed" / "run" / "2" / "run"
-    return [(ended, compared(place / "run", whole))]
+    try:
+        return [(ended, came_to(place / "run"))]
+    except (RequestError, RunError) as error:  # it ended, and whoever opens it will be told
+        return [(replace(ended, code=1, err=str(error)), None)]
 
 
 def look_at_sweep(place: Path) -> list[tuple[Ended, Any]]:
@@ -107,13 +115,15 @@ def _measures(run: Path) -> Any:
     return [summary["val"], summary["test"], summary["classes"], summary["data"]["fingerprint"]]
 
 
-def _subject(kind: str, place: Path, chance: Random) -> Path:
-    """A file of that kind of folder, each as likely as any other; of a sweep what a leaderboard reads."""
+def _subject(kind: str, place: Path, chance: Random, curves: bool) -> Path:
+    """Any file of that kind of folder, large ones three times as likely; of a sweep what a leaderboard reads."""
     folder = place / {"run": "run", "half": "run", "sweep": "sweep", "store": "store"}[kind]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     if kind == "sweep":
         files = [path for path in files if path.suffix in (".json", ".yaml")]
-    return chance.choice(files)
+    files = [path for path in files if any(one in path.parts for one in CURVES) == curves]
+    weights = [3 if path.stat().st_size > 50_000 else 1 for path in files]
+    return chance.choices(files, weights)[0]
 
 
 KINDS: dict[str, tuple[Look, float]] = {
@@ -126,21 +136,16 @@ KINDS: dict[str, tuple[Look, float]] = {
 
 def flips(world: World, place: Path, chance: Random, number: int, curves: bool = False) -> Outcome:
     """One bit of one file is flipped; what reads it then ends with the same answers, or with a word."""
-    kind = chance.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
+    kind = "half" if curves else chance.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
     _copied(world, kind, place)
-    file = _subject(kind, place, chance)
-    while any(name in file.relative_to(place).parts for name in CURVES) != curves:
-        file = _subject(kind := "half", place, chance) if curves else _subject(kind, place, chance)
+    file = _subject(kind, place, chance, curves)
     content = bytearray(file.read_bytes())
     # Small values stand at the beginning of large texts, whose rest is digests.
     reach = min(len(content), 3000) if chance.random() < 0.5 else len(content)
     offset, bit = chance.randrange(reach), chance.randrange(8)
     content[offset] ^= 1 << bit
-    if file.stat().st_nlink > 1:  # a bit flips on the disk, for all names of the file
-        with file.open("r+b") as opened:
-            opened.write(content)
-    else:
-        file.write_bytes(content)
+    with file.open("r+b") as opened:  # in place: for all names that the file has
+        opened.write(content)
     note = f"{kind}: {file.relative_to(place)} byte {offset} bit {bit}"
     return _judge(KINDS[kind][0](place), world.looks[kind], note)
 

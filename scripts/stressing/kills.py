@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signa
 
 
 def prepare_run(world: World) -> None:
-    world.undisturbed("run", *DROPOUT)
+    world.undisturbed("dropout", *DROPOUT)
 
 
 def prepare_sweeps(world: World) -> None:
@@ -37,7 +37,7 @@ def prepare_sweeps(world: World) -> None:
 
 def kills(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """A run is killed, at times twice, and resumed."""
-    like, by = world.known["run"], chance.choice(SIGNALS)
+    like, by = world.known["dropout"], chance.choice(SIGNALS)
     when = moment(chance, number, like, world.seed)
     ended = disturbed(place, *DROPOUT, **when, number=by)
     note = f"{signal.Signals(by).name} at {when}"
@@ -98,7 +98,7 @@ def lacking(sweep: Path, whole: Path, jobs: int) -> str:
 
 def disks(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """A run on a disk that is soon full; once there is room it is resumed."""
-    like = world.known["run"]
+    like = world.known["dropout"]
     held = sum(path.lstat().st_size for path in like.folder.rglob("*") if path.is_file())
     room = int(chance.uniform(0.02, 1.0) * held)
     with_disk = os.geteuid() == 0 and _mounted(place, room)

@@ -160,7 +160,7 @@ def races(world: World, place: Path, chance: Random, number: int) -> Outcome:
 
 def writers(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """Two processes go on with one run: one of them is refused, or both leave what one would have."""
-    like, begun = world.known["run"], chance.uniform(0.0, 0.5)
+    like, begun = world.known["dropout"], chance.uniform(0.0, 0.5)
     request = (*DROPOUT, "resume=auto")
     first = Process(place, *request)
     first.until(begun * like.seconds)
