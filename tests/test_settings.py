@@ -56,6 +56,7 @@ DEFAULTS = {
     "cache": "auto",
     "cache_dir": "~/.cache/finetune",
     "cache_max_gb": 20,
+    "cache_shared": False,
     "precision": "auto",
     "compile": "auto",
     "trainer.accelerator": "auto",

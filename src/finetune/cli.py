@@ -12,7 +12,7 @@ import typer
 
 from finetune import launch
 from finetune.door import at_once, check_picture, compose, guarded, import_torch
-from finetune.errors import RequestError
+from finetune.errors import RequestError, RunError, brief
 from finetune.launch import train
 from finetune.report.say import Screen
 from finetune.sweep.jobs import find_sweep
@@ -155,10 +155,16 @@ def _cache(folder: Path, clear: bool) -> None:
     from finetune.features.plan import readable
 
     if clear:
-        print(f"{readable(store.clear(folder))} removed from {folder}")
+        freed, left = store.clear(folder)
+        print(f"{readable(freed)} removed from {folder}")
+        if left:
+            raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")
         return
     held = store.contents(folder)
     for one in held:
+        if "row" not in one:
+            print(f"{readable(one['bytes']):>8}  {one['folder']}: about.json is damaged or another version's")
+            continue
         shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
         print(
             f"{readable(one['bytes']):>8}  {one['rows']:>9,} pictures  {one['model']}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune import private
 from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
@@ -50,8 +51,14 @@ def memo(settings: Settings) -> Path:
 
 
 def cache_dir(settings: Settings) -> Path:
-    """The folder of features and digests; `~` is the user's own."""
-    return Path(os.path.expanduser(settings.cache_dir))
+    """The folder of features and digests, made where it is missing; `~` is the user's own.
+
+    Raises:
+        RequestError: others could have filled it, and `cache_shared` does not say that they may.
+    """
+    folder = Path(os.path.expanduser(settings.cache_dir))
+    private.check_folder(folder, settings.cache_shared)
+    return folder
 
 
 def make_model(settings: Settings, dataset: Dataset) -> Model:

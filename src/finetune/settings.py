@@ -139,6 +139,7 @@ class Settings(_Strict):
     cache: Literal["auto", "memory", "disk", "none"]
     cache_dir: Text
     cache_max_gb: Positive
+    cache_shared: bool
     precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
     compile: Literal["auto", True, False]
     trainer: Trainer

@@ -5,9 +5,11 @@ import os
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from finetune.data.digests import file_digests, known_bad, remember_bad
+from finetune.data import digests
+from finetune.data.digests import file_digests, forget, known_bad, remember_bad
 
 LONG_AGO = 1_600_000_000_000_000_000
 
@@ -30,15 +32,48 @@ def test_a_files_digest_is_of_its_bytes(tmp_path: Path, memo: str | None) -> Non
         assert found == [sha(b"the same")] * 2 + [sha(str(tmp_path / "gone").encode())]
 
 
-def test_a_known_file_is_not_read_again_and_a_changed_one_is(tmp_path: Path) -> None:
+def test_a_known_file_is_not_read_again_and_a_changed_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memo = tmp_path / "memo.sqlite"
     paths = [write(tmp_path / name, name.encode()) for name in "abcd"]
     assert file_digests(paths, memo) == [sha(name.encode()) for name in "abcd"]
-    with sqlite3.connect(memo) as base:  # the memo is believed, which shows that the file is not read
-        base.execute("UPDATE files SET sha256 = 'known' WHERE path = ?", (os.fsencode(paths[0].resolve()),))
+    digest, read = digests._digest, list[Path]()
+    monkeypatch.setattr(digests, "_digest", lambda path: read.append(path) or digest(path))
     write(paths[1], b"B")  # of the same size and, as `cp -p` leaves it, with the old time
     write(paths[2], b"longer")
-    assert file_digests(paths, memo) == ["known", sha(b"B"), sha(b"longer"), sha(b"d")]
+    assert file_digests(paths, memo) == [sha(b"a"), sha(b"B"), sha(b"longer"), sha(b"d")]
+    assert sorted(read) == paths[1:3]
+
+
+def test_no_flipped_bit_of_the_memo_gives_another_digest_or_reason(tmp_path: Path) -> None:
+    memo = tmp_path / "memo.sqlite"
+    paths = [write(tmp_path / str(number), bytes([number])) for number in range(10)]
+    right = file_digests(paths, memo)
+    remember_bad({digest: f"cut off after {digest[:9]} bytes" for digest in right[:5]}, memo)
+    whole, generator = memo.read_bytes(), np.random.default_rng(0)
+    # Anywhere, and in what is read back itself: the digests and the reasons.
+    places = generator.integers(0, 8 * len(whole), 60).tolist()
+    places += [8 * (whole.index(digest.encode()) + 30) for digest in right]
+    places += [8 * (whole.index(f"cut off after {digest[:9]}".encode()) + 1) for digest in right[:5]]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        memo.write_bytes(flipped)
+        assert file_digests(paths, memo) == right, place
+        reasons = known_bad(right, memo)
+        assert all(reason == f"cut off after {digest[:9]} bytes" for digest, reason in reasons.items()), place
+
+
+def test_a_file_that_changed_unseen_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
+    facts = digests._facts(path)
+    monkeypatch.setattr(digests, "_facts", lambda path: facts)  # as on a disk that keeps no time of change
+    assert file_digests([path], memo) == [sha(b"a")]
+    write(path, b"b")
+    assert file_digests([path], memo) == [sha(b"a")]
+    forget(path, memo)
+    assert file_digests([path], memo) == [sha(b"b")]
 
 
 def test_a_file_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> None:
@@ -54,7 +89,7 @@ def test_links_to_one_file_are_remembered_as_one(tmp_path: Path) -> None:
     memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
     (tmp_path / "link").symlink_to(path)
     file_digests([tmp_path / "link", path], memo)
-    assert sqlite3.connect(memo).execute("SELECT count(*) FROM files").fetchone() == (1,)
+    assert sqlite3.connect(memo).execute("SELECT count(*) FROM hashed").fetchone() == (1,)
 
 
 def test_what_is_broken_is_remembered_by_content_and_pillow(

@@ -1,9 +1,6 @@
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -11,23 +8,9 @@ import pytest
 import torch
 
 from finetune.features import store as stores
-from finetune.features.store import Layout, MemoryStore, Store, key, opened
-
-LAYOUT = Layout(((3, 2), (4,)), torch.float32)
-
-
-def digests(*numbers: int) -> list[str]:
-    return [f"{number:064x}" for number in numbers]
-
-
-def tensors(*numbers: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = torch.tensor(numbers, dtype=torch.float32)
-    return rows.view(-1, 1, 1).expand(-1, 3, 2) + 0.5, rows.view(-1, 1).expand(-1, 4) - 0.25
-
-
-def read(store: Store | MemoryStore, *numbers: int) -> tuple[torch.Tensor, ...]:
-    rows = store.mapped()[[store.place[digest] for digest in digests(*numbers)]]
-    return store.layout.unpack(torch.from_numpy(rows))
+from finetune.features.store import Layout, MemoryStore, key, opened
+from support.processes import FORKS, Started, code
+from support.rows import LAYOUT, digests, read, tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -71,7 +54,7 @@ def test_the_key_depends_on_every_part_of_the_description():
 def test_what_a_killed_writer_left_half_done_does_not_count(tmp_path, harm):
     with opened(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
-        data, index = store.data, store.index
+        data, index = store.folder / "data.bin", store.folder / "rows.txt"
     if harm == "half a row":
         data.write_bytes(data.read_bytes() + b"abc")
     elif harm == "half a line":
@@ -91,7 +74,7 @@ def test_what_a_killed_writer_left_half_done_does_not_count(tmp_path, harm):
 def test_a_damaged_row_is_found_by_its_checksum_and_made_anew(tmp_path):
     with opened(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2, 3), tensors(1, 2, 3))
-        data = store.data
+        data = store.folder / "data.bin"
     content = bytearray(data.read_bytes())
     content[LAYOUT.row_bytes + 5] ^= 1
     data.write_bytes(content)
@@ -105,7 +88,7 @@ def test_a_damaged_row_is_found_by_its_checksum_and_made_anew(tmp_path):
 
 
 def test_killed_while_writing_everything_finished_is_kept(tmp_path):
-    code = f"""
+    program = f"""
         import torch
         from pathlib import Path
         from finetune.features.store import Layout, opened
@@ -113,7 +96,7 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
             for i in range(10**6):
                 store.append([f"{{i + 1:064x}}"], [torch.full((1, 1000), float(i))])
     """
-    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    writer = Started(work=code(textwrap.dedent(program)))
     layout = Layout(((1000,),), torch.float32)
     index = tmp_path / "features" / key({})[:32] / "rows.txt"
     for _ in range(600):
@@ -121,7 +104,7 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
             break
         time.sleep(0.1)
     writer.send_signal(signal.SIGKILL)
-    assert writer.wait() == -signal.SIGKILL
+    assert writer.ended().code == -signal.SIGKILL
     with opened(tmp_path, {}, layout) as store:
         count = len(store.place)
         assert count > 100
@@ -142,7 +125,7 @@ def _add_missing(folder: str, wanted: list[str]) -> int:
 
 def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     wanted = digests(*range(1, 41))
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with FORKS.Pool(3) as pool:
         added = pool.starmap(_add_missing, [(str(tmp_path), wanted)] * 3)
     assert sorted(added) == [0, 0, 40]
     with opened(tmp_path, {}, LAYOUT) as store:
@@ -156,5 +139,6 @@ def test_contents_are_readable_by_hand_and_cleared(tmp_path):
     (held,) = stores.contents(tmp_path)
     assert (held["model"], held["rows"], held["bytes"]) == ("resnet18", 2, 2 * LAYOUT.row_bytes)
     assert json.loads((tmp_path / "features" / os.path.basename(held["folder"]) / "about.json").read_text())
-    assert stores.size(tmp_path) == stores.clear(tmp_path) == 2 * LAYOUT.row_bytes
+    assert stores.size(tmp_path) == 2 * LAYOUT.row_bytes
+    assert stores.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
     assert stores.contents(tmp_path) == []

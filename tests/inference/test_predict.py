@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import finetune
+from finetune.errors import RunError
 from finetune.inference.forward import Answer
 from finetune.inference.predict import rank
 from support.ended import Ended
@@ -110,9 +112,29 @@ def test_what_an_interrupted_command_has_written_is_kept(
     monkeypatch.setattr(module, "rank", interrupted)
     Path("out.csv").write_text("of another day")
     ended = predict("pictures", "--out", "out.csv")
-    assert (ended.code, ended.err) == (130, "error: interrupted; the first 32 rows are in out.csv.part\n")
-    assert len(rows(Path("out.csv.part").read_text())) == 32
+    told, _, part = ended.err.rstrip("\n").rpartition(" in ")
+    assert (ended.code, told) == (130, "error: interrupted; the first 32 rows are")
+    assert len(rows(Path(part).read_text())) == 32
     assert Path("out.csv").read_text() == "of another day"
+
+
+def test_what_fails_otherwise_leaves_no_part_and_nothing_in_the_way_is_followed(
+    predict: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("victim").write_text("of value")
+    for name in ("out.csv", "out.csv.part"):
+        Path(name).symlink_to("victim")
+    before = set(os.listdir())
+    assert predict("pictures", "--out", "out.csv").code == 0
+    assert not Path("out.csv").is_symlink()
+    assert Path("victim").read_text() == "of value"
+
+    def failing(*arguments: Any) -> Any:
+        raise RunError("no memory left")
+
+    monkeypatch.setattr("finetune.inference.predict.rank", failing)
+    assert predict("pictures", "--out", "out.csv").code == 1
+    assert set(os.listdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -13,10 +14,15 @@ from pathlib import Path
 
 import PIL
 
+from finetune import private
+
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
+# Each row ends with a checksum of all before it. Tables of other names are of versions that had none.
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT)",
-    "CREATE TABLE IF NOT EXISTS bad (sha256 TEXT, pillow TEXT, reason TEXT, PRIMARY KEY (sha256, pillow))",
+    "CREATE TABLE IF NOT EXISTS hashed"
+    " (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT, crc32 INT)",
+    "CREATE TABLE IF NOT EXISTS broken"
+    " (sha256 TEXT, pillow TEXT, reason TEXT, crc32 INT, PRIMARY KEY (sha256, pillow))",
 )
 
 
@@ -39,25 +45,36 @@ def file_digests(
 
 def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
     """The digests of pictures that an earlier run could not decode, and why; by this version of Pillow."""
-    query = "SELECT sha256, reason FROM bad WHERE pillow = ?"
     try:
         with _opened(memo) as base:
-            reasons = dict(base.execute(query, (PIL.__version__,)))
+            rows = base.execute("SELECT * FROM broken WHERE pillow = ?", (PIL.__version__,)).fetchall()
     except (OSError, sqlite3.Error):
         return {}
+    reasons = {row[0]: row[2] for row in rows if row == _row(*row[:-1])}
     return {digest: reasons[digest] for digest in digests if digest in reasons}
 
 
 def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
     """Remember why pictures cannot be decoded, by their digests."""
-    rows = [(digest, PIL.__version__, reason) for digest, reason in reasons.items()]
+    rows = [_row(digest, PIL.__version__, reason) for digest, reason in reasons.items()]
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:
-        base.executemany("INSERT OR REPLACE INTO bad VALUES (?, ?, ?)", rows)
+        base.executemany("INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?)", rows)
+
+
+def forget(path: Path, memo: Path) -> None:
+    """Have a file hashed anew next time, in case it changed although its size and times did not."""
+    with suppress(OSError, sqlite3.Error), _opened(memo) as base:
+        base.execute("DELETE FROM hashed WHERE path = ?", (os.fsencode(path.resolve()),))
+
+
+def _row(*fields: str | bytes | int) -> tuple[str | bytes | int, ...]:
+    return (*fields, zlib.crc32(repr(fields).encode()))
 
 
 @contextmanager
 def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
-    memo.parent.mkdir(parents=True, exist_ok=True)
+    private.make_folder(memo.parent)
+    private.open_file(memo, memo.parent).close()
     with closing(sqlite3.connect(memo, timeout=30)) as base, base:
         for table in TABLES:
             base.execute(table)
@@ -67,18 +84,20 @@ def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
 def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]) -> list[str]:
     found: dict[int, str] = {}
     facts = [_facts(path) for path in paths]
-    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
+    query = "SELECT sha256, crc32 FROM hashed WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, fact in enumerate(facts):
-        if fact and (row := base.execute(query, fact).fetchone()):
+        if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, row[0]):
             found[i] = row[0]
     new = [i for i in range(len(paths)) if i not in found]
     advance(len(found))
     found |= dict(zip(new, _read([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
     rows = [
-        (*fact, found[i]) for i in new if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
+        _row(*fact, found[i])
+        for i in new
+        if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
     ]
-    base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+    base.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?)", rows)
     return [found[i] for i in range(len(paths))]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from finetune.data import limits, splits
 from finetune.data.colour import to_srgb
 from finetune.data.dataset import Picture, Stored
+from finetune.errors import RunError
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -30,7 +33,6 @@ FORMATS = {
     **({"AVIF": (".avif",)} if features.check("avif") else {}),
 }
 EXTENSIONS = tuple(sorted(extension for extensions in FORMATS.values() for extension in extensions))
-THINNEST = 2  # pixels: a line shows nothing
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -53,6 +55,14 @@ class BrokenPicture(Exception):
         self.lasting = lasting
 
 
+class ChangedImage(RunError):
+    """A picture whose bytes are not those that its digest is of."""
+
+    def __init__(self, picture: Picture) -> None:
+        super().__init__(f"{picture}: changed since the run began, which goes by its content; run again")
+        self.picture = picture
+
+
 @dataclass(frozen=True)
 class BadImage:
     """A picture that cannot be decoded: its place in the data set, its file and the reason.
@@ -66,15 +76,24 @@ class BadImage:
     lasting: bool = True
 
 
-def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tensor:
+def decode(picture: Picture, resize: int, crop: int, interpolation: str, digest: str | None = None) -> Tensor:
     """Decode one picture: shorter side to `resize`, then the central square of `crop` pixels.
 
     The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
 
+    digest: of the content that is expected.
+
     Returns: uint8 (3, crop, crop).
-    Raises: BrokenPicture.
+    Raises: BrokenPicture; ChangedImage.
     """
-    image = _open(picture, resize)
+    content = _content(picture)
+    if digest is not None and digest != _digest(content):
+        raise ChangedImage(picture)
+    with ExitStack() as memory:
+        return _cut(_open(content, resize, memory), resize, crop, interpolation)
+
+
+def _cut(image: Image.Image, resize: int, crop: int, interpolation: str) -> Tensor:
     width, height = image.size
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
@@ -90,20 +109,39 @@ def decode(picture: Picture, resize: int, crop: int, interpolation: str) -> Tens
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _open(picture: Picture, least: int) -> Image.Image:
+def _content(picture: Picture) -> bytes | np.ndarray:
+    """All that a picture is made of, read once: what is hashed and decoded are these very bytes."""
+    if isinstance(picture, np.ndarray):
+        return picture
     if isinstance(picture, Path) and _is_something_else(picture):
         raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
     try:
-        content = picture.read() if isinstance(picture, Stored) else picture
+        if isinstance(picture, Stored):
+            return picture.read()
+        with picture.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > limits.BYTES:
+                raise BrokenPicture("more bytes than is safe to decode")
+            return file.read()
+    except BrokenPicture:
+        raise
+    except Exception as error:  # whatever an archive raises
+        raise BrokenPicture(reason(error), lasting=False) from error
+
+
+def _digest(content: bytes | np.ndarray) -> str:
+    return splits.digest(content) if isinstance(content, np.ndarray) else hashlib.sha256(content).hexdigest()
+
+
+def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.Image:
+    """The picture in RGB; `memory` holds what decoding takes of all threads' budget."""
+    try:
         if isinstance(content, np.ndarray):
             return _as_rgb(Image.fromarray(content))
-        file = io.BytesIO(content) if isinstance(content, bytes) else content
-        with Image.open(file, formats=tuple(FORMATS)) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):  # Pillow itself allows twice that
-                raise Image.DecompressionBombError
-            if min(image.size) < THINNEST:
-                raise ValueError(f"{image.width} x {image.height} pixels, too thin to show anything")
+        with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
+            limits.check(image, content)
+            needed = limits.memory(image)
             image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
+            memory.enter_context(limits.DECODING.taking(needed))
             image.load()
             # A damaged EXIF is left aside, as viewers do.
             with suppress(SyntaxError, ValueError, TypeError, LookupError, struct.error):
@@ -144,6 +182,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 class Reader:
     """Decodes the pictures of a data set by their index, all in the same way.
 
+    digests: of the content that each is expected to have; none: whatever is found is taken.
     known: pictures that are known to be bad, by their index; they are not tried again.
     """
 
@@ -152,14 +191,19 @@ class Reader:
     crop: int
     interpolation: str
     known: Mapping[int, BadImage] = field(default_factory=dict)
+    digests: Sequence[str] = ()
 
     def __call__(self, index: int) -> Tensor | BadImage:
-        """uint8 (3, crop, crop), or what is wrong with the picture."""
+        """uint8 (3, crop, crop), or what is wrong with the picture.
+
+        Raises:
+            ChangedImage: its content is not what was expected.
+        """
         if index in self.known:
             return self.known[index]
-        picture = self.pictures[index]
+        picture, digest = self.pictures[index], self.digests[index] if self.digests else None
         try:
-            return decode(picture, self.resize, self.crop, self.interpolation)
+            return decode(picture, self.resize, self.crop, self.interpolation, digest)
         except BrokenPicture as error:
             return BadImage(index, str(picture), str(error), error.lasting)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.views import Inputs
+from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, extract, settle
 from finetune.features.store import Layout, MemoryStore, opened
 from finetune.model.boundary import Split
@@ -112,6 +113,10 @@ def gather(
                     store.append([pictures.digests[row] for row in done], tensors)
                 computed += len(done)
                 advance(len(done))
+        if computed and store.verify(pictures.digests):
+            raise RunError("cache_dir: features are not read back as they were written; is the disk failing?")
+        if store.removed():
+            say("the stored features were removed meanwhile; they serve this run alone")
         places = np.array([store.place.get(digest, -1) for digest in pictures.digests])
         rows = torch.from_numpy(store.mapped())
     if 0 < rows.nbytes <= RESIDENT:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune import private
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
@@ -23,7 +24,8 @@ from finetune.data.views import Inputs, Rows, Views, views
 from finetune.features import store as stored
 from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
-from finetune.features.plan import Boundary, Plan, find_boundary, known_by, make_plan, ram
+from finetune.features.plan import Boundary, Plan, find_boundary, known_by, make_plan
+from finetune.memory import ram
 from finetune.model.assemble import Model
 
 VIEWS = ("plain", "mirrored")
@@ -134,7 +136,7 @@ def read(
         for index, digest in enumerate(dataset.digests)
         if digest in reasons
     }
-    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known)
+    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known, dataset.digests)
     prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
     described = None
     if prospect.plan.where == "none":
@@ -217,7 +219,8 @@ def _described(found: list[Features], plan: Plan) -> dict[str, Any]:
 def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     """Up to 32 training pictures as the first epoch may show them."""
     order = np.random.default_rng(0).permutation(dataset.split["train"])[:32]
-    reader = replace(reader, pictures=dataset.images, known={})  # numbered anew, without the bad ones
+    # Numbered anew, without the bad ones.
+    reader = replace(reader, pictures=dataset.images, known={}, digests=dataset.digests)
     decoded = [reader(int(index)) for index in order]
     return prepare(torch.stack([picture for picture in decoded if isinstance(picture, Tensor)]), True, 1)
 
@@ -226,8 +229,7 @@ def _room(folder: Path, shape: tuple[int, ...]) -> Tensor:
     """Zeroed bytes: in a quarter of the memory at most, else in a file that is gone with the process."""
     if math.prod(shape) <= ram() / 4:
         return torch.zeros(shape, dtype=torch.uint8)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as file:
+    with TemporaryFile(dir=private.make_folder(folder)) as file:
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
 
 

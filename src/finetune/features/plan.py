@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import RequestError
 from finetune.features.store import size as stored_size
+from finetune.memory import ram
 from finetune.model import modes
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, fingerprint, split
@@ -132,12 +132,6 @@ def known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
         else torch.backends.cpu.get_cpu_capability(),
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm],
     }
-
-
-def ram() -> int:
-    """Bytes of memory of this machine; where several processes of it train together, this one's part."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
 
 
 def decide(

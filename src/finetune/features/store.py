@@ -1,33 +1,41 @@
 """Features on disk, known by what they were computed with and from; whole or absent, never trusted unread.
 
 A store is a folder: `about.json` says what it holds; `data.bin` has one row of fixed length per picture;
-`rows.txt` has one line per row, the SHA-256 of the picture file and the CRC-32 of the row. A row counts once
-its line is there, so a killed run leaves all that it had finished.
+`rows.txt` has one line per row, the SHA-256 of the picture file and the CRC-32 of both. A row counts once its
+line is there, so a killed run leaves all that it had finished; one that counts is never changed.
+Only the holder of the lock on `data.bin` writes, and only into the files that it opened then: a store that is
+removed meanwhile still serves its holder, and whoever comes next begins another.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
-import shutil
+import mmap
+import os
+import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from finetune.atomic import not_written, write_atomically, write_json
+from finetune import private
+from finetune.atomic import not_written, read_json, sha256_of
 from finetune.errors import RequestError, RunError
 
-VERSION = 2  # to be raised when a row has another form, or a picture decodes to other pixels
+VERSION = 3  # to be raised when a row has another form, or a picture decodes to other pixels
 GONE = "0" * 64
+LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
+LINE_BYTES = 74
 
 
 @dataclass(frozen=True)
@@ -60,68 +68,69 @@ class Layout:
 class Store:
     """One set of features; use within `opened`."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
-        self.data, self.index = folder / "data.bin", folder / "rows.txt"
+    def __init__(self, folder: Path, layout: Layout, data: FileIO, index: FileIO) -> None:
+        self.folder, self.layout, self.data, self.index = folder, layout, data, index
         self.place: dict[str, int] = {}
         self.sums: list[int] = []
 
     def load_index(self) -> None:
-        """Read which rows there are and drop what a killed run left half-written."""
-        text = self.index.read_text(encoding="ascii", errors="replace") if self.index.exists() else ""
-        lines = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        whole = self.data.stat().st_size // self.layout.row_bytes if self.data.exists() else 0
-        valid = next((i for i, line in enumerate(lines) if not _is_entry(line)), len(lines))
-        lines = lines[: min(valid, whole)]
-        self.place = {line[0]: i for i, line in enumerate(lines) if line[0] != GONE}
-        self.sums = [int(line[1], 16) for line in lines]
-        self._write_index([line[0] for line in lines])
-        with self.data.open("ab") as file:
-            file.truncate(len(lines) * self.layout.row_bytes)
+        """Read which rows there are; what a killed run left half-written does not count."""
+        text = self.index.read()
+        for i in range(os.fstat(self.data.fileno()).st_size // self.layout.row_bytes):
+            line = LINE.fullmatch(text, i * LINE_BYTES, (i + 1) * LINE_BYTES)
+            digest, total = (line[1].decode(), int(line[2], 16)) if line else (GONE, 0)
+            if digest != GONE:
+                self.place[digest] = i
+            self.sums.append(total)
+            if not line:
+                self._write(self.index, i * LINE_BYTES, _line(GONE, 0))
+        self.index.truncate(len(self.sums) * LINE_BYTES)
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows: the data first, then the lines that make it count."""
-        rows = self.layout.pack(tensors)
-        sums = [zlib.crc32(row) for row in rows]
-        try:
-            with self.data.open("ab") as file:
-                file.write(rows.tobytes())
-            with self.index.open("a", encoding="ascii") as file:
-                file.writelines(
-                    f"{digest} {total:08x}\n" for digest, total in zip(digests, sums, strict=True)
-                )
-        except OSError as error:
-            raise RunError(
-                f"cache_dir: {not_written(self.folder, error)}; cache=memory needs no disk"
-            ) from None
-        for digest, total in zip(digests, sums, strict=True):
-            self.place[digest] = len(self.sums)
-            self.sums.append(total)
+        """Add rows: the data first, then the lines that make it count.
+
+        Raises:
+            RunError: they cannot be written, or somebody else wrote into the file.
+        """
+        rows, start = self.layout.pack(tensors), len(self.sums)
+        if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
+            raise RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
+        sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
+        self._write(self.data, start * self.layout.row_bytes, rows.tobytes())
+        self._write(self.index, start * LINE_BYTES, b"".join(map(_line, digests, sums)))
+        self.place |= zip(digests, range(start, start + len(sums)), strict=True)
+        self.sums += sums
 
     def verify(self, digests: Sequence[str]) -> list[str]:
         """Read the rows of these pictures; forget the damaged ones and return their digests."""
-        rows = self.mapped()
-        bad = [
-            d
-            for d in dict.fromkeys(digests)
-            if d in self.place and zlib.crc32(rows[self.place[d]]) != self.sums[self.place[d]]
-        ]
-        if bad:
-            digest_of = {place: digest for digest, place in self.place.items() if digest not in set(bad)}
-            self._write_index([digest_of.get(i, GONE) for i in range(len(self.sums))])
-            for digest in bad:
-                del self.place[digest]
+        rows, place = self.mapped(), self.place
+        known = [digest for digest in dict.fromkeys(digests) if digest in place]
+        bad = [one for one in known if _sum(one, rows[place[one]]) != self.sums[place[one]]]
+        for digest in bad:
+            self._write(self.index, place.pop(digest) * LINE_BYTES, _line(GONE, 0))
         return bad
 
     def mapped(self) -> np.ndarray:
         """All rows as memory-mapped bytes (N, row_bytes); what is written to them stays in this process."""
+        shape = len(self.sums), self.layout.row_bytes
         if not self.sums:
-            return np.empty((0, self.layout.row_bytes), dtype=np.uint8)
-        return np.memmap(self.data, dtype=np.uint8, mode="c", shape=(len(self.sums), self.layout.row_bytes))
+            return np.empty(shape, dtype=np.uint8)
+        rows = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
+        return np.frombuffer(rows, dtype=np.uint8).reshape(shape)
 
-    def _write_index(self, digests: Sequence[str]) -> None:
-        text = "".join(f"{digest} {total:08x}\n" for digest, total in zip(digests, self.sums, strict=True))
-        write_atomically(self.index, text.encode("ascii"))
+    def removed(self) -> bool:
+        """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""
+        return not _is_at(self.data, self.folder / "data.bin")
+
+    def _write(self, file: FileIO, offset: int, content: bytes) -> None:
+        try:
+            while content:
+                done = os.pwrite(file.fileno(), content, offset)
+                content, offset = content[done:], offset + done
+        except OSError as error:
+            raise RunError(
+                f"cache_dir: {not_written(self.folder, error)}; cache=memory needs no disk"
+            ) from None
 
 
 class MemoryStore:
@@ -146,14 +155,17 @@ class MemoryStore:
         """All rows (N, row_bytes)."""
         return np.concatenate(self.parts)
 
+    def removed(self) -> bool:
+        """Nobody can."""
+        return False
 
-def _is_entry(line: list[str]) -> bool:
-    return (
-        len(line) == 2
-        and len(line[0]) == 64
-        and len(line[1]) == 8
-        and all(c in "0123456789abcdef" for c in line[1])
-    )
+
+def _sum(digest: str, row: np.ndarray) -> int:
+    return zlib.crc32(row.data, zlib.crc32(digest.encode()))
+
+
+def _line(digest: str, total: int) -> bytes:
+    return f"{digest} {total:08x}\n".encode()
 
 
 def key(about: dict[str, Any]) -> str:
@@ -163,71 +175,130 @@ def key(about: dict[str, Any]) -> str:
 
 def held(cache: Path, about: dict[str, Any]) -> int:
     """Bytes that the store for `about` has."""
-    data = _folder(cache, about) / "data.bin"
-    return data.stat().st_size if data.exists() else 0
+    return _bytes(_folder(cache, about))
 
 
 def _folder(cache: Path, about: dict[str, Any]) -> Path:
     return cache / "features" / key(about)[:32]
 
 
+def _bytes(folder: Path) -> int:
+    with suppress(FileNotFoundError):
+        return (folder / "data.bin").lstat().st_size
+    return 0
+
+
 @contextmanager
-def opened(cache: Path, about: dict[str, Any], layout: Layout, waiting: Any = None) -> Iterator[Store]:
+def opened(
+    cache: Path, about: dict[str, Any], layout: Layout, waiting: Callable[[], None] = lambda: None
+) -> Iterator[Store]:
     """The store for `about`, made if need be and locked against other processes.
 
-    waiting: called once where another process holds it.
+    waiting: called where another process holds it.
+
     Raises:
-        RequestError: the folder cannot be made.
+        RequestError: the folder cannot be made, or is not to be trusted.
     """
     folder = _folder(cache, about)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            f"cache_dir={cache}: expected a folder that can be written to ({error.strerror})"
-        ) from None
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if waiting:
-            waiting()
-        lock.acquire()
-    try:
-        row = {"row": [list(shape) for shape in layout.shapes], "dtype": str(layout.dtype)}
-        write_json(folder / "about.json", about | row)
-        store = Store(folder, layout)
-        store.load_index()
+    with ExitStack() as stack:
+        try:
+            data, index = _lock(stack, cache, folder, waiting)
+            row = {"row": [list(shape) for shape in layout.shapes], "dtype": str(layout.dtype)}
+            _write_about(folder, cache, about | row)
+            store = Store(folder, layout, data, index)
+            store.load_index()
+        except OSError as error:
+            raise RequestError(
+                f"cache_dir={cache}: expected a folder that can be written to ({error.strerror})"
+            ) from None
         yield store
-    finally:
-        lock.release()
+
+
+def _lock(
+    stack: ExitStack, cache: Path, folder: Path, waiting: Callable[[], None] | None = None
+) -> tuple[FileIO, FileIO]:
+    """The data and the index of a store, made where they are missing, until the stack is closed.
+
+    The lock lies on the data file itself, so that it cannot be removed without what it guards. Whoever gets
+    one that is no longer in the folder tries again; until that is seen nobody else can have made an index.
+
+    waiting: called where another process holds the lock; None: BlockingIOError is raised then.
+    """
+    while True:
+        with ExitStack() as attempt, suppress(FileNotFoundError):  # the folder was removed at this moment
+            private.make_folder(cache, "features", folder.name)
+            data = attempt.enter_context(private.open_file(folder / "data.bin", cache))
+            try:
+                fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    raise
+                waiting()
+                fcntl.flock(data, fcntl.LOCK_EX)
+            attempt.callback(fcntl.flock, data, fcntl.LOCK_UN)  # a mapping would keep it
+            index = attempt.enter_context(private.open_file(folder / "rows.txt", cache))
+            if _is_at(data, folder / "data.bin"):
+                stack.push(attempt.pop_all())
+                return data, index
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    return False
+
+
+def _write_about(folder: Path, cache: Path, about: dict[str, Any]) -> None:
+    with private.open_file(folder / "about.json", cache) as file:
+        file.truncate()
+        file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
+
+
+def _folders(cache: Path) -> list[Path]:
+    return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
 
 
 def size(cache: Path) -> int:
     """Bytes of all stores."""
-    return sum(path.stat().st_size for path in (cache / "features").glob("*/data.bin"))
+    return sum(map(_bytes, _folders(cache)))
 
 
 def contents(cache: Path) -> list[dict[str, Any]]:
-    """What each store holds, newest last: its description, number of rows and bytes."""
+    """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
     found = []
-    for path in sorted((cache / "features").glob("*/about.json"), key=lambda path: path.stat().st_mtime):
-        index = path.with_name("rows.txt")
-        rows = index.read_text(encoding="ascii").count("\n") if index.exists() else 0
-        data = path.with_name("data.bin")
-        found.append(
-            {
-                "folder": str(path.parent),
-                "rows": rows,
-                "bytes": data.stat().st_size if data.exists() else 0,
-                **json.loads(path.read_text(encoding="utf-8")),
-            }
-        )
+    for folder in _folders(cache):
+        index = folder / "rows.txt"
+        rows = index.stat().st_size // LINE_BYTES if index.exists() else 0
+        found.append({"folder": str(folder), "rows": rows, "bytes": _bytes(folder), **_about(folder)})
     return found
 
 
-def clear(cache: Path) -> int:
-    """Remove every store; returns the bytes set free."""
-    freed = size(cache)
-    shutil.rmtree(cache / "features", ignore_errors=True)
-    return freed
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = read_json(folder / "about.json", "what a store holds")
+    except RequestError:
+        return {}
+    decides = {name: value for name, value in about.items() if name not in ("row", "dtype")}
+    return about if key(decides)[:32] == folder.name else {}
+
+
+def clear(cache: Path) -> tuple[int, list[str]]:
+    """Remove every store that nobody holds; returns the bytes set free, and which are left and why."""
+    freed, left = 0, []
+    for folder in _folders(cache):
+        try:
+            with ExitStack() as stack:
+                _lock(stack, cache, folder)
+                held = _bytes(folder)
+                for path in sorted(folder.iterdir(), key=lambda path: (path.name == "data.bin", path)):
+                    path.unlink()
+                freed += held
+                with suppress(OSError):  # who comes now finds no lock, and makes another store
+                    folder.rmdir()
+        except BlockingIOError:
+            left.append(f"{folder} is in use")
+        except OSError as error:
+            left.append(f"{error.filename or folder}: {error.strerror}")
+        except RequestError as error:
+            left.append(str(error))
+    return freed, left

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 
+from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import Picture
 from finetune.errors import Interrupted, RequestError, RunError
@@ -156,9 +157,9 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         yield sys.stdout
         return
-    part = out.with_name(f"{out.name}.part")
+    part = part_of(out)
     try:
-        file = part.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        file = part.open("x", newline="", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise RequestError(f"--out={out}: cannot be written: {error.strerror}") from None
     try:
@@ -173,3 +174,6 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
         raise RunError(
             f"{out}: cannot be written: {error.strerror}; the first {tally.pictures:,} rows are in {part}"
         ) from None
+    except BaseException:
+        part.unlink()
+        raise

@@ -1,0 +1,34 @@
+"""Memory: how much this machine has, and a share of it for which threads wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+
+def ram() -> int:
+    """Bytes of memory of this machine; where several processes of it train together, this one's part."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+
+
+class Budget:
+    """So many bytes for all threads together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used, self.changed = limit, 0, Condition()
+
+    @contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them; more than there are wait to be alone."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + size <= self.limit)
+            self.used += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= size
+                self.changed.notify_all()

@@ -1,0 +1,83 @@
+"""The folders and files of the cache: this user's alone, unless they are shared on purpose."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+from finetune.errors import RequestError
+
+
+def check_folder(path: Path, shared: bool) -> None:
+    """Make the cache's folder where it is missing, and refuse one that others could have filled.
+
+    shared: others may fill it (`cache_shared=true`); a folder made now is its group's, too.
+
+    Raises:
+        RequestError: it is another user's, or others may write to it.
+    """
+    with suppress(OSError):  # whoever needs it says why it cannot be made
+        _make(path, shared)
+    if shared or not path.exists():
+        return
+    asked, status = f"cache_dir={path}: expected a folder", path.stat()
+    if status.st_uid != os.geteuid():
+        raise RequestError(
+            f"{asked} of your own, not user {status.st_uid}'s; or cache_shared=true, to trust it"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RequestError(
+            f"{asked} that only you can write to (chmod go-w); or cache_shared=true, to trust who else can"
+        )
+
+
+def make_folder(cache: Path, *names: str) -> Path:
+    """A folder below the cache's, made where it is missing.
+
+    Raises:
+        RequestError: it is a link, which could lead anywhere.
+    """
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shared, folder = _shared(cache), cache
+    for name in names:
+        folder /= name
+        with suppress(FileExistsError):
+            _make(folder, shared)
+        if folder.is_symlink():
+            raise RequestError(f"cache_dir: {folder} is a link, which is not followed; remove it")
+    return folder
+
+
+def open_file(path: Path, cache: Path) -> FileIO:
+    """Open a file below the cache's folder to read and write, made where it is missing.
+
+    Raises:
+        RequestError: it is a link, no file, or another user's.
+    """
+    shared = _shared(cache)
+    if path.is_symlink():  # and if it becomes one now, O_NOFOLLOW refuses
+        raise RequestError(f"cache_dir: {path} is a link, which is not followed; remove it")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a named pipe would be waited for
+    file = open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o600))  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    mine = status.st_uid == os.geteuid()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not (mine or shared):
+        file.close()
+        raise RequestError(f"cache_dir: {path}: expected a file of your own, of one name; remove it")
+    if mine and shared:
+        os.fchmod(file.fileno(), 0o660)  # whatever the umask
+    return file
+
+
+def _shared(cache: Path) -> bool:
+    """Whether the cache's folder is its group's; `check_folder` has seen that this is on purpose."""
+    return bool(cache.stat().st_mode & stat.S_IWGRP)
+
+
+def _make(folder: Path, shared: bool) -> None:
+    folder.mkdir(mode=0o700, parents=True)
+    if shared:
+        folder.chmod(0o2770)  # what is made in it has its group

@@ -1,0 +1,184 @@
+"""Images and stores that change while features are computed: no row is of another image, and none is lost."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.data import sources
+from finetune.data.dataset import Dataset, Stored
+from finetune.data.digests import known_bad
+from finetune.data.images import ChangedImage
+from finetune.features import store as stores
+from finetune.features.inputs import Prospect, Ready, foresee, read
+from finetune.features.store import Store
+from finetune.model.assemble import Model, assemble
+
+SIZE, COUNT = 32, 40  # three batches
+
+
+@contextmanager
+def silent(*_: Any):
+    yield lambda done: None
+
+
+@cache
+def model() -> Model:
+    return assemble("shufflenet_v2_x0_5", "random", ["all"], 2, ["a", "b"], seed=0, image_size=SIZE)
+
+
+@cache
+def prospect(kept: str) -> Prospect:
+    return foresee(
+        model(),
+        sources.load("digits", None, 0.15, 0.15),
+        augment="none",
+        cache=kept,
+        cache_dir=Path("/"),
+        cache_max_gb=20,
+        precision="32",
+        compile=False,
+        bf16=False,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number in range(COUNT):
+        paint(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png", number)
+    return tmp_path / "images"
+
+
+def paint(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def load(root: Path, memo: Path | None = None) -> Dataset:
+    return sources.load("folder", str(root), 0.15, 0.15, memo)
+
+
+def prepared(dataset: Dataset, folder: Path, kept: str = "disk", said: Any = ()) -> Ready:
+    foreseen = replace(prospect(kept), cache_dir=folder / "cache")
+    memo, say = folder / "digests.sqlite", getattr(said, "append", print)
+    return read(model(), dataset, foreseen, workers=1, seed=0, memo=memo, progress=silent, say=say)
+
+
+def by_name(ready: Ready) -> dict[str, torch.Tensor]:
+    rows = ready.inputs(torch.arange(len(ready.dataset.images)))
+    assert isinstance(rows, torch.Tensor)
+    return {str(path): row for path, row in zip(ready.dataset.images, rows, strict=True)}
+
+
+def check_store(folder: Path, root: Path) -> None:
+    """What the next run takes from the store is what a run without one computes."""
+    stored, computed = prepared(load(root), folder), prepared(load(root), folder, "memory")
+    assert by_name(stored).keys() == by_name(computed).keys()
+    for name, row in by_name(computed).items():
+        assert torch.equal(by_name(stored)[name], row), name
+
+
+@pytest.mark.parametrize("resident", [1 << 31, 0], ids=["held", "mapped"])
+@pytest.mark.parametrize("removed", ["clear", "rm"])
+def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, resident: int
+) -> None:
+    append, calls, said = Store.append, [], []
+
+    def interfered(self: Store, *arguments: Any) -> None:
+        append(self, *arguments)
+        calls.append(1)
+        if len(calls) == 1:
+            if removed == "clear":
+                stores.clear(tmp_path / "cache")
+            else:
+                shutil.rmtree(tmp_path / "cache" / "features")
+            monkeypatch.setattr(Store, "append", append)
+            if removed == "rm":  # and another run begins, of other images, before this one goes on
+                prepared(load(root).without(range(0, COUNT, 3)), tmp_path)
+
+    monkeypatch.setattr("finetune.features.gather.RESIDENT", resident)
+    monkeypatch.setattr(Store, "append", interfered)
+    mine = prepared(load(root), tmp_path, said=said)
+    wanted = by_name(prepared(load(root), tmp_path, "memory"))
+    for name, row in by_name(mine).items():
+        assert torch.equal(row, wanted[name]), name
+    told = ["the stored features were removed meanwhile; they serve this run alone"]
+    assert said == (told if removed == "rm" else [])
+    check_store(tmp_path, root)
+
+
+@pytest.mark.parametrize("kept", ["disk", "memory", "none"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_image_replaced_after_it_was_hashed_ends_the_run_and_is_not_stored(
+    root: Path, tmp_path: Path, kept: str, broken: bool
+) -> None:
+    dataset, replaced = load(root), root / "a" / "20.png"
+    if broken:
+        replaced.write_bytes(b"no image at all")
+    else:
+        paint(replaced, 999)
+    with pytest.raises(ChangedImage, match=f"^{replaced}: changed since the run began"):
+        prepared(dataset, tmp_path, kept)
+    assert known_bad(dataset.digests, tmp_path / "digests.sqlite") == {}
+    paint(replaced, 20)  # the first image again, whose digest the wrong row would have
+    check_store(tmp_path, root)
+
+
+def test_rows_computed_before_the_image_that_was_replaced_are_kept(root: Path, tmp_path: Path) -> None:
+    dataset = load(root)
+    paint(root / "b" / "39.png", 999)  # in the last batch
+    with pytest.raises(ChangedImage):
+        prepared(dataset, tmp_path)
+    again = prepared(load(root), tmp_path)
+    assert again.features is not None
+    assert again.features["reused"] >= 16
+    check_store(tmp_path, root)
+
+
+def test_an_image_of_an_archive_that_was_replaced_ends_the_run_too(root: Path, tmp_path: Path) -> None:
+    dataset = load(root)
+    contents = {str(path): Path(str(path)).read_bytes() for path in dataset.images}
+    images = [Stored(name, lambda name=name: contents[name]) for name in contents]
+    contents[images[7].name] = contents[images[8].name]
+    with pytest.raises(ChangedImage, match=f"^{images[7].name}: changed"):
+        prepared(replace(dataset, images=images), tmp_path)
+
+
+def test_pixels_that_are_not_those_that_were_hashed_end_the_run_too(tmp_path: Path) -> None:
+    dataset = sources.load("digits", None, 0.15, 0.15)
+    dataset = dataset.without(range(20, len(dataset.images)))
+    dataset.images[3][0, 0] ^= 1
+    with pytest.raises(ChangedImage, match="changed since the run began"):
+        prepared(dataset, tmp_path)
+
+
+def test_rows_that_are_not_read_back_as_they_were_written_are_not_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Store.append
+
+    def flipping(self: Store, *arguments: Any) -> None:
+        append(self, *arguments)
+        with (self.folder / "data.bin").open("r+b") as file:
+            file.seek(100)
+            byte = file.read(1)[0]
+            file.seek(100)
+            file.write(bytes([byte ^ 1]))
+
+    monkeypatch.setattr(Store, "append", flipping)
+    with pytest.raises(RuntimeError, match="not read back as they were written"):
+        prepared(load(root), tmp_path)
+    monkeypatch.undo()
+    check_store(tmp_path, root)
