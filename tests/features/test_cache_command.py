@@ -1,0 +1,63 @@
+"""`finetune cache` as a user types it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.features.store import Store, opened
+from support.ended import Ended
+from support.privilege import without_privilege
+from support.rows import LAYOUT, digests, tensors
+
+Command = Callable[..., Ended]
+ABOUT = {"model": "resnet18", "boundary": ["avgpool"], "view": "plain"}
+
+
+@pytest.fixture
+def store(command: Command) -> Store:  # in the test's folder
+    with opened(Path("cache").absolute(), ABOUT, LAYOUT) as made:
+        made.append(digests(1, 2), tensors(1, 2))
+    return made
+
+
+def test_a_store_is_listed(command: Command, store: Store) -> None:
+    ended = command("cache", "cache_dir=cache")
+    assert (ended.code, ended.err) == (0, "")
+    what = "2 pictures  resnet18 at avgpool (3x2 + 4, float32, plain)"
+    assert ended.out.splitlines() == [
+        f"    80 B          {what}  cache/features/{store.folder.name}",
+        "80 B in 1 sets of features in cache",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[]", b'{"row": 3, "dtype": [], "model": 1}'])
+def test_a_damaged_store_is_a_line_of_the_list(command: Command, store: Store, content: bytes) -> None:
+    (store.folder / "about.json").write_bytes(content)
+    (store.folder / "rows.txt").write_bytes(b"\xff\xfe\x00" * 100)
+    ended = command("cache", "cache_dir=cache")
+    assert (ended.code, ended.err) == (0, "")
+    folder = f"cache/features/{store.folder.name}"
+    assert ended.out.splitlines()[0] == f"    80 B  {folder}: about.json is damaged or another version's"
+    assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
+    assert not store.folder.exists()
+
+
+def test_what_cannot_be_removed_is_said_in_one_line(command: Command, store: Store) -> None:
+    store.folder.chmod(0o500)
+    with without_privilege():
+        ended = command("cache", "--clear", "cache_dir=cache")
+    assert ended.code == 1
+    assert ended.out == "0 B removed from cache\n"
+    told = f"cache/features/{store.folder.name}/about.json: Permission denied"
+    assert ended.err == f"error: cache_dir: 1 sets of features cannot be removed: {told}\n"
+
+
+def test_a_store_in_use_stays_and_the_command_says_so(command: Command, store: Store) -> None:
+    with opened(Path("cache").absolute(), ABOUT, LAYOUT):
+        ended = command("cache", "--clear", "cache_dir=cache")
+        assert (ended.code, ended.out) == (1, "0 B removed from cache\n")
+        assert ended.err.endswith(f"cache/features/{store.folder.name} is in use\n")
+    assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
