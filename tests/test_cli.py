@@ -157,7 +157,7 @@ def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path
     train("-m", "epochs=0", "seed=0,1,2")
     assert len(list(tmp_path.glob("outputs/2*/*"))) == 1
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml", "plan.json"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
 
 
 def test_ctrl_c_while_preparing_ends_with_130_and_one_line(

@@ -23,6 +23,7 @@ from support.runs import CHECKOUT
 Command = Callable[..., Ended]
 GOLDEN = CHECKOUT / "tests" / "golden" / "runs"
 MAKES = "${free_folder:made}"
+ESCAPED = r"$\{free_folder\:made\}"  # as Hydra hands it to a job, which interpolates it nevertheless
 
 
 def test_stored_settings_come_through_as_they_are(command: Command) -> None:
@@ -46,7 +47,7 @@ def test_stored_settings_come_through_as_they_are(command: Command) -> None:
 def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
     shutil.copytree(GOLDEN / "sweep", "cut")
     for file in Path("cut").glob("*/.hydra/*.yaml"):
-        file.write_text(file.read_text().replace("store", MAKES))
+        file.write_text(file.read_text().replace("store", ESCAPED))
     for job in (Path("cut/1"), Path("cut/3")):
         shutil.rmtree(job / "checkpoints")
         for name in ("settings", "summary"):
@@ -54,12 +55,13 @@ def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
     file = Path("cut/multirun.yaml")
     file.write_text(file.read_text().replace("cache_dir=store", f"cache_dir={MAKES}"))
     assert overrides_of(Path("cut/1"))[-1] == overrides_of(GOLDEN / "sweep" / "1")[-1]
-    assert f"cache_dir={MAKES}" in overrides_of(Path("cut/1"))
+    assert f"cache_dir={ESCAPED}" in overrides_of(Path("cut/1"))
     compare(Path("cut"))
     plans = resume._unfinished(Path("cut"))
     assert {str(plan.wrong) for plan in plans} == {
-        f"cache_dir={MAKES}: expected a plain value, as it was stored; what does more must be typed anew"
+        f"cache_dir={ESCAPED}: expected a plain value, as it was stored; what does more must be typed anew"
     }
+    assert [plan.number for plan in plans] == [1, 3]
     assert not Path("made").exists()
 
 
@@ -67,6 +69,7 @@ def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
     "stored",
     [
         f"cache_dir={MAKES}",
+        f"cache_dir={ESCAPED}",
         "+hydra.callbacks.evil._target_=os.system",
         "hydra.launcher.setup=[touch made]",
         "hydra.searchpath=[file:///tmp]",
