@@ -116,7 +116,7 @@ def _measures(run: Path) -> Any:
 
 
 def _subject(kind: str, place: Path, chance: Random, curves: bool) -> Path:
-    """Any file of that kind of folder, large ones three times as likely; of a sweep what a leaderboard reads."""
+    """A file of that kind of folder, large ones three times as likely; of a sweep what tells of its jobs."""
     folder = place / {"run": "run", "half": "run", "sweep": "sweep", "store": "store"}[kind]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     if kind == "sweep":
