@@ -32,7 +32,7 @@ def take_over() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            stream = open(os.devnull, "r+")  # noqa: SIM115
+            stream = open(os.devnull, "r+", errors="replace")  # noqa: SIM115
         elif number:
             raw = io.BufferedWriter(Output(number, "w", closefd=False))
             errors = "replace" if name == "stdout" else stream.errors

@@ -1,5 +1,7 @@
 """The pictures of a run."""
 
+import io
+
 import numpy as np
 import torch
 
@@ -25,6 +27,10 @@ def test_confusion_figure_shows_each_count_in_its_cell() -> None:
         (1, 1): "7",
     }
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    confusion_figure(np.eye(2), ["$a^{", r"$\\frac$"]).savefig(io.BytesIO())
 
 
 def test_the_grid_undoes_the_normalisation() -> None:

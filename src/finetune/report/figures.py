@@ -22,8 +22,10 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 40:
         columns = [*classes, "other"][: matrix.shape[1]]
-        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", parse_math=False
+        )
+        axes.set_yticks(range(len(classes)), classes, parse_math=False)
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"

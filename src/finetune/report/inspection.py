@@ -16,7 +16,8 @@ from finetune.features.plan import Plan, readable
 from finetune.inspection import parameters
 from finetune.inspection.graph import Node
 from finetune.inspection.modules import Row, boundary_index
-from finetune.report.terminal import model_lines, say
+from finetune.report.say import Screen, say
+from finetune.report.terminal import model_lines
 
 if TYPE_CHECKING:
     from finetune.inspection.command import Inspected
@@ -38,7 +39,7 @@ def print_all(console: Console, found: Inspected, every_parameter: bool) -> None
     if every_parameter:
         width = max(len(name) for name, *_ in listed)
         for name, shape, number, trains in listed:
-            print(f"{name:<{width}}  {shape:>14}  {number:>10,}  requires_grad={trains}")
+            console.print(f"{name:<{width}}  {shape:>14}  {number:>10,}  requires_grad={trains}")
     counts = parameters.counts(model.network)
     say(
         console,
@@ -56,7 +57,7 @@ def print_table(console: Console, rows: Sequence[Row], macs: float, boundary: st
     widths = [max(cell_len(line[i]) for line in [HEADER, *cells]) for i in range(len(HEADER))]
     if console.is_terminal:  # the type alone may be cut short
         widths[1] = max(4, min(widths[1], console.width - sum(widths) - 2 * len(widths) + widths[1]))
-    console = console if console.is_terminal else Console(width=10_000, no_color=True)
+    console = console if console.is_terminal else Screen(file=console.file, width=10_000, no_color=True)
     at = boundary_index(rows) if boundary else 0
     _table(console, cells[:at], rows[:at], widths, header=True)
     if boundary:

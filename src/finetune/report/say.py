@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress, ProgressColumn, TaskID
 from rich.segment import Segment
 from rich.text import Text
 
@@ -47,14 +48,31 @@ def say(console: Console, word: str, text: str) -> None:
     console.print(Text.assemble((f"{word:<8}", style), f" {shown(text)}"), soft_wrap=True)
 
 
-def bar(console: Console, *columns: ProgressColumn, hidden: bool = False) -> Progress:
+class Bar(Progress):
+    """A progress bar that is drawn as it advances, ten times a second at most, by whoever prints the lines.
+
+    Drawn by a thread of its own, as rich would have it, it comes between them and takes their place.
+    """
+
+    _due = 0.0
+
+    def update(self, task_id: TaskID, *args: Any, **changes: Any) -> None:
+        """Set a task's numbers, as `completed` or `advance`."""
+        due = time.monotonic() >= self._due
+        super().update(task_id, *args, refresh=due, **changes)
+        if due:
+            self._due = time.monotonic() + 0.1
+
+
+def bar(console: Console, *columns: ProgressColumn, hidden: bool = False) -> Bar:
     """A progress bar that goes when it is done; on a terminal only.
 
     Of what others print meanwhile only what goes to a terminal is led around the bar: a file gets its own.
     """
-    return Progress(
+    return Bar(
         *columns,
         console=console,
+        auto_refresh=False,
         transient=True,
         disable=hidden or not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),

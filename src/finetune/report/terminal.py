@@ -205,7 +205,7 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
     with bar(console, *columns) as drawn:
         task = drawn.add_task(what, total=total)
-        yield lambda done: drawn.advance(task, done)
+        yield lambda done: drawn.update(task, advance=done)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def _table(columns: dict[str, list[str]]) -> Table:
     for title in columns:
         table.add_column(title, overflow="fold", no_wrap=title != "settings")
     for number, row in enumerate(zip(*columns.values(), strict=True)):
-        table.add_row(*map(Text, row), style="bold" if number == 0 else None)
+        table.add_row(*(Text(shown(cell)) for cell in row), style="bold" if number == 0 else None)
     return table
 
 

@@ -44,7 +44,7 @@ class Terminal(pl.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.bar.advance(self.task)
+        self.bar.update(self.task, advance=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         seconds = time.perf_counter() - self.started

@@ -1,0 +1,105 @@
+"""Lines and bars on a screen, and what no name may do to it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from rich.progress import TextColumn
+from rich.table import Table
+
+from finetune.errors import harmless, shown
+from finetune.report.say import Screen, bar, say
+from support.screen import Terminal, mixed, words
+
+SOURCE = Path(__file__).parents[2] / "src"
+HOSTILE = "a\x1b[2Jb\x1b]0;title\x07 [red]x[/] :smile: r31/a:b \u202egpj.exe\r\nnext\x9b1A"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("kind", ["xterm-256color", "dumb"])
+def test_lines_said_while_bars_live_stand_whole(
+    columns: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+    terminal = Terminal(columns)
+    screen = Screen(file=terminal.file, width=columns)
+    said = ["model", "freeze", "data", "cache", "train", "warning", "time", "folder", "watch"]
+    with bar(screen, TextColumn("sweep")) as above, bar(screen, TextColumn("training")) as below:
+        tasks = above.add_task("", total=9), below.add_task("", total=9)
+        for word in said:
+            say(screen, word, f"{word * 3} to say")
+            for one, task in zip((above, below), tasks, strict=True):
+                one.update(task, advance=1)
+                one.refresh()
+        threads = [type(thread).__name__ for thread in threading.enumerate()]
+    lines = terminal.end()
+    assert lines == [f"{word:<8} {word * 3} to say" for word in said]
+    assert "_RefreshThread" not in threads  # it would draw in the midst of a line
+    assert (words(lines), mixed(lines)) == (said, [])
+
+
+def test_a_line_longer_than_the_terminal_loses_nothing() -> None:
+    terminal = Terminal(40)
+    screen = Screen(file=terminal.file, width=40)
+    text = " ".join(map(str, range(60)))
+    with bar(screen, TextColumn("bar")) as drawn:
+        drawn.add_task("")
+        say(screen, "data", text)
+        drawn.refresh()
+    assert "".join(line.ljust(40) for line in terminal.end()).strip() == f"data     {text}"
+
+
+def test_no_name_acts_on_the_terminal() -> None:
+    table = Table(HOSTILE)
+    table.add_row(HOSTILE)
+    terminal = Terminal(120)
+    screen = Screen(file=terminal.file, width=120)
+    say(screen, "model", HOSTILE)
+    screen.print(HOSTILE)
+    screen.print(table)
+    lines = terminal.end()
+    text = "a\ufffd[2Jb\ufffd]0;title\ufffd [red]x[/] :smile: r31/a:b \ufffdgpj.exe next\ufffd1A"
+    assert lines[0] == f"model    {text}"
+    assert sum(line.count("[red]x[/] :smile: r31/a:b \ufffdgpj.") for line in lines) == 4
+    assert not re.search(rb"\x1b\[2J|\x1b\]0|\x9b|\x07", terminal.drawn)
+
+
+def test_what_is_harmless_stays_as_it_is() -> None:
+    for name in ("Käse", "日本", "👩‍💻 at work", "می‌خواهم", "שלום", "a/b c.png"):
+        assert harmless(name) == shown(name) == name
+
+
+def test_a_terminal_without_a_letter_shows_a_question_mark() -> None:
+    raw = io.BytesIO()
+    screen = Screen(file=io.TextIOWrapper(raw, "ascii"))
+    say(screen, "data", "Käse · 0.70 ± 0.02 of \udcff…")
+    assert raw.getvalue() == b"data     K?se | 0.70 +- 0.02 of ?.\n"
+
+
+def test_colours_are_left_out_where_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal(80)
+    say(Screen(file=terminal.file), "warning", "look")
+    terminal.end()
+    assert b"\x1b[33m" not in terminal.drawn
+
+
+def test_a_reader_that_has_gone_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as file:
+        screen = Screen(file=file)
+        for _ in range(3):
+            say(screen, "time", "1 s")
+        assert screen.quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # what is left of it
+
+
+def test_every_command_writes_to_such_a_screen() -> None:
+    made = [path.name for path in SOURCE.rglob("*.py") if re.search(r"\bConsole\(", path.read_text())]
+    assert made == []
