@@ -23,15 +23,7 @@ Train = Callable[..., Ended]
 FINETUNE = Path(sys.executable).with_name("finetune")
 
 # One picture of noise, one step: the fastest run there is.
-STEP = (
-    "data=random",
-    "weights=random",
-    SMALL,
-    "data.image_size=32",
-    "epochs=1",
-    "trainer=cpu",
-    "cache=memory",
-)
+STEP = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "trainer=cpu", "cache=memory")
 
 
 LIGHT = [
@@ -50,7 +42,7 @@ PROBE = """
 import contextlib, json, os, sys
 from finetune import cli
 for function, *arguments in json.loads(sys.argv[1]):
-    sys.argv[1:] = arguments
+    sys.argv[1:], os.environ["HYDRA_FULL_ERROR"] = arguments, "0"
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
         getattr(cli, function)()
     print(json.dumps([*sys.modules]))
@@ -104,7 +96,7 @@ def test_the_console_script_helps(tmp_path: Path) -> None:
 
 
 def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) -> None:
-    ended = train(*STEP)
+    ended = train(*STEP, SMALL)
     assert ended.code == 0, ended.err
     latest = (tmp_path / "outputs" / "latest").read_text().strip()
     assert latest in ended.out
@@ -127,7 +119,7 @@ def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
 
 
 def test_a_sweep_in_which_all_goes_well_ends_with_0(train: Train, tmp_path: Path) -> None:
-    assert train("-m", *STEP, "seed=0,1").code == 0
+    assert train("-m", *STEP, SMALL, "seed=0,1").code == 0
     summaries = [json.loads(path.read_text()) for path in tmp_path.rglob("summary.json")]
     assert sorted(summary["seed"] for summary in summaries) == [0, 1]
 

@@ -216,14 +216,15 @@ def test_a_server_that_never_answers_is_given_up_after_seconds(
     cached: Path, bundled: Path, silent: str, monkeypatch: pytest.MonkeyPatch
 ):
     address(monkeypatch, f"{silent}/{named_by_hash(data())}")
+    assert downloads.CONNECT_SECONDS == 5
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.5)
     began = time.monotonic()
     weights = load(model := fresh(), NAME, "auto")
-    assert 4 < time.monotonic() - began < 30  # 5 seconds, whatever else this machine does
+    assert 0.4 < time.monotonic() - began < 30  # whatever else this machine does
     assert is_source(model, 0.5)
     assert "timed out" in weights.warning
     assert weights.warning.endswith("using the bundled weights, which are weaker")
     assert "\n" not in weights.warning
-    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.3)
     with pytest.raises(RequestError, match=r"^weights=IMAGENET1K_V1: squeezenet1_1-.*timed out"):
         load(fresh(), NAME, "IMAGENET1K_V1")
     assert socket.getdefaulttimeout() is None

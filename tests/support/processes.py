@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(Path(folder))
+    set_start_method(None, force=True)  # the fork server's is no concern of what runs here
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["finetune", *map(str, arguments)]
     try:
