@@ -7,12 +7,13 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from finetune.atomic import read_json, write_atomically
 from finetune.cells import plain
@@ -68,6 +69,13 @@ def write(
         "time": _time(summary),
         "saved": _saved(summary),
     }
+    target = folder / FILE
+    write_atomically(target, _template().render(page).encode("utf-8", "replace"))
+    return target
+
+
+@cache
+def _template() -> Template:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -76,10 +84,7 @@ def write(
         lstrip_blocks=True,
     )
     templates.filters.update(percent=percent, duration=duration)
-    text = templates.get_template("page.html").render(page)
-    target = folder / FILE
-    write_atomically(target, text.encode("utf-8", "replace"))
-    return target
+    return templates.get_template("page.html")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
