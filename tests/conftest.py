@@ -66,13 +66,18 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Callable[..., Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of this session."""
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    return tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared: Path, few_pictures: Path) -> Callable[..., Path]:
     """The folder of a quick run with some overrides, trained once for all tests and workers.
 
     It is to be left as it is; `pictures` lies beside it.
     """
-    workers = "PYTEST_XDIST_WORKER" in os.environ
-    shared = tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.getbasetemp()
 
     @cache
     def finished(*overrides: str) -> Path:

@@ -131,9 +131,10 @@ def test_a_forward_that_branches_on_its_data_trains_uncached_and_one_line_says_w
     assert "2 frozen parameters and buffers are bit-identical" in ended.out
 
 
-def test_the_defaults_are_the_tutorials(train: Train) -> None:
+def test_the_defaults_are_the_tutorials(train: Train, few_pictures: Path) -> None:
     """SGD with lr=1e-2 and momentum=0.9, over the new head alone."""
-    quick = ("data=digits", "data.image_size=32", "weights=random", "epochs=1", "cache=memory")
+    few = ("data=folder", f"data.root={few_pictures}", "data.image_size=32")
+    quick = (*few, "weights=random", "epochs=1", "cache=memory")
     assert train(*quick, "freeze=all", "head=10", "schedule=constant").code == 0
     checkpoint = torch.load(newest() / "checkpoints" / "last.ckpt", weights_only=True)
     (group,) = checkpoint["optimizer_states"][0]["param_groups"]

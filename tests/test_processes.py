@@ -15,6 +15,7 @@ import pytest
 from torch import Tensor
 
 from support.ended import Ended
+from support.processes import Started
 from support.runs import CHECKOUT, QUICK, checkpoint, summary_of, whole_state
 
 Train = Callable[..., Ended]
@@ -31,10 +32,8 @@ def pictures(few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def typed(*arguments: str) -> Ended:
-    """As on a command line, with all that its processes print."""
-    command = [sys.executable, CHECKOUT / "train.py", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    """As on a command line, with all that its processes print; they themselves start as always."""
+    return Started("train", *arguments).ended()
 
 
 def curve(folder: str) -> list[list[float]]:
