@@ -154,24 +154,27 @@ def _cache(folder: Path, clear: bool) -> None:
     from finetune.features import store
     from finetune.features.plan import readable
 
+    screen = Screen()
     if clear:
         freed, left = store.clear(folder)
-        print(f"{readable(freed)} removed from {folder}")
+        screen.print(f"{readable(freed)} removed from {folder}")
         if left:
             raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")
         return
     held = store.contents(folder)
     for one in held:
         if "row" not in one:
-            print(f"{readable(one['bytes']):>8}  {one['folder']}: about.json is damaged or another version's")
+            screen.print(
+                f"{readable(one['bytes']):>8}  {one['folder']}: about.json is damaged or another version's"
+            )
             continue
         shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
-        print(
+        screen.print(
             f"{readable(one['bytes']):>8}  {one['rows']:>9,} pictures  {one['model']}"
             f" at {', '.join(one['boundary'])}"
             f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
         )
-    print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+    screen.print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
 
 
 @app.command()

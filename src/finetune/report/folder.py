@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic import write_atomically, write_sealed
 from finetune.cells import cells
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.sweep.jobs import is_sweep
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
     from finetune.data.images import BadImage
@@ -23,8 +24,8 @@ LATEST = Path("outputs") / "latest"
 
 def logdir(folder: Path) -> Path:
     """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
-    sweeps = [above for above in folder.parents if (above / "multirun.yaml").exists()]
-    return sweeps[0] if sweeps else LATEST.parent if LATEST.parent in folder.parents else folder
+    alone = LATEST.parent if LATEST.parent in folder.parents else folder
+    return next(filter(is_sweep, folder.parents), alone)
 
 
 def refuse_used(folder: Path) -> None:

@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
-from finetune.errors import RequestError
+from finetune.errors import RequestError, shown
 from finetune.report.say import Screen, say
 
 SAMPLERS = ("tpe", "gp", "random")
@@ -138,7 +138,8 @@ def _value(job: JobReturn) -> float | None:
     """The score that a job returned; None where it failed."""
     if job.status == JobStatus.FAILED:  # a fault of ours, which nobody has told yet
         fault = job._return_value
-        print(f"error: {' '.join(job.overrides or ())}: {type(fault).__name__}: {fault}", file=sys.stderr)
+        told = shown(f"{' '.join(job.overrides or ())}: {type(fault).__name__}: {fault}")
+        print(f"error: {told}", file=sys.stderr)
         return None
     return job.return_value
 
