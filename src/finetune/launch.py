@@ -168,7 +168,7 @@ def resume(run: str) -> int:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
     """
     folder = Path(run)
-    if run == "latest":
+    if run == "latest" and not folder.exists():
         folder = _latest(run)
     sweep = is_sweep(folder)
     if sweep and (search := search_again(folder)):
