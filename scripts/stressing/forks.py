@@ -55,13 +55,17 @@ class Writes:
 
     def watch(self) -> None:
         """From now on, in this process."""
-        self.folder, sync = f"{os.getcwd()}/", os.fsync
+        self.folder, sync, write = f"{os.getcwd()}/", os.fsync, os.pwrite
 
         def fsync(file: Any) -> None:
             self._note("")
             sync(file)
 
-        os.fsync = fsync
+        def pwrite(*arguments: Any) -> int:  # into the files of a feature store, which stay open
+            self._note("")
+            return write(*arguments)
+
+        os.fsync, os.pwrite = fsync, pwrite
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -49,7 +49,8 @@ def wrong_rows(cache: Path, right: dict[str, bytes]) -> int:
         for line in index.read_text(encoding="ascii").splitlines()
     }
     for digest, row in found.items():
-        if digest in right and row != right[digest] and f"{zlib.crc32(row):08x}" == sums[digest]:
+        total = zlib.crc32(row, zlib.crc32(digest.encode()))
+        if digest in right and row != right[digest] and f"{total:08x}" == sums[digest]:
             wrong += 1
     return wrong
 
