@@ -13,7 +13,7 @@ from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model.build import build
 from finetune.model.freeze import digest, freeze
-from finetune.model.statedict import State, fit, read
+from finetune.model.statedict import State, fit, read, sealed_text
 from finetune.training.checkpoint import save_frozen
 
 
@@ -57,6 +57,17 @@ class Runs:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (self.left,)
+
+
+def test_a_sealed_file_is_refused_after_any_change(tmp_path: Path):
+    state, file = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}, tmp_path / "w.safetensors"
+    save_file(state, file, sealed_text(state, {"classes": '["cat", "dog"]'}))
+    assert read(file)[1] == {"classes": '["cat", "dog"]'}
+    whole = file.read_bytes()
+    for old, new in ((b"cat", b"cot"), (b'"a":', b'"z":'), (whole[-4:], b"\0\0\0\0")):
+        file.write_bytes(whole.replace(old, new))
+        with pytest.raises(RequestError, match=r"w\.safetensors: expected the file as it was exported"):
+            read(file)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -22,6 +22,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.images import Reader
 from finetune.errors import RequestError, RunError
 from finetune.model.build import OPTIONS
+from finetune.model.statedict import sealed_text
 from finetune.model.weights import Preprocessing
 from finetune.saved import Saved
 
@@ -119,8 +120,7 @@ def write(
             name: value.clone(memory_format=torch.contiguous_format)
             for name, value in saved.network.state_dict().items()
         }
-        stored = safetensors.torch.save(state, text)
-        write_atomically(target, stored)
+        write_atomically(target, safetensors.torch.save(state, sealed_text(state, text)))
         return None
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
     program = _program(model, inputs.shape[1:])

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from finetune import sealed
+from finetune.atomic import sha256_of
 from finetune.errors import RequestError, brief
 from finetune.model import head as heads
 from finetune.model.freeze import digest
@@ -21,6 +22,7 @@ from finetune.model.freeze import digest
 State = dict[str, Tensor]
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+SHA256 = "finetune_sha256"  # in the text of an exported file
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
@@ -110,9 +112,21 @@ def fit(
     return {key: value for key, value in model.state_dict().items() if key in state}, notes
 
 
+def sealed_text(state: State, text: Mapping[str, str]) -> dict[str, str]:
+    """The text to store with a state dict, and in it the SHA-256 of both."""
+    return {**text, SHA256: sha256_of({**text, "tensors": digest(state)})}
+
+
 def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        text = file.metadata() or {}
+    sha256 = text.pop(SHA256, None)  # other programs' files have none
+    if sha256 not in (None, sealed_text(state, text)[SHA256]):
+        raise RequestError(
+            f"weights={path}: expected the file as it was exported; it has been changed since (SHA-256)"
+        )
+    return state, text
 
 
 def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]:
