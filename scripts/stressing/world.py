@@ -24,10 +24,10 @@ BASE = (
 RUN = ("train", *BASE, "freeze=through:stage4", "epochs=4", "hydra.run.dir=run")
 DROPOUT = (*RUN, "head_dropout=0.3")  # draws random numbers, whose state a run takes up again
 SWEEPS = {
-    "batched": ("train", "-m", *BASE, "epochs=3", "seed=0,1,2,3,4,5", "optimizer.momentum=0,0.9"),
-    "basic": ("train", "-m", *BASE, "epochs=2", "seed=0,1,2,3", "hydra/launcher=basic"),
+    "batched": ("train", "-m", *BASE, "epochs=3", "seed=0,1,2,3", "optimizer.momentum=0,0.9"),
+    "basic": ("train", "-m", *BASE, "epochs=2", "seed=0,1,2", "hydra/launcher=basic"),
 }
-JOBS = {"batched": 12, "basic": 4}
+JOBS = {"batched": 8, "basic": 3}
 
 
 @dataclass(frozen=True)
