@@ -172,7 +172,7 @@ def _cache(folder: Path, clear: bool) -> None:
         screen.print(
             f"{readable(one['bytes']):>8}  {one['rows']:>9,} pictures  {one['model']}"
             f" at {', '.join(one['boundary'])}"
-            f" ({shapes}, {one['dtype'].removeprefix('torch.')}, {one['view']})  {one['folder']}"
+            f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
         )
     screen.print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
 

@@ -13,7 +13,7 @@ from support.privilege import without_privilege
 from support.rows import LAYOUT, digests, tensors
 
 Command = Callable[..., Ended]
-ABOUT = {"model": "resnet18", "boundary": ["avgpool"], "view": "plain"}
+ABOUT = {"model": "resnet18", "boundary": ["avgpool"], "view": "plain", "dtype": "fp32"}
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def store(command: Command) -> Store:  # in the test's folder
 def test_a_store_is_listed(command: Command, store: Store) -> None:
     ended = command("cache", "cache_dir=cache")
     assert (ended.code, ended.err) == (0, "")
-    what = "2 pictures  resnet18 at avgpool (3x2 + 4, float32, plain)"
+    what = "2 pictures  resnet18 at avgpool (3x2 + 4, fp32, plain)"
     assert ended.out.splitlines() == [
         f"    80 B          {what}  cache/features/{store.folder.name}",
         "80 B in 1 sets of features in cache",

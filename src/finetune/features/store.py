@@ -183,7 +183,7 @@ def _folder(cache: Path, about: dict[str, Any]) -> Path:
 
 
 def _bytes(folder: Path) -> int:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return (folder / "data.bin").lstat().st_size
     return 0
 
@@ -203,8 +203,7 @@ def opened(
     with ExitStack() as stack:
         try:
             data, index = _lock(stack, cache, folder, waiting)
-            row = {"row": [list(shape) for shape in layout.shapes], "dtype": str(layout.dtype)}
-            _write_about(folder, cache, about | row)
+            _write_about(folder, cache, {**about, "row": [list(shape) for shape in layout.shapes]})
             store = Store(folder, layout, data, index)
             store.load_index()
         except OSError as error:
@@ -278,7 +277,7 @@ def _about(folder: Path) -> dict[str, Any]:
         about = read_json(folder / "about.json", "what a store holds")
     except RequestError:
         return {}
-    decides = {name: value for name, value in about.items() if name not in ("row", "dtype")}
+    decides = {name: value for name, value in about.items() if name != "row"}
     return about if key(decides)[:32] == folder.name else {}
 
 
