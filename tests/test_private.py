@@ -13,7 +13,8 @@ import torch
 from finetune import private
 from finetune.data.digests import file_digests
 from finetune.errors import RequestError
-from finetune.features.store import Layout, opened
+from finetune.features.rows import Layout
+from finetune.features.store import opened
 from support.ended import Ended
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from finetune.features import store as stores
-from finetune.features.store import Layout, MemoryStore, key, opened
+from finetune.features.rows import Layout, MemoryStore
+from finetune.features.store import key, opened
 from support.processes import FORKS, Started, code
 from support.rows import LAYOUT, digests, read, tensors
 
@@ -91,7 +92,8 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
     program = f"""
         import torch
         from pathlib import Path
-        from finetune.features.store import Layout, opened
+        from finetune.features.rows import Layout
+        from finetune.features.store import opened
         with opened(Path({str(tmp_path)!r}), {{}}, Layout(((1000,),), torch.float32)) as store:
             for i in range(10**6):
                 store.append([f"{{i + 1:064x}}"], [torch.full((1, 1000), float(i))])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from finetune.features.store import Layout, MemoryStore, Store
+from finetune.features.rows import Layout, MemoryStore
+from finetune.features.store import Store
 
 LAYOUT = Layout(((3, 2), (4,)), torch.float32)
 

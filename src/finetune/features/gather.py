@@ -16,7 +16,8 @@ from torch import Tensor
 from finetune.data.views import Inputs
 from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, extract, settle
-from finetune.features.store import Layout, MemoryStore, opened
+from finetune.features.rows import Layout, MemoryStore
+from finetune.features.store import opened
 from finetune.model.boundary import Split
 from finetune.training import signals
 
