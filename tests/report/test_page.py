@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
+from finetune.atomic import write_sealed
 from finetune.report import page, predictions
 from finetune.report.folder import digests
 from support.ended import Ended
@@ -65,9 +66,8 @@ def run(guessing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def renamed(run: Path, name: str) -> None:
     """Give the class `red` another name, as the run would have written it."""
     for file in ("summary.json", "settings.json"):
-        path = run / file
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace('"red"', json.dumps(name)), encoding="utf-8")
+        text = (run / file).read_text(encoding="utf-8").replace('"red"', json.dumps(name))
+        write_sealed(run / file, {key: one for key, one in json.loads(text).items() if key != "sha256"})
     rows = list(csv.reader((run / "predictions.csv").open(newline="", encoding="utf-8")))
     with (run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([[name if cell == "red" else cell for cell in row] for row in rows])
