@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hydra._internal.hydra import Hydra
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -89,6 +90,14 @@ def finished_run(shared: Path, few_pictures: Path) -> Callable[..., Path]:
         return folder / "run"
 
     return finished
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """Hydra would compose each command's config twice, the first time to see whether it sets hydra.mode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def test_importing_it_does_not_import_torch() -> None:
         _ = finetune.nothing
 
 
+@pytest.mark.slow
 def test_the_documented_notebook_runs(
     tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,10 +32,9 @@ class Doubling(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("weights", ["random", "bundled"])
-def test_the_loss_falls_at_every_step(train: Train, weights: str) -> None:
+def test_the_loss_falls_at_every_step(train: Train) -> None:
     """Sum of squares, SGD with lr=1e-7 and momentum=0.9, the whole network in train mode."""
-    assert train("experiment=notebook_step", f"weights={weights}").code == 0
+    assert train("experiment=notebook_step", "weights=bundled").code == 0
     with (newest() / "metrics.csv").open(newline="") as file:
         losses = [float(row["loss/train"]) for row in csv.DictReader(file)]
     assert len(losses) == 3
@@ -68,6 +67,7 @@ def test_steps_are_those_of_the_plain_loop(train: Train) -> None:
         optimizer.step()
         theirs.append(loss.item())
     assert ours == pytest.approx(theirs, rel=1e-4)
+    assert ours[0] > ours[1] > ours[2]
 
 
 def test_one_step_moves_all_62_parameters(train: Train) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from finetune import processes
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, QUICK, checkpoint, summary_of, whole_state
@@ -47,10 +50,33 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-def test_two_processes_train_what_one_does(train: Train) -> None:
+class Rank(Started):
+    """A process of several, forked, with what `finetune.processes` asks of a Popen."""
+
+    def __init__(self, exchange: Path, rank: int, environment: dict[str, str]) -> None:
+        work = partial(runpy.run_module, "finetune.rank", run_name="__main__")
+        super().__init__(str(exchange), work=work, environment=environment)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_train_what_one_does(
+    train: Train, monkeypatch: pytest.MonkeyPatch, forked: bool
+) -> None:
     knobs = (*RUN, "class_weights=balanced", "data.val_fraction=0.23")
     assert train(*knobs, "hydra.run.dir=one").code == 0
-    ended = typed(*knobs, *TWO, "hydra.run.dir=two")
+    if forked:
+        ranks: list[Rank] = []
+        monkeypatch.setattr(processes, "_started", lambda *given: ranks.append(Rank(*given)) or ranks[-1])
+        assert train(*knobs, *TWO, "hydra.run.dir=two").code == 0
+        told = [rank.ended() for rank in ranks]
+        ended = Ended(0, "".join(one.out for one in told), "".join(one.err for one in told))
+    else:
+        ended = typed(*knobs, *TWO, "hydra.run.dir=two")
     assert (ended.code, ended.err) == (0, "")
     assert "2 processes, precision 32" in ended.out
     assert ended.out.count("epoch 2/2") == 1  # one of them speaks

@@ -26,16 +26,16 @@ from support.killed import in_phase
 from support.older import as_older
 from support.privilege import without_privilege
 from support.processes import Started
-from support.runs import checkpoint, summary_of, whole_state
+from support.runs import SMALL, checkpoint, summary_of, whole_state
 
 Command = Callable[..., Ended]
 RUN = (
     "data=folder",
     "data.root=pictures",
     "data.image_size=32",
-    "model=shufflenet_v2_x0_5",
+    SMALL,
     "weights=random",
-    "freeze=through:stage3",
+    "freeze=through:layer3",
     "head_dropout=0.3",
     "epochs=4",
     "batch_size=32",
@@ -178,7 +178,7 @@ def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None
 
     ended = command("train", *QUICKER, "resume=auto", "freeze=all")
     assert ended.code == 2
-    assert ended.err.startswith("error: freeze=[all]: expected [through:stage3], as run/settings.json has it")
+    assert ended.err.startswith("error: freeze=[all]: expected [through:layer3], as run/settings.json has it")
     assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
 
 
@@ -200,7 +200,7 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
     assert refused(head=7).startswith(
         "error: head: its number of outputs differs from the run's beginning: 3 then"
     )
-    assert refused(model="shufflenet_v2_x1_0").startswith("error: model differs")
+    assert refused(model="timm/resnet18").startswith("error: model differs")
     assert refused(seed=1).startswith("error: weights: what is loaded")
     picture = Path("mine/red/0.png")
     content = picture.read_bytes()

@@ -27,7 +27,7 @@ def digits(count: int) -> Dataset:
 
 
 def prepared(tmp_path, freeze, dataset, **knobs):
-    model = assemble("resnet18", "random", freeze, 10, dataset.classes, seed=0, image_size=SIZE)
+    model = assemble("timm/test_resnet", "random", freeze, 10, dataset.classes, seed=0, image_size=SIZE)
     decisive = {
         "augment": "auto",
         "cache": "auto",
@@ -235,7 +235,7 @@ def test_a_damaged_store_is_mended_and_said(tmp_path):
     first = prepared(tmp_path, ["all"], dataset)[1]
     (data,) = (tmp_path / "cache").glob("features/*/data.bin")
     content = bytearray(data.read_bytes())
-    content[3 * 2048 + 7] ^= 255
+    content[3 * 384 + 7] ^= 255
     data.write_bytes(content)
     said: list[str] = []
     again = prepared(tmp_path, ["all"], dataset, say=said.append)[1]
@@ -247,15 +247,15 @@ def test_a_damaged_store_is_mended_and_said(tmp_path):
 def test_rows_too_large_for_memory_are_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.features.gather.RESIDENT", 0)
     dataset = digits(20)
-    mapped = prepared(tmp_path, ["through:layer3"], dataset)[1]
+    mapped = prepared(tmp_path, ["all"], dataset)[1]
     monkeypatch.undo()
-    held = prepared(tmp_path, ["through:layer3"], dataset)[1]
+    held = prepared(tmp_path, ["all"], dataset)[1]
     chosen = torch.tensor([3, 19, 0, 3])
     assert torch.equal(mapped.inputs(chosen), held.inputs(chosen))
 
 
 def test_features_are_constants(tmp_path):
-    ready = prepared(tmp_path, ["through:layer3"], digits(10))[1]
+    ready = prepared(tmp_path, ["all"], digits(10))[1]
     assert not ready.inputs(torch.arange(3)).requires_grad
 
 

@@ -91,6 +91,7 @@ def test_broken_pictures_are_not_looked_into(command: Command, few_pictures: Pat
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_on_the_random_picture(command: Command) -> None:
     ended = command("inspect", "data=random", "model=vit_b_32", "weights=random", "data.image_size=224")
     assert ended.code == 0, ended.err

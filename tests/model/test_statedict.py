@@ -81,7 +81,7 @@ def test_auxiliary_heads_are_left_out(trained):
     [
         ("mnasnet0_5", None),
         ("densenet121", (r"\.(norm|conv)([12])\.", r".\1.\2.")),
-        ("vit_b_32", (r"\.mlp\.0\.", ".mlp.linear_1.")),
+        pytest.param("vit_b_32", (r"\.mlp\.0\.", ".mlp.linear_1."), marks=pytest.mark.slow),
     ],
 )
 def test_what_torchvisions_own_loaders_see_to_is_seen_to(

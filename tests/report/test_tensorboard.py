@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from finetune.atomic import read_json
 from finetune.door import compose
 from finetune.report.tensorboard import flat
 from finetune.run import run
@@ -131,7 +132,7 @@ def test_pictures(written: Written) -> None:
 
 def test_texts(written: Written) -> None:
     settings = json.loads(written.text("settings").strip("`").removeprefix("json"))
-    assert settings == json.loads((written.folder / "settings.json").read_text())
+    assert settings == read_json(written.folder / "settings.json", "the settings")
     lines = written.text("parameters").splitlines()
     assert len(lines) == 2 + 62
     assert lines[2] == "| conv1.weight | 64x3x7x7 | 9,408 | False |"

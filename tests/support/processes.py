@@ -25,10 +25,15 @@ FORKS.set_forkserver_preload(["finetune.run", "finetune.sweep.train", "finetune.
 class Started:
     """`finetune ARGUMENTS…`, or other work with these arguments, in the working directory."""
 
-    def __init__(self, *arguments: str, work: Callable[[], object] = cli.console_script) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        work: Callable[[], object] = cli.console_script,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         out, told = FORKS.Pipe(duplex=False)
         err, wrong = FORKS.Pipe(duplex=False)
-        here = (work, arguments, os.getcwd(), dict(os.environ), told, wrong)
+        here = (work, arguments, os.getcwd(), environment or dict(os.environ), told, wrong)
         self.process = FORKS.Process(target=_begin, args=here, daemon=True)
         self.process.start()
         told.close()

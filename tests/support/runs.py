@@ -1,6 +1,5 @@
 """What a run left in its folder, as several tests look at it."""
 
-import json
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
+
+from finetune.atomic import read_json
 
 CHECKOUT = Path(__file__).parents[2]
 # Half a million parameters, and its layers are called as resnet18's are.
@@ -41,7 +42,7 @@ def newest() -> Path:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_json(folder / "summary.json", "a summary")
 
 
 def checkpoint(folder: Path, name: str = "best") -> dict[str, Any]:

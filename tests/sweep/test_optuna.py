@@ -311,7 +311,7 @@ def test_resume_goes_on_with_the_study(
     assert (folder / "2" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("launcher", ["batched", "basic"])
+@pytest.mark.parametrize("launcher", ["batched", pytest.param("basic", marks=pytest.mark.slow)])
 def test_a_search_over_several_labels_looks_for_mean_average_precision(
     train: Callable[..., Ended], several: Path, launcher: str
 ) -> None:

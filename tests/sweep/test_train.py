@@ -24,6 +24,7 @@ from finetune.atomic import read_json
 from finetune.report.terminal import progress, sweep_progress
 from finetune.saved import open_run
 from finetune.sweep.resume import resume_sweep
+from finetune.training import device as devices
 from support.ended import Ended
 from support.processes import Started
 from support.runs import SMALL, checkpoint, summary_of, whole_state
@@ -70,7 +71,7 @@ def test_each_job_is_as_if_it_had_run_alone(
     assert ended.code == 0, ended.err
     assert "together jobs 0-7, which differ in" in ended.out
     sweep = sweep_of(tmp_path)
-    for number in (0, 3, 5, 6):
+    for number in (3, 4):  # together both values of each setting
         job, alone = sweep / str(number), tmp_path / f"alone{number}"
         overrides = map(str, OmegaConf.load(job / ".hydra" / "overrides.yaml"))
         assert (
@@ -129,10 +130,10 @@ def test_a_job_that_cannot_write_is_told_and_the_others_finish(
 
 
 def test_what_cannot_train_together_trains_alone_and_shares_the_store(
-    train: Train, tmp_path: Path, knobs: list[str]
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knobs: list[str]
 ) -> None:
-    resnet = ("model=resnet18", "weights=bundled", "epochs=1")
-    ended = train("-m", *knobs, *resnet, "head_dropout=0,0.5", "freeze=all,through:layer3", "seed=0,1")
+    monkeypatch.setattr(devices, "LIGHT_MACS", 1e6)  # a small machine for a small model
+    ended = train("-m", *knobs, "epochs=1", "head_dropout=0,0.5", "freeze=all,through:layer3", "seed=0,1")
     assert ended.code == 0, ended.err
     assert "together jobs 0-1, which differ in seed" in ended.out
     assert "alone    jobs 2-3: one step keeps the machine busy" in ended.out

@@ -78,7 +78,10 @@ KINDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-@pytest.mark.parametrize(("hook", "epoch"), [("training_step", 3), ("on_train_epoch_start", 2)])
+@pytest.mark.parametrize(
+    ("hook", "epoch"),
+    [("training_step", 3), pytest.param("on_train_epoch_start", 2, marks=pytest.mark.slow)],
+)
 def test_it_ends_the_same(
     kind: dict[str, Any], options: dict[str, Any], hook: str, epoch: int, tmp_path: Path
 ) -> None:
