@@ -33,9 +33,9 @@ def assert_nothing_wrong(found: dict[str, Counter[str]], times: int) -> None:
 @pytest.mark.slow
 def test_what_is_killed_goes_on_and_nothing_is_wrong_in_silence(tmp_path: Path) -> None:
     kinds = ("kills", "sweeps", "disks", "flips", "clears", "replaced", "races")
-    found = tried(tmp_path / "trials", 6, *kinds)
+    found = tried(tmp_path / "trials", 4, *kinds)
     assert found.keys() == set(kinds)
-    assert_nothing_wrong(found, 6)
+    assert_nothing_wrong(found, 4)
     assert found["kills"]["equal"]
     assert found["sweeps"]["equal"]
 
@@ -47,7 +47,7 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="metrics.csv and TensorBoard's log are read back unchecked")
+@pytest.mark.xfail(strict=True, reason="TensorBoard's log is read back unchecked, and points are lost")
 def test_damaged_curves_are_told(tmp_path: Path) -> None:
     assert_nothing_wrong(tried(tmp_path / "trials", 8, "curves"), 8)
 

@@ -16,11 +16,14 @@ from stressing.world import BASE, DROPOUT, Outcome, World, differences, judged, 
 
 # Rows are written again and again while images are decoded; what is learned of them is in the run's answers.
 EXTRACT = ("train", *BASE, "freeze=all", "epochs=2")
+ROW = 4096  # bytes: 1024 numbers in fp32
 
 
 def prepare(world: World) -> None:
     for seed in range(3):
-        world.undisturbed(f"seed{seed}", *EXTRACT, f"seed={seed}", "hydra.run.dir=run")
+        like = world.undisturbed(f"seed{seed}", *EXTRACT, f"seed={seed}", "hydra.run.dir=run")
+        # Read otherwise than stores are written, no row would count, and none be wrong.
+        assert len(rows_in(like.folder / "store")) == 90
 
 
 def _slow(chance: Random, most: float) -> Writes:
@@ -29,30 +32,22 @@ def _slow(chance: Random, most: float) -> Writes:
 
 
 def rows_in(cache: Path) -> dict[str, bytes]:
-    """Each row that counts in the stores of a cache, by the digest of its image."""
+    """Each row of a cache's stores by the digest of its image; those alone whose checksum holds."""
     found = {}
     for index in (cache / "features").glob("*/rows.txt"):
-        lines = index.read_text(encoding="ascii", errors="replace").splitlines()
         data = index.with_name("data.bin").read_bytes() if index.with_name("data.bin").exists() else b""
-        size = 4096  # 1024 numbers in fp32
-        for place, line in enumerate(lines[: len(data) // size]):
-            found[line.split()[0]] = data[place * size : (place + 1) * size]
+        lines = index.read_text(encoding="ascii", errors="replace").splitlines()
+        for place, line in enumerate(lines[: len(data) // ROW]):
+            digest, total = line.split()
+            row = data[place * ROW : (place + 1) * ROW]
+            if f"{zlib.crc32(row, zlib.crc32(digest.encode())):08x}" == total:
+                found[digest] = row
     return found
 
 
 def wrong_rows(cache: Path, right: dict[str, bytes]) -> int:
-    """How many rows differ from those of an undisturbed run, damaged ones that their checksum tells aside."""
-    found, wrong = rows_in(cache), 0
-    sums = {
-        line.split()[0]: line.split()[1]
-        for index in (cache / "features").glob("*/rows.txt")
-        for line in index.read_text(encoding="ascii").splitlines()
-    }
-    for digest, row in found.items():
-        total = zlib.crc32(row, zlib.crc32(digest.encode()))
-        if digest in right and row != right[digest] and f"{total:08x}" == sums[digest]:
-            wrong += 1
-    return wrong
+    """How many rows that would be used differ from those of an undisturbed run."""
+    return sum(row != right[digest] for digest, row in rows_in(cache).items() if digest in right)
 
 
 def answers_of(run: Path) -> dict[str, object]:

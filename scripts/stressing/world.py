@@ -119,6 +119,15 @@ def tensors_of(value: Any) -> Any:
     return found.hexdigest()
 
 
+def points(run: Path) -> list[tuple[str, int]]:
+    """Tag and step of every point in a run's TensorBoard log."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    paths = sorted((run / "tensorboard").iterdir())
+    events = [event for path in paths for event in EventFileLoader(str(path)).Load()]
+    return sorted((value.tag, event.step) for event in events for value in event.summary.value)
+
+
 def came_to(run: Path, exactly: bool = True) -> dict[str, Any]:
     """All that a finished run answers, to be compared with another's."""
     from finetune.saved import open_run
@@ -135,6 +144,7 @@ def came_to(run: Path, exactly: bool = True) -> dict[str, Any]:
         last = AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt")
         found["last"] = tensors_of(last["state_dict"])
         found["curves"] = (run / "metrics.csv").read_text(encoding="utf-8")
+        found["points"] = points(run)
         found["predictions"] = (run / "predictions.csv").read_text(encoding="utf-8")
     return found
 
