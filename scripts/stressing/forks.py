@@ -138,6 +138,12 @@ class Process:
                 return
             time.sleep(0.002)
 
+    def until_stopped(self) -> None:
+        """Wait until it stands still, or has ended."""
+        state = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        while not os.waitid(os.P_PID, self.pid, state) and time.monotonic() - self.began < LONGEST:
+            time.sleep(0.002)
+
     def wait(self) -> Ended:
         """Wait for its end; what hangs is killed."""
         self.until(LONGEST)

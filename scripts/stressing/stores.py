@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 import zlib
 from functools import partial
@@ -83,45 +84,61 @@ def _runs(world: World, place: Path, ended: dict[int, Ended], note: str) -> Outc
     return worst(found)
 
 
+def _begun(world: World, place: Path, chance: Random, number: int) -> tuple[Process, str]:
+    """A run that computes features: after a while, or every other time stopped before one of its changes."""
+    like, request = world.known["seed0"], (*EXTRACT, "seed=0", "hydra.run.dir=run0")
+    if number % 2 == 0:
+        when = chance.uniform(0.1, 0.8) * like.seconds
+        process = Process(place, *request)
+        process.until(when)
+        return process, f"at {when:.3f} s"
+    at = chance.randint(1, like.planning + 5)
+
+    def act(count: int) -> None:
+        if count == at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    process = Process(place, *request, writes=Writes(act))
+    process.until_stopped()
+    return process, f"while a run stood before change {at}"
+
+
 def clears(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """`finetune cache --clear`, or at times rm -rf, while one run computes features and another comes."""
-    like, plain = world.known["seed0"], number % 2 == 0
-    length = like.seconds if plain else 2 * like.seconds
-    when = chance.uniform(0.1, 0.8) * length
-    after = chance.choice([0.0, chance.uniform(0, 0.2), chance.uniform(0, length)])
-    first = Process(
-        place, *EXTRACT, "seed=0", "hydra.run.dir=run0", writes=None if plain else _slow(chance, 0.04)
-    )
-    first.until(when)
-    removed = chance.random() < 0.2
+    length, removed = world.known["seed0"].seconds, chance.random() < 0.2
+    after = chance.choice([0.0, chance.uniform(0, 0.2), chance.uniform(0, 1.5 * length)])
+    first, note = _begun(world, place, chance, number)
+    cleared = None
     if removed:
         shutil.rmtree(place / "store", ignore_errors=True)
     else:
-        clearing = Process(place, "cache", "--clear", "cache_dir=store")
-    time.sleep(after)
+        cleared = Process(place, "cache", "--clear", "cache_dir=store")
+        cleared.until(5.0)
+    if number % 2 == 0:
+        time.sleep(after)
     second = Process(place, *EXTRACT, "seed=1", "hydra.run.dir=run1")
+    if number % 2:
+        second.until(after)
+    first.send(signal.SIGCONT)
     ended = {0: first.wait(), 1: second.wait()}
-    note = f"{'rm -rf' if removed else 'cleared'} at {when:.3f} s, another run {after:.3f} s later"
-    if not removed and (cleared := clearing.wait()).broken:
-        return Outcome("broken", f"{note}: {cleared.err.splitlines()[-1]}")
+    note = f"{'rm -rf' if removed else 'cleared'} {note}, another run beside it for {after:.3f} s"
+    if cleared and (one := cleared.wait()).broken:
+        return Outcome("broken", f"{note}: {one.err.splitlines()[-1]}")
     return _runs(world, place, ended, note)
 
 
 def replaced(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """Images take each other's names while their features are computed."""
-    like, plain = world.known["seed0"], number % 2 == 0
-    when = chance.uniform(0.1, 0.8) * like.seconds * (1 if plain else 2)
-    first = Process(
-        place, *EXTRACT, "seed=0", "hydra.run.dir=run0", writes=None if plain else _slow(chance, 0.04)
-    )
-    first.until(when)
+    like = world.known["seed0"]
+    first, note = _begun(world, place, chance, number)
     paths = chance.sample(sorted((place / "images").rglob("*.png")), 40)
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
         part = path.with_suffix(".part")
         part.write_bytes(content)
         os.replace(part, path)
-    note = f"40 images replaced at {when:.3f} s{'' if plain else ' on a slow disk'}"
+    note = f"40 images replaced {note}"
+    first.send(signal.SIGCONT)
     ended = first.wait()
     if ended.broken:
         return Outcome("broken", f"{note}: {ended.err.splitlines()[-1]}")
