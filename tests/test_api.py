@@ -169,10 +169,10 @@ def test_importing_it_does_not_import_torch() -> None:
 
 @pytest.mark.slow
 def test_the_documented_notebook_runs(
-    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(shared / "home"))  # features of clip art are those of the main job
+    monkeypatch.setenv("HOME", str(tmp_path))
     runpy.run_path(str(CHECKOUT / "docs" / "notebook.py"))
     printed = capsys.readouterr().out
     assert "classes: electronics, fruit" in printed

@@ -223,12 +223,13 @@ def test_hydras_refusal_ends_compose_with_2(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_store_is_listed_and_cleared(command, few_pictures):
-    knobs = ["data=folder", f"data.root={few_pictures}", "weights=random", "data.image_size=32", "epochs=1"]
+    quick = ("weights=random", SMALL, "data.image_size=32", "epochs=1")
+    knobs = ["data=folder", f"data.root={few_pictures}", *quick]
     assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"
     assert command("train", *knobs, "cache_dir=store").code == 0
     listed = command("cache", "cache_dir=store").out.splitlines()
     assert len(listed) == 2
-    assert "60 pictures  resnet18 at flatten (512," in listed[0]
+    assert "60 pictures  timm/test_resnet at global_pool_flatten (96," in listed[0]
     assert "in 1 sets of features in store" in listed[1]
     assert "removed from store" in command("cache", "--clear", "cache_dir=store").out
     assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"

@@ -86,6 +86,7 @@ def test_card_gives_the_counts(rows: list[dict[str, str]]) -> None:
         assert f"| {line} |" in card
 
 
+@pytest.mark.slow
 def test_no_near_duplicates_across_splits(rows: list[dict[str, str]], script: dict[str, Any]) -> None:
     prints = []
     for row in rows:

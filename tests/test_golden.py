@@ -20,7 +20,7 @@ from support.ended import Ended
 
 GOLDEN = Path(__file__).parent / "golden"
 SINGLE = ("all", "through", "norms", "none", "several")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("none", "norms", "sweep/2")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("none", "norms", "through", "sweep/2")]
 CLASSES = ("electronics", "fruit", "mammal")
 ROUNDING = 1e-3  # another CPU may round otherwise than the one that the folders come from
 # Where the backbone trains, training cuts the middle out of a resized image, later commands resize the middle
@@ -98,7 +98,7 @@ def test_a_finished_run_has_nothing_left_to_do(name: str, golden: Golden, comman
     assert content_of(run) == before
 
 
-@pytest.mark.parametrize("name", ["through", "several", *SLOW])
+@pytest.mark.parametrize("name", ["all", "several", *SLOW])
 def test_a_run_measures_as_it_did(name: str, golden: Golden, command: Command) -> None:
     run = golden(name)
     done(command("evaluate", str(run), "--raw", "--out", "found.json"))

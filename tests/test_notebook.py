@@ -32,6 +32,7 @@ class Doubling(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_at_every_step(train: Train) -> None:
     """Sum of squares, SGD with lr=1e-7 and momentum=0.9, the whole network in train mode."""
     assert train("experiment=notebook_step", "weights=bundled").code == 0

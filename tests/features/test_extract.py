@@ -56,7 +56,7 @@ def test_folding_leaves_the_prefix_itself_alone(prefix):
     assert all(value.dtype in (torch.float32, torch.int64) for value in prefix.state_dict().values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_feature_has_the_same_bits_whatever_it_is_computed_beside(prefix, pictures, dtype):
     forward = accelerate(prefix, Form(dtype), "cpu")
     together = rows_of(forward, pictures, range(len(pictures)))

@@ -89,7 +89,9 @@ def check_store(folder: Path, root: Path) -> None:
         assert torch.equal(by_name(stored)[name], row), name
 
 
-@pytest.mark.parametrize("resident", [1 << 31, 0], ids=["held", "mapped"])
+@pytest.mark.parametrize(
+    "resident", [1 << 31, pytest.param(0, marks=pytest.mark.slow)], ids=["held", "mapped"]
+)
 @pytest.mark.parametrize("removed", ["clear", "rm"])
 def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, resident: int

@@ -54,8 +54,8 @@ def test_the_convolution_costs_what_the_formula_says() -> None:
         ("resnet18", 32),
         ("squeezenet1_1", 32),
         ("mobilenet_v3_small", 32),
-        ("densenet121", 32),
-        ("swin_t", 64),
+        pytest.param("densenet121", 32, marks=pytest.mark.slow),
+        pytest.param("swin_t", 64, marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_is_in_one_row_however_deep(name: str, size: int) -> None:

@@ -69,7 +69,13 @@ def assert_head_gives_the_logits(name: str, hidden: list[int], dropout: float = 
     assert torch.equal(logits, expected.expand(2, 10))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LARGE = ("convnext_tiny", "densenet121", "inception_v3", "maxvit_t", "vgg11", "vit_b_32")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES],
+)
 def test_each_family_of_torchvision(name):
     with torch.device("meta") if not name.startswith("regnet") else torch.device("cpu"):
         assert head.find(build(name)) == FAMILIES[name]

@@ -61,7 +61,10 @@ def tags(folder: Path) -> dict[str, Any]:
     "common",
     [
         ("optimizer.nesterov=true", "schedule=onecycle,step", "class_weights=balanced"),
-        ("optimizer=adamw", "head_hidden=[16]", "data.augment=flip", "label_smoothing=0,0.1"),
+        pytest.param(
+            ("optimizer=adamw", "head_hidden=[16]", "data.augment=flip", "label_smoothing=0,0.1"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_each_job_is_as_if_it_had_run_alone(
