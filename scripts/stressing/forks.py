@@ -39,19 +39,23 @@ class Writes:
     """Counts what a process is about to change below its working folder, in memory that its parent shares.
 
     act: called with the number of each change before it is made. first: the count at the first change in a
-    folder `checkpoints`, with which training begins.
+    folder `checkpoints`, with which training begins. storing: at the first one in a feature store.
     """
 
     def __init__(self, act: Callable[[int], object] = lambda number: None) -> None:
-        self.act, self.shared = act, mmap.mmap(-1, 8)
+        self.act, self.shared = act, mmap.mmap(-1, 12)
 
     @property
     def count(self) -> int:
-        return struct.unpack("ii", self.shared[:])[0]
+        return struct.unpack("iii", self.shared[:])[0]
 
     @property
     def first(self) -> int:
-        return struct.unpack("ii", self.shared[:])[1]
+        return struct.unpack("iii", self.shared[:])[1]
+
+    @property
+    def storing(self) -> int:
+        return struct.unpack("iii", self.shared[:])[2]
 
     def watch(self) -> None:
         """From now on, in this process."""
@@ -79,10 +83,10 @@ class Writes:
                 self._note(path)
 
     def _note(self, path: str) -> None:
-        count, first = self.count + 1, self.first
-        if not first and "/checkpoints/" in path:
-            first = count
-        self.shared[:] = struct.pack("ii", count, first)
+        count = self.count + 1
+        first = self.first or ("/checkpoints/" in path and count)
+        storing = self.storing or ("/features/" in path and count)
+        self.shared[:] = struct.pack("iii", count, first, storing)
         self.act(count)
 
 
@@ -138,11 +142,15 @@ class Process:
                 return
             time.sleep(0.002)
 
-    def until_stopped(self) -> None:
-        """Wait until it stands still, or has ended."""
+    def until_stopped(self, longest: float = LONGEST) -> bool:
+        """Wait until it stands still, or has ended; False where neither came about in time."""
         state = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-        while not os.waitid(os.P_PID, self.pid, state) and time.monotonic() - self.began < LONGEST:
+        until = time.monotonic() + longest
+        while not os.waitid(os.P_PID, self.pid, state):
+            if time.monotonic() > until:
+                return False
             time.sleep(0.002)
+        return True
 
     def wait(self) -> Ended:
         """Wait for its end; what hangs is killed."""

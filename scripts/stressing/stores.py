@@ -13,7 +13,17 @@ from random import Random
 
 from stressing.forks import Ended, Process, Writes, command
 from stressing.kills import compared
-from stressing.world import BASE, DROPOUT, Outcome, World, differences, judged, rows_of, summary_of
+from stressing.world import (
+    BASE,
+    DROPOUT,
+    Outcome,
+    Undisturbed,
+    World,
+    differences,
+    judged,
+    rows_of,
+    summary_of,
+)
 
 # Rows are written again and again while images are decoded; what is learned of them is in the run's answers.
 EXTRACT = ("train", *BASE, "freeze=all", "epochs=2")
@@ -84,29 +94,34 @@ def _runs(world: World, place: Path, ended: dict[int, Ended], note: str) -> Outc
     return worst(found)
 
 
+def _stopping(like: Undisturbed, chance: Random) -> tuple[Writes, int]:
+    """What makes a run stand still before one of its changes to the feature store, and which."""
+    at = chance.randint(like.storing, like.planning)
+
+    def act(count: int) -> None:
+        if count == at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return Writes(act), at
+
+
 def _begun(world: World, place: Path, chance: Random, number: int) -> tuple[Process, str]:
-    """A run that computes features: after a while, or every other time stopped before one of its changes."""
+    """A run that computes features: after a while, or every other time standing still."""
     like, request = world.known["seed0"], (*EXTRACT, "seed=0", "hydra.run.dir=run0")
     if number % 2 == 0:
         when = chance.uniform(0.1, 0.8) * like.seconds
         process = Process(place, *request)
         process.until(when)
         return process, f"at {when:.3f} s"
-    at = chance.randint(1, like.planning + 5)
-
-    def act(count: int) -> None:
-        if count == at:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    process = Process(place, *request, writes=Writes(act))
+    writes, at = _stopping(like, chance)
+    process = Process(place, *request, writes=writes)
     process.until_stopped()
     return process, f"while a run stood before change {at}"
 
 
 def clears(world: World, place: Path, chance: Random, number: int) -> Outcome:
     """`finetune cache --clear`, or at times rm -rf, while one run computes features and another comes."""
-    length, removed = world.known["seed0"].seconds, chance.random() < 0.2
-    after = chance.choice([0.0, chance.uniform(0, 0.2), chance.uniform(0, 1.5 * length)])
+    removed = chance.random() < 0.2
     first, note = _begun(world, place, chance, number)
     cleared = None
     if removed:
@@ -114,17 +129,33 @@ def clears(world: World, place: Path, chance: Random, number: int) -> Outcome:
     else:
         cleared = Process(place, "cache", "--clear", "cache_dir=store")
         cleared.until(5.0)
-    if number % 2 == 0:
-        time.sleep(after)
-    second = Process(place, *EXTRACT, "seed=1", "hydra.run.dir=run1")
-    if number % 2:
-        second.until(after)
-    first.send(signal.SIGCONT)
-    ended = {0: first.wait(), 1: second.wait()}
-    note = f"{'rm -rf' if removed else 'cleared'} {note}, another run beside it for {after:.3f} s"
+    ended, told = _beside(world, place, chance, first, stands=bool(number % 2))
+    note = f"{'rm -rf' if removed else 'cleared'} {note}, {told}"
     if cleared and (one := cleared.wait()).broken:
         return Outcome("broken", f"{note}: {one.err.splitlines()[-1]}")
     return _runs(world, place, ended, note)
+
+
+def _beside(
+    world: World, place: Path, chance: Random, first: Process, stands: bool
+) -> tuple[dict[int, Ended], str]:
+    """Another run comes; where the first one stands still, it goes on when the other stands in its turn."""
+    like, request = world.known["seed1"], (*EXTRACT, "seed=1", "hydra.run.dir=run1")
+    if not stands:
+        time.sleep(after := chance.choice([0.0, chance.uniform(0, 0.2), chance.uniform(0, like.seconds)]))
+        second = Process(place, *request)
+        return {0: first.wait(), 1: second.wait()}, f"another run {after:.3f} s later"
+    writes, at = _stopping(like, chance)
+    second = Process(place, *request, writes=writes)
+    stood = second.until_stopped(3 * like.seconds)  # not where it waits for the first one
+    first.send(signal.SIGCONT)
+    if stood:
+        time.sleep(chance.uniform(0, 0.3))
+        second.send(signal.SIGCONT)
+    ended = first.wait()
+    second.until_stopped()
+    second.send(signal.SIGCONT)
+    return {0: ended, 1: second.wait()}, f"another before change {at}"
 
 
 def replaced(world: World, place: Path, chance: Random, number: int) -> Outcome:

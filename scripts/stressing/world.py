@@ -40,12 +40,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A command that nobody disturbed: its folder, seconds, changes, and how many before training."""
+    """A command that nobody disturbed: its folder, seconds, changes, how many before training and storing."""
 
     folder: Path
     seconds: float
     writes: int
     planning: int
+    storing: int = 0
 
 
 @dataclass
@@ -80,7 +81,8 @@ class World:
             ended = command(place, *arguments, writes=writes)
             assert ended.code == 0, ended.err
             seconds.append(ended.seconds)
-        self.known[name] = Undisturbed(place, statistics.mean(seconds), writes.count, writes.first)
+        counts = writes.count, writes.first, writes.storing
+        self.known[name] = Undisturbed(place, statistics.mean(seconds), *counts)
         return self.known[name]
 
 
