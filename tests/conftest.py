@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from hydra._internal.hydra import Hydra
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils.tensorboard import writer
 
 from finetune import cli
 from finetune.model.build import build
+from support.composed import keep_composed
 from support.ended import Ended
 from support.runs import SMALL, trained
 
@@ -94,9 +95,17 @@ def finished_run(shared: Path, few_pictures: Path) -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """Hydra would compose each command's config twice, the first time to see whether it sets hydra.mode."""
+    """Hydra reads the shipped configs once a process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        keep_composed(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def figures_left_blank() -> Iterator[None]:
+    """Drawing the confusion matrix for TensorBoard takes longer than most tests' trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "figure_to_image", lambda *_: np.zeros((3, 1, 1), np.uint8))
         yield
 
 

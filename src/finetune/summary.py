@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -66,6 +67,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers."""
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "pillow", "numpy")

@@ -13,6 +13,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.tensorboard import writer
+from torch.utils.tensorboard._utils import figure_to_image
 
 from finetune.atomic import read_json
 from finetune.door import compose
@@ -56,6 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Wri
     where = tmp_path_factory.mktemp("board")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
+        patch.setattr(writer, "figure_to_image", figure_to_image)  # conftest's draws nothing
         settings = compose([*OVERRIDES, f"data.root={few_pictures}"])
         summary = run(settings, where / "run", Console(file=io.StringIO()))
     return Written(where / "run", summary)

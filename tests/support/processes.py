@@ -19,7 +19,9 @@ from finetune import cli
 from support.ended import Ended
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["finetune.run", "finetune.sweep.train", "finetune.sweep.resume"])
+FORKS.set_forkserver_preload(
+    ["finetune.run", "finetune.sweep.train", "finetune.sweep.resume", "timm", "huggingface_hub.hf_api"]
+)
 
 
 class Started:
