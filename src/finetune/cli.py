@@ -82,7 +82,7 @@ def explain(
 
     def work() -> None:
         import_torch()
-        from finetune.inspection.overlay import explain_paths
+        from finetune.inference.overlay import explain_paths
 
         explain_paths(run, paths, out)
 
@@ -206,7 +206,7 @@ def report(run: RunArgument) -> None:
 
 def _report(run: str) -> None:
     import_torch()
-    from finetune.inspection.overlay import maps
+    from finetune.inference.overlay import maps
     from finetune.parts import find_data
     from finetune.report import page
     from finetune.saved import find, open_run, settings_of, summary_of

@@ -18,7 +18,7 @@ from finetune import processes, resuming
 from finetune.atomic import linked, not_written, write_sealed
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
-from finetune.inspection.overlay import maps
+from finetune.inference.overlay import maps
 from finetune.model import head as heads
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders

@@ -9,7 +9,7 @@ from typing import Any
 
 import finetune
 from finetune.inference.calibration import calibrate
-from finetune.inspection import parameters
+from finetune.model.parameters import count_parameters
 from finetune.prepare import Prepared
 from finetune.training.fit import Fitted
 
@@ -40,7 +40,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "freeze": settings.freeze,
         "head": settings.head,
         "classes": list(dataset.classes),
-        "parameters": parameters.counts(model.network),
+        "parameters": count_parameters(model.network),
         "frozen_proof": {
             "identical": True,
             "tensors": len(proof.each),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.inspection.modules import Row, boundary_index, execute, rows
+from finetune.inspection.modules import Group, Row, boundary_index, execute_modules, module_rows
 from finetune.model.assemble import Model, assemble
 from finetune.model.boundary import split
 from finetune.training import optim
@@ -21,7 +22,7 @@ def assembled(name: str, *patterns: str, head: int | str = 10, size: int = 32) -
 def table(model: Model, depth: int | None = None) -> list[Row]:
     groups = optim.groups(model.network, model.head, 0.01, 0.0, 0.1, False)
     constant = split(model.network, model.example).frozen
-    return rows(model.network, execute(model.network, model.example), groups, constant, depth)
+    return module_rows(model.network, execute_modules(model.network, model.example), groups, constant, depth)
 
 
 def test_resnet18_in_order_of_execution() -> None:
@@ -30,22 +31,24 @@ def test_resnet18_in_order_of_execution() -> None:
     assert [row.name for row in found] == ["conv1", "bn1", "relu", "maxpool", *blocks, "avgpool", "fc"]
     assert [found[0].output, found[7].output, found[-2].output] == [(64, 16, 16), (128, 4, 4), (512, 1, 1)]
     assert found[-1] == Row(
-        "fc", "Linear", (10,), 1, 5_130, 5_130, "train", (("head", 0.01),), 5_120.0, constant=False
+        "fc", "Linear", (10,), 1, 5_130, 5_130, "train", (Group("head", 0.01),), 5_120.0, constant=False
     )
     assert found[4].type == "BasicBlock"
     assert found[4].parameters == sum(
         p.numel() for p in assembled("resnet18", "all").network.layer1[0].parameters()
     )
     assert {row.mode for row in found[:-1]} == {"eval"}
-    assert {row.trains for row in found[:-1]} == {"frozen", ""}
+    assert {row.trainable for row in found[:-1]} == {0}
     assert boundary_index(found) == len(found) - 1  # between avgpool and fc
 
 
 def test_the_convolution_costs_what_the_formula_says() -> None:
-    found = table(assembled("resnet18", "all"))
+    model = assembled("resnet18", "all")
+    found = table(model)
     assert found[0].macs == 64 * 16 * 16 * 3 * 7 * 7
-    whole = execute(assembled("resnet18", "all").network, torch.zeros(1, 3, 32, 32))[""].macs
-    assert sum(row.macs for row in found) == whole
+    with FlopCounterMode(display=False) as counter:
+        model.network(torch.zeros(1, 3, 32, 32))
+    assert sum(row.macs for row in found) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(
@@ -60,13 +63,13 @@ def test_the_convolution_costs_what_the_formula_says() -> None:
 )
 def test_every_parameter_is_in_one_row_however_deep(name: str, size: int) -> None:
     model = assembled(name, "all", size=size)
-    seen, constant = execute(model.network, model.example), split(model.network, model.example).frozen
+    seen, constant = execute_modules(model.network, model.example), split(model.network, model.example).frozen
     total = sum(p.numel() for p in model.network.parameters())
     for depth in (None, 1, 2, 3, 2**31):
-        found = rows(model.network, seen, [], constant, depth)
+        found = module_rows(model.network, seen, [], constant, depth)
         assert sum(row.parameters for row in found) == total
         assert len({row.name for row in found}) == len(found)
-    assert len(rows(model.network, seen, [], constant)) <= 40
+    assert len(module_rows(model.network, seen, [], constant)) <= 40
 
 
 def test_depth_folds_and_unfolds() -> None:
@@ -92,9 +95,9 @@ def test_a_branch_beside_what_trains_is_constant_too() -> None:
 
 def test_rates_and_modes_of_partly_frozen_blocks() -> None:
     found = {row.name: row for row in table(assembled("resnet18", "all", "-@norm"))}
-    assert found["layer1.0"].trains == "mixed"
+    assert 0 < found["layer1.0"].trainable < found["layer1.0"].parameters
     assert found["layer1.0"].mode == "mixed"
-    assert found["layer1.0"].groups == (("backbone", 0.001),)
+    assert found["layer1.0"].groups == (Group("backbone", 0.001),)
     assert (found["conv1"].mode, found["bn1"].mode) == ("eval", "train")
 
 
@@ -113,8 +116,8 @@ class Branching(nn.Module):
 
 def test_what_is_called_twice_or_never_or_no_module() -> None:
     model = Branching()
-    seen = execute(model, torch.zeros(1, 3, 8, 8))
-    found = {row.name: row for row in rows(model, seen, [], ())}
+    seen = execute_modules(model, torch.zeros(1, 3, 8, 8))
+    found = {row.name: row for row in module_rows(model, seen, [], ())}
     assert [(row.name, row.calls) for row in found.values()] == [("scale", 0), ("unused", 0), ("twice", 2)]
     assert found["scale"].type == "Parameter"
     assert found["twice"].macs == 18
@@ -123,7 +126,7 @@ def test_what_is_called_twice_or_never_or_no_module() -> None:
 def test_looking_leaves_the_model_as_it_was() -> None:
     model = assembled("resnet18", "none").network
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    execute(model, torch.zeros(1, 3, 32, 32))
+    execute_modules(model, torch.zeros(1, 3, 32, 32))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

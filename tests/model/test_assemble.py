@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.inspection.parameters import counts
 from finetune.model.assemble import Model, assemble
 from finetune.model.freeze import digest, fingerprints
+from finetune.model.parameters import count_parameters
 from finetune.model.weights import Preprocessing
 
 TEN = [f"class {i}" for i in range(10)]
@@ -27,7 +27,7 @@ def made(
 def test_the_main_job():
     model = made(head=10)
     assert (model.name, model.head, model.outputs) == ("resnet18", "fc", 10)
-    assert counts(model.network) == {"total": 11_181_642, "trainable": 5_130}
+    assert count_parameters(model.network) == {"total": 11_181_642, "trainable": 5_130}
     assert len(model.frozen.parameters) == 60
     assert len(model.frozen.buffers) == 60
     assert not model.backbone_trains()
@@ -41,7 +41,7 @@ def test_the_head_has_one_output_per_class_or_as_many_as_asked_for():
     assert made(head=12).outputs == 12
     kept = made(head="keep", freeze=["none"])
     assert (kept.head, kept.outputs) == (None, 1000)
-    assert counts(kept.network) == {"total": 11_689_512, "trainable": 11_689_512}
+    assert count_parameters(kept.network) == {"total": 11_689_512, "trainable": 11_689_512}
     assert kept.backbone_trains()
 
 
@@ -84,7 +84,7 @@ def test_hidden_layers_of_the_head():
     model = made(hidden=[32], dropout=0.5)
     kinds = [type(layer) for layer in model.network.fc]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
-    assert counts(model.network)["trainable"] == 512 * 32 + 32 + 32 * 10 + 10
+    assert count_parameters(model.network)["trainable"] == 512 * 32 + 32 + 32 * 10 + 10
     assert all(module.training for module in model.network.fc.modules())
 
 

@@ -173,3 +173,13 @@ def test_a_linear_layer_that_is_not_the_head_of_a_model_of_timms_is_not_taken_fo
 def test_no_head_is_refused():
     with pytest.raises(RequestError, match="model: expected a linear or 1x1-convolution layer"):
         head.find(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+
+
+@pytest.mark.parametrize("hidden", [[], [5], [5, 4]])
+@pytest.mark.parametrize("convolution", [False, True])
+def test_gradient_of_a_new_head_equals_finite_differences(hidden: list[int], convolution: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 9, 1) if convolution else nn.Linear(6, 9))
+    new = head.replace(model, head.find(model), 3, hidden, 0.5).double().eval()
+    inputs = torch.randn(*((2, 6, 2, 2) if convolution else (4, 6)), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *_: new(inputs), (inputs, *new.parameters()))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from finetune.errors import RunError
-from finetune.inspection.parameters import counts
 from finetune.model import head as heads
 from finetune.model.freeze import Frozen, digest, fingerprints, freeze
+from finetune.model.parameters import count_parameters
 from finetune.model.proof import Proof
 from finetune.training import optim
 
@@ -95,14 +95,14 @@ def test_a_whole_resnet18_has_62_parameters_that_all_train(kept):
     model = kept("resnet18")
     freeze(model, ["none"], None, PICTURE)
     assert len(trainable(model)) == 62
-    assert counts(model) == {"total": 11_689_512, "trainable": 11_689_512}
+    assert count_parameters(model) == {"total": 11_689_512, "trainable": 11_689_512}
 
 
 def test_a_frozen_resnet18_trains_its_new_head_alone(replaced):
     model = replaced("resnet18")
     freeze(model, ["all"], "fc", PICTURE)
     assert trainable(model) == ["fc.weight", "fc.bias"]
-    assert counts(model) == {"total": 11_181_642, "trainable": 5_130}
+    assert count_parameters(model) == {"total": 11_181_642, "trainable": 5_130}
 
 
 @pytest.mark.parametrize("patterns", [["all"], ["all", "-layer4"], ["all", "-@norm"]], ids=str)

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from finetune.inspection.modules import fold_to
+from finetune.model.hooks import ModuleCall, watch_calls
 from finetune.model.tracing import undone
 
 NODES = 26  # more than this fold into the modules around them
-Place = tuple[str, int]  # a module's name, and which call of it
+LOSS = ModuleCall("loss", 0)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """Where the graph begins: a parameter, the picture or the label."""
+    """Where the graph begins: a parameter, the image or the label."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,15 +36,19 @@ class Leaf:
 
 @dataclass
 class Call:
-    """One call of a torch function. grad_fns: the nodes it added to autograd's graph."""
+    """One call of a torch function.
 
-    places: tuple[Place, ...]
+    inside: the calls of modules that it is in, outermost first. inputs: the calls that it takes tensors from.
+    grad_fns: the nodes it added to autograd's graph. late: it or something before it carries a gradient.
+    """
+
     function: str
-    inputs: set[int]
-    leaves: list[Leaf]
-    grad_fns: list[Any]
     shape: tuple[int, ...]
-    late: bool  # it or something before it carries a gradient
+    inside: tuple[ModuleCall, ...] = ()
+    inputs: set[int] = field(default_factory=set)
+    leaves: list[Leaf] = field(default_factory=list)
+    grad_fns: list[Any] = field(default_factory=list)
+    late: bool = False
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Node:
     """Calls folded into one: those of a module and all below it, or one that a container makes itself.
 
     grad_fns: names of autograd's nodes in the order in which the forward pass made them, and how many of
-    each; empty where nothing carries a gradient. shape: of the output, for one picture.
+    each; empty where nothing carries a gradient. shape: of the output, for one image.
     """
 
     name: str
@@ -63,176 +69,137 @@ class Node:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, leaves: dict[int, Leaf], picture: Tensor) -> None:
+    """Notes each call of a torch function; the first stands for the image."""
+
+    def __init__(self, leaves: dict[int, Leaf], images: Tensor, inside: list[ModuleCall]) -> None:
         super().__init__()
-        self.leaves, self.places = leaves, list[Place]()
-        shape = tuple(picture.shape[1:])
-        self.calls = [Call((), "image", set(), [], [], shape, False)]
-        self.producer = {id(picture): 0}
+        self.leaves, self.inside = leaves, inside
+        self.calls = [Call("image", tuple(images.shape[1:]))]
+        self.producer = {id(images): 0}
         self.known: set[Any] = set()
-        self.alive: list[Tensor] = [picture]  # or an id would be given twice
+        self.alive: list[Tensor] = [images]  # or an id would be given twice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if outputs:
-            given = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            leaves = [self.leaves[one] for one in given if one in self.leaves]
-            inputs = {self.producer[one] for one in given if one in self.producer}
-            made = [node for output in outputs for node in self._new(output.grad_fn)]
-            late = bool(made) or any(self.calls[one].late for one in inputs)
-            name = getattr(func, "__name__", str(func)).strip("_")
-            shape = tuple(outputs[0].shape[1:])
-            self.calls.append(Call(tuple(self.places), name, inputs, leaves, made, shape, late))
-            for output in outputs:
-                self.producer[id(output)] = len(self.calls) - 1
-            self.alive += outputs
+        outputs = _tensors(result)
+        if not outputs:
+            return result
+        given = [id(tensor) for tensor in _tensors((args, kwargs))]
+        inputs = {self.producer[one] for one in given if one in self.producer}
+        made: list[Any] = []
+        for output in outputs:
+            nodes = list(_walk(output.grad_fn, self.known))
+            # AccumulateGrad stands for the leaf
+            made += [node for node in nodes[::-1] if type(node).__name__ != "AccumulateGrad"]
+        self.producer |= {id(output): len(self.calls) for output in outputs}
+        self.alive += outputs
+        call = Call(
+            getattr(func, "__name__", str(func)).strip("_"),
+            tuple(outputs[0].shape[1:]),
+            tuple(self.inside),
+            inputs,
+            leaves=[self.leaves[one] for one in given if one in self.leaves],
+            grad_fns=made,
+            late=bool(made) or any(self.calls[one].late for one in inputs),
+        )
+        self.calls.append(call)
         return result
 
-    def _new(self, root: Any) -> list[Any]:
-        """The nodes from a root backwards that no earlier call has made, the earliest first."""
-        found, todo = [], [root]
-        while todo:
-            node = todo.pop()
-            if node is None or node in self.known:
-                continue
-            self.known.add(node)
-            if type(node).__name__ != "AccumulateGrad":  # it stands for the leaf
-                found.append(node)
-            todo += [before for before, _ in node.next_functions]
-        return found[::-1]
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
 
 
-def record(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Tensor, label: Tensor
-) -> list[Call]:
-    """Run one training step's forward pass on two pictures of noise and tell its calls, the loss the last.
-
-    example: (1, C, H, W), of which only the size matters. label: of one picture, (1,) or (1, outputs).
-    Calls that the loss does not need are left out. The model is left as it was.
-    """
-    device = example.device
-    with undone(model, device), torch.enable_grad():
-        pictures = torch.randn(2, *example.shape[1:], device=device)  # BatchNorm may need more than one
-        labels = torch.cat([label, label]).to(device)
-        leaves = {id(p): Leaf(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()}
-        leaves[id(labels)] = Leaf("labels", tuple(labels.shape[1:]), False)
-        recorder = _Recorder(leaves, pictures)
-        with _placed(model, recorder.places), recorder:
-            logits = model(pictures)
-            recorder.places.append(("loss", 0))
-            value = loss(logits, labels)
-        return _needed(recorder.calls, value)
-
-
-@contextmanager
-def _placed(model: nn.Module, places: list[Place]) -> Iterator[None]:
-    """Keep `places` at the modules that the forward pass is in, outermost first."""
-    calls: Counter[str] = Counter()
-
-    def enter(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[name] += 1
-            places.append((name, calls[name]))
-
-        return hook
-
-    hooks = []
-    for name, module in model.named_modules():
-        if name:
-            hooks.append(module.register_forward_pre_hook(enter(name)))
-            hooks.append(module.register_forward_hook(lambda *_: places.pop() and None))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _needed(calls: list[Call], loss: Tensor) -> list[Call]:
-    """The calls that the loss needs and that the picture or a parameter goes into; numbered anew."""
-    reached = set(_walk(loss.grad_fn))
-    wanted, fed = {len(calls) - 1}, {0}
-    for number in range(len(calls) - 1, -1, -1):
-        if number in wanted:
-            wanted |= calls[number].inputs
-    for number, call in enumerate(calls):
-        if call.leaves or call.inputs & fed:
-            fed.add(number)
-    kept = [number for number in range(len(calls)) if number in wanted & fed]
-    place = {number: new for new, number in enumerate(kept)}
-    for number in kept:
-        call = calls[number]
-        call.inputs = {place[one] for one in call.inputs if one in place}
-        call.grad_fns = [node for node in call.grad_fns if node in reached]
-    return [calls[number] for number in kept]
-
-
-def _walk(root: Any) -> Iterator[Any]:
-    seen, todo = set(), [root]
+def _walk(root: Any, known: set[Any]) -> Iterator[Any]:
+    """Autograd's nodes from a root backwards that are not known yet; each is known from then on."""
+    todo = [root]
     while todo:
         node = todo.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
+        if node is not None and node not in known:
+            known.add(node)
             yield node
             todo += [before for before, _ in node.next_functions]
 
 
-def fold(calls: list[Call], model: nn.Module, depth: int | None = None) -> list[Node]:
+def record_step(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Tensor, label: Tensor
+) -> list[Call]:
+    """Run one training step's forward pass on two images of noise and tell its calls, the loss the last.
+
+    example: (1, C, H, W), of which only the size matters. label: of one image, (1,) or (1, outputs).
+    Calls that the loss does not need are left out. The model is left as it was.
+    """
+    device = example.device
+    with undone(model, device), torch.enable_grad(), watch_calls(model) as inside:
+        images = torch.randn(2, *example.shape[1:], device=device)  # BatchNorm may need more than one
+        labels = torch.cat([label, label]).to(device)
+        leaves = {id(p): Leaf(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()}
+        leaves[id(labels)] = Leaf("labels", tuple(labels.shape[1:]), False)
+        with _Recorder(leaves, images, inside) as recorder:
+            logits = model(images)
+            inside.append(LOSS)
+            value = loss(logits, labels)
+        return _needed(recorder.calls, set(_walk(value.grad_fn, set())))
+
+
+def _needed(calls: list[Call], reached: set[Any]) -> list[Call]:
+    """The calls that the loss needs and that the image or a parameter goes into, numbered anew."""
+    flow = nx.DiGraph((source, number) for number, call in enumerate(calls) for source in call.inputs)
+    flow.add_nodes_from(range(len(calls)))
+    flow.add_edges_from(("leaves", number) for number, call in enumerate(calls) if call.leaves or not number)
+    last = len(calls) - 1
+    kept = sorted((nx.ancestors(flow, last) | {last}) & nx.descendants(flow, "leaves"))
+    new = {number: index for index, number in enumerate(kept)}
+    for number in kept:
+        call = calls[number]
+        call.inputs = {new[one] for one in call.inputs if one in new}
+        call.grad_fns = [node for node in call.grad_fns if node in reached]
+    return [calls[number] for number in kept]
+
+
+def fold_calls(calls: list[Call], model: nn.Module, depth: int | None = None) -> list[Node]:
     """Fold the calls below a depth into the modules they belong to, in order of the data.
 
     depth: 1 for the model's children, 2 for theirs…; None: the deepest with 26 nodes at most.
     A module that carries a gradient only in part gives two nodes.
     """
-    if depth is not None:
-        return _fold(calls, model, depth)
-    found = _fold(calls, model, 1)
-    for deeper in range(2, max(name.count(".") + 1 for name, _ in model.named_modules()) + 1):
-        unfolded = _fold(calls, model, deeper)
-        if len(unfolded) > NODES:
-            break
-        found = unfolded
-    return found
+    containers = {call.name for one in calls for call in one.inside[:-1]}
+    return fold_to(depth, NODES, model, lambda depth: _folded(calls, model, containers, depth))
 
 
-def _fold(calls: list[Call], model: nn.Module, depth: int) -> list[Node]:
-    containers = {place[0] for call in calls for place in call.places[:-1]}
-    keys: dict[Any, int] = {}
+def _folded(calls: list[Call], model: nn.Module, containers: set[str], depth: int) -> list[Node]:
     nodes: list[Node] = []
+    indices: dict[Any, int] = {}
+    owner: list[int] = []  # the node of each call
     for number, call in enumerate(calls):
-        place = _shown(call.places, containers, depth)
-        key = number if place is None else (place, call.late)
-        if key not in keys:
-            keys[key] = len(nodes)
-            nodes.append(_begun(call, place, model))
-    owner = {}
-    for number, call in enumerate(calls):
-        place = _shown(call.places, containers, depth)
-        index = owner[number] = keys[number if place is None else (place, call.late)]
+        module = _folds_into(call.inside, containers, depth)
+        index = indices.setdefault((module, call.late) if module else number, len(nodes))
+        if index == len(nodes):
+            nodes.append(_new_node(call, module, model))
+        owner.append(index)
         node = nodes[index]
         node.grad_fns.update(type(one).__name__ for one in call.grad_fns)
         node.leaves.update({leaf.name: leaf for leaf in call.leaves})
         node.shape = call.shape
-        inputs = [owner[one] for one in sorted(call.inputs)]
-        node.inputs += [one for one in dict.fromkeys(inputs) if one != index and one not in node.inputs]
+        for source in sorted(call.inputs):
+            if owner[source] != index and owner[source] not in node.inputs:
+                node.inputs.append(owner[source])
     return nodes
 
 
-def _shown(places: tuple[Place, ...], containers: set[str], depth: int) -> Place | None:
+def _folds_into(inside: tuple[ModuleCall, ...], containers: set[str], depth: int) -> ModuleCall | None:
     """The module that a call is folded into; None for a call that an unfolded container makes itself."""
-    inside = [place for place in places if place[0].count(".") < depth] or list(places[:1])
-    if not inside:
+    shown = [call for call in inside if call.name.count(".") < depth] or inside[:1]
+    if not shown:
         return None
-    unfolded = (
-        inside[-1] == places[-1] and inside[-1][0] in containers and inside[-1][0].count(".") + 1 < depth
-    )
-    return None if unfolded else inside[-1]
+    innermost = shown[-1]
+    unfolded = innermost.name in containers and innermost.name.count(".") + 1 < depth
+    return None if unfolded and innermost == inside[-1] else innermost
 
 
-def _begun(call: Call, place: Place | None, model: nn.Module) -> Node:
-    if place is None:
+def _new_node(call: Call, module: ModuleCall | None, model: nn.Module) -> Node:
+    if module is None:
         return Node(call.function, "", call.late)
-    name = place[0]
-    if place == ("loss", 0):
+    if module == LOSS:
         return Node("loss", "", call.late)
-    return Node(name, type(model.get_submodule(name)).__name__, call.late)
+    return Node(module.name, type(model.get_submodule(module.name)).__name__, call.late)

@@ -1,20 +1,22 @@
-"""A place on the page for every node of a graph, in layers from top to bottom.
+"""Positions on the page for the nodes of a graph, in layers from top to bottom.
 
 The method is that of Sugiyama, Tagawa and Toda (1981): layers by the longest path, an order within each layer
-that leaves few edges crossing, then places near the neighbours'.
+that leaves few edges crossing, then positions near the neighbours'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from itertools import pairwise
+from typing import Any
 
+import networkx as nx
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 
 SWEEPS = 24
-BEND_WIDTH = 0.25  # room for an edge that passes a layer
+BEND = 0.125  # room on either side of an edge that passes a layer
 
 
 @dataclass(frozen=True)
@@ -40,82 +42,77 @@ def lay_out(
         left, right: how far each node reaches from its middle.
     """
     layers = _layers(inputs, late)
-    chains: dict[tuple[int, int], list[int]] = {}
-    depth, lefts, rights = list(layers), list(left), list(right)
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(inputs)))
+    bends = {}  # of each edge, a node for each layer that it passes
     for node, sources in enumerate(inputs):
         for source in sources:
-            chain = list(range(len(depth), len(depth) + layers[node] - layers[source] - 1))
-            depth += range(layers[source] + 1, layers[node])
-            lefts += [BEND_WIDTH / 2] * len(chain)
-            rights += [BEND_WIDTH / 2] * len(chain)
-            chains[source, node] = chain
-    above: list[list[int]] = [[] for _ in depth]
-    below: list[list[int]] = [[] for _ in depth]
-    for (source, node), chain in chains.items():
-        for upper, lower in zip([source, *chain], [*chain, node], strict=True):
-            below[upper].append(lower)
-            above[lower].append(upper)
-    rows = [[n for n in range(len(depth)) if depth[n] == level] for level in range(max(depth) + 1)]
-    x = np.zeros(len(depth))
-    for row in rows:
-        _spread(row, x, x.__getitem__, lefts, rights, np.ones(len(depth)))
-    weight = np.array([1.0] * len(inputs) + [0.01] * (len(depth) - len(inputs)))  # a line makes way
-    for sweep in range(SWEEPS):
-        near = above if sweep % 2 == 0 else below
-
-        def wanted(node: int, near: list[list[int]] = near) -> float:
-            nodes = [one for one in near[node] if one < len(inputs)] or near[node]  # lines do not pull
-            return float(np.mean(x[nodes])) if nodes else float(x[node])
-
-        for row in rows if sweep % 2 == 0 else rows[::-1]:
-            if sweep < SWEEPS // 2:
-                row.sort(key=wanted)
-            _spread(row, x, wanted, lefts, rights, weight)
-    start = min(x[n] - lefts[n] for n in range(len(depth)))
-    width = max(x[n] + rights[n] for n in range(len(depth))) - start
-    places = [float(one - start) for one in x]
-    bends = {edge: [places[n] for n in chain] for edge, chain in chains.items()}
-    return Layout(layers, places[: len(inputs)], bends, float(width))
+            between = range(layers[source] + 1, layers[node])
+            bends[source, node] = [(source, node, layer) for layer in between]
+            nx.add_path(graph, [source, *bends[source, node], node])
+    rows: list[list[Any]] = [[] for _ in range(max(layers) + 1)]
+    for one in graph:
+        rows[layers[one] if isinstance(one, int) else one[2]].append(one)
+    reach = {one: (left[one], right[one]) if isinstance(one, int) else (BEND, BEND) for one in graph}
+    x = _positions(graph, rows, reach)
+    start = min(x[one] - reach[one][0] for one in graph)
+    width = max(x[one] + reach[one][1] for one in graph) - start
+    return Layout(
+        layers,
+        [x[node] - start for node in range(len(inputs))],
+        {edge: [x[one] - start for one in nodes] for edge, nodes in bends.items()},
+        width,
+    )
 
 
 def _layers(inputs: Sequence[Sequence[int]], late: Sequence[bool]) -> list[int]:
     """The longest path to each node, those below the boundary under all others; sources are drawn down."""
-    order = list(TopologicalSorter(dict(enumerate(inputs))).static_order())
-    layers = [0] * len(inputs)
-    floor = 0
-    for below in (False, True):
-        for node in order:
-            if late[node] == below:
-                layers[node] = max([floor, *(layers[one] + 1 for one in inputs[node])])
-        floor = max([0, *(layers[node] + 1 for node in order if not late[node])])
-    outputs = [[node for node, sources in enumerate(inputs) if one in sources] for one in range(len(inputs))]
-    for node in order[::-1]:
-        if not inputs[node] and node and outputs[node]:
-            layers[node] = min(layers[one] for one in outputs[node]) - 1
-            if not late[node]:
-                layers[node] = min(layers[node], max(floor - 1, 0))
-    return layers
+    graph = nx.DiGraph((source, node) for node, sources in enumerate(inputs) for source in sources)
+    graph.add_nodes_from(range(len(inputs)))
+    for node, below in enumerate(late):
+        graph.add_edge(*(("boundary", node) if below else (node, "boundary")))
+    layers: dict[Any, int] = {}
+    for layer, nodes in enumerate(nx.topological_generations(graph)):
+        layers |= dict.fromkeys(nodes, layer)
+    for node, sources in enumerate(inputs):
+        if node and not sources:
+            layers[node] = min((layers[one] - 1 for one in graph.successors(node)), default=layers[node])
+    return [layers[node] - late[node] for node in range(len(inputs))]  # the boundary takes a layer of its own
+
+
+def _positions(
+    graph: nx.DiGraph, rows: list[list[Any]], reach: Mapping[Any, tuple[float, float]]
+) -> dict[Any, float]:
+    """The middle of each node: near its neighbours above and below in turns, with few edges crossing."""
+    x = dict.fromkeys(graph, 0.0)
+    for row in rows:
+        x |= _spread(row, x, reach)
+    for sweep in range(SWEEPS):
+        down = sweep % 2 == 0
+        neighbours = graph.predecessors if down else graph.successors
+        for row in rows if down else reversed(rows):
+            wanted = {one: _middle(neighbours(one), x, x[one]) for one in row}
+            if sweep < SWEEPS // 2:
+                row.sort(key=wanted.__getitem__)
+            x |= _spread(row, wanted, reach)
+    return x
+
+
+def _middle(neighbours: Iterable[Any], x: Mapping[Any, float], otherwise: float) -> float:
+    """The mean of the neighbours' positions; edges that only pass do not pull where there are boxes."""
+    near = list(neighbours)
+    near = [one for one in near if isinstance(one, int)] or near
+    return sum(x[one] for one in near) / len(near) if near else otherwise
 
 
 def _spread(
-    row: list[int],
-    x: np.ndarray,
-    wanted: Callable[[int], float],
-    left: Sequence[float],
-    right: Sequence[float],
-    weight: np.ndarray,
-) -> None:
-    """Set the nodes of a row in their order, without overlaps, as near to the wanted places as can be.
-
-    Least squares under a fixed order: isotonic regression by pooling neighbours that violate it.
-    """
-    offsets = np.cumsum([0.0, *(right[a] + left[b] for a, b in pairwise(row))])
-    pools: list[list[float]] = []  # mean, weight, count
-    for node, offset in zip(row, offsets, strict=True):
-        pools.append([wanted(node) - offset, weight[node], 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m, i), (b, n, j) = pools[-2:]
-            pools[-2:] = [[(a * m + b * n) / (m + n), m + n, i + j]]
-    places = [mean for mean, _, count in pools for _ in range(int(count))]
-    for node, place, offset in zip(row, places, offsets, strict=True):
-        x[node] = place + offset
+    row: Sequence[Any], wanted: Mapping[Any, float], reach: Mapping[Any, tuple[float, float]]
+) -> dict[Any, float]:
+    """The nodes of a row in their order, without overlaps, as near to the wanted positions as can be."""
+    if not row:
+        return {}
+    gaps = [reach[a][1] + reach[b][0] for a, b in pairwise(row)]
+    offsets = np.cumsum([0.0, *gaps])
+    weights = [1.0 if isinstance(one, int) else 0.01 for one in row]  # a line makes way for a box
+    middles = isotonic_regression([wanted[one] for one in row] - offsets, sample_weight=weights) + offsets
+    return dict(zip(row, map(float, middles), strict=True))

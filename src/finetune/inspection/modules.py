@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,92 +12,97 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.model import modes
+from finetune.model.hooks import ModuleCall, watch_calls
 
+T = TypeVar("T")
 ROWS = 40  # more modules than this fold into the ones around them
 
 
 @dataclass
 class Executed:
-    """What one forward pass showed of a module; start and end count the calls as they begin and end."""
+    """What one forward pass showed of a module: calls, multiply-adds, and its first output's shape."""
 
-    start: int
-    end: int = 0
     calls: int = 0
     macs: float = 0.0
     output: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
+class Group:
+    """A parameter group of the optimiser, with its learning rate."""
+
+    name: str
+    lr: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One module with all that lies below it and has no row of its own, or one parameter of a parent's.
 
-    output: shape for one picture, None for a parameter or a module that is never called.
-    macs: multiply-adds for one picture. mode: train, eval, or mixed where the modules below differ.
-    groups: the optimiser's groups that hold its parameters, each with its learning rate.
-    constant: it lies wholly before the gradient boundary and runs once a picture.
+    output: shape for one image, None for a parameter or a module that is never called.
+    trainable: how many of the parameters train. mode: train, eval, mixed where the modules below differ, or
+    None for a parameter. groups: the optimiser's groups that hold its parameters.
+    macs: multiply-adds for one image.
+    constant: it lies wholly before the gradient boundary and runs once an image.
     """
 
     name: str
     type: str
-    output: tuple[int, ...] | None
-    calls: int
-    parameters: int
-    trainable: int
-    mode: str
-    groups: tuple[tuple[str, float], ...]
-    macs: float
-    constant: bool
-
-    @property
-    def trains(self) -> str:
-        """trains, frozen, mixed, or nothing where there is no parameter."""
-        if not self.parameters:
-            return ""
-        return {0: "frozen", self.parameters: "trains"}.get(self.trainable, "mixed")
+    output: tuple[int, ...] | None = None
+    calls: int = 0
+    parameters: int = 0
+    trainable: int = 0
+    mode: str | None = None
+    groups: tuple[Group, ...] = ()
+    macs: float = 0.0
+    constant: bool = False
 
 
-def execute(model: nn.Module, example: Tensor) -> dict[str, Executed]:
-    """Run a model on one picture, (1, C, H, W), in eval mode and tell what its modules did, by name."""
+def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
+    """Run a model on one image, (1, C, H, W), in eval mode and tell what its modules did.
+
+    Returns: by name, in the order in which they begin. A container that is never called itself, such as a
+    ModuleList, has what the modules in it did, and the output of the last.
+    """
     seen: dict[str, Executed] = {}
-    clock = iter(range(2**62))
-    begun: list[float] = []
+    flops: list[float] = []
 
-    def before(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            seen.setdefault(name, Executed(next(clock)))
-            begun.append(counter.get_total_flops())
+    def begin(call: ModuleCall) -> None:
+        for name in reversed([call.name, *_containers(call.name)]):
+            seen.setdefault(name, Executed())
+        flops.append(counter.get_total_flops())
 
-        return hook
+    def end(call: ModuleCall, output: Any) -> None:
+        macs = (counter.get_total_flops() - flops.pop()) / 2
+        shapes = [tuple(leaf.shape[1:]) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        module = seen[call.name]
+        module.calls, module.macs = module.calls + 1, module.macs + macs
+        if module.output is None and shapes:
+            module.output = shapes[0]
+        called = {name for name, _ in inside}
+        for name in _containers(call.name):
+            if name in called:
+                break
+            container = seen[name]
+            container.calls, container.macs, container.output = 1, container.macs + macs, module.output
 
-    def after(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            one = seen[name]
-            one.end, one.calls = next(clock), one.calls + 1
-            one.macs += (counter.get_total_flops() - begun.pop()) / 2
-            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if one.output is None and tensors:
-                one.output = tuple(tensors[0].shape[1:])
-
-        return hook
-
-    hooks = [
-        hook
-        for name, module in model.named_modules()
-        for hook in (
-            module.register_forward_pre_hook(before(name)),
-            module.register_forward_hook(after(name)),
-        )
-    ]
-    try:
-        with modes.kept(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        modes.kept(model),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        watch_calls(model, begin, end) as inside,
+    ):
+        model.eval()(example)
     return seen
 
 
-def rows(
+def _containers(name: str) -> list[str]:
+    """The modules around a module, innermost first: a.b and a for a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
+
+
+def module_rows(
     model: nn.Module,
     seen: Mapping[str, Executed],
     groups: Iterable[Mapping[str, Any]],
@@ -109,107 +114,95 @@ def rows(
     A module that the gradient boundary runs through is unfolded whatever the depth.
 
     Args:
-        seen: what `execute` told.
+        seen: what `execute_modules` told.
         groups: the optimiser's parameter groups, with name, params and lr.
         constant: the outermost modules before the boundary (`Split.frozen`).
         depth: 1 for the model's children, 2 for theirs…; None: the deepest with 40 rows at most.
     """
-    table = _Table(model, seen, groups, constant)
+    by_parameter = {id(p): Group(one["name"], float(one["lr"])) for one in groups for p in one["params"]}
+    table = _Table(dict(model.named_modules()), seen, by_parameter, constant)
+    return fold_to(depth, ROWS, model, lambda depth: list(table.rows(depth)))
+
+
+def fold_to(depth: int | None, most: int, model: nn.Module, rows_at: Callable[[int], list[T]]) -> list[T]:
+    """The rows at a depth; None: at the deepest with `most` rows at most."""
     if depth is not None:
-        return list(table.below("", depth))
-    found = list(table.below("", 1))
-    for deeper in range(2, table.deepest + 1):
-        unfolded = list(table.below("", deeper))
-        if len(unfolded) > ROWS:
+        return rows_at(depth)
+    rows = rows_at(1)
+    for deeper in range(2, max(name.count(".") for name, _ in model.named_modules()) + 2):
+        unfolded = rows_at(deeper)
+        if len(unfolded) > most:
             break
-        found = unfolded
-    return found
+        rows = unfolded
+    return rows
 
 
-def boundary_index(found: Sequence[Row]) -> int:
-    """The row that the gradient boundary comes before: the first that does not run once a picture.
+def boundary_index(rows: Sequence[Row]) -> int:
+    """The row that the gradient boundary comes before: the first that does not run once an image.
 
     A module without parameters that is called again later (a block's only ReLU) does not tell where that is.
     """
-    for index, row in enumerate(found):
+    for index, row in enumerate(rows):
         if row.calls and not row.constant and (row.calls == 1 or row.parameters):
             return index
-    return len(found)
+    return len(rows)
 
 
+@dataclass
 class _Table:
-    def __init__(
-        self,
-        model: nn.Module,
-        seen: Mapping[str, Executed],
-        groups: Iterable[Mapping[str, Any]],
-        constant: Sequence[str],
-    ) -> None:
-        self.seen, self.constant = seen, constant
-        self.modules = dict(model.named_modules())
-        self.group = {id(p): (str(one["name"]), float(one["lr"])) for one in groups for p in one["params"]}
-        self.deepest = max(name.count(".") + 1 for name in self.modules)
-        self.children: dict[str, list[str]] = {name: [] for name in self.modules}
-        for name in self.modules:
-            if name:
-                self.children[name.rpartition(".")[0]].append(name)
-        self.first: dict[str, int] = {}  # when a module, or the first below it, began
-        for name, one in seen.items():
-            while True:
-                self.first[name] = min(one.start, self.first.get(name, one.start))
-                if not name:
-                    break
-                name = name.rpartition(".")[0]
+    modules: dict[str, nn.Module]
+    seen: Mapping[str, Executed]
+    groups: Mapping[int, Group]
+    constant: Sequence[str]
 
-    def below(self, name: str, depth: int) -> Iterator[Row]:
-        """The rows of what lies below a module."""
-        for own, parameter in self.modules[name].named_parameters(recurse=False):
-            yield self._parameter(f"{name}.{own}" if name else own, parameter)
-        executed = [child for child in self.children[name] if child in self.first]
-        for child in self.children[name]:
-            if child not in self.first and any(True for _ in self.modules[child].parameters()):
-                yield self._module(child)
-        for child in sorted(executed, key=self.first.__getitem__):
-            inside = any(below in self.first for below in self.children[child])
-            if inside and (child.count(".") + 1 < depth or self._split(child)):
-                yield from self.below(child, depth)
-            else:
-                yield self._module(child)
+    def rows(self, depth: int) -> Iterator[Row]:
+        """Of an unfolded module: its own parameters, the modules in it that never run, then the others."""
+        holders = {_parent(name) for name in self.seen}
+        unfolded = {""}
+        for name in ["", *self.seen]:  # modules begin after those around them
+            if name and _parent(name) not in unfolded:
+                continue
+            if name and (name not in holders or not self._unfolds(name, depth)):
+                yield self._module(name)
+                continue
+            unfolded.add(name)
+            prefix = f"{name}." if name else ""
+            for own, parameter in self.modules[name].named_parameters(recurse=False):
+                yield Row(name=prefix + own, type="Parameter", **self._held([parameter]))
+            for own, child in self.modules[name].named_children():
+                idle = prefix + own in self.modules and prefix + own not in self.seen
+                if idle and any(True for _ in child.parameters()):
+                    yield self._module(prefix + own)
 
-    def _split(self, name: str) -> bool:
-        """Whether some but not all of a module lies before the boundary."""
-        return not self._is_constant(name) and any(one.startswith(f"{name}.") for one in self.constant)
+    def _unfolds(self, name: str, depth: int) -> bool:
+        """Whether the depth asks for it, or some but not all of the module lies before the boundary."""
+        inside = any(one.startswith(f"{name}.") for one in self.constant)
+        return name.count(".") + 1 < depth or (inside and not self._is_constant(name))
 
     def _is_constant(self, name: str) -> bool:
-        return any(name == one or name.startswith(f"{one}.") for one in self.constant)
-
-    def _parameter(self, name: str, parameter: nn.Parameter) -> Row:
-        numbers = parameter.numel()
-        trainable = numbers if parameter.requires_grad else 0
-        groups = (self.group[id(parameter)],) if id(parameter) in self.group else ()
-        return Row(name, "Parameter", None, 0, numbers, trainable, "", groups, 0.0, False)
+        return any(one in self.constant for one in (name, *_containers(name)))
 
     def _module(self, name: str) -> Row:
-        module, parameters = self.modules[name], list(self.modules[name].parameters())
-        inside = [one for below, one in self.seen.items() if below == name or below.startswith(f"{name}.")]
-        called = self.seen.get(name)
-        training = {leaf.training for leaf in module.modules() if not any(True for _ in leaf.children())}
+        module = self.modules[name]
+        leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
+        found = {"train" if leaf.training else "eval" for leaf in leaves}
         return Row(
-            name,
-            type(module).__name__,
-            called.output if called else max(inside, key=lambda one: one.end).output if inside else None,
-            called.calls if called else int(bool(inside)),
-            sum(p.numel() for p in parameters),
-            sum(p.numel() for p in parameters if p.requires_grad),
-            "mixed" if len(training) > 1 else "train" if True in training else "eval",
-            tuple(dict.fromkeys(self.group[id(p)] for p in parameters if id(p) in self.group)),
-            called.macs if called else self._macs(name),
-            self._is_constant(name),
+            name=name,
+            type=type(module).__name__,
+            mode="mixed" if len(found) > 1 else found.pop(),
+            constant=self._is_constant(name),
+            **self._held(list(module.parameters())),
+            **vars(self.seen.get(name, Executed())),
         )
 
-    def _macs(self, name: str) -> float:
-        """Multiply-adds of a module that is never called itself, such as a ModuleList."""
-        return sum(
-            self.seen[child].macs if child in self.seen else self._macs(child)
-            for child in self.children[name]
-        )
+    def _held(self, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+        groups = [self.groups[id(p)] for p in parameters if id(p) in self.groups]
+        return {
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "groups": tuple(dict.fromkeys(groups)),
+        }
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -18,8 +18,8 @@ from torch.utils.tensorboard.summary import hparams, image
 
 from finetune.atomic import write_atomically
 from finetune.inference.metrics import confusion
-from finetune.inspection import parameters
 from finetune.model.assemble import Model
+from finetune.model.parameters import parameters_as_markdown
 from finetune.report.figures import confusion_figure, picture_grid
 
 FINAL = ("hp/", "confusion/")  # what `finish` writes, beside a session's start
@@ -46,7 +46,7 @@ class Board:
         files = self.writer._get_file_writer()
         files.add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
-        self.writer.add_text("parameters", parameters.markdown(model.network))
+        self.writer.add_text("parameters", parameters_as_markdown(model.network))
         if isinstance(pictures, Board):
             self.pictures: Any = pictures.pictures
         else:

@@ -18,8 +18,8 @@ from finetune.data.images import BadImage
 from finetune.errors import brief
 from finetune.features.inputs import Ready
 from finetune.features.plan import readable
-from finetune.inspection import parameters
 from finetune.model.assemble import Model
+from finetune.model.parameters import count_parameters
 from finetune.report.folder import logdir
 from finetune.report.say import bar, say
 
@@ -39,7 +39,7 @@ def model_lines(console: Console, model: Model, patterns: Sequence[str], classes
             "warning",
             f"head: {model.outputs} outputs for {classes} classes; the others can never be right",
         )
-    counts = parameters.counts(model.network)
+    counts = count_parameters(model.network)
     frozen = counts["total"] - counts["trainable"]
     head = (
         f"the new head {model.head} with {model.outputs} outputs always trains"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
-from finetune.inspection.gradients import layers
+from finetune.model.parameters import parameters_by_layer
 from finetune.report.terminal import say
 
 VANISHING = 1e-5
@@ -34,7 +34,10 @@ class GradientMonitor(pl.Callback):
         self.warned: set[str] = set()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        found = {layer: list(parameters.values()) for layer, parameters in layers(pl_module.model).items()}
+        found = {
+            layer: list(parameters.values())
+            for layer, parameters in parameters_by_layer(pl_module.model).items()
+        }
         self.layers = {layer: each for layer, each in found.items() if any(p.requires_grad for p in each)}
 
     def on_train_epoch_start(self, *args: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from finetune.door import compose
-from finetune.inspection.explain import grad_cam, heatmaps, input_gradients, last_map
+from finetune.inference.explain import grad_cam, heatmaps, input_gradients, last_feature_map
 from finetune.model.weights import Preprocessing
 from finetune.saved import Saved
 
@@ -67,39 +67,39 @@ def saved(network: nn.Module, size: int = 16) -> Saved:
 def test_the_map_of_architectures(name: str, module: str, shape: tuple[int, ...]) -> None:
     with torch.device("meta"):
         network = torchvision.models.get_model(name).eval()
-        place = last_map(network, torch.zeros(1, 3, 64, 64))
+        place = last_feature_map(network, torch.zeros(1, 3, 64, 64))
     assert place is not None
-    assert (place.module, place.shape) == (module, shape)
+    assert (place.call.name, place.shape) == (module, shape)
 
 
 def test_where_the_last_stage_has_a_single_place_the_map_is_the_one_before() -> None:
     with torch.device("meta"):
-        place = last_map(torchvision.models.resnet18().eval(), torch.zeros(1, 3, 32, 32))
+        place = last_feature_map(torchvision.models.resnet18().eval(), torch.zeros(1, 3, 32, 32))
     assert place is not None
-    assert (place.module, place.shape) == ("layer3", (256, 2, 2))
+    assert (place.call.name, place.shape) == ("layer3", (256, 2, 2))
 
 
 def test_the_map_lies_before_pooling_also_inside_a_container() -> None:
-    place = last_map(Cam(), torch.zeros(1, 3, 16, 16))
+    place = last_feature_map(Cam(), torch.zeros(1, 3, 16, 16))
     assert place is not None
-    assert (place.module, place.call, place.shape) == ("features.1", 1, (5, 8, 8))
+    assert (*place.call, place.shape) == ("features.1", 1, (5, 8, 8))
 
 
 def test_one_module_called_twice() -> None:
-    place = last_map(Shared(), torch.zeros(1, 3, 16, 16))
+    place = last_feature_map(Shared(), torch.zeros(1, 3, 16, 16))
     assert place is not None
-    assert (place.module, place.call, place.shape) == ("relu", 2, (6, 12, 12))
+    assert (*place.call, place.shape) == ("relu", 2, (6, 12, 12))
 
 
 def test_windows_of_a_swin_transformer_end_in_a_map() -> None:
     swin = SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3).eval()
-    place = last_map(swin, torch.zeros(1, 3, 32, 32))
+    place = last_feature_map(swin, torch.zeros(1, 3, 32, 32))
     assert place is not None
-    assert (place.module, place.shape) == ("permute", (16, 4, 4))
+    assert (place.call.name, place.shape) == ("permute", (16, 4, 4))
 
 
 def test_tokens_are_no_map() -> None:
-    assert last_map(transformer(), torch.zeros(1, 3, 16, 16)) is None
+    assert last_feature_map(transformer(), torch.zeros(1, 3, 16, 16)) is None
 
 
 CONVOLUTIONAL = [
@@ -116,7 +116,7 @@ def test_every_model_of_torchvision_but_vit_has_one(name: str) -> None:
     extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if name.startswith("regnet_") else "meta"):  # RegNet cannot be built on meta
         network = torchvision.models.get_model(name, **extra).eval()
-        place = last_map(network, torch.zeros(1, 3, 224, 224))
+        place = last_feature_map(network, torch.zeros(1, 3, 224, 224))
     assert place is not None
     assert place.shape[0] >= 64
     assert 5 <= place.shape[1] <= 14
@@ -130,9 +130,9 @@ def test_with_a_linear_head_on_the_mean_it_is_the_class_activation_map() -> None
     torch.manual_seed(0)
     network, inputs = Cam().eval(), torch.randn(4, 3, 16, 16)
     network.features[2] = nn.Identity()
-    place = last_map(network, inputs[:1])
+    place = last_feature_map(network, inputs[:1])
     assert place is not None
-    heat, logits = grad_cam(network, place, inputs, None)
+    heat, logits = grad_cam(network, place.call, inputs, None)
     torch.testing.assert_close(logits, network(inputs))
     maps, weights = network.features(inputs), network.head.weight[logits.argmax(1)] / 64
     cam = torch.einsum("bk,bkhw->bhw", weights, maps).relu()
@@ -143,10 +143,10 @@ def test_with_a_linear_head_on_the_mean_it_is_the_class_activation_map() -> None
 def test_through_a_shared_module_it_is_what_backward_gives() -> None:
     torch.manual_seed(0)
     network, inputs = Shared().eval(), torch.randn(2, 3, 16, 16)
-    place = last_map(network, inputs[:1])
+    place = last_feature_map(network, inputs[:1])
     assert place is not None
     chosen = torch.tensor([2, 0])
-    heat, _ = grad_cam(network, place, inputs, chosen)
+    heat, _ = grad_cam(network, place.call, inputs, chosen)
     maps = network.relu(network.second(network.relu(network.first(inputs)))).detach().requires_grad_()
     network.head(maps.mean((2, 3)))[[0, 1], chosen].sum().backward()
     cam = (maps.grad.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu().detach()

@@ -1,0 +1,212 @@
+"""What `finetune inspect` prints: the table of modules with the gradient boundary in it, or JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from finetune.data.dataset import Dataset
+from finetune.features.inputs import Prospect
+from finetune.features.plan import Plan, readable
+from finetune.inspection.modules import Row, boundary_index
+from finetune.model.assemble import Model
+from finetune.model.parameters import count_parameters, list_parameters
+from finetune.report.say import say
+from finetune.report.terminal import model_lines
+from finetune.settings import Settings
+
+HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
+TO_THE_RIGHT = ("output", "parameters", "work")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """All that there is to say. auto: what `cache=auto` would decide."""
+
+    settings: Settings
+    dataset: Dataset
+    model: Model
+    prospect: Prospect
+    auto: Plan
+    rows: list[Row]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the loss carries a gradient."""
+        return any(p.requires_grad for p in self.model.network.parameters())
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of the whole forward pass for one image."""
+        return self.prospect.boundary.prefix_macs + self.prospect.boundary.suffix_macs
+
+    @property
+    def why_no_boundary(self) -> str:
+        """Why there is no gradient boundary; empty where there is one."""
+        return self.prospect.boundary.why if self.trains else "nothing trains"
+
+
+def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
+    """The model, its table, what would be kept, and what all of it comes to."""
+    network = found.model.network
+    model_lines(console, found.model, found.settings.freeze, len(found.dataset.classes))
+    console.print()
+    print_table(console, found.rows, found.macs, boundary_text(found))
+    console.print()
+    for line in cache_lines(found):
+        say(console, "cache", line)
+    parameters, counts = list_parameters(network), count_parameters(network)
+    if every_parameter:
+        width = max(len(one["name"]) for one in parameters)
+        line = f"{{name:<{width}}}  {{shape:>14}}  {{values:>10,}}  requires_grad={{requires_grad}}"
+        for one in parameters:
+            console.print(line.format(**one))
+    total, trainable = counts["total"], counts["trainable"]
+    named = f"{len(parameters)} named parameters, {total:,} values, {trainable:,} of them trainable"
+    say(console, "count", named)
+    if not found.trains:
+        say(console, "warning", "the loss carries no gradient: nothing trains, and training would be refused")
+
+
+def print_table(console: Console, rows: Sequence[Row], macs: float, boundary: str) -> None:
+    """The rows below a header, with the boundary as a line between them; none where the text is empty."""
+    cells = [_cells(row, macs) for row in rows]
+    widths = [max(cell_len(line[i]) for line in [HEADER, *cells]) for i in range(len(HEADER))]
+    length = sum(widths) + 2 * len(widths) - 2
+    if console.is_terminal:  # the type alone may be cut short
+        widths[1] = max(4, min(widths[1], widths[1] + console.width - length))
+        length = min(length, console.width)
+    lines = [Text(_line(line, widths), "dim" * row.constant) for line, row in zip(cells, rows, strict=True)]
+    if boundary:
+        ruled = f"── {boundary} "
+        ruled += "─" * (length - cell_len(ruled))
+        lines.insert(boundary_index(rows), Text(ruled, "bold cyan"))
+    for line in [Text(_line(HEADER, widths), "bold"), *lines]:
+        console.print(line, soft_wrap=True)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    fitted = []
+    for name, cell, width in zip(HEADER, cells, widths, strict=True):
+        if cell_len(cell) > width:
+            cell = set_cell_size(cell, width - 1) + "…"
+        gap = " " * (width - cell_len(cell))
+        fitted.append(gap + cell if name in TO_THE_RIGHT else cell + gap)
+    return "  ".join(fitted).rstrip()
+
+
+def _cells(row: Row, macs: float) -> tuple[str, ...]:
+    share = row.macs / macs if macs else 0.0
+    work = f"{share:.1%}" if share >= 0.001 else "<0.1%"
+    state = {0: "frozen", row.parameters: "trains"}.get(row.trainable, "mixed")
+    return (
+        row.name,
+        row.type,
+        "" if row.output is None else "x".join(map(str, row.output)) or "scalar",
+        f"{row.parameters:,}" if row.parameters else "",
+        work if row.macs else "",
+        state if row.parameters else "",
+        row.mode or "",
+        _rates(row),
+    )
+
+
+def _rates(row: Row) -> str:
+    """The groups of a row and their rates: head 0.01; backbone and head are told apart, decay is not."""
+    named: dict[str, list[float]] = {}
+    for group in row.groups:
+        named.setdefault(group.name.removesuffix("_without_decay"), []).append(group.lr)
+    spans = {name: f"{min(lrs):g}" + f"…{max(lrs):g}" * (min(lrs) < max(lrs)) for name, lrs in named.items()}
+    return ", ".join(f"{name} {span}" for name, span in spans.items())
+
+
+def boundary_text(found: Inspected) -> str:
+    """What crosses the gradient boundary; empty where nothing can be kept."""
+    halves = found.prospect.boundary.split
+    if halves is None or not found.trains:
+        return ""
+    shapes = " + ".join("x".join(map(str, one.shape)) for one in halves.crossings)
+    numbers = sum(math.prod(one.shape) for one in halves.crossings)
+    size = readable(sum(one.size for one in halves.crossings))
+    told = f"{shapes} numbers" if shapes == str(numbers) else f"{shapes} = {numbers:,} numbers"
+    return f"gradient boundary: {told} a picture, {size} in float32"
+
+
+def cache_lines(found: Inspected) -> list[str]:
+    """The share of the forward pass that is skipped, the size of the store, and what is decided."""
+    asked, share = found.settings.cache, found.prospect.boundary.share
+    if why := found.why_no_boundary:
+        return [f"nothing would be kept: {why}"]
+    share = share if share == 1 else min(share, 0.9999)  # 100 % only where nothing is left
+    lines = [f"{share:.2%} of the forward pass is constant and would run once a picture"]
+    lines.append(f"cache={asked}: {_decision(found, found.prospect.plan)}")
+    if asked != "auto":
+        lines.append(f"cache=auto would decide: {_decision(found, found.auto)}")
+    return lines
+
+
+def _decision(found: Inspected, plan: Plan) -> str:
+    if not plan.size:
+        return f"nothing, {plan.why}"
+    prospect = found.prospect
+    views = f"{prospect.views} views of " if prospect.views > 1 else ""
+    noun = "pictures" if prospect.contents > 1 else "picture"
+    size = f"{views}{prospect.contents:,} {noun} in {prospect.form.dtype} take {readable(plan.size)}"
+    place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
+    why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
+    return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"
+
+
+def as_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
+    """All of it for machines; work in multiply-adds, sizes in bytes, shapes without the batch."""
+    model, parameters = found.model, list_parameters(found.model.network)
+    splits = not found.why_no_boundary
+    return {
+        "model": model.name,
+        "weights": model.weights.used,
+        "warning": model.weights.warning or None,
+        "freeze": found.settings.freeze,
+        "head": model.head,
+        "outputs": model.outputs,
+        "input": list(model.example.shape[1:]),
+        "pictures": found.dataset.counts(),
+        "parameters": {"named": len(parameters), **count_parameters(model.network)},
+        "carries_gradient": found.trains,
+        "macs": found.macs,
+        "boundary": _boundary(found) if splits else None,
+        "why_no_boundary": found.why_no_boundary or None,
+        "cache": _cache(found) if splits else None,
+        "modules": [asdict(row) for row in found.rows],
+        **({"parameter_list": parameters} if every_parameter else {}),
+    }
+
+
+def _boundary(found: Inspected) -> dict[str, Any]:
+    boundary = found.prospect.boundary
+    crossings = boundary.split.crossings if boundary.split else ()
+    return {
+        "before": next((row.name for row in found.rows[boundary_index(found.rows) :]), None),
+        "crossings": [{"name": one.name, "shape": one.shape, "bytes": one.size} for one in crossings],
+        "bytes": sum(one.size for one in crossings),
+        "skipped": boundary.share,
+    }
+
+
+def _cache(found: Inspected) -> dict[str, Any]:
+    prospect, plan = found.prospect, found.prospect.plan
+    return {
+        "asked": found.settings.cache,
+        "where": plan.where,
+        "why": plan.why,
+        "auto": {"where": found.auto.where, "why": found.auto.why},
+        "form": str(prospect.form),
+        "pictures": prospect.contents,
+        "views": prospect.views,
+        "bytes": plan.size,
+    }

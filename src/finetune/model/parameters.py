@@ -1,0 +1,59 @@
+"""A model's parameters: how many, which train, and to which layer they belong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """The number of values in all parameters (`total`), and in those that train (`trainable`)."""
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def list_parameters(model: nn.Module) -> list[dict[str, Any]]:
+    """Every parameter in the model's order: name, shape, number of values, requires_grad."""
+    return [
+        {
+            "name": name,
+            "shape": "x".join(map(str, parameter.shape)) or "scalar",
+            "values": parameter.numel(),
+            "requires_grad": parameter.requires_grad,
+        }
+        for name, parameter in model.named_parameters()
+    ]
+
+
+def parameters_as_markdown(model: nn.Module) -> str:
+    """The list of parameters as a table for TensorBoard's text page."""
+    header = ["| parameter | shape | values | requires_grad |", "|---|---|---:|---|"]
+    rows = [
+        "| {name} | {shape} | {values:,} | {requires_grad} |".format(**one) for one in list_parameters(model)
+    ]
+    return "\n".join(header + rows)
+
+
+def parameters_by_layer(model: nn.Module, least: int = 7) -> dict[str, dict[str, nn.Parameter]]:
+    """A model's parameters by layer, in the model's order.
+
+    The layers are its modules at the smallest depth that tells `least` or more apart: conv1, bn1, layer1 to
+    layer4 and fc of resnet18, features.0 to features.8 and classifier.1 of EfficientNet.
+    """
+    # A parameter of a module that has modules below it, such as class_token, is a layer of its own.
+    innermost = {name for name, module in model.named_modules() if not any(module.children())}
+    parameters = dict(model.named_parameters())
+    owners = {}
+    for name in parameters:
+        owner = name.rpartition(".")[0]
+        owners[name] = (owner if owner in innermost else name).split(".")
+    depth, deepest = 1, max(map(len, owners.values()), default=1)
+    while depth < deepest and len({tuple(owner[:depth]) for owner in owners.values()}) < least:
+        depth += 1
+    layers: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        layers.setdefault(".".join(owners[name][:depth]), {})[name] = parameter
+    return layers
