@@ -139,7 +139,6 @@ def command(
 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()

@@ -143,12 +143,12 @@ def test_what_is_no_folder_is_told() -> None:
 @pytest.mark.parametrize(
     ("knobs", "line"),
     [
-        ({"lr": 0.1}, "lr: there is no such knob; did you mean optimizer.lr?"),
-        ({"optimizer": {"lrr": 0.1}}, "optimizer.lrr: there is no such knob"),
+        ({"lr": 0.1}, "lr: there is no such setting; did you mean optimizer.lr?"),
+        ({"optimizer": {"lrr": 0.1}}, "optimizer.lrr: there is no such setting"),
         ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw, sgd"),
         ({"epochs": {"a": 1}}, "epochs={'a': 1}: expected a whole number"),
-        ({"modle.x": 1}, "modle.x: there is no such knob"),
-        ({"data.x.root": "y"}, "data.x.root: there is no such knob"),
+        ({"modle.x": 1}, "modle.x: there is no such setting"),
+        ({"data.x.root": "y"}, "data.x.root: there is no such setting"),
         ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its knobs"),
         ({"epochs": "many"}, "epochs=many: expected a whole number"),
     ],

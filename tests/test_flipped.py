@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune import resuming
-from finetune.door import compose
+from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError
 from finetune.model import statedict
 from finetune.model.freeze import digest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.door import compose, override
+from finetune.config.compose import compose, override_settings
 from finetune.errors import RequestError
 from finetune.launch import search_again
 from finetune.saved import settings_of
@@ -33,14 +33,16 @@ def test_stored_settings_come_through_as_they_are(command: Command) -> None:
     Path("run").mkdir()
     Path("run/settings.json").write_text(json.dumps(values))
     stored = settings_of(Path("run"))
-    now = override(stored, ["data.workers=2", "seed=${oc.decode:'7'}"], ["data", "data.workers", "seed"])
+    now = override_settings(
+        stored, ["data.workers=2", "seed=${oc.decode:'7'}"], ["data", "data.workers", "seed"]
+    )
     assert now.model_dump() == {**values, "seed": 7, "data": {**values["data"], "workers": 2}}
     assert now.data.root == "${seed}"
-    typed = override(stored, ["data=csv", "data.root='${oc.env:HOME}/a'"], ["data", "data.root"])
+    typed = override_settings(stored, ["data=csv", "data.root='${oc.env:HOME}/a'"], ["data", "data.root"])
     assert typed.data.root is not None
     assert typed.data.root.startswith("/")
     with pytest.raises(RequestError, match=r"^data.root=\$\{nothing\}: Interpolation key"):
-        override(stored, ["data.root=${nothing}"], ["data.root"])
+        override_settings(stored, ["data.root=${nothing}"], ["data.root"])
     assert not Path("made").exists()
 
 

@@ -13,7 +13,7 @@ FINETUNE = Path(sys.executable).with_name("finetune")
 # All that `take_over` and `end` are for, without the seconds of a command.
 COMMAND = """
 import sys
-from finetune.door import at_once
+from finetune.cli import at_once
 def command():
     for _ in range(20_000):
         print("K\\u00e4se \\u00b1 \\udcff")

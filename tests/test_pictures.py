@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.config.compose import compose
 from finetune.data import images
-from finetune.door import compose
 from support.runs import QUICK, newest, summary_of
 
 Train = Callable[..., Any]

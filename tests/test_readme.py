@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from finetune.door import compose, override
-from finetune.validation import known_keys, validate
+from finetune.config.compose import compose, override_settings
+from finetune.config.messages import known_keys, validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +79,7 @@ def test_every_override_in_a_table_is_taken():
         if any(word.partition("=")[0] not in known_keys() for word in words):  # Hydra's own
             compose(words)
         else:
-            override(defaults, words, known_keys())
+            override_settings(defaults, words, known_keys())
 
 
 def test_every_link_and_picture_exists():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune import processes
-from finetune.door import at_once
+from finetune.cli import at_once
 from support.processes import Started
 from support.runs import CHECKOUT, QUICK
 

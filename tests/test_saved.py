@@ -100,8 +100,8 @@ def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
     misplaced = {**values, "optimizer": {**values["optimizer"], "momentum": 0.9}}
     unchosen = {**values, "data": {"root": "pictures"}}
     for wrong, line in (
-        (older, "head_dropuot: there is no such knob; did you mean head_dropout?"),
-        (misplaced, "optimizer.momentum: the chosen optimizer has no such knob"),
+        (older, "head_dropuot: there is no such setting; did you mean head_dropout?"),
+        (misplaced, "optimizer.momentum: the chosen optimizer has no such setting"),
         (unchosen, "data.source: expected a value; it is missing"),
     ):
         file.write_text(json.dumps(wrong))

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from finetune.config.compose import GROUPS, choices_of, compose_config, free_folder
+from finetune.config.messages import unknown_setting, validate
+from finetune.config.schema import SECTIONS, Settings
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
-from finetune.door import composed, free_folder, refusal
 from finetune.errors import RequestError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.forward import Predictor
@@ -25,8 +26,6 @@ from finetune.inference.predict import rank
 from finetune.report.say import Screen
 from finetune.run import run
 from finetune.saved import Saved, open_run
-from finetune.settings import SECTIONS, Settings, configs_folder
-from finetune.validation import no_such_knob, validate
 
 Given = str | Path | Image.Image | np.ndarray
 
@@ -141,21 +140,18 @@ def settings_from(knobs: Mapping[str, Any]) -> Settings:
     for name, value in knobs.items():
         choice = "source" if name == "data" else "name"
         chosen = value.get(choice) if isinstance(value, Mapping) else value
-        if name in (*SECTIONS, "experiment") and chosen is not None:
+        if name in GROUPS and chosen is not None:
             if not isinstance(chosen, str):
                 raise RequestError(f"{name}={chosen}: expected the name of a choice, or a dict of its knobs")
             groups.append(f"{name}={chosen}")
         if isinstance(value, Mapping) and name in SECTIONS:
             values.update({(name, key): one for key, one in value.items() if key != choice})
-        elif name not in (*SECTIONS, "experiment"):
+        elif name not in GROUPS:
             values[tuple(name.split(".", 1))] = value
-    try:
-        plain: Any = OmegaConf.to_container(composed(groups), resolve=True)
-    except HydraException as error:
-        raise RequestError(refusal(error, groups).splitlines()[-1].removeprefix("error: ")) from None
+    plain: Any = OmegaConf.to_container(compose_config(groups), resolve=True)
     for (*section, name), value in values.items():
         if section and section[0] not in SECTIONS:
-            raise RequestError(no_such_knob(".".join((*section, name))))
+            raise RequestError(unknown_setting(".".join((*section, name))))
         (plain[section[0]] if section else plain)[name] = _plain(value)
     return validate(plain)
 
@@ -172,7 +168,7 @@ def _plain(value: Any) -> Any:
 def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if isinstance(data, Mapping):
         return {"source": "folder", **data} if "root" in data else data
-    names = sorted(file.stem for file in (configs_folder() / "data").glob("*.yaml"))
+    names = choices_of("data")
     if data in names:
         return str(data)
     if not Path(data).expanduser().is_dir():

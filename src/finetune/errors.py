@@ -1,5 +1,6 @@
-"""The ways a run ends early, each told in one line."""
+"""The ways a command ends early, each told in one line."""
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -8,11 +9,15 @@ TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 class RequestError(ValueError):
-    """The request was wrong: names the knob or file and what was expected. Exit code 2."""
+    """The request was wrong: names the setting or file and what was expected."""
+
+    exit_code = 2
 
 
 class RunError(RuntimeError):
-    """The run itself failed although the request was right. Exit code 1."""
+    """The run itself failed although the request was right."""
+
+    exit_code = 1
 
 
 class Interrupted(RunError):
@@ -21,6 +26,12 @@ class Interrupted(RunError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def tell(error: RequestError | RunError) -> int:
+    """Print an error's line on stderr; returns its exit code."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return error.exit_code
 
 
 def brief(names: Sequence[str], most: int = 6) -> str:

@@ -1,7 +1,9 @@
-"""From Hydra's jobs to runs and sweeps."""
+"""From the command line to runs and sweeps, by way of Hydra; and how both are resumed."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,21 +11,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from finetune.door import guarded, import_torch, readable, refusal, settings_of
-from finetune.errors import RequestError, RunError, one_line
+from finetune.config.compose import REFUSALS, quoted, refused, settings_from_config
+from finetune.config.messages import unknown_option
+from finetune.config.schema import configs_folder
+from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.report.folder import LATEST
 from finetune.report.say import Screen
-from finetune.settings import Settings, configs_folder
-from finetune.sweep import begun, tables
+from finetune.sweep import tables
+from finetune.sweep.callback import SWEEP, sweep_folder
 from finetune.sweep.jobs import PLAN, SWEEPS, is_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import asked, check_stored, searched
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
-from finetune.training.best import score
 
 # What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
 SEARCH = (
@@ -32,112 +37,124 @@ SEARCH = (
 )
 
 
-class Job:
-    """What Hydra calls for each job; keeps exit codes, as an exception would lose the other jobs' results."""
+def import_torch(module: str = "finetune.run") -> None:
+    """Import what trains, or another module that needs torch; late, so that a wrong setting is told at once.
+
+    Importing makes a million objects that stay. Told not to look through them again and again, the garbage
+    collector costs a second less.
+    """
+    if "torch" not in sys.modules:
+        gc.disable()
+        importlib.import_module(module)
+        gc.freeze()
+        gc.enable()
+
+
+class Task:
+    """What Hydra calls for each job.
+
+    began: whether a job has begun in this process. error: what ended a single run; Hydra would print lines of
+    its own about an exception, and of a sweep's job it would lose the results of the others.
+    """
 
     def __init__(self) -> None:
         self.began = False
-        self.codes: list[int] = []
-        self.plans: list[Plan] = []
+        self.error: RequestError | RunError | None = None
 
-    def __call__(self, config: DictConfig) -> float | Plan | None:
-        """Train a run and return its score in validation; under the launcher `batched` only plan it."""
+    def __call__(self, config: DictConfig) -> float | None:
+        """Train a run, or one job of a sweep; returns the job's score in validation."""
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            plan = self.plan(config)
+            try:
+                train_plans([plan])
+            except (RequestError, RunError) as error:
+                raise SystemExit(tell(error)) from None
+            return plan.score
         self.began = True
-        hydra_config = HydraConfig.get()
-        folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
-        if hydra_config.mode != RunMode.MULTIRUN:
-            code, result = guarded(lambda: _run(settings_of(config), folder))
-            self.codes.append(code)
-            return score(result["val"]) if result and result["val"] else None
-        plan = Plan(hydra_config.job.num, folder, list(hydra_config.overrides.task))
-        self.plans.append(plan)
         try:
-            settings = settings_of(config)
+            settings = settings_from_config(config)
+            import_torch()
+            from finetune.run import run
+
+            run(settings, _folder_of(HydraConfig.get()), Screen())
+        except (RequestError, RunError) as error:
+            self.error = error
+        return None
+
+    def plan(self, config: DictConfig) -> Plan:
+        """What a job of a sweep is to do, or what is wrong with it."""
+        self.began = True
+        job = HydraConfig.get()
+        plan = Plan(job.job.num, _folder_of(job), list(job.overrides.task))
+        try:
+            settings = settings_from_config(config)
             refuse_several(settings)
             plan.settings = settings
         except RequestError as error:
             plan.wrong = error
-        if hydra_config.runtime.choices["hydra/launcher"] == "batched":
-            return plan
-        train_plans([plan])
-        return plan.score
-
-    def code(self) -> int:
-        """The exit code of all that ran."""
-        return max([*self.codes, *(plan.code for plan in self.plans)], default=0)
+        return plan
 
 
-def _run(settings: Settings, folder: Path) -> dict[str, Any]:
-    import_torch()
-    from finetune.run import run
-
-    return run(settings, folder, Screen())
+def _folder_of(job: Any) -> Path:
+    return Path(os.path.relpath(job.runtime.output_dir))
 
 
 def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
-    """Train jobs of a sweep, together where they can be; ends the process when it is interrupted.
+    """Train jobs of a sweep, together where they can be.
 
-    whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep: the
-    process then ends, too.
+    whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep.
+
+    Raises:
+        RequestError: the sweep as a whole is wrong.
+        Interrupted: some jobs have not ended.
     """
     tell_apart(plans)
-    lines = {str(plan.wrong) for plan in plans}
-    if whole and len(lines) == 1 and plans[0].wrong:
-        print(f"error: {one_line(plans[0].wrong)}", file=sys.stderr)
-        begun.forget()  # there is nothing to compare
-        raise SystemExit(2)
+    if whole and plans[0].wrong and len({str(plan.wrong) for plan in plans}) == 1:
+        if sweep := sweep_folder():
+            (sweep / PLAN).unlink(missing_ok=True)  # nothing is left to resume
+        raise plans[0].wrong
     for plan in plans:
         if plan.wrong:
             plan.fail(plan.wrong)
-    if all(plan.ended for plan in plans):
-        return
-    import_torch()
-    from finetune.sweep.train import train_all
+    if not all(plan.ended for plan in plans):
+        import_torch()
+        from finetune.sweep.train import train_all
 
-    code, _ = guarded(lambda: train_all(plans, Screen()))
-    if code:
-        raise SystemExit(code)
+        train_all(plans, Screen())
 
 
 def train() -> NoReturn:
-    """Train one run, or a sweep with -m, from the command line's overrides; ends the process."""
-    job = Job()
-    begun.Begun.config = None  # an earlier one in this process
+    """Train one run, or a sweep with -m, from the overrides in sys.argv; raises SystemExit.
+
+    Raises:
+        RequestError, RunError: of a run, or of a sweep as a whole.
+    """
+    task = Task()
+    SWEEP.set(None)  # a command may have run in this process before
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
-    sys.argv[1:] = map(readable, arguments)
-    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its refusals, where it would print a traceback
+    sys.argv[1:] = map(quoted, arguments)
+    _, unknown = get_args_parser().parse_known_args()
+    if unknown:
+        raise RequestError(unknown_option(unknown[0]))
+    hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
-        # Hydra names its job after the function and reads the source file of a plain one only.
-        hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")(
-            lambda config: job(config)
-        )()
-    except Exception as error:
-        if job.began or debugging:
-            raise
-        print(refusal(error, sys.argv[1:]), file=sys.stderr)
-        sys.exit(1 if isinstance(error, RunError) else 2)
-    except KeyboardInterrupt:  # while jobs run elsewhere
-        print("error: interrupted", file=sys.stderr)
-        _end_sweep()
-        sys.exit(130)
-    except SystemExit:  # raised by an interrupted job
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra raises what it refuses, and prints nothing
+            hydras(task)()
+    except RequestError:
+        raise
+    except (KeyboardInterrupt, RunError, SystemExit):  # interrupted
         _end_sweep()
         raise
-    sys.exit(max(_end_sweep(), job.code()))
-
-
-def search_again(folder: Path) -> list[str] | None:
-    """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
-    if not searched(folder):
-        return None
-    recorded, place = asked(folder), ("hydra.sweep.dir=", "hydra.mode=")
-    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
-    for one in again:
-        check_stored(one, SEARCH)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*again, f"hydra.sweep.dir='{quoted}'"]
+    except (*REFUSALS, RuntimeError) as error:
+        if task.began:
+            raise
+        if isinstance(error, RuntimeError):  # a launcher's processes have gone
+            raise RunError(one_line(error)) from None
+        raise refused(error, sys.argv[1:]) from None
+    if task.error:
+        raise task.error
+    sys.exit(_end_sweep())
 
 
 def _end_sweep() -> int:
@@ -145,15 +162,21 @@ def _end_sweep() -> int:
 
     Jobs that ran in other processes or on other machines are known by their folders alone.
     """
-    begun.end_workers()
-    folder = begun.folder()
-    if folder is None:
+    config, folder = SWEEP.get(), sweep_folder()
+    if config is None or folder is None:
         return 0
-    code, finished = guarded(lambda: leaderboard(folder))
-    return code or int(not finished)
+    if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
+        from joblib.externals.loky import get_reusable_executor
+
+        # They would stay for minutes with all that they hold.
+        get_reusable_executor().shutdown(kill_workers=True)
+    try:
+        return int(not show_leaderboard(folder))
+    except (RequestError, RunError) as error:
+        return tell(error)
 
 
-def leaderboard(folder: Path) -> bool:
+def show_leaderboard(folder: Path) -> bool:
     """Write and show a leaderboard; whether every job finished."""
     board = compare(folder)
     tables.write(board)
@@ -162,7 +185,7 @@ def leaderboard(folder: Path) -> bool:
 
 
 def resume(run: str) -> int:
-    """Go on with a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
+    """Resume a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
 
     Raises:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
@@ -184,7 +207,19 @@ def resume(run: str) -> int:
         runs.resume(find(str(folder)), console)
         return 0
     code = resume_sweep(folder, console)
-    return max(code, int(not leaderboard(folder)))
+    return max(code, int(not show_leaderboard(folder)))
+
+
+def search_again(folder: Path) -> list[str] | None:
+    """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
+    if not searched(folder):
+        return None
+    recorded, place = asked(folder), ("hydra.sweep.dir=", "hydra.mode=")
+    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
+    for one in again:
+        check_stored(one, SEARCH)
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*again, f"hydra.sweep.dir='{escaped}'"]
 
 
 def _latest(run: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune import private
+from finetune.config.schema import Settings
 from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
@@ -16,7 +17,6 @@ from finetune.data.sources import Progress
 from finetune.errors import RequestError
 from finetune.features.inputs import Ready
 from finetune.model.assemble import Model, assemble
-from finetune.settings import Settings
 from finetune.training import losses, optim
 from finetune.training.module import Classifier
 

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from finetune import resuming
+from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
@@ -24,7 +25,6 @@ from finetune.parts import cache_dir, find_data, make_classifier, make_model, me
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.resuming import GoingOn
-from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training.distributed import ALONE, Place
 from finetune.training.module import Classifier

@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.saved import summary_of
-from finetune.settings import Settings
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Place

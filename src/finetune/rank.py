@@ -13,10 +13,10 @@ from pathlib import Path
 def work(exchange: Path) -> int:
     """Train as the request in that folder says, or leave word there of why not; returns the exit code."""
     from finetune.atomic import write_json
+    from finetune.config.messages import validate
     from finetune.errors import RequestError, RunError
     from finetune.report.say import Screen
     from finetune.run import run
-    from finetune.validation import validate
 
     rank = os.environ["RANK"]
     request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from finetune.atomic import sha256_of
+from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
 from finetune.features.inputs import Ready
@@ -20,7 +21,6 @@ from finetune.model.statedict import read_frozen
 from finetune.report.folder import curves_until
 from finetune.report.tensorboard import flat
 from finetune.saved import check_settings, settings_of, summary_of
-from finetune.settings import Settings
 from finetune.sweep.jobs import overrides_of
 from finetune.training.checkpoint import newest
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from finetune import processes, resuming
 from finetune.atomic import linked, not_written, write_sealed
+from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.overlay import maps
@@ -27,7 +28,6 @@ from finetune.report.say import Screen
 from finetune.report.tensorboard import Board, drop_after
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
-from finetune.settings import Settings
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
 from finetune.training import distributed

@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from finetune.atomic import read_json, sha256_of
+from finetune.config.messages import validate
+from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model import statedict
 from finetune.model.build import build
 from finetune.model.weights import Preprocessing, enum_of
 from finetune.report.folder import LATEST
-from finetune.settings import Settings, configs_folder
-from finetune.validation import validate
 
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 

@@ -137,7 +137,7 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
         (("precision=16", "trainer=cpu"), "precision=16: expected a GPU with it"),
         (("data.root=a,b",), "data.root=a,b: expected a single value"),
         (("data.root='interval(0,1)'",), "data.root=interval(0,1): expected"),
-        (("data.rot=x",), "data.rot: there is no such knob; did you mean data.root?"),
+        (("data.rot=x",), "data.rot: there is no such setting; did you mean data.root?"),
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
         (("--split", "some"), "--split=some: expected train, val, test or all"),
         (("data=digits", "data.test_fraction=0", "--split", "test"), "--split=test: expected pictures in it"),

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
-from finetune.door import compose
+from finetune.config.compose import compose
 from finetune.inference.explain import grad_cam, heatmaps, input_gradients, last_feature_map
 from finetune.model.weights import Preprocessing
 from finetune.saved import Saved

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import writer
 from torch.utils.tensorboard._utils import figure_to_image
 
 from finetune.atomic import read_json
-from finetune.door import compose
+from finetune.config.compose import compose
 from finetune.report.tensorboard import flat
 from finetune.run import run
 

@@ -17,7 +17,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "composing": (planning, "_composed"),
     "multirun": (OmegaConf, "save"),  # of Hydra's own file, which then is empty
     "folder": (hydra.core.utils, "_save_config"),  # of one of three files in each job's folder
-    "job": (launch.Job, "__call__"),
+    "job": (launch.Task, "plan"),
 }
 
 

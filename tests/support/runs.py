@@ -27,7 +27,7 @@ QUICK = (
 
 def trained(folder: Path, pictures: Path, *overrides: str) -> Path:
     """The folder of a quick run in `folder`, trained in this process without a command."""
-    from finetune.door import compose
+    from finetune.config.compose import compose
     from finetune.run import run
 
     (folder / "pictures").symlink_to(pictures)

@@ -28,7 +28,7 @@ def test_every_job_is_what_hydra_composes(
 ) -> None:
     seen: dict[str, list[Any]] = {}
 
-    def note(job: launch.Job, config: DictConfig) -> Any:
+    def note(task: launch.Task, config: DictConfig) -> Any:
         hydra = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=True)
         assert isinstance(hydra, dict)
         launcher = hydra["hydra"]["runtime"]["choices"].pop("hydra/launcher")
@@ -38,7 +38,7 @@ def test_every_job_is_what_hydra_composes(
         seen.setdefault(launcher, []).append((OmegaConf.to_container(config, resolve=True), hydra))
         return launch.Plan(0, Path("nowhere"), [], ended=True)
 
-    monkeypatch.setattr(launch.Job, "__call__", note)
+    monkeypatch.setattr(launch.Task, "plan", note)
     for launcher in ("batched", "basic"):
         train("-m", *overrides, f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep")
     assert seen["batched"] == seen["basic"]
@@ -52,4 +52,4 @@ def test_a_value_that_its_group_does_not_have_is_refused_as_hydra_does(train: Ca
         assert ended.code == 2
         said.append(ended.err)
     assert said[0] == said[1]
-    assert "the chosen optimizer has no such knob" in said[0]
+    assert "the chosen optimizer has no such setting" in said[0]

@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from finetune.config.schema import configs_folder
 from finetune.errors import RequestError
-from finetune.settings import configs_folder
 from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
-from hydra_plugins.finetune_optuna._space import Space, read
-from hydra_plugins.finetune_optuna._study import SAMPLERS, ended, open_study, tell
+from hydra_plugins.finetune._space import Space, read_space
+from hydra_plugins.finetune._study import SAMPLERS, ended_trials, open_study, tell_trial
 from support import killed_sweep
 from support.ended import Ended
 from support.processes import Started
@@ -34,7 +34,7 @@ LOG = "optimizer.lr=tag(log, interval(1e-4,1))"
 
 
 def space(*overrides: str) -> Space:
-    return read(OverridesParser.create().parse_overrides(list(overrides)))
+    return read_space(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def search(
@@ -104,7 +104,7 @@ def tried(sampler: str, seed: int, number: int) -> list[float]:
     while len(rates) < number:
         for trial in [study.ask({**wanted.distributions}) for _ in range(5)]:
             rates.append(trial.params["optimizer.lr"])
-            tell(study, trial, [-abs(math.log10(rates[-1]) + 2)], [trial.number])
+            tell_trial(study, trial, [-abs(math.log10(rates[-1]) + 2)], [trial.number])
     return rates
 
 
@@ -209,7 +209,7 @@ def test_a_stopped_search_goes_on_with_what_was_being_tried(
         ("hydra.sweeper.n_trials=0", "error: hydra.sweeper.n_trials=0: expected 1 or more\n"),
         ("hydra.sweeper.sampler=best", "error: hydra.sweeper.sampler=best: expected tpe, gp, random\n"),
         ("hydra.sweeper.storage=text", "error: hydra.sweeper.storage=text: expected a study's SQLite file ("),
-        ("optimizer=sgd,foo", "Could not find 'optimizer/foo'"),
+        ("optimizer=sgd,foo", "error: optimizer=foo: expected one of adamw, sgd\n"),
         ("optimizer.lrr=interval(0,1)", "did you mean optimizer.lr?"),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_search_without_validation_ends_with_its_first_batch(
         *(LOG, "data.val_fraction=0"),
     )
     assert ended.code == 2
-    assert ended.err.startswith("error: hydra/sweeper=optuna: expected pictures to validate with")
+    assert ended.err.startswith("error: hydra/sweeper=optuna: expected images to validate with")
     assert ended.err.count("\n") == 1
     assert "Not ranked" in ended.out
     assert "by validation" not in ended.out
@@ -375,7 +375,7 @@ def test_what_a_kill_left_half_asked_or_half_told_is_asked_again(tmp_path: Path)
     told = study.ask({**space(LOG).distributions})
     told.set_user_attr("jobs", [2])  # all but the result
     again = open_study(*place)
-    assert ended(again) == 0
+    assert ended_trials(again) == 0
     wanted = {**space(LOG, "optimizer.momentum=interval(0,0.9)").distributions}
     first, second, third = (again.ask(wanted).params for _ in range(3))
     assert first["optimizer.lr"] == rate

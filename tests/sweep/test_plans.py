@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.door import compose
+from finetune.config.compose import compose
 from finetune.sweep.plans import MOST, Plan, alone_because, groups, numbers, varying
 
 

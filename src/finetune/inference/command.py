@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.door import override
+from finetune.config.compose import override_settings
+from finetune.config.schema import Data, Settings
 from finetune.errors import RequestError, RunError
 from finetune.inference import export as exports
 from finetune.inference import tables
@@ -20,7 +21,6 @@ from finetune.inference.predict import format_of, predict
 from finetune.report.say import Screen
 from finetune.report.terminal import progress, say
 from finetune.saved import open_run
-from finetune.settings import Data, Settings
 from finetune.training import device as devices
 
 # What may be asked of an evaluation; how pictures are prepared is the run's own.
@@ -37,7 +37,7 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
 
     tables.check(out)
     console, saved = Screen(), open_run(run)
-    settings = override(saved.settings, overrides, TAKES)
+    settings = override_settings(saved.settings, overrides, TAKES)
     if settings.precision != saved.settings.precision:
         devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
     predictor = Predictor(saved, settings.precision, settings.trainer.accelerator)

@@ -19,7 +19,7 @@ from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
 from finetune.report.say import say
 from finetune.report.terminal import model_lines
-from finetune.settings import Settings
+from finetune.config.schema import Settings
 
 HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
 TO_THE_RIGHT = ("output", "parameters", "work")

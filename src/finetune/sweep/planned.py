@@ -16,14 +16,13 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from finetune.atomic import read_json, write_sealed
-from finetune.door import composed
+from finetune.config.compose import GROUPS, compose_config
+from finetune.config.messages import known_keys, validate
+from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError, one_line
-from finetune.settings import SECTIONS, Settings, configs_folder
 from finetune.sweep.jobs import PLAN, folders, has_begun, in_order, overrides_of, read_yaml
-from finetune.validation import known_keys, validate
 
 OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins anew"
-GROUPS = (*SECTIONS, "experiment")
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,7 @@ class Planned:
             return validate(completed(self.settings))
         for one in self.overrides:
             check_stored(one)
-        try:
-            values: Any = OmegaConf.to_container(composed(self.overrides), resolve=False)
-        except HydraException as error:
-            raise RequestError(one_line(error)) from None
+        values: Any = OmegaConf.to_container(compose_config(self.overrides), resolve=False)
         return validate(values)
 
 

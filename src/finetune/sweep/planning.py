@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.door import settings_of
+from finetune.config.compose import settings_from_config
 from finetune.errors import RequestError, one_line
 from finetune.sweep.planned import Planned
 
@@ -55,7 +55,7 @@ def _composed(loader: ConfigLoader, sweep: DictConfig, overrides: list[str], num
         quoted = name.replace("\\", "\\\\").replace("'", "\\'")
         overrides.append(f"hydra.sweep.subdir='{quoted}'")
     try:
-        return Planned(folder / name, asked, settings_of(config).model_dump())
+        return Planned(folder / name, asked, settings_from_config(config).model_dump())
     except RequestError as error:
         return Planned(folder / name, asked, wrong=one_line(error))
 

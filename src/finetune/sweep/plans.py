@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_sealed
+from finetune.config.schema import Settings
 from finetune.errors import RequestError, RunError, one_line, shown
-from finetune.settings import Settings
 from finetune.sweep.jobs import plain, ranges
 from finetune.training.best import score
 

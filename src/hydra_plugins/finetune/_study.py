@@ -63,12 +63,12 @@ def _asked(trial: FrozenTrial) -> dict[str, Any]:
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
-def ended(study: Study) -> int:
+def ended_trials(study: Study) -> int:
     """How many trials have ended by themselves."""
     return sum(bool(trial.user_attrs.get(ENDED)) for trial in study.trials)
 
 
-def tell(
+def tell_trial(
     study: Study, trial: Trial, values: Sequence[float | None], jobs: Sequence[int], metric: str = "accuracy"
 ) -> None:
     """The mean over a trial's jobs, or failure where one of them has no finite value.
@@ -84,9 +84,9 @@ def tell(
         study.tell(trial, state=TrialState.FAIL)
 
 
-def so_far(study: Study, wanted: int) -> str:
+def best_so_far(study: Study, wanted: int) -> str:
     """How far the search is, and the best that it has found."""
-    text = f"{ended(study)} of {wanted} trials"
+    text = f"{ended_trials(study)} of {wanted} trials"
     complete = study.get_trials(states=[TrialState.COMPLETE])
     if not complete:
         return f"{text}, none with a result yet"

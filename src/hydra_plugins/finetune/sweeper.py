@@ -13,8 +13,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 
-class PlannedSweeper(BasicSweeper):
+class ListedSweeper(BasicSweeper):
     """Lists the jobs as soon as they are known, and again, with their settings, once they are composed."""
+
+    config: Any  # from here on it is set
 
     def split_arguments(  # type: ignore[override]  # Hydra calls it so: there it needs no instance
         self, overrides: list[Override], max_batch_size: int | None
@@ -23,7 +25,6 @@ class PlannedSweeper(BasicSweeper):
         from finetune.sweep.planned import Planned, own_configs, write
 
         batches = BasicSweeper.split_arguments(overrides, max_batch_size)
-        assert self.config is not None
         folder, wrong = self._folder(), own_configs(self.config.hydra.runtime.config_sources)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = enumerate(chain.from_iterable(batches))
@@ -39,7 +40,6 @@ class PlannedSweeper(BasicSweeper):
         if self.batch_index > 1:
             return
         assert self.overrides is not None
-        assert self.config is not None
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
         try:
@@ -49,5 +49,4 @@ class PlannedSweeper(BasicSweeper):
             raise
 
     def _folder(self) -> Path:
-        assert self.config is not None
         return Path(os.path.relpath(self.config.hydra.sweep.dir))

@@ -46,7 +46,7 @@ class Space:
         ]
 
 
-def read(overrides: Sequence[Override]) -> Space:
+def read_space(overrides: Sequence[Override]) -> Space:
     """The space that a command line describes; `seed=0,1,2` repeats each trial.
 
     Raises:

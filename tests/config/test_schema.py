@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from finetune.door import compose
-from finetune.settings import configs_folder
-from finetune.validation import known_keys
+from finetune.config.compose import compose
+from finetune.config.messages import known_keys
+from finetune.config.schema import configs_folder
+from support.runs import CHECKOUT
 
 CONFIGS = configs_folder()
 GROUPS = ("data", "optimizer", "trainer")
@@ -199,9 +199,9 @@ def test_no_choice_is_a_word_that_yaml_reads_as_true_or_false() -> None:
 
 
 def _literals() -> list[list[Any]]:
-    from finetune import settings
+    from finetune.config import schema
 
-    schema = settings.Settings.model_json_schema()
+    schema = schema.Settings.model_json_schema()
     nodes, found = [schema], []
     while nodes:
         node = nodes.pop()
@@ -241,4 +241,4 @@ def test_a_value_arrives_as_it_was_meant(override: str, key: str, value: Any) ->
 
 
 def test_configs_are_the_checkouts_when_the_package_holds_none() -> None:
-    assert (Path(__file__).parents[1] / "configs").samefile(CONFIGS)
+    assert (CHECKOUT / "configs").samefile(CONFIGS)

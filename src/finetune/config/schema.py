@@ -1,4 +1,4 @@
-"""The knobs and what each may be, alone and together."""
+"""The settings of a run, and what each may be, alone and together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Strict(BaseModel):
 
 
 class SGD(_Strict):
-    """The knobs of optimizer=sgd."""
+    """The settings of optimizer=sgd."""
 
     name: Literal["sgd"]
     lr: Positive
@@ -63,7 +63,7 @@ class SGD(_Strict):
 
 
 class AdamW(_Strict):
-    """The knobs of optimizer=adamw."""
+    """The settings of optimizer=adamw."""
 
     name: Literal["adamw"]
     lr: Positive
@@ -73,7 +73,7 @@ class AdamW(_Strict):
 
 
 class Data(_Strict):
-    """The knobs of `data`, of whatever source."""
+    """The settings of `data`, of whatever source."""
 
     source: Literal["clipart", "digits", "random", "folder", "csv", "torchvision", "hf", "webdataset"]
     root: Text | None
@@ -93,14 +93,14 @@ class Data(_Strict):
         total = self.val_fraction + self.test_fraction
         if total >= 1:
             raise ValueError(
-                f"data.val_fraction and data.test_fraction: expected a sum below 1, so that pictures are left"
+                f"data.val_fraction and data.test_fraction: expected a sum below 1, so that images are left"
                 f" to train on, not {total:g}"
             )
         return self
 
 
 class Trainer(_Strict):
-    """The knobs of `trainer`: where and in how many processes a run trains."""
+    """The settings of `trainer`: where and in how many processes a run trains."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Annotated[int | str, _number_or(1, "a number of devices, 1 or more, or auto", "auto")]
@@ -113,7 +113,7 @@ STEP = {"step_epochs": 7, "step_gamma": 0.1}  # as configs/config.yaml has them
 
 
 class Settings(_Strict):
-    """One run as asked for; every field is a knob of configs/config.yaml."""
+    """One run as asked for; every field is a key of configs/config.yaml."""
 
     model: Text
     weights: Text
@@ -187,9 +187,9 @@ class Settings(_Strict):
     def idle(self) -> list[str]:
         """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""
         return [
-            f"{knob}={getattr(self, knob):g} has no effect with schedule={self.schedule}"
-            for knob, usual in STEP.items()
-            if self.schedule != "step" and getattr(self, knob) != usual
+            f"{key}={getattr(self, key):g} has no effect with schedule={self.schedule}"
+            for key, usual in STEP.items()
+            if self.schedule != "step" and getattr(self, key) != usual
         ]
 
 
@@ -202,6 +202,6 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
 
 def configs_folder() -> Path:
     """The shipped configs: inside the package when installed from a wheel, else the checkout's."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parents[1] / "configs"

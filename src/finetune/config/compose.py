@@ -1,0 +1,190 @@
+"""Settings from the command line's overrides, composed by Hydra; what it refuses is told in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from finetune.config.messages import known_keys, unknown_choice, unknown_setting, validate
+from finetune.config.schema import SECTIONS, Settings, configs_folder
+from finetune.errors import RequestError, brief, shown
+
+GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
+# Settings whose values are paths and names, in whatever letters.
+PLACES = (
+    *("data.root", "data.name", "data.image_column", "data.label_column", "weights", "cache_dir"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
+)
+# What composing raises where the request is wrong; a group's name that is no text is a ValueError.
+REFUSALS = (HydraException, OmegaConfBaseException, OSError, ValueError)
+
+
+def free_folder(wanted: str) -> str:
+    """A folder of that name that did not exist yet, made; a second run within the second gets a suffix."""
+    folder, number = Path(wanted), 1
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            folder = Path(f"{wanted}-{number}")
+        else:
+            return str(folder)
+
+
+# Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
+OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
+
+
+def quoted(override: str) -> str:
+    """A command line's override as Hydra's grammar takes it: a path such as München goes into quotes.
+
+    A list (a comma) or what is in quotes or brackets already stays as it is.
+    """
+    key, _, value = override.partition("=")
+    if key not in PLACES or not value or "," in value or "\\" in value or value[0] in "'\"[{$":
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        escaped = value.replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return override
+
+
+def compose(overrides: Sequence[str]) -> Settings:
+    """The settings that a command line of overrides amounts to.
+
+    Raises:
+        RequestError: Hydra refuses them, or a value is wrong.
+    """
+    return settings_from_config(compose_config([*map(quoted, overrides)]))
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The shipped configs with overrides, as Hydra composes them.
+
+    Raises:
+        RequestError: Hydra refuses them.
+    """
+    try:
+        with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
+            return hydra.compose("config", overrides)
+    except REFUSALS as error:
+        raise refused(error, overrides) from None
+
+
+def settings_from_config(config: DictConfig) -> Settings:
+    """Check a composed config.
+
+    Raises:
+        RequestError: a value is wrong, or refers to a key that is not there.
+    """
+    # Not what is Hydra's: to read where a run would lie makes that folder.
+    return validate({str(key): _resolved(config, str(key)) for key in config if key != "hydra"})
+
+
+def _resolved(config: DictConfig, key: str, name: str = "") -> Any:
+    try:
+        value = config[key]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise RequestError(name + str(error).splitlines()[0]) from None
+
+
+def override_settings(settings: Settings, overrides: Sequence[str], allowed: Sequence[str]) -> Settings:
+    """A run's settings with some changed as on the command line.
+
+    allowed: the settings and sections that may be changed; a section as a whole, by its name.
+
+    Raises:
+        RequestError: a setting is not among them, or a value is wrong.
+    """
+    overrides = [*map(quoted, overrides)]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise refused(error, overrides) from None
+    for one in parsed:
+        if one.key_or_group not in known_keys():
+            raise RequestError(unknown_setting(one.key_or_group))
+        if one.key_or_group not in allowed:
+            raise RequestError(f"{one.key_or_group}: this is the run's own; expected {brief(allowed, 4)}")
+        if one.is_sweep_override():
+            raise RequestError(f"{one.input_line}: expected a single value")
+    values = settings.model_dump()  # data: what is typed now is interpolated, what was stored is not
+    groups = [one for one in parsed if one.key_or_group in SECTIONS]
+    if groups:
+        fresh = compose([str(one.input_line) for one in groups]).model_dump()
+        values |= {one.key_or_group: fresh[one.key_or_group] for one in groups}
+    for one in parsed:
+        if one not in groups:
+            section, _, key = one.key_or_group.rpartition(".")
+            (values[section] if section else values)[key] = _typed(one)
+    return validate(values)
+
+
+def _typed(override: Override) -> Any:
+    return _resolved(OmegaConf.create({"value": override.value()}), "value", f"{override.input_line}: ")
+
+
+def refused(error: Exception, typed: Sequence[str]) -> RequestError:
+    """What to raise where Hydra refuses a command line: one line that names what was wrong.
+
+    typed: the words of the command line, Hydra's options among them.
+    """
+    overrides = [word for word in typed if not word.startswith("-")]
+    keys = [word.partition("=")[0].lstrip("+~") for word in overrides]
+    if isinstance(error, OverrideParseException):
+        return RequestError(_unreadable(error.override))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return RequestError(unknown_choice(group, choice, error.options))
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        beyond = [key for key in keys if f"{key}.".startswith(f"{cause.full_key}.")]
+        return RequestError(unknown_setting((beyond or [cause.full_key])[0]))
+    single = isinstance(error, HydraException) and not {"-m", "--multirun"} & {*typed}
+    for key, override in zip(keys, overrides, strict=True):
+        value = override.partition("=")[2]
+        if key not in (*known_keys(), *GROUPS) and not key.startswith(("hydra.", "hydra/")):
+            return RequestError(unknown_setting(key))
+        if key in GROUPS and type(error) is ValueError and value not in choices_of(key):  # null, a number
+            return RequestError(unknown_choice(key, value, choices_of(key)))
+        if single and OverridesParser.create().parse_override(override).is_sweep_override():
+            return RequestError(f"{override}: expected a single value; -m trains a run for each of several")
+    return RequestError(_in_hydras_words(error))
+
+
+def choices_of(group: str) -> list[str]:
+    """The names of the shipped configs in a group."""
+    return sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
+
+
+def _unreadable(override: str) -> str:
+    key, equals, _ = override.partition("=")
+    if not equals:
+        return f"{override}: expected {override}=VALUE"
+    return (
+        f"{override}: this value cannot be read; expected brackets that are closed, and other text with"
+        f" brackets, commas or = in quotes: {key}=\"'…'\""
+    )
+
+
+def _in_hydras_words(error: Exception) -> str:
+    """The first paragraph of what Hydra says; of a folder that cannot be made, which one and why."""
+    chain: BaseException | None = error
+    while chain:
+        if isinstance(chain, OSError) and chain.strerror:
+            return f"hydra.run.dir: {chain.filename} cannot be made: {chain.strerror}"
+        chain = chain.__cause__ or chain.__context__  # OmegaConf wraps what free_folder raises
+    return shown(str(error).partition("\n\n")[0])

@@ -1,0 +1,187 @@
+"""What is said of a wrong setting: one line that names it and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune.config.schema import SECTIONS, Settings
+from finetune.errors import RequestError
+
+# Names that other tools have (Lightning, timm, Keras, Hugging Face), and ours.
+SYNONYMS = {
+    "accumulate_grad_batches": "trainer.accumulate_batches",
+    "arch": "model",
+    "architecture": "model",
+    "backbone": "model",
+    "bs": "batch_size",
+    "checkpoint": "weights",
+    "ckpt_path": "weights (to start from a checkpoint) or finetune resume RUN (to continue a run)",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "dataset": "data",
+    "dropout": "head_dropout",
+    "early_stopping": "patience",
+    "gradient_accumulation_steps": "trainer.accumulate_batches",
+    "gradient_clip_val": "trainer.clip_norm",
+    "gradient_clipping": "trainer.clip_norm",
+    "gpus": "trainer.devices",
+    "img_size": "data.image_size",
+    "input_size": "data.image_size",
+    "learning_rate": "optimizer.lr",
+    "lr_scheduler": "schedule",
+    "max_epochs": "epochs",
+    "max_grad_norm": "trainer.clip_norm",
+    "model_name": "model",
+    "num_classes": "head",
+    "num_epochs": "epochs",
+    "num_nodes": "trainer.nodes",
+    "num_train_epochs": "epochs",
+    "num_workers": "data.workers",
+    "opt": "optimizer",
+    "output_dir": "hydra.run.dir",
+    "pretrained": "weights",
+    "pretrained_weights": "weights",
+    "resolution": "data.image_size",
+    "scheduler": "schedule",
+    "smoothing": "label_smoothing",
+    "strategy": "trainer",
+    "val_split": "data.val_fraction",
+    "wd": "optimizer.weight_decay",
+}
+# The same for values; only one that the setting may have is proposed.
+VALUES = {
+    "16-mixed": "16",
+    "16-true": "16",
+    "32-true": "32",
+    "adam": "adamw",
+    "bf16-mixed": "bf16",
+    "bf16-true": "bf16",
+    "bfloat16": "bf16",
+    "binary_cross_entropy": "bce",
+    "ce": "cross_entropy",
+    "cosine_annealing": "cosine",
+    "cuda": "gpu",
+    "fp16": "16",
+    "fp32": "32",
+    "half": "16",
+    "image_folder": "folder",
+    "imagefolder": "folder",
+    "multistep": "step",
+    "one_cycle": "onecycle",
+}
+EXPECTED = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt:.15g}",
+    "greater_than_equal": "{ge:.15g} or more",
+    "int_type": "a whole number",
+    "less_than": "a number below {lt:.15g}",
+    "list_type": "a list such as '[256]'",
+    "literal_error": "{expected}",
+    "missing": "a value; it is missing",
+    "string_type": "text",
+    "too_short": "a name",
+    "union_tag_invalid": "sgd or adamw",
+    "union_tag_not_found": "sgd or adamw",
+    "value_error": "{error}",
+}
+
+
+def known_keys() -> list[str]:
+    """Every setting by its dotted name, and every section."""
+    inside = {f"{name}.{key}" for name, models in SECTIONS.items() for m in models for key in m.model_fields}
+    return sorted({*Settings.model_fields, *inside})
+
+
+def unknown_setting(key: str) -> str:
+    """What to say of a key that is no setting, with the one that was probably meant."""
+    if key in known_keys():
+        return f"{key}: the chosen {key.partition('.')[0]} has no such setting"
+    return f"{key}: there is no such setting{_question(_meant(key))}"
+
+
+def unknown_option(word: str) -> str:
+    """What to say of a setting typed as an option: --lr or --batch-size=32."""
+    key = word.lstrip("-").partition("=")[0]
+    return f"{word}: expected KEY=VALUE, without dashes{_question(_meant(key))}"
+
+
+def _question(meant: str | None) -> str:
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def _meant(key: str) -> str | None:
+    known = [*known_keys(), "experiment"]
+    by_name = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    parts = [part.replace("-", "_").lower() for part in reversed(key.split("."))]
+    for part in parts:
+        if part in by_name and part not in SECTIONS:  # lr means optimizer.lr
+            return by_name[part]
+        if part in SYNONYMS:
+            return SYNONYMS[part]
+    near = difflib.get_close_matches(key, by_name, n=1, cutoff=0.65)  # optimiser.lr, too
+    return by_name[near[0]] if near else None
+
+
+def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
+    """What to say of a choice that a group of configs does not have."""
+    return f"{group}={choice}: expected one of {', '.join(choices)}{_hint(choice, choices)}"
+
+
+def _hint(value: str, choices: Sequence[str]) -> str:
+    meant = VALUES.get(value.lower())
+    return _question(meant if meant in choices else None)
+
+
+def validate(values: dict[str, Any]) -> Settings:
+    """Check the plain values of a composed config.
+
+    Raises:
+        RequestError: with one line that names the first wrong setting and what was expected.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # An unknown key is told first: it explains the others (a misspelt setting is also a missing one).
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise RequestError(_line(first, values)) from None
+
+
+def _line(error: Any, values: dict[str, Any]) -> str:
+    kind, place, context = error["type"], error["loc"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown_setting(".".join(filter(None, (_key_at(place[:-1]), str(place[-1])))))
+    key = _key_at(place)
+    if kind == "value_error" and (not key or key in SECTIONS):
+        return str(context["error"])  # a rule between settings names them itself
+    if kind.startswith("union_tag"):
+        key += ".name"
+    expected = EXPECTED[kind].format(**context) if kind in EXPECTED else error["msg"]
+    if kind == "missing":
+        return f"{key}: expected {expected}"
+    value = _value_at(key, values)
+    if kind == "literal_error":
+        expected = expected.replace("'", "").lower()  # as the command line has it: true, not True
+        expected += _hint(value, expected.replace(" or ", ", ").split(", "))
+    return f"{key}={value}: expected {expected}"
+
+
+def _key_at(place: tuple[int | str, ...]) -> str:
+    """The setting at a place in the values; list indices and names of union members are no part of it."""
+    known, key = known_keys(), ""
+    for part in place:
+        longer = f"{key}.{part}" if key else str(part)
+        key = longer if longer in known else key
+    return key
+
+
+def _value_at(key: str, values: dict[str, Any]) -> str:
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -1,0 +1,66 @@
+"""What Hydra calls before a run or a sweep begins: a folder must not be used yet, and a sweep is noted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune.errors import RequestError, tell
+from finetune.report.folder import refuse_used
+from finetune.sweep.jobs import is_sweep
+
+# The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
+SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the sweep that this command runs; None where it runs none."""
+    config = SWEEP.get()
+    return None if config is None else Path(os.path.relpath(config.hydra.sweep.dir))
+
+
+class FolderCallback(Callback):
+    """Refuses a used folder before Hydra writes to it, and notes the config of a sweep.
+
+    By the time a job is called Hydra has written what was asked for this time over what it was last time.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.get("resume"):
+            with _refusing():
+                refuse_used(Path(os.path.relpath(config.hydra.run.dir)))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
+            with _refusing():
+                _refuse_used_sweep(Path(os.path.relpath(config.hydra.sweep.dir)))
+            config.hydra.sweeper._target_ = "hydra_plugins.finetune.sweeper.ListedSweeper"
+        SWEEP.set(config)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """End the process on a refusal: of what a callback raises Hydra would make a warning."""
+    try:
+        yield
+    except RequestError as error:
+        raise SystemExit(tell(error)) from None
+    except OmegaConfBaseException:
+        pass  # of a folder that cannot be made Hydra tells itself
+
+
+def _refuse_used_sweep(folder: Path) -> None:
+    if is_sweep(folder) and any(folder.glob("*/settings.json")):
+        raise RequestError(
+            f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
+            f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
+        )
