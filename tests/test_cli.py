@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.compose import compose, free_folder
-from finetune.errors import RequestError
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, SMALL
@@ -124,17 +122,6 @@ def test_a_sweep_in_which_all_goes_well_ends_with_0(train: Train, tmp_path: Path
     assert sorted(summary["seed"] for summary in summaries) == [0, 1]
 
 
-def test_two_runs_of_the_same_second_have_folders_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert [free_folder("outputs/day/12-00-00") for _ in range(3)] == [
-        "outputs/day/12-00-00",
-        "outputs/day/12-00-00-2",
-        "outputs/day/12-00-00-3",
-    ]
-
-
 def test_many_processes_that_start_at_once_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,16 +195,6 @@ def test_inspect_says_when_nothing_trains(command: Train) -> None:
     ended = command(*INSPECT, "head=keep")
     assert ended.code == 0, ended.err
     assert "nothing trains" in ended.out
-
-
-def test_compose_checks_what_it_composes() -> None:
-    with pytest.raises(RequestError, match=r"^epochs=0: expected 1 or more$"):
-        compose(["epochs=0"])
-
-
-def test_hydras_refusal_is_told_in_our_words() -> None:
-    with pytest.raises(RequestError, match=r"^lr: there is no such setting; did you mean optimizer.lr\?$"):
-        compose(["lr=1"])
 
 
 def test_no_command_leaves_an_environment_variable_set(train: Train) -> None:

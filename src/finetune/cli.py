@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -11,18 +10,18 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+from typer import Argument, Context, Option, Typer
 
 from finetune import launch, output
 from finetune.config.compose import compose
-from finetune.errors import RequestError, RunError, brief, tell
+from finetune.errors import RequestError, RunError, tell
 from finetune.launch import import_torch
 from finetune.report.say import Screen
 from finetune.sweep.jobs import find_sweep
 
-app = typer.Typer(
+app = Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,9 +29,9 @@ app = typer.Typer(
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-RunArgument = Annotated[str, typer.Argument(help="A run's folder, or latest.")]
-Images = Annotated[list[str], typer.Argument(help="Images, folders of them, or globs.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Leave the probabilities uncalibrated.")]
+RUN = Argument(help="A run's folder, or latest.")
+IMAGES = Argument(help="Images, folders of them, globs, or - for a list on stdin.")
+RAW = Option(False, "--raw", help="Leave the probabilities uncalibrated.")
 
 
 @contextmanager
@@ -50,54 +49,44 @@ def errors_told() -> Iterator[None]:
 @errors_told()
 def train() -> None:
     """What train.py runs."""
-    launch.train()
+    launch.run_hydra()
 
 
 @app.command("train", context_settings={**OVERRIDES, "help_option_names": []}, add_help_option=False)
 @errors_told()
-def train_command(context: typer.Context) -> None:
+def train_command(context: Context) -> None:
     """Train one run, or a sweep with -m: finetune train freeze=all head=10."""
     sys.argv = ["finetune train", *context.args]
-    launch.train()
+    launch.run_hydra()
 
 
 @app.command(context_settings=OVERRIDES)
 @errors_told()
 def inspect(
-    context: typer.Context,
-    every_parameter: Annotated[
-        bool, typer.Option("--parameters", help="List every parameter with its requires_grad.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, every module unfolded.")
-    ] = False,
-    graph: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Draw the autograd graph of one step: FILE.svg or FILE.png."),
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option(min=1, help="Unfold modules so deep; 1: the model's own children.")
-    ] = None,
+    context: Context,
+    parameters: bool = Option(False, "--parameters", help="List every parameter with its requires_grad."),
+    json: bool = Option(False, "--json", help="Print one JSON object, every module unfolded."),
+    graph: str | None = Option(None, metavar="FILE", help="Draw one step's autograd graph: .svg or .png."),
+    depth: int | None = Option(None, min=1, help="Unfold modules so deep; 1: the model's own children."),
 ) -> None:
     """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
-    settings = compose(context.args)
-    picture = None if graph is None else _drawing(graph)
+    settings, picture = compose(context.args), _drawing(graph)
     import_torch()
     from finetune.inspection.command import inspect
 
-    inspect(
-        settings, Screen(), every_parameter=every_parameter, as_json=as_json, picture=picture, depth=depth
-    )
+    inspect(settings, Screen(), every_parameter=parameters, as_json=json, picture=picture, depth=depth)
 
 
-def _drawing(name: str) -> Path:
+def _drawing(name: str | None) -> Path | None:
     """The file that a graph is to be drawn to, after a look, before any work, at whether it can be."""
+    if name is None:
+        return None
     file = Path(os.path.expanduser(name))
     if file.suffix.lower() not in (".svg", ".png"):
         raise RequestError(f"--graph {file}: expected a file that ends in .svg or .png")
+    if file.is_dir():
+        raise RequestError(f"--graph {file}: cannot be written: Is a directory")
     try:
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with TemporaryFile(dir=file.parent):
             return file
     except OSError as error:
@@ -107,11 +96,9 @@ def _drawing(name: str) -> Path:
 @app.command()
 @errors_told()
 def explain(
-    run: RunArgument,
-    paths: Images,
-    out: Annotated[
-        Path | None, typer.Option(help="Write to this folder, not to explain in the run's.")
-    ] = None,
+    run: str = RUN,
+    paths: list[str] = IMAGES,
+    out: Path | None = Option(None, help="Write to this folder, not to explain in the run's."),
 ) -> None:
     """Show what in an image speaks for the answer (Grad-CAM): finetune explain latest photographs."""
     import_torch()
@@ -123,14 +110,11 @@ def explain(
 @app.command(context_settings={"allow_extra_args": True})
 @errors_told()
 def evaluate(
-    context: typer.Context,
-    run: RunArgument,
-    out: Annotated[Path | None, typer.Option(help="Write all of it to this file, as JSON.")] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="train, val, test or all; test by default, all of other data than the run's."),
-    ] = None,
-    raw: Raw = False,
+    context: Context,
+    run: str = RUN,
+    out: Path | None = Option(None, help="Write all of it to this file, as JSON."),
+    split: str | None = Option(None, help="train, val, test or all; by default test, all of other data."),
+    raw: bool = RAW,
 ) -> None:
     """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
     import_torch()
@@ -142,15 +126,13 @@ def evaluate(
 @app.command()
 @errors_told()
 def predict(
-    run: RunArgument,
-    paths: Annotated[list[str], typer.Argument(help="Images, folders, globs, or - for a list on stdin.")],
-    out: Annotated[Path | None, typer.Option(help="Write to this .csv or .jsonl, not to stdout.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes an image, the likeliest first.")] = 1,
-    raw: Raw = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="End with exit code 1 if an image cannot be read.")
-    ] = False,
-    format: Annotated[str | None, typer.Option(help="csv or jsonl, whatever the file's extension.")] = None,
+    run: str = RUN,
+    paths: list[str] = IMAGES,
+    out: Path | None = Option(None, help="Write to this .csv or .jsonl, not to stdout."),
+    top: int = Option(1, min=1, help="How many classes an image, the likeliest first."),
+    raw: bool = RAW,
+    strict: bool = Option(False, "--strict", help="End with exit code 1 if an image cannot be read."),
+    format: str | None = Option(None, help="csv or jsonl, whatever the file's extension."),
 ) -> None:
     """Classify images: finetune predict latest photographs --out classes.csv."""
     import_torch("finetune.inference.command")
@@ -161,52 +143,30 @@ def predict(
 
 @app.command()
 @errors_told()
-def resume(run: Annotated[str, typer.Argument(help="A run's folder, a sweep's, or latest.")]) -> None:
+def resume(run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
     """Resume what was interrupted, a run or a sweep: finetune resume latest."""
-    sys.exit(launch.resume(run))
+    sys.exit(launch.resume_any(run))
 
 
 @app.command(context_settings=OVERRIDES)
 @errors_told()
 def cache(
-    context: typer.Context,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all stored features.")] = False,
+    context: Context, clear: bool = Option(False, "--clear", help="Remove all stored features.")
 ) -> None:
     """Say what the feature store holds: finetune cache."""
-    folder = Path(os.path.expanduser(compose(context.args).cache_dir))
-    from finetune.features import store
-    from finetune.features.plan import readable
+    from finetune.features.command import clear_store, list_store
 
-    screen = Screen()
-    if clear:
-        freed, left = store.clear(folder)
-        screen.print(f"{readable(freed)} removed from {folder}")
-        if left:
-            raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")
-        return
-    held = store.contents(folder)
-    for one in held:
-        if "row" in one:
-            shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
-            what = (
-                f"{one['rows']:>9,} pictures  {one['model']} at {', '.join(one['boundary'])}"
-                f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
-            )
-        else:
-            what = f"{one['folder']}: about.json is damaged or another version's"
-        screen.print(f"{readable(one['bytes']):>8}  {what}")
-    screen.print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+    folder = Path(os.path.expanduser(compose(context.args).cache_dir))
+    (clear_store if clear else list_store)(folder, Screen())
 
 
 @app.command()
 @errors_told()
 def export(
-    run: RunArgument,
-    format: Annotated[str, typer.Option(help="safetensors, onnx or torch (a .pt2 program).")] = "safetensors",
-    out: Annotated[Path | None, typer.Option(help="A file or a folder; else export/ in the run's.")] = None,
-    softmax: Annotated[
-        bool, typer.Option("--softmax", help="Calibrated probabilities in place of logits.")
-    ] = False,
+    run: str = RUN,
+    format: str = Option("safetensors", help="safetensors, onnx or torch (a .pt2 program)."),
+    out: Path | None = Option(None, help="A file or a folder; else export/ in the run's."),
+    softmax: bool = Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
 ) -> None:
     """Write a run's model for other programs: finetune export latest --format onnx."""
     import_torch()
@@ -217,7 +177,7 @@ def export(
 
 @app.command()
 @errors_told()
-def report(run: RunArgument) -> None:
+def report(run: str = RUN) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     import_torch()
     from finetune.inference.overlay import maps
@@ -240,7 +200,7 @@ def report(run: RunArgument) -> None:
 
 @app.command()
 @errors_told()
-def leaderboard(sweep: Annotated[str, typer.Argument(help="A sweep's folder, or latest.")]) -> None:
+def leaderboard(sweep: str = Argument(help="A sweep's folder, or latest.")) -> None:
     """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
     launch.show_leaderboard(find_sweep(sweep))
 

@@ -123,7 +123,7 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
         train_all(plans, Screen())
 
 
-def train() -> NoReturn:
+def run_hydra() -> NoReturn:
     """Train one run, or a sweep with -m, from the overrides in sys.argv; raises SystemExit.
 
     Raises:
@@ -184,7 +184,7 @@ def show_leaderboard(folder: Path) -> bool:
     return not board.others
 
 
-def resume(run: str) -> int:
+def resume_any(run: str) -> int:
     """Resume a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
 
     Raises:
@@ -196,7 +196,7 @@ def resume(run: str) -> int:
     sweep = is_sweep(folder)
     if sweep and (search := search_again(folder)):
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
-        train()
+        run_hydra()
     import_torch()
     from finetune import run as runs
     from finetune.saved import find

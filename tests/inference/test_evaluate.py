@@ -153,10 +153,10 @@ def test_a_wrong_request_is_one_line(
     assert ended.err.count("\n") == 1
 
 
-def test_what_hydra_refuses_is_told_by_hydra(command: Command, run: finetune.Run) -> None:
+def test_what_hydra_refuses_is_told_in_one_line(command: Command, run: finetune.Run) -> None:
     ended = command("evaluate", str(run.folder), "data=nothing")
     assert ended.code == 2
-    assert "Could not find 'data/nothing'" in ended.err
+    assert ended.err.startswith("error: data=nothing: expected one of cifar10, ")
     assert "Traceback" not in ended.err
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from finetune.config.schema import Settings
 from finetune.features.plan import make_plan
 from finetune.inspection import drawing, graph, modules, table
 from finetune.model.parameters import count_parameters
 from finetune.parts import cache_dir, find_data, make_loss, make_model, optimizer_groups
 from finetune.prepare import look_ahead
 from finetune.report.say import say
-from finetune.config.schema import Settings
 
 EVERY_MODULE = 2**31
 

@@ -11,6 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.features.inputs import Prospect
 from finetune.features.plan import Plan, readable
@@ -19,7 +20,6 @@ from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
 from finetune.report.say import say
 from finetune.report.terminal import model_lines
-from finetune.config.schema import Settings
 
 HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
 TO_THE_RIGHT = ("output", "parameters", "work")

@@ -17,6 +17,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from finetune.config.messages import known_keys
+from finetune.config.schema import SECTIONS
+
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="batched",
@@ -29,9 +32,6 @@ class BatchedLauncher(Launcher):
     """Has the task plan each job, then trains the plans of all jobs; the task is a `finetune.launch.Task`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from finetune.config.messages import known_keys  # every app of Hydra imports this module
-        from finetune.config.schema import SECTIONS
-
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
         # The sweeper, too, composes every job, to see that it can be.
         loader = hydra_context.config_loader
@@ -46,7 +46,7 @@ class BatchedLauncher(Launcher):
             RequestError: the sweep is wrong as a whole.
             Interrupted: some jobs have not ended.
         """
-        from finetune.launch import train_plans
+        from finetune.launch import train_plans  # every app of Hydra imports this module
 
         setup_globals()
         returns = [

@@ -17,6 +17,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from finetune.atomic import write_atomically
+from finetune.errors import RequestError, shown, tell
+from finetune.report.say import Screen, say
+from finetune.sweep.jobs import summary_of
+from finetune.sweep.planned import listed, write
+from finetune.sweep.planning import plan
+from finetune.training.best import NAMES, deciding
+
 SAMPLERS = ("tpe", "gp", "random")
 
 
@@ -59,8 +67,6 @@ class OptunaSweeper(Sweeper):
         Raises:
             RequestError: Optuna is not installed, or a setting is wrong.
         """
-        from finetune.errors import RequestError
-
         if find_spec("optuna") is None:
             raise RequestError(
                 "hydra/sweeper=optuna: expected Optuna; pip install 'finetune-toolkit[sweeps]' brings it"
@@ -82,9 +88,6 @@ class OptunaSweeper(Sweeper):
             RequestError: an override or the storage cannot be used.
             Interrupted, SystemExit: a resumed study begins with what was being trained.
         """
-        from finetune.atomic import write_atomically
-        from finetune.errors import RequestError
-        from finetune.report.say import Screen, say
         from hydra_plugins.finetune._space import read_space
         from hydra_plugins.finetune._study import best_so_far, ended_trials, open_study
 
@@ -109,9 +112,6 @@ class OptunaSweeper(Sweeper):
 
     def _batch(self, folder: Path, space: Any, study: Any, size: int) -> list[JobReturn]:
         """Train the jobs of so many trials and tell the study what came of each."""
-        from finetune.errors import RequestError
-        from finetune.sweep.planned import listed, write
-        from finetune.sweep.planning import plan
         from hydra_plugins.finetune._study import tell_trial
 
         try:
@@ -131,15 +131,14 @@ class OptunaSweeper(Sweeper):
             own = returns[place : place + each]
             values = [_value(job) for job in own]
             numbers = range(first + place, first + place + each)
-            tell_trial(study, trial, values, jobs=numbers, metric=_metric(own[0]))
+            metric = NAMES[deciding(_summary(own[0]).get("val") or ())]  # what the scores are
+            tell_trial(study, trial, values, jobs=numbers, metric=metric)
             _expect_validation([job for job, value in zip(own, values, strict=True) if value is None])
         return returns
 
 
 def _value(job: JobReturn) -> float | None:
     """The score that a job returned; None where it failed."""
-    from finetune.errors import shown
-
     if job.status == JobStatus.FAILED:  # a fault of ours, which nobody has told yet
         fault = job._return_value
         told = shown(f"{' '.join(job.overrides or ())}: {type(fault).__name__}: {fault}")
@@ -149,22 +148,11 @@ def _value(job: JobReturn) -> float | None:
 
 
 def _summary(job: JobReturn) -> dict[str, Any]:
-    from finetune.sweep.jobs import summary_of
-
     return summary_of(Path(job.hydra_cfg.hydra.runtime.output_dir))  # type: ignore[union-attr]
-
-
-def _metric(job: JobReturn) -> str:
-    """What the score of a job is, as its summary tells."""
-    from finetune.training.best import NAMES, deciding
-
-    return NAMES[deciding(_summary(job).get("val") or ())]
 
 
 def _expect_validation(unscored: list[JobReturn]) -> None:
     """End the search where jobs without a score have not failed: it would never know anything."""
-    from finetune.errors import RequestError, tell
-
     if any(_summary(job).get("status") == "finished" for job in unscored):
         wanted = "images to validate with (data.val_fraction); without them no trial has a score"
         raise SystemExit(tell(RequestError(f"hydra/sweeper=optuna: expected {wanted}")))

@@ -12,6 +12,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from finetune.errors import RequestError
+from finetune.sweep.jobs import PLAN
+from finetune.sweep.planned import Planned, own_configs, write
+from finetune.sweep.planning import plan
+
 
 class ListedSweeper(BasicSweeper):
     """Lists the jobs as soon as they are known, and again, with their settings, once they are composed."""
@@ -22,8 +27,6 @@ class ListedSweeper(BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """The jobs of each batch."""
-        from finetune.sweep.planned import Planned, own_configs, write
-
         batches = BasicSweeper.split_arguments(overrides, max_batch_size)
         folder, wrong = self._folder(), own_configs(self.config.hydra.runtime.config_sources)
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,10 +36,6 @@ class ListedSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """With the first batch compose all of them: what is wrong with the last is told before one trains."""
-        from finetune.errors import RequestError
-        from finetune.sweep.planned import PLAN, write
-        from finetune.sweep.planning import plan
-
         if self.batch_index > 1:
             return
         assert self.overrides is not None

@@ -1,0 +1,38 @@
+"""What `finetune cache` does with the feature store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from finetune.errors import RunError, brief
+from finetune.features import store
+from finetune.features.plan import readable
+
+
+def list_store(folder: Path, screen: Console) -> None:
+    """Print one line for each set of features, and the size of them all."""
+    held = store.contents(folder)
+    for one in held:
+        what = f"{one['folder']}: about.json is damaged or another version's"
+        if "row" in one:
+            shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
+            what = (
+                f"{one['rows']:>9,} pictures  {one['model']} at {', '.join(one['boundary'])}"
+                f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
+            )
+        screen.print(f"{readable(one['bytes']):>8}  {what}")
+    screen.print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+
+
+def clear_store(folder: Path, screen: Console) -> None:
+    """Remove all stored features.
+
+    Raises:
+        RunError: some cannot be removed.
+    """
+    freed, left = store.clear(folder)
+    screen.print(f"{readable(freed)} removed from {folder}")
+    if left:
+        raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")

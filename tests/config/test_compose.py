@@ -1,0 +1,63 @@
+"""Settings as a command line composes them, and the folders that are named on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.config.compose import compose, free_folder, override_settings
+from finetune.errors import RequestError
+
+
+def test_two_runs_of_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [free_folder("outputs/day/12-00-00") for _ in range(3)] == [
+        "outputs/day/12-00-00",
+        "outputs/day/12-00-00-2",
+        "outputs/day/12-00-00-3",
+    ]
+
+
+def test_compose_checks_what_it_composes() -> None:
+    with pytest.raises(RequestError, match=r"^epochs=0: expected 1 or more$"):
+        compose(["epochs=0"])
+
+
+def test_hydras_refusal_is_told_in_our_words() -> None:
+    with pytest.raises(RequestError, match=r"^lr: there is no such setting; did you mean optimizer.lr\?$"):
+        compose(["lr=1"])
+
+
+@pytest.mark.parametrize(
+    ("root", "kept"),
+    [
+        ("München/Bilder", "München/Bilder"),
+        ("it's here", "it's here"),
+        ("a=b", "a=b"),
+        ("'two words'", "two words"),
+        ("~/images", "~/images"),
+    ],
+)
+def test_a_path_need_not_be_quoted_for_hydra(root: str, kept: str) -> None:
+    assert compose(["data=folder", f"data.root={root}"]).data.root == kept
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("epoch=1", "epoch: there is no such setting; did you mean epochs?"),
+        ("epochs=1", "epochs: this is the run's own; expected data, data.root"),
+        ("data.root=a,b", "data.root=a,b: expected a single value"),
+        ("data.root=[a", "data.root=[a: this value cannot be read; expected brackets that are closed"),
+        ("data=nowhere", "data=nowhere: expected one of cifar10"),
+        ("data.root=${nothing}", "data.root=${nothing}: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_what_may_not_be_changed_of_a_run_is_told_in_one_line(override: str, line: str) -> None:
+    with pytest.raises(RequestError) as told:
+        override_settings(compose([]), [override], ["data", "data.root"])
+    assert str(told.value).startswith(line)
+    assert "\n" not in str(told.value)
