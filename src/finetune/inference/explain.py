@@ -48,7 +48,7 @@ def heatmaps(saved: Saved, images: Tensor, classes: Tensor | None = None) -> Exp
     classes: (N,) indices of outputs; None for the predicted ones.
     """
     sizes, network = saved.preprocessing, saved.network
-    normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0).normalise
+    normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment="none", seed=0).normalise
     device = next(network.parameters()).device
     feature_map = last_feature_map(
         network, torch.zeros(1, 3, sizes.crop_size, sizes.crop_size, device=device)

@@ -25,78 +25,67 @@ NAMES = 58  # letters in a line of grad_fn names
 
 @dataclass(frozen=True)
 class Box:
-    """A node as it is drawn: its name, what stands beside that, its lines of text, and its size.
+    """A node as it is drawn, with its leaves to the left of it.
 
-    head: the width of the name with what stands beside it. leaves: boxes to the left, each with its lines of
-    text and whether they train.
+    beside: what stands beside its name; head: the width of both. lines: below them.
+    leaves: boxes, each with its lines of text and whether they train. leaves_size: of their text.
+    reach: how far all of it extends to the left and to the right of the node's middle.
     """
 
     node: Node
     beside: str
     head: float
     lines: list[str]
+    width: float
+    height: float
     leaves: list[tuple[list[str], bool]]
-
-    @property
-    def width(self) -> float:
-        """Without its leaves, in inches."""
-        return max(0.7, self.head, *(width_of(line, TEXT) for line in self.lines)) + 2 * PAD + 0.06
-
-    @property
-    def height(self) -> float:
-        """As its text or its leaves need, in inches."""
-        leaves = self.leaves_height + 0.07 if self.leaves else 0
-        return max(LINE * (1 + len(self.lines)) + 2 * PAD, leaves)
-
-    @property
-    def leaves_width(self) -> float:
-        """Of the boxes of its leaves, in inches."""
-        return max((width_of(line, SMALL) for text, _ in self.leaves for line in text), default=0.0) + 0.14
-
-    @property
-    def leaves_height(self) -> float:
-        """Of the leaves' text with the gap between two boxes, in inches."""
-        return sum(len(text) for text, _ in self.leaves) * LEAF_LINE + (len(self.leaves) > 1) * LEAF_GAP
-
-    @property
-    def left(self) -> float:
-        """How far it reaches to the left of its middle, with its leaves; in inches."""
-        return self.width / 2 + (self.leaves_width + BESIDE if self.leaves else 0.0) + 0.12
-
-    @property
-    def right(self) -> float:
-        """How far it reaches to the right of its middle, in inches."""
-        return self.width / 2 + 0.12
+    leaves_size: tuple[float, float]
+    reach: tuple[float, float]
 
 
 def box_of(node: Node) -> Box:
-    """The box of a node."""
-    glued = ", ".join(
+    """The box of a node, as large as its text and its leaves need."""
+    names = ", ".join(
         f"{name}\N{NO-BREAK SPACE}{TIMES}{count}" if count > 1 else name
         for name, count in node.grad_fns.items()
     )
-    lines = textwrap.wrap(glued, NAMES, break_long_words=False, break_on_hyphens=False)
-    if node.late and not node.grad_fns:
+    lines = textwrap.wrap(names, NAMES, break_long_words=False, break_on_hyphens=False)
+    if node.late and not lines:
         lines = ["detached: no grad_fn"]
-    beside = shape_of(node.shape) if node.name == "image" else node.type
+    beside = shape_text(node.shape) if node.name == "image" else node.type
     head = width_of(node.name, TITLE, bold=True)
     if beside:
         head += BETWEEN + width_of(beside, TEXT)
+    width = max(0.7, head, *(width_of(line, TEXT) for line in lines)) + 2 * PAD + 0.06
+    height = LINE * (1 + len(lines)) + 2 * PAD
     leaves = []
     for trains in (True, False):
         if some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains]:
             leaves.append((_leaf_lines(some, node.name), trains))
-    return Box(node, beside, head, lines, leaves=leaves)
+    texts = [line for some, _ in leaves for line in some]
+    leaves_width = max((width_of(text, SMALL) for text in texts), default=0.0) + 0.14
+    leaves_height = len(texts) * LEAF_LINE + (len(leaves) > 1) * LEAF_GAP
+    return Box(
+        node=node,
+        beside=beside,
+        head=head,
+        lines=lines,
+        width=width,
+        height=max(height, leaves_height + 0.07 if leaves else 0.0),
+        leaves=leaves,
+        leaves_size=(leaves_width, leaves_height),
+        reach=(width / 2 + 0.12 + (leaves_width + BESIDE if leaves else 0.0), width / 2 + 0.12),
+    )
 
 
 def _leaf_lines(leaves: Sequence[Leaf], node: str) -> list[str]:
     """Two parameters by their names below the node's, more by their number."""
     if len(leaves) > 2:
         return [f"{len(leaves)} parameters, {sum(prod(leaf.shape) for leaf in leaves):,}"]
-    return [f"{leaf.name.removeprefix(f'{node}.')} {shape_of(leaf.shape)}".strip() for leaf in leaves]
+    return [f"{leaf.name.removeprefix(f'{node}.')} {shape_text(leaf.shape)}".strip() for leaf in leaves]
 
 
-def shape_of(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     """A shape as it is written in the drawing."""
     return TIMES.join(map(str, shape))
 

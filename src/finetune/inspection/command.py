@@ -59,12 +59,12 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     auto = make_plan(
         prospect.boundary,
         settings.data.augment,
-        "auto",
-        prospect.contents * prospect.views,
-        prospect.form.itemsize,
-        cache_dir(settings),
-        settings.cache_max_gb,
-        prospect.held,
+        cache="auto",
+        rows=prospect.contents * prospect.views,
+        element_bytes=prospect.form.itemsize,
+        cache_dir=cache_dir(settings),
+        cache_max_gb=settings.cache_max_gb,
+        held=prospect.held,
     )
     halves = prospect.boundary.split
     rows = modules.module_rows(

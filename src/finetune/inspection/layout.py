@@ -7,9 +7,8 @@ that leaves few edges crossing, then positions near the neighbours'.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -19,50 +18,43 @@ SWEEPS = 24
 BEND = 0.125  # room on either side of an edge that passes a layer
 
 
-@dataclass(frozen=True)
-class Layout:
-    """layers: of each node, from 0 at the top. x: of each node's middle. bends: of each edge (from, to), the
-    x at which it passes the layers between. width: of the whole, which begins at x = 0.
+class Layout(NamedTuple):
+    """layers: of each node, from 0 at the top. x: the middle of each node, by its number, and of each edge
+    where it passes a layer, by (from, to, layer). width: of the whole, which begins at x = 0.
     """
 
     layers: list[int]
-    x: list[float]
-    bends: dict[tuple[int, int], list[float]]
+    x: dict[Any, float]
     width: float
 
 
 def lay_out(
-    inputs: Sequence[Sequence[int]], late: Sequence[bool], left: Sequence[float], right: Sequence[float]
+    inputs: Sequence[Sequence[int]], late: Sequence[bool], reach: Sequence[tuple[float, float]]
 ) -> Layout:
     """Lay out the nodes of a graph.
 
     Args:
         inputs: of each node, the nodes that it comes from.
         late: whether a node lies below the boundary, to which no other node may be below.
-        left, right: how far each node reaches from its middle.
+        reach: how far each node extends to the left and to the right of its middle.
     """
     layers = _layers(inputs, late)
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(inputs)))
-    bends = {}  # of each edge, a node for each layer that it passes
     for node, sources in enumerate(inputs):
         for source in sources:
-            between = range(layers[source] + 1, layers[node])
-            bends[source, node] = [(source, node, layer) for layer in between]
-            nx.add_path(graph, [source, *bends[source, node], node])
+            passed = [(source, node, layer) for layer in range(layers[source] + 1, layers[node])]
+            nx.add_path(graph, [source, *passed, node])
     rows: list[list[Any]] = [[] for _ in range(max(layers) + 1)]
+    reaches: dict[Any, tuple[float, float]] = {}
     for one in graph:
-        rows[layers[one] if isinstance(one, int) else one[2]].append(one)
-    reach = {one: (left[one], right[one]) if isinstance(one, int) else (BEND, BEND) for one in graph}
-    x = _positions(graph, rows, reach)
-    start = min(x[one] - reach[one][0] for one in graph)
-    width = max(x[one] + reach[one][1] for one in graph) - start
-    return Layout(
-        layers,
-        [x[node] - start for node in range(len(inputs))],
-        {edge: [x[one] - start for one in nodes] for edge, nodes in bends.items()},
-        width,
-    )
+        is_node = isinstance(one, int)
+        rows[layers[one] if is_node else one[2]].append(one)
+        reaches[one] = reach[one] if is_node else (BEND, BEND)
+    x = _positions(graph, rows, reaches)
+    start = min(x[one] - reaches[one][0] for one in graph)
+    width = max(x[one] + reaches[one][1] for one in graph) - start
+    return Layout(layers, {one: x[one] - start for one in graph}, width)
 
 
 def _layers(inputs: Sequence[Sequence[int]], late: Sequence[bool]) -> list[int]:
