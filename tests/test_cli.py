@@ -104,7 +104,7 @@ def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) ->
 def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
     train: Train, tmp_path: Path
 ) -> None:
-    ended = train("-m", *STEP, "head=0,auto", "model=resnet18,resnet19")
+    ended = train("-m", *STEP, "head=0,auto", "model=timm/test_resnet,resnet19")
     assert ended.code == 1
     told = [line.rpartition("): ")[2] for line in ended.err.splitlines()]
     assert told[:2] == ["head=0: expected a number of outputs, 1 or more, auto or keep"] * 2

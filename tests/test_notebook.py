@@ -97,7 +97,7 @@ def test_with_everything_frozen_the_loss_carries_no_gradient(train: Train) -> No
 
 def test_inspect_says_so_and_is_content() -> None:
     ended = CliRunner().invoke(
-        cli.app, ["inspect", "data=random", "freeze=all", "head=keep", "weights=random"]
+        cli.app, ["inspect", "data=random", "freeze=all", "head=keep", "weights=random", "data.image_size=32"]
     )
     assert ended.exit_code == 0
     assert "the loss carries no gradient" in ended.output
@@ -106,7 +106,16 @@ def test_inspect_says_so_and_is_content() -> None:
 def test_the_parameter_list() -> None:
     """62 named parameters, 11,689,512 values, all of them with requires_grad."""
     ended = CliRunner().invoke(
-        cli.app, ["inspect", "data=random", "freeze=none", "head=keep", "weights=random", "--parameters"]
+        cli.app,
+        [
+            "inspect",
+            "data=random",
+            "freeze=none",
+            "head=keep",
+            "weights=random",
+            "data.image_size=32",
+            "--parameters",
+        ],
     )
     assert ended.exit_code == 0
     listed = [line for line in ended.output.splitlines() if "requires_grad=" in line]

@@ -26,7 +26,7 @@ from support.killed import in_phase
 from support.older import as_older
 from support.privilege import without_privilege
 from support.processes import Started
-from support.runs import SMALL, checkpoint, summary_of, whole_state
+from support.runs import SMALL, checkpoint, summary_of, trained, whole_state
 
 Command = Callable[..., Ended]
 RUN = (
@@ -113,7 +113,12 @@ def killed(
 
 
 @pytest.mark.parametrize(
-    ("phase", "call", "delay"), [("extraction", 2, 0.0), ("epoch", 4, 0.1), ("checkpoint", 3, 0.001)]
+    ("phase", "call", "delay"),
+    [
+        ("extraction", 2, 0.0),
+        ("epoch", 4, 0.1),
+        pytest.param("checkpoint", 3, 0.001, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_as_one_that_was_not(
     command: Command, tmp_path: Path, whole: Path, phase: str, call: int, delay: float
@@ -161,6 +166,20 @@ def test_twenty_kills(command: Command, tmp_path: Path, whole: Path) -> None:
 
 
 QUICKER = (*RUN, "epochs=1", "max_steps=2", "cache_dir=cache")
+
+
+@pytest.fixture(scope="module")
+def quicker(many_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that has ended, and its feature store."""
+    folder = tmp_path_factory.mktemp("quicker")
+    return trained(folder, many_pictures, *QUICKER).parent
+
+
+@pytest.fixture
+def ended_run(quicker: Path, tmp_path: Path) -> Path:
+    """A copy of them in the working directory."""
+    shutil.copytree(quicker / "cache", "cache")
+    return Path(shutil.copytree(quicker / "run", "run"))
 
 
 def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None:
@@ -214,8 +233,9 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
     assert "last.ckpt: is missing or damaged" in refused()
 
 
-def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(command: Command) -> None:
-    assert command("train", *QUICKER).code == 0
+def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(
+    command: Command, ended_run: Path
+) -> None:
     file = Path("run/checkpoints/frozen.safetensors")
     whole = file.read_bytes()
 
@@ -236,8 +256,9 @@ def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(command: C
     assert command("evaluate", "run").code == 0
 
 
-def test_a_damaged_table_of_an_interrupted_run_is_what_it_was_at_its_checkpoint(command: Command) -> None:
-    assert command("train", *QUICKER).code == 0
+def test_a_damaged_table_of_an_interrupted_run_is_what_it_was_at_its_checkpoint(
+    command: Command, ended_run: Path
+) -> None:
     table = Path("run/metrics.csv")
     whole = table.read_bytes()
     table.write_bytes(whole.replace(b"0.", b"1.") + b"2,4,0.5")
@@ -311,8 +332,7 @@ def test_a_full_disk_is_one_line_and_a_run_goes_on_once_there_is_room(
     assert_ended_alike(small_disk / "run", Path("run"))
 
 
-def test_a_folder_that_may_not_be_written_is_one_line(command: Command) -> None:
-    assert command("train", *QUICKER).code == 0
+def test_a_folder_that_may_not_be_written_is_one_line(command: Command, ended_run: Path) -> None:
     Path("run/summary.json").unlink()
     for folder in ("run", "run/checkpoints", "run/tensorboard"):
         os.chmod(folder, 0o500)

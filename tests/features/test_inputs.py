@@ -1,6 +1,7 @@
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,8 +27,13 @@ def digits(count: int) -> Dataset:
     return whole.without(range(count, len(whole.images)))
 
 
+@cache
+def assembled(freeze, classes):
+    return assemble("timm/test_resnet", "random", list(freeze), 10, classes, seed=0, image_size=SIZE)
+
+
 def prepared(tmp_path, freeze, dataset, **knobs):
-    model = assemble("timm/test_resnet", "random", freeze, 10, dataset.classes, seed=0, image_size=SIZE)
+    model = copy.deepcopy(assembled(tuple(freeze), tuple(dataset.classes)))
     decisive = {
         "augment": "auto",
         "cache": "auto",

@@ -94,15 +94,15 @@ def test_a_state_dict_has_its_labels_and_preprocessing_with_it(run: Path, comman
 
 
 def test_with_hidden_layers_it_is_said_what_it_loads_into(finished_run: Finished, command: Command) -> None:
-    ended = command("export", str(finished_run("model=resnet18", "head_hidden=[8]")), "--out", "mine")
+    ended = command("export", str(finished_run("head_hidden=[8]")), "--out", "mine")
     assert ended.code == 0, ended.err
     layers = (
-        "Linear(in_features=512, out_features=8, bias=True), ReLU(),"
+        "Linear(in_features=96, out_features=8, bias=True), ReLU(),"
         " Linear(in_features=8, out_features=3, bias=True)"
     )
-    assert f"into torchvision.models.resnet18() with fc = Sequential({layers})\n" in ended.out
-    own = torchvision.models.resnet18()
-    own.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    assert f"into timm.create_model('test_resnet') with fc = Sequential({layers})\n" in ended.out
+    own = timm.create_model("test_resnet")
+    own.fc = torch.nn.Sequential(torch.nn.Linear(96, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     own.load_state_dict(load_file("mine/model.safetensors"))
 
 
@@ -131,7 +131,8 @@ def test_onnx_takes_batches_of_any_size(finished_run: Finished, command: Command
     assert json.loads(about["preprocessing"])["crop_size"] == size
 
 
-def test_softmax_gives_calibrated_probabilities(run: Path, command: Command) -> None:
+@pytest.mark.slow
+def test_softmax_gives_calibrated_probabilities_in_onnx(run: Path, command: Command) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     ended = command("export", "run", "--format", "onnx", "--softmax")
     assert (ended.code, ended.err) == (0, "")
@@ -167,10 +168,17 @@ def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: p
     assert not list(Path("run/export").iterdir())
 
 
-def test_where_the_pictures_are_gone_the_check_says_so(run: Path, command: Command) -> None:
+def test_softmax_gives_calibrated_probabilities_checked_on_random_inputs_without_pictures(
+    run: Path, command: Command
+) -> None:
     Path("pictures").unlink()
-    ended = command("export", "run", "--format", "torch")
+    ended = command("export", "run", "--format", "torch", "--softmax")
     assert ended.code == 0, ended.err
+    temperature = summary_of(run)["calibration"]["temperature"]
+    assert f"divided by the temperature {temperature:.4g}\n" in ended.out
+    wanted = (expected(run, some(7)) / temperature).softmax(1)
+    found = torch.export.load("run/export/model.pt2").module()(some(7))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert "note     the run's pictures are not there (data.root=pictures: expected a folder" in ended.out
     assert "on 16 random inputs" in ended.out
 

@@ -129,7 +129,7 @@ def test_a_new_head_always_trains(replaced):
 
 
 def test_what_holds_a_new_head_beside_backbone_is_no_head(replaced):
-    model = replaced("vgg11")
+    model = replaced("alexnet")
     freeze(model, ["all", "-classifier"], "classifier.6", PICTURE)
     assert_trains(model, r"classifier\..*")
     freeze(model, ["classifier"], "classifier.6", PICTURE)

@@ -112,6 +112,7 @@ def test_nothing_is_loaded_and_no_name_becomes_markup(run: Path) -> None:
     assert not re.search(r"url\(|@import|https?:", told.source)
     assert HOSTILE in told.text
     assert "default-src 'none'" in told.source
+    assert "prefers-color-scheme: dark" in told.source
 
 
 def test_the_command_to_run_it_again_is_as_a_shell_takes_it(command: Command, few_pictures: Path) -> None:
@@ -256,11 +257,17 @@ def test_a_browser_shows_it_without_errors_and_a_phone_without_scrolling(run: Pa
     assert seen["scripts"] == 0
     assert seen["title"] == "timm/test_resnet on pictures · finetune"
     assert "CONSOLE" not in ended.err
-    faulty = tmp_path / "faulty.html"  # what an error would have looked like
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_a_browser_would_have_told_an_error(tmp_path: Path) -> None:
+    faulty = tmp_path / "faulty.html"
     faulty.write_text("<script>nonsense()</script>")
     assert "CONSOLE" in chromium(faulty, "--dump-dom").err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 def test_light_and_dark_are_each_others_opposite(run: Path, tmp_path: Path) -> None:
     again(run)

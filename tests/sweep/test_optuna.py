@@ -383,6 +383,7 @@ def test_what_a_kill_left_half_asked_or_half_told_is_asked_again(tmp_path: Path)
     assert third["optimizer.lr"] == told.params["optimizer.lr"]
 
 
+@pytest.mark.slow
 def test_a_search_killed_while_it_plans_a_batch_tries_all_of_it(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:

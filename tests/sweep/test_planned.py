@@ -23,7 +23,7 @@ from finetune.sweep.plans import Plan
 from support.ended import Ended
 from support.killed_sweep import main as killed
 from support.processes import Started
-from support.runs import CHECKOUT, summary_of
+from support.runs import CHECKOUT, SMALL, summary_of
 
 Command = Callable[..., Ended]
 GOLDEN = CHECKOUT / "tests" / "golden" / "runs"
@@ -33,8 +33,8 @@ GOLDEN = CHECKOUT / "tests" / "golden" / "runs"
 def knobs(few_pictures: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "pictures").symlink_to(few_pictures)
     return [
-        *("data=folder", "data.root=pictures", "data.image_size=32", "weights=bundled", "epochs=1"),
-        *("trainer=cpu", "cache_dir=store"),
+        *("data=folder", "data.root=pictures", "data.image_size=32", "weights=random", SMALL),
+        *("epochs=1", "trainer=cpu", "cache_dir=store"),
     ]
 
 
@@ -61,9 +61,9 @@ def unfinished(sweep: str) -> list[Plan]:
     [
         ("composing", 3, "batched"),
         ("multirun", 1, "basic"),
-        ("folder", 1, "batched"),
+        pytest.param("folder", 1, "batched", marks=pytest.mark.slow),
         ("folder", 3, "basic"),  # in the midst of what Hydra writes of a job
-        ("job", 3, "batched"),
+        pytest.param("job", 3, "batched", marks=pytest.mark.slow),
     ],
 )
 def test_a_sweep_killed_while_it_plans_has_lost_no_job(

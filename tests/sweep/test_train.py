@@ -200,7 +200,9 @@ def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
     assert resume_sweep(Path("cut"), console) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knobs: list[str], number: int, code: int
 ) -> None:
