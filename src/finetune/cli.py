@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from typer import Argument, Context, Option, Typer
 
@@ -28,6 +28,7 @@ app = Typer(
     rich_markup_mode=None,
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
+Work = Callable[..., None]
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 RUN = Argument(help="A run's folder, or latest.")
 IMAGES = Argument(help="Images, folders of them, globs, or - for a list on stdin.")
@@ -46,22 +47,25 @@ def errors_told() -> Iterator[None]:
         sys.exit(130)
 
 
+def command(name: str | None = None, **options: Any) -> Callable[[Work], Work]:
+    """Register a command of `finetune`, whose errors are told."""
+    return lambda work: app.command(name, **options)(errors_told()(work))
+
+
 @errors_told()
 def train() -> None:
     """What train.py runs."""
     launch.run_hydra()
 
 
-@app.command("train", context_settings={**OVERRIDES, "help_option_names": []}, add_help_option=False)
-@errors_told()
+@command("train", context_settings={**OVERRIDES, "help_option_names": []}, add_help_option=False)
 def train_command(context: Context) -> None:
     """Train one run, or a sweep with -m: finetune train freeze=all head=10."""
     sys.argv = ["finetune train", *context.args]
     launch.run_hydra()
 
 
-@app.command(context_settings=OVERRIDES)
-@errors_told()
+@command(context_settings=OVERRIDES)
 def inspect(
     context: Context,
     parameters: bool = Option(False, "--parameters", help="List every parameter with its requires_grad."),
@@ -93,8 +97,7 @@ def _drawing(name: str | None) -> Path | None:
         raise RequestError(f"--graph {file}: cannot be written: {error.strerror}") from None
 
 
-@app.command()
-@errors_told()
+@command()
 def explain(
     run: str = RUN,
     paths: list[str] = IMAGES,
@@ -107,8 +110,7 @@ def explain(
     explain_paths(run, paths, out)
 
 
-@app.command(context_settings={"allow_extra_args": True})
-@errors_told()
+@command(context_settings={"allow_extra_args": True})
 def evaluate(
     context: Context,
     run: str = RUN,
@@ -120,11 +122,10 @@ def evaluate(
     import_torch()
     from finetune.inference.command import evaluate_run
 
-    evaluate_run(run, context.args, out, split, raw)
+    evaluate_run(run, context.args, out=out, split=split, raw=raw)
 
 
-@app.command()
-@errors_told()
+@command()
 def predict(
     run: str = RUN,
     paths: list[str] = IMAGES,
@@ -138,18 +139,16 @@ def predict(
     import_torch("finetune.inference.command")
     from finetune.inference.command import predict_paths
 
-    predict_paths(run, paths, out, top, raw, strict, format)
+    predict_paths(run, paths, out=out, top=top, raw=raw, strict=strict, format=format)
 
 
-@app.command()
-@errors_told()
+@command()
 def resume(run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
     """Resume what was interrupted, a run or a sweep: finetune resume latest."""
     sys.exit(launch.resume_any(run))
 
 
-@app.command(context_settings=OVERRIDES)
-@errors_told()
+@command(context_settings=OVERRIDES)
 def cache(
     context: Context, clear: bool = Option(False, "--clear", help="Remove all stored features.")
 ) -> None:
@@ -160,8 +159,7 @@ def cache(
     (clear_store if clear else list_store)(folder, Screen())
 
 
-@app.command()
-@errors_told()
+@command()
 def export(
     run: str = RUN,
     format: str = Option("safetensors", help="safetensors, onnx or torch (a .pt2 program)."),
@@ -175,8 +173,7 @@ def export(
     export_run(run, format, out, softmax)
 
 
-@app.command()
-@errors_told()
+@command()
 def report(run: str = RUN) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     import_torch()
@@ -198,8 +195,7 @@ def report(run: str = RUN) -> None:
         Screen().print(str(page.write(folder, summary, pictures, partial(maps, open_run(run)))))
 
 
-@app.command()
-@errors_told()
+@command()
 def leaderboard(sweep: str = Argument(help="A sweep's folder, or latest.")) -> None:
     """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
     launch.show_leaderboard(find_sweep(sweep))

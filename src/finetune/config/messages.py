@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -86,8 +86,8 @@ EXPECTED = {
     "missing": "a value; it is missing",
     "string_type": "text",
     "too_short": "a name",
-    "union_tag_invalid": "sgd or adamw",
-    "union_tag_not_found": "sgd or adamw",
+    "union_tag_invalid": "{names}",
+    "union_tag_not_found": "{names}",
     "value_error": "{error}",
 }
 
@@ -160,7 +160,8 @@ def _line(error: Any, values: dict[str, Any]) -> str:
     if kind == "value_error" and (not key or key in SECTIONS):
         return str(context["error"])  # a rule between settings names them itself
     if kind.startswith("union_tag"):
-        key += ".name"
+        names = [get_args(model.model_fields["name"].annotation)[0] for model in SECTIONS[key]]
+        key, context = f"{key}.name", {"names": " or ".join(names)}
     expected = EXPECTED[kind].format(**context) if kind in EXPECTED else error["msg"]
     if kind == "missing":
         return f"{key}: expected {expected}"

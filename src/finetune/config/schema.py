@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,42 +148,31 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
-        other_loss, balanced = self.loss != "cross_entropy", self.class_weights == "balanced"
-        vectors, keep = self.data.source == "random", self.head == "keep"
-        several = (self.trainer.devices, self.trainer.nodes) != (1, 1)
-        rules = (
-            (other_loss and self.label_smoothing, "label_smoothing: expected loss=cross_entropy with it"),
-            (other_loss and balanced, "class_weights=balanced: expected loss=cross_entropy with it"),
-            (vectors and balanced, "class_weights=balanced: expected classes; data=random has label vectors"),
-            (
-                vectors and self.head not in ("auto", "keep", 1000),
-                f"head={self.head}: expected auto, keep or 1000 with data=random, a vector of 1,000",
-            ),
-            (
-                keep and self.head_hidden,
-                "head_hidden: expected a new head with it; head=keep has its own layers",
-            ),
-            (
-                keep and self.head_dropout,
-                "head_dropout: expected a new head with it; head=keep has its own layers",
-            ),
-            (
-                several and self.loss.startswith("sum_"),
-                f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch",
-            ),
-            (
-                self.warmup_epochs > self.epochs,
-                f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}",
-            ),
-            (
-                self.warmup_epochs and self.schedule == "onecycle",
-                f"warmup_epochs={self.warmup_epochs}: expected 0 with schedule=onecycle, which has its own",
-            ),
-        )
-        for broken, line in rules:
-            if broken:
-                raise ValueError(line)
+        for line in self._conflicts():
+            raise ValueError(line)
         return self
+
+    def _conflicts(self) -> Iterator[str]:
+        """What does not go together, one line each."""
+        if self.loss != "cross_entropy":
+            if self.label_smoothing:
+                yield "label_smoothing: expected loss=cross_entropy with it"
+            if self.class_weights == "balanced":
+                yield "class_weights=balanced: expected loss=cross_entropy with it"
+        if self.data.source == "random":
+            if self.class_weights == "balanced":
+                yield "class_weights=balanced: expected classes; data=random has label vectors"
+            if self.head not in ("auto", "keep", 1000):
+                yield f"head={self.head}: expected auto, keep or 1000 with data=random, a vector of 1,000"
+        for key in ("head_hidden", "head_dropout"):
+            if self.head == "keep" and getattr(self, key):
+                yield f"{key}: expected a new head with it; head=keep has its own layers"
+        if self.loss.startswith("sum_") and (self.trainer.devices, self.trainer.nodes) != (1, 1):
+            yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
+        if self.warmup_epochs > self.epochs:
+            yield f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}"
+        if self.warmup_epochs and self.schedule == "onecycle":
+            yield f"warmup_epochs={self.warmup_epochs}: expected 0 with schedule=onecycle, which has its own"
 
     def idle(self) -> list[str]:
         """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""

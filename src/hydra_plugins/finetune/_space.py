@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from finetune.errors import RequestError
 
@@ -81,18 +77,16 @@ def distribution(override: Override) -> Distribution:
     """
     value = override.value()
     if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        log = "log" in value.tags
-        if {type(value.start), type(value.end)} == {int}:  # int(interval(1,9))
-            return IntDistribution(int(value.start), int(value.end), log)
-        return FloatDistribution(value.start, value.end, log)
+        low: Any = value.start
+        high: Any = value.end
+        whole = isinstance(low, int) and isinstance(high, int)  # int(interval(1,9))
+        return (IntDistribution if whole else FloatDistribution)(low, high, log="log" in value.tags)
     if isinstance(value, RangeSweep):
-        numbers = list(value.range())
+        numbers: list[Any] = list(value.range())
         if not numbers:
             raise ValueError("expected a range with numbers in it")
-        log, step = "log" in value.tags, abs(value.step)
+        low, high, log, step = min(numbers), max(numbers), "log" in value.tags, abs(value.step)
         if all(isinstance(number, int) for number in numbers):
-            return IntDistribution(min(numbers), max(numbers), log, int(step))
-        return FloatDistribution(min(numbers), max(numbers), log, float(step))
+            return IntDistribution(low, high, log, int(step))
+        return FloatDistribution(low, high, log, step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
