@@ -61,7 +61,6 @@ def test_every_python_that_a_command_starts_is_told(marker: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "finetune"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -74,14 +73,20 @@ def test_every_python_that_a_command_starts_is_told(marker: Path) -> None:
     ],
     ids=["compile", "ddp", "batched", "joblib", "submitit", "optuna"],
 )
-def test_no_command_runs_anything_of_the_working_folder(
-    marker: Path, script: str, arguments: tuple[str, ...]
-) -> None:
-    console = [Path(sys.executable).with_name("finetune")]
-    command = [*console, *arguments] if script == "finetune" else [CHECKOUT / "train.py", *arguments[1:]]
-    ended = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600)
+def test_no_training_runs_anything_of_the_working_folder(marker: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, CHECKOUT / "train.py", *arguments[1:]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_no_command_runs_anything_of_the_working_folder(marker: Path) -> None:
+    console = [Path(sys.executable).with_name("finetune")]
+    ended = subprocess.run(
+        [sys.executable, *console, *SWEEP, *QUICK], capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr
     for rest in (("predict", "latest", "pictures"), ("report", "latest"), ("explain", "latest", "pictures")):
         ended = subprocess.run([sys.executable, *console, *rest], capture_output=True, text=True, timeout=600)
         assert ended.returncode == 0, ended.stderr
