@@ -50,12 +50,12 @@ def test_steps_are_those_of_the_plain_loop(train: Train) -> None:
 
     from finetune.data import sources
     from finetune.data.augment import Prepare
-    from finetune.data.images import Reader
-    from finetune.model.weights import Preprocessing
+    from finetune.data.reader import Reader
+    from finetune.model.preprocessing import Preprocessing
 
     dataset, sizes = sources.load("random", None, 0.15, 0.15), Preprocessing().to(64)
-    reader = Reader(dataset.images, sizes.resize_size, sizes.crop_size, sizes.interpolation)
-    picture = Prepare(64, sizes.mean, sizes.std, "none", 0)(reader(0)[None], False, 0)
+    reader = Reader(dataset.images, sizes)
+    picture = Prepare(sizes, "none", 0)(reader(0)[None], False, 0)
     labels = torch.from_numpy(dataset.labels)
     torch.manual_seed(0)
     model = torchvision.models.resnet18()

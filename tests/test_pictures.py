@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from finetune.config.compose import compose
-from finetune.data import images
+from finetune.data import reader
 from support.runs import QUICK, newest, summary_of
 
 Train = Callable[..., Any]
@@ -71,9 +71,9 @@ def test_bad_pictures_are_known_the_next_time(
     options = (*QUICK, "data.bad_images=skip", "cache_dir=cache", "epochs=1")
     train(*options)
     first = (newest() / "skipped.csv").read_text(encoding="utf-8")
-    tried, really = [], images.decode
+    tried, really = [], reader.decode
     monkeypatch.setattr(
-        images, "decode", lambda picture, *rest: tried.append(picture) or really(picture, *rest)
+        reader, "decode", lambda picture, *rest: tried.append(picture) or really(picture, *rest)
     )
     train(*options)
     assert (newest() / "skipped.csv").read_text(encoding="utf-8") == first

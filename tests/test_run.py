@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from finetune.data import sources
 from finetune.data.augment import Prepare
-from finetune.data.images import Reader
+from finetune.data.reader import Reader
 from finetune.model import head as heads
-from finetune.model.weights import Preprocessing
+from finetune.model.preprocessing import Preprocessing
 from support.runs import CHECKOUT, QUICK, SMALL, checkpoint, newest, summary_of, whole_state
 
 Train = Callable[..., Any]
@@ -132,8 +132,8 @@ def test_both_halves_of_a_run_make_the_whole_model_again(train: Train) -> None:
     sizes = Preprocessing().to(32)
     assert metadata == {**sizes.metadata(), "classes": json.dumps(dataset.classes)}
     test = dataset.split["test"]
-    reader = Reader(dataset.images, sizes.resize_size, sizes.crop_size, sizes.interpolation)
-    prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0)
+    reader = Reader(dataset.images, sizes)
+    prepare = Prepare(sizes, "none", 0)
     inputs = prepare(torch.stack([reader(int(i)) for i in test]), False, 0)
     with torch.no_grad():
         right = model.eval()(inputs).argmax(1).numpy() == dataset.labels[test]

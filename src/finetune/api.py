@@ -20,9 +20,7 @@ from finetune.config.schema import SECTIONS, Settings
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
-from finetune.inference.calibration import temperature_of
 from finetune.inference.forward import Predictor
-from finetune.inference.predict import rank
 from finetune.report.say import Screen
 from finetune.run import run
 from finetune.saved import Saved, open_run
@@ -59,8 +57,7 @@ class Model:
 
     def __init__(self, saved: Saved, raw: bool = False) -> None:
         self.classes = saved.classes
-        self._saved, self._temperature = saved, 1.0 if raw else temperature_of(saved.summary)
-        self._predictor = Predictor(saved, saved.settings.precision)
+        self._saved, self._predictor = saved, Predictor(saved, saved.settings.precision, raw=raw)
 
     def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
         """Classify one picture or many, with as little memory as the command needs.
@@ -78,9 +75,7 @@ class Model:
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.picture}: expected a picture; {answer.reason}")
-            loss, names = self._saved.settings.loss, self._saved.names
-            for ranked in rank(answers, names, top, loss, self._temperature):
-                found.append(Prediction(*ranked[0], ranked))
+            found += [Prediction(*ranked[0], ranked) for ranked in self._predictor.rank(answers, top)]
         return found
 
     def preprocess(self, picture: Given) -> Tensor:

@@ -17,6 +17,7 @@ from typer import Argument, Context, Option, Typer
 from finetune import launch, output
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
+from finetune.inference.formats import FORMATS
 from finetune.launch import import_torch
 from finetune.report.say import Screen
 from finetune.sweep.jobs import find_sweep
@@ -136,10 +137,12 @@ def predict(
     format: str | None = Option(None, help="csv or jsonl, whatever the file's extension."),
 ) -> None:
     """Classify images: finetune predict latest photographs --out classes.csv."""
-    import_torch("finetune.inference.command")
-    from finetune.inference.command import predict_paths
+    import_torch("finetune.inference.predict")
+    from finetune.inference.predict import predict_paths
 
-    predict_paths(run, paths, out=out, top=top, raw=raw, strict=strict, format=format)
+    tally = predict_paths(run, paths, out, top=top, raw=raw, format=format)
+    if strict:
+        tally.check()
 
 
 @command()
@@ -162,7 +165,9 @@ def cache(
 @command()
 def export(
     run: str = RUN,
-    format: str = Option("safetensors", help="safetensors, onnx or torch (a .pt2 program)."),
+    format: str = Option(
+        "safetensors", help="; ".join(f"{key}: {one.about}" for key, one in FORMATS.items())
+    ),
     out: Path | None = Option(None, help="A file or a folder; else export/ in the run's."),
     softmax: bool = Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
 ) -> None:

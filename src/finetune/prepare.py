@@ -17,6 +17,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
 from finetune.data.module import Batches
+from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.errors import RequestError
 from finetune.features.inputs import Prospect, Ready, foresee, read
 from finetune.model.assemble import Model
@@ -217,15 +218,11 @@ def read_pictures(
         if isinstance(error.picture, Path):
             forget(error.picture, memo(settings))
         raise
-    if ready.bad and settings.data.bad_images == "error":
-        shown = "; ".join(f"{one.path} ({one.reason})" for one in ready.bad[:10])
-        if folder is not None and len(ready.bad) > 10:
+    if settings.data.bad_images == "error":
+        if folder is not None and len(ready.bad) > NAMED:
             folders.list_bad(folder, ready.bad)
-            shown += f"; all are listed in {folder / 'skipped.csv'}"
-        raise RequestError(
-            f"data.bad_images=error: {len(ready.bad)} of {len(dataset.images)} pictures cannot be used:"
-            f" {shown}; mend them, or data.bad_images=skip leaves them out"
-        )
+        listed = None if folder is None else folder / "skipped.csv"
+        refuse_bad_images(ready.bad, len(dataset.images), listed)
     if settings.patience is not None and not len(ready.dataset.split["val"]):
         raise RequestError(
             f"patience={settings.patience}: expected pictures to validate with; there are none"

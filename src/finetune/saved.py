@@ -19,7 +19,8 @@ from finetune.errors import RequestError
 from finetune.model import head as heads
 from finetune.model import statedict
 from finetune.model.build import build
-from finetune.model.weights import Preprocessing, enum_of
+from finetune.model.preprocessing import Preprocessing
+from finetune.model.weights import enum_of
 from finetune.report.folder import LATEST
 
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file

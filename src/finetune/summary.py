@@ -26,7 +26,6 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
             settings.loss,
             (fitted.val_logits, labels[dataset.split["val"]]),
             (fitted.test_logits, labels[dataset.split["test"]]),
-            dataset.classes,
         ),
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.augment import Prepare, center_crop, random_resized_crop
+from finetune.data.augment import Prepare, random_resized_crop
+from finetune.data.images import center_crop
+from finetune.model.preprocessing import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -18,7 +20,7 @@ def pictures(count: int = 16, size: int = 40) -> Tensor:
 
 
 def prepare(augment: str, seed: int = 0) -> Prepare:
-    return Prepare(32, MEAN, STD, augment, seed)
+    return Prepare(Preprocessing(32, 40, MEAN, STD), augment, seed)
 
 
 def test_normalisation_is_exact() -> None:

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.data.dataset import Stored
-from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, Reader, decode
+from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, decode
+from finetune.data.reader import Reader
+from finetune.model.preprocessing import Preprocessing
 from support.painted import noise, photograph
 from support.privilege import without_privilege
 
@@ -45,15 +47,15 @@ def test_what_the_content_says_lasts_and_what_the_system_says_does_not(tmp_path:
 def test_what_is_known_to_be_bad_is_not_tried_again(tmp_path: Path) -> None:
     Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
     known = BadImage(0, "a", "seen before")
-    assert Reader([tmp_path / "a.png"], 8, 8, "bilinear", {0: known})(0) == known
+    assert Reader([tmp_path / "a.png"], Preprocessing(8, 8), {0: known})(0) == known
 
 
 def test_a_picture_inside_something_larger_is_decoded_like_a_file(tmp_path: Path) -> None:
     Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     whole, cut = Stored("archive/a.png", lambda: content), Stored("archive/b.png", lambda: content[:60])
-    assert np.array_equal(decode(whole, 8, 8, "bilinear").permute(1, 2, 0).numpy(), noise(8, 8))
-    found = Reader([cut], 8, 8, "bilinear")(0)
+    assert np.array_equal(decode(whole, Preprocessing(8, 8)).permute(1, 2, 0).numpy(), noise(8, 8))
+    found = Reader([cut], Preprocessing(8, 8))(0)
     assert isinstance(found, BadImage)
     assert found.path == "archive/b.png"
 
@@ -66,7 +68,7 @@ def whole_files(folder: Path) -> list[Path]:
 
 
 def bad(path: Path) -> BadImage:
-    found = Reader([path], 36, 32, "bilinear")(0)
+    found = Reader([path], Preprocessing(32, 36))(0)
     assert isinstance(found, BadImage)
     return found
 
@@ -93,10 +95,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_truncated_file_is_broken_or_shows_all_that_matters(tmp_path: Path) -> None:
     for path in whole_files(tmp_path):
         content = path.read_bytes()
-        whole = decode(path, 36, 32, "bilinear")
+        whole = decode(path, Preprocessing(32, 36))
         for length in range(1, len(content), max(1, len(content) // 25)):
             path.write_bytes(content[:length])
-            found = Reader([path], 36, 32, "bilinear")(0)
+            found = Reader([path], Preprocessing(32, 36))(0)
             if isinstance(found, BadImage):
                 assert found.path == str(path)
                 assert found.reason
@@ -114,7 +116,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             changed = content.copy()
             changed[generator.integers(0, len(content), 8)] = generator.integers(0, 256, 8)
             path.write_bytes(changed.tobytes())
-            outcomes[type(Reader([path], 36, 32, "bilinear")(0))] += 1
+            outcomes[type(Reader([path], Preprocessing(32, 36))(0))] += 1
     assert min(outcomes.values()) > 10
 
 
@@ -148,7 +150,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, si
 def test_decode_raises_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(BrokenPicture, match=r"^not a picture, or of an unknown format$"):
-        decode(tmp_path / "a.png", 36, 32, "bilinear")
+        decode(tmp_path / "a.png", Preprocessing(32, 36))
 
 
 @pytest.mark.parametrize("workers", [1, 3, "auto"])
@@ -158,7 +160,7 @@ def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: 
         pictures[index] = tmp_path / f"{index}.png"
     Image.fromarray(noise(32, 32, 23)).save(tmp_path / "23.png")
     done: list[int] = []
-    pixels, broken = Reader(pictures, 32, 32, "bilinear").all(workers, done.append)
+    pixels, broken = Reader(pictures, Preprocessing(32, 32)).all(workers, done.append)
     assert [(one.index, one.path) for one in broken] == [(7, str(tmp_path / "7.png"))]
     assert sum(done) == 40
     for index in set(range(40)) - {7}:
@@ -168,4 +170,4 @@ def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: 
 
 def test_a_name_longer_than_there_can_be_is_a_bad_picture(tmp_path: Path) -> None:
     with pytest.raises(BrokenPicture, match="file name too long"):
-        decode(tmp_path / ("x" * 300), 8, 8, "bilinear")
+        decode(tmp_path / ("x" * 300), Preprocessing(8, 8))

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.images import BadImage, Reader
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
 from finetune.data.sources import load
+from finetune.model.preprocessing import Preprocessing
 
 FORMATS = {
     "png": {},
@@ -68,7 +70,7 @@ def outcomes(folder: Path, count: int) -> Counter[str]:
         path, corrupt = paths[number % len(paths)], CORRUPTIONS[number // len(paths) % len(CORRUPTIONS)]
         broken = folder / f"broken{path.suffix}"
         broken.write_bytes(corrupt(contents[number % len(paths)], generator, contents))
-        result = Reader([broken], 73, 64, "bilinear")(0)
+        result = Reader([broken], Preprocessing(64, 73))(0)
         if isinstance(result, BadImage):
             assert result.reason, number
             found["refused"] += 1

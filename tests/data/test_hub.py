@@ -14,6 +14,7 @@ from finetune.data.dataset import Dataset, Stored
 from finetune.data.images import decode
 from finetune.data.sources import load
 from finetune.errors import RequestError
+from finetune.model.preprocessing import Preprocessing
 
 datasets = pytest.importorskip("datasets")
 
@@ -65,7 +66,7 @@ def test_a_saved_set_with_sides_keeps_its_classes_and_order(tmp_path: Path) -> N
     assert found.counts() == {"train": 10, "val": 2, "test": 1}
     picture = found.images[11]
     assert isinstance(picture, Stored)
-    assert np.array_equal(decode(picture, 8, 8, "bilinear").permute(1, 2, 0).numpy(), pixels(11))
+    assert np.array_equal(decode(picture, Preprocessing(8, 8)).permute(1, 2, 0).numpy(), pixels(11))
 
 
 def test_a_single_part_is_split_by_content(tmp_path: Path) -> None:

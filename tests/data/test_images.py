@@ -11,7 +11,9 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.transforms import v2
 
-from finetune.data.images import EXTENSIONS, decode, on_white
+from finetune.data.images import EXTENSIONS, center_crop, decode, on_white
+from finetune.data.reader import Reader
+from finetune.model.preprocessing import Preprocessing
 from support.painted import noise, photograph, seen
 
 # Exact pixels
@@ -30,9 +32,9 @@ def test_lossless_webp_arrives_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_array_arrives_as_it_is() -> None:
-    assert np.array_equal(decode(noise(8, 8), 8, 8, "bilinear").permute(1, 2, 0).numpy(), noise(8, 8))
+    assert np.array_equal(decode(noise(8, 8), Preprocessing(8, 8)).permute(1, 2, 0).numpy(), noise(8, 8))
     grey = noise(8, 8)[..., 0]
-    assert (decode(grey, 8, 8, "bilinear").numpy() == grey).all()
+    assert (decode(grey, Preprocessing(8, 8)).numpy() == grey).all()
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
@@ -171,6 +173,16 @@ def by_torchvision(image: Image.Image, resize: int, crop: int, interpolation: st
     return v2.Compose(steps)(image)
 
 
+def test_only_what_training_crops_keeps_its_margin() -> None:
+    images, sizes = [noise(50, 41), noise(40, 61), noise(8, 8)], Preprocessing(32, 37)
+    pixels, bad = Reader(images, sizes, uncropped=frozenset([1])).all(1)
+    assert pixels.shape == (3, 3, 37, 37)
+    assert not bad
+    assert torch.equal(pixels[1], decode(images[1], Preprocessing(37, 37)))
+    for index in (0, 2):
+        assert torch.equal(center_crop(pixels[index], 32), decode(images[index], sizes))
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("height", "width"),
@@ -181,7 +193,7 @@ def test_the_cut_is_torchvisions(tmp_path: Path, height: int, width: int, interp
     image = Image.fromarray(noise(height, width) // 4 + 96)
     image.save(tmp_path / "a.png")
     for resize, crop in ((36, 32), (64, 64), (73, 64)):
-        ours = decode(tmp_path / "a.png", resize, crop, interpolation)
+        ours = decode(tmp_path / "a.png", Preprocessing(crop, resize, interpolation=interpolation))
         theirs = by_torchvision(image, resize, crop, interpolation)
         assert ours.shape == (3, crop, crop)
         assert ours.dtype == torch.uint8
@@ -195,7 +207,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_looks_the_same(
     photograph(*size).save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as image:
         theirs = by_torchvision(image.convert("RGB"), 73, 64, "bilinear")
-    difference = (decode(tmp_path / "a.jpg", 73, 64, "bilinear").int() - theirs.int()).abs()
+    difference = (decode(tmp_path / "a.jpg", Preprocessing(64, 73)).int() - theirs.int()).abs()
     assert difference.float().mean() < 1
     assert difference.max() <= 24  # at an edge
 
@@ -207,14 +219,14 @@ def test_a_large_jpeg_of_any_kind_is_turned_upright(tmp_path: Path, mode: str) -
     exif[0x0112] = 6
     upright.rotate(90, expand=True).convert(mode).save(tmp_path / "a.jpg", quality=95, exif=exif)
     theirs = by_torchvision(upright.convert("RGB"), 73, 64, "bilinear")
-    difference = (decode(tmp_path / "a.jpg", 73, 64, "bilinear").int() - theirs.int()).abs()
+    difference = (decode(tmp_path / "a.jpg", Preprocessing(64, 73)).int() - theirs.int()).abs()
     assert difference.float().mean() < 1
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 2000), (2000, 2), (2, 20000)])
 def test_the_thinnest_pictures_have_a_middle(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
-    decoded = decode(tmp_path / "a.png", 256, 224, "bilinear")
+    decoded = decode(tmp_path / "a.png", Preprocessing(224, 256))
     assert decoded.shape == (3, 224, 224)
     assert (decoded.permute(1, 2, 0).numpy() == (10, 200, 30)).all()
 

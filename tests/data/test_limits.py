@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.data import images, limits
-from finetune.data.images import BadImage, Reader
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
 from finetune.memory import Budget
+from finetune.model.preprocessing import Preprocessing
 from support.painted import photograph
 
 
@@ -42,7 +44,7 @@ def tiled(side: int) -> bytes:
 
 def read(path: Path, content: bytes) -> Tensor | BadImage:
     path.write_bytes(content)
-    return Reader([path], 36, 32, "bilinear")(0)
+    return Reader([path], Preprocessing(32, 36))(0)
 
 
 def refused(found: Tensor | BadImage, reason: str) -> bool:
@@ -79,7 +81,9 @@ def test_a_tiff_of_very_many_tiles_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_very_many_bytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(3 << 30)  # zeros that take no room on the disk
-    assert refused(Reader([tmp_path / "a.png"], 36, 32, "bilinear")(0), "more bytes than is safe to decode")
+    assert refused(
+        Reader([tmp_path / "a.png"], Preprocessing(32, 36))(0), "more bytes than is safe to decode"
+    )
 
 
 def test_a_gif_whose_first_frame_is_larger_than_it_says_is_refused(tmp_path: Path) -> None:
@@ -97,11 +101,11 @@ def test_of_many_frames_only_the_first_is_decoded(tmp_path: Path, extension: str
     path = tmp_path / f"a.{extension}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     whole = path.read_bytes()
-    first = Reader([path], 36, 32, "bilinear")(0)
+    first = Reader([path], Preprocessing(32, 36))(0)
     assert isinstance(first, Tensor)
     assert Image.open(path).n_frames == 60  # type: ignore[attr-defined]
     frames[0].save(path)
-    alone = Reader([path], 36, 32, "bilinear")(0)
+    alone = Reader([path], Preprocessing(32, 36))(0)
     assert isinstance(alone, Tensor)
     assert (first.int() - alone.int()).abs().max() <= (0 if extension != "webp" else 16)
     if extension == "gif":  # nothing after the first frame is even looked at
@@ -131,7 +135,7 @@ def test_all_threads_together_keep_to_one_budget_of_memory(
     for limit, allowed in ((2 * each, 2), (each // 2, 1), (100 * each, 8)):
         monkeypatch.setattr(limits, "DECODING", Budget(limit))
         most[0] = 0
-        _, bad = Reader([path] * 32, 36, 32, "bilinear").all(8)
+        _, bad = Reader([path] * 32, Preprocessing(32, 36)).all(8)
         assert bad == []
         assert most[0] <= allowed
         assert limits.DECODING.used == 0

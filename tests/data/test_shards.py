@@ -13,6 +13,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.images import decode
 from finetune.data.sources import load
 from finetune.errors import RequestError
+from finetune.model.preprocessing import Preprocessing
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -46,7 +47,7 @@ def test_samples_of_all_shards(tmp_path: Path) -> None:
     assert len(found.images) == 36
     assert sum(map(len, found.split.values())) == 36
     assert str(found.images[13]).endswith("a-1.tar/some/0013.png")
-    assert np.array_equal(decode(found.images[13], 8, 8, "bilinear").permute(1, 2, 0).numpy(), pixels(13))
+    assert np.array_equal(decode(found.images[13], Preprocessing(8, 8)).permute(1, 2, 0).numpy(), pixels(13))
 
 
 def test_names_of_shards_are_sides(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from finetune.data.images import decode
 from finetune.data.sources import load
 from finetune.errors import RequestError
+from finetune.model.preprocessing import Preprocessing
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -50,7 +51,7 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     assert sum(found.counts().values()) == 70_000
     assert 8_400 < len(found.split["val"]) < 9_600  # out of train
     assert np.bincount(found.labels).tolist() == [7000] * 10
-    assert decode(found.images[0], 32, 32, "bilinear").shape == (3, 32, 32)
+    assert decode(found.images[0], Preprocessing(32, 32)).shape == (3, 32, 32)
 
 
 def test_cifar_in_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

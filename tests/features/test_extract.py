@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from finetune.data.augment import Prepare
 from finetune.features.extract import Form, accelerate, choose, difference, extract, settle
 from finetune.model.assemble import assemble
 from finetune.model.boundary import split
+from finetune.model.preprocessing import Preprocessing
 
 SIZE = 48
 BATCH = Form().batch
@@ -24,7 +24,7 @@ def pictures() -> torch.Tensor:
     return torch.randint(0, 256, (84, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
-PREPARE = Prepare(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none", 0)
+PREPARE = Preprocessing(SIZE, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def rows_of(forward, pictures, rows):

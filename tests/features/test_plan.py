@@ -6,7 +6,8 @@ from finetune.errors import RequestError
 from finetune.features.plan import Boundary, decide, find_boundary, macs, make_plan, readable
 from finetune.model.assemble import Model, assemble
 from finetune.model.freeze import Frozen
-from finetune.model.weights import Preprocessing, Weights
+from finetune.model.preprocessing import Preprocessing
+from finetune.model.weights import Weights
 
 GB = 10**9
 AMPLE = {"stored": 0, "held": 0, "cap": 20 * GB, "free": 100 * GB, "memory": 16 * GB}

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import finetune
 from support.ended import Ended
@@ -47,6 +49,33 @@ def test_the_runs_own_test_split_gives_what_the_summary_says(evaluate: Any, run:
     _, raw = evaluate("--raw")
     assert raw["log_loss"] == pytest.approx(run.summary["test"]["loss"], abs=1e-5)
     assert raw["accuracy"] == found["accuracy"]
+
+
+def test_where_the_backbone_trains_images_are_cut_as_in_training(command: Command) -> None:
+    """Training crops at random from larger squares; what it measures on is what every command sees."""
+    random = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (Path("odd") / name).mkdir(parents=True)
+        for number, (height, width) in enumerate([(37, 41), (45, 60), (61, 40), (33, 33)] * 5):
+            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path("odd") / name / f"{number}.png")
+    run = finetune.fit(
+        {"root": "odd", "image_size": 32},
+        freeze="none",
+        model=SMALL.partition("=")[2],
+        weights="random",
+        epochs=2,
+        optimizer={"name": "sgd", "lr": 0.1},
+        precision="32",
+        quiet=True,
+    )
+    assert run.summary["augment"] == "standard"
+    ended = command("evaluate", "latest", "--raw", "--out", "found.json")
+    assert (ended.code, ended.err) == (0, "")
+    found, said = json.loads(Path("found.json").read_text()), run.summary["test"]
+    for name in ("accuracy", "balanced_accuracy"):
+        assert found[name] == said[name]
+    assert found["log_loss"] == pytest.approx(said["loss"], abs=1e-6)
 
 
 def test_the_same_data_elsewhere_are_known_again(evaluate: Any, few_pictures: Path) -> None:

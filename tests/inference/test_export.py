@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.data.augment import Prepare
 from finetune.data.images import decode
 from finetune.saved import open_run
 from support.ended import Ended
@@ -229,6 +228,5 @@ def test_the_snippets_of_the_docs_run(
 def answer(run: Path, picture: Path) -> str:
     saved = open_run(str(run))
     how = saved.preprocessing
-    pixels = decode(picture, how.resize_size, how.crop_size, how.interpolation)
-    prepare = Prepare(how.crop_size, how.mean, how.std, "none", 0)
-    return saved.classes[int(saved.network(prepare.normalise(pixels[None])).argmax())]
+    pixels = decode(picture, how)
+    return saved.classes[int(saved.network(how.normalise(pixels[None])).argmax())]

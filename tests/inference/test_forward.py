@@ -37,7 +37,7 @@ def plain(saved: Saved, pictures: list[Picture]) -> Tensor:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (sizes.mean, sizes.std))
     rows = []
     for picture in pictures:
-        pixels = decode(picture, sizes.resize_size, sizes.crop_size, sizes.interpolation)
+        pixels = decode(picture, sizes)
         with torch.no_grad():
             rows.append(saved.network(((pixels / 255 - mean) / std)[None])[0])
     return torch.stack(rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import RequestError
-from finetune.inference.paths import find
+from finetune.inference.paths import find_images
 
 FILES = ("a/1.png", "a/b/2.JPG", "a/b/notes.txt", "a/.hidden/3.png", "c/[4].png", "c/5.webp")
 
@@ -33,13 +33,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_files_folders_and_globs(arguments: list[str], expected: list[str]) -> None:
-    found = find(arguments, io.StringIO())
+    found = find_images(arguments, io.StringIO())
     assert [str(path) for path in found] == expected
     assert found.total == len(expected)
 
 
 def test_a_list_on_stdin_is_taken_line_by_line() -> None:
-    found = find(["c/5.webp", "-"], io.StringIO("a/1.png\n\nnowhere.png\r\n"))
+    found = find_images(["c/5.webp", "-"], io.StringIO("a/1.png\n\nnowhere.png\r\n"))
     assert found.total is None
     assert [str(path) for path in found] == ["c/5.webp", "a/1.png", "nowhere.png"]
 
@@ -56,7 +56,7 @@ def test_a_list_on_stdin_is_taken_line_by_line() -> None:
 def test_what_names_nothing_is_told(argument: str, line: str | None) -> None:
     Path("empty").mkdir()
     if line is None:
-        assert find([argument], io.StringIO()).total == 2
+        assert find_images([argument], io.StringIO()).total == 2
     else:
         with pytest.raises(RequestError, match=f"^{line}"):
-            find([argument], io.StringIO())
+            find_images([argument], io.StringIO())

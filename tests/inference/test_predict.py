@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 
 import finetune
 from finetune.errors import RunError
-from finetune.inference.forward import Answer
-from finetune.inference.predict import rank
+from finetune.inference.forward import Answer, Predictor
+from finetune.saved import Saved
 from support.ended import Ended
 
 Command = Callable[..., Ended]
@@ -99,9 +100,7 @@ def test_a_list_on_stdin(predict: Command, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_an_interrupted_command_has_written_is_kept(
     predict: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune.inference import predict as module
-
-    ranked, calls = module.rank, []
+    ranked, calls = Predictor.rank, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -109,7 +108,7 @@ def test_what_an_interrupted_command_has_written_is_kept(
             raise KeyboardInterrupt
         return ranked(*arguments)
 
-    monkeypatch.setattr(module, "rank", interrupted)
+    monkeypatch.setattr(Predictor, "rank", interrupted)
     Path("out.csv").write_text("of another day")
     ended = predict("pictures", "--out", "out.csv")
     told, _, part = ended.err.rstrip("\n").rpartition(" in ")
@@ -132,7 +131,7 @@ def test_what_fails_otherwise_leaves_no_part_and_nothing_in_the_way_is_followed(
     def failing(*arguments: Any) -> Any:
         raise RunError("no memory left")
 
-    monkeypatch.setattr("finetune.inference.predict.rank", failing)
+    monkeypatch.setattr(Predictor, "rank", failing)
     assert predict("pictures", "--out", "out.csv").code == 1
     assert set(os.listdir()) == before
 
@@ -157,9 +156,10 @@ def test_a_wrong_request_is_one_line(predict: Command, arguments: tuple[str, ...
     assert ended.err.count("\n") == 1
 
 
-def test_answers_too_sure_to_differ_are_ranked_by_their_logits() -> None:
-    (ranked,) = rank([Answer(Path("x"), torch.tensor([40.0, 60.0, 1.0]))], ["a", "b", "c"], 2, "bce", 1.0)
-    assert ranked == [("b", 1.0), ("a", 1.0)]
+def test_answers_too_sure_to_differ_are_ranked_by_their_logits(saved: Saved) -> None:
+    bce = replace(saved, settings=saved.settings.model_copy(update={"loss": "bce"}))
+    (ranked,) = Predictor(bce, raw=True).rank([Answer(Path("x"), torch.tensor([40.0, 60.0, 1.0]))], 2)
+    assert ranked == [("green", 1.0), ("blue", 1.0)]
 
 
 def test_an_unknown_run_is_one_line(command: Command, few_pictures: Path) -> None:

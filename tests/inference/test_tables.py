@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import torch
 
 from finetune.inference.evaluate import Evaluation
-from finetune.inference.metrics import measure
-from finetune.inference.tables import MOST, show
+from finetune.inference.tables import MOST, show_evaluation
 from finetune.report.say import Screen
+from finetune.training.metrics import measure_classes
 
 
 def shown(names: list[str]) -> str:
@@ -19,10 +19,10 @@ def shown(names: list[str]) -> str:
     answers = torch.where(labels % 2 == 0, labels, (labels + 1) % len(names))
     logits = torch.nn.functional.one_hot(answers, len(names)).float()
     chosen = SimpleNamespace(
-        dataset=SimpleNamespace(name="birds"), side="all", own=False, unknown={}, labels=labels, rows=labels
+        dataset=SimpleNamespace(name="birds"), split="all", own=False, unknown={}, labels=labels, rows=labels
     )
     screen = Screen(file=io.StringIO(), width=80)
-    show(screen, chosen, Evaluation(measure(logits, labels, names), []), 1.0)  # type: ignore[arg-type]
+    show_evaluation(screen, chosen, Evaluation(measure_classes(logits, labels, names), []), 1.0)  # type: ignore[arg-type]
     return screen.file.getvalue()
 
 

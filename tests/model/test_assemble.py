@@ -9,7 +9,7 @@ from finetune.errors import RequestError
 from finetune.model.assemble import Model, assemble
 from finetune.model.freeze import digest, fingerprints
 from finetune.model.parameters import count_parameters
-from finetune.model.weights import Preprocessing
+from finetune.model.preprocessing import Preprocessing
 
 TEN = [f"class {i}" for i in range(10)]
 

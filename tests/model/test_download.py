@@ -23,7 +23,8 @@ from finetune.model import weights as module
 from finetune.model.build import build
 from finetune.model.download import Unreachable, download
 from finetune.model.freeze import digest
-from finetune.model.weights import Preprocessing, load
+from finetune.model.preprocessing import Preprocessing
+from finetune.model.weights import load
 
 NAME = "squeezenet1_1"  # torchvision's smallest file
 DEFAULT = torchvision.models.SqueezeNet1_1_Weights.DEFAULT

@@ -14,7 +14,8 @@ from finetune.model import weights as module
 from finetune.model.build import build, names
 from finetune.model.download import Unreachable, download
 from finetune.model.freeze import digest
-from finetune.model.weights import Preprocessing, default_preprocessing, enum_of, load
+from finetune.model.preprocessing import Preprocessing
+from finetune.model.weights import default_preprocessing, enum_of, load
 
 NAME = "squeezenet1_1"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from markupsafe import Markup
 
-from finetune.inference.metrics import bins
 from finetune.report import charts
+from finetune.training.metrics import calibration_bins
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -44,7 +44,7 @@ def test_one_epoch_is_a_dot() -> None:
 
 
 def test_every_bin_with_answers_is_a_dot() -> None:
-    found = bins(torch.tensor([0.29, 0.31, 0.95]), torch.tensor([True, False, True]))
+    found = calibration_bins(torch.tensor([0.29, 0.31, 0.95]), torch.tensor([True, False, True]))
     drawn = parsed(charts.reliability({"before": found}))
     dots = of_class(drawn, "circle", "before")
     assert [dot[0].text for dot in dots] == [
@@ -56,7 +56,7 @@ def test_every_bin_with_answers_is_a_dot() -> None:
 
 def test_a_confusion_matrix_holds_its_counts_and_names() -> None:
     matrix = np.array([[3, 1, 0], [0, 0, 2]])
-    drawn = parsed(charts.confusion(matrix, ['<b> & "', "a name that is far too long for a diagram"]))
+    drawn = parsed(charts.confusion_matrix(matrix, ['<b> & "', "a name that is far too long for a diagram"]))
     assert [one.text for one in of_class(drawn, "text", "count")] == ["3", "1", "2"]
     assert len(of_class(drawn, "rect", "right")) == 1
     assert len(of_class(drawn, "rect", "wrong")) == 2

@@ -5,14 +5,13 @@ import io
 import numpy as np
 import torch
 
-from finetune.inference.metrics import confusion
 from finetune.report.figures import confusion_figure, picture_grid
+from finetune.training.metrics import confusion_matrix
 
 
 def test_answers_beside_the_classes_have_a_column_of_their_own() -> None:
-    logits = torch.eye(5)[[0, 4, 3, 1]]
-    labels = torch.tensor([0, 0, 1, 1])
-    matrix = confusion(logits, labels, 2)
+    labels, answers = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 4, 3, 1])
+    matrix = confusion_matrix(labels, answers, 2, 5)
     assert matrix.tolist() == [[1, 0, 1], [0, 1, 1]]
     axes = confusion_figure(matrix, ["cat", "dog"]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "other"]

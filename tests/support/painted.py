@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from finetune.data.images import decode
+from finetune.model.preprocessing import Preprocessing
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -25,4 +26,4 @@ def photograph(height: int, width: int) -> Image.Image:
 
 def seen(path: Path, size: int) -> np.ndarray:
     """(size, size, 3): a square picture of that size, decoded without resizing."""
-    return decode(path, size, size, "bilinear").permute(1, 2, 0).numpy()
+    return decode(path, Preprocessing(size, size)).permute(1, 2, 0).numpy()

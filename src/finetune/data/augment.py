@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from finetune.data.images import center_crop
+from finetune.model.preprocessing import Preprocessing
 
 
 class Prepare:
@@ -18,12 +20,9 @@ class Prepare:
         a batch depends on the seed and the batch's number alone: a resumed run sees the same pictures.
     """
 
-    def __init__(
-        self, crop: int, mean: Sequence[float], std: Sequence[float], augment: str, seed: int
-    ) -> None:
-        self.crop, self.augment, self.seed = crop, augment, seed
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
+    def __init__(self, preprocessing: Preprocessing, augment: str, seed: int) -> None:
+        self.crop, self.normalise = preprocessing.crop_size, preprocessing.normalise
+        self.augment, self.seed = augment, seed
 
     def __call__(self, pictures: Tensor, training: bool, number: int) -> Tensor:
         if not (training and self.augment == "standard"):
@@ -35,22 +34,9 @@ class Prepare:
             torch.where(flip.view(-1, 1, 1, 1).to(pictures.device), pictures.flip(3), pictures)
         )
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """(B, 3, C, C) in [0, 255] to what the weights were trained with, channels last."""
-        mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
-        scaled = pictures.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
-        return scaled.contiguous(memory_format=torch.channels_last)
-
     def turned(self, pictures: Tensor) -> Tensor:
-        """The same, mirrored."""
+        """Mirrored and normalised."""
         return self.normalise(pictures.flip(3))
-
-
-def center_crop(pictures: Tensor, size: int) -> Tensor:
-    """The central square of `size` pixels."""
-    top = (pictures.shape[-2] - size) // 2
-    left = (pictures.shape[-1] - size) // 2
-    return pictures[..., top : top + size, left : left + size]
 
 
 def random_resized_crop(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -7,10 +7,8 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from finetune.data import limits, splits
 from finetune.data.colour import to_srgb
 from finetune.data.dataset import Picture, Stored
 from finetune.errors import RunError
+from finetune.model.preprocessing import Preprocessing
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -76,24 +75,25 @@ class BadImage:
     lasting: bool = True
 
 
-def decode(picture: Picture, resize: int, crop: int, interpolation: str, digest: str | None = None) -> Tensor:
-    """Decode one picture: shorter side to `resize`, then the central square of `crop` pixels.
+def decode(picture: Picture, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
+    """Decode one image: shorter side to `resize_size`, then the central square of `crop_size` pixels.
 
     The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
 
     digest: of the content that is expected.
 
-    Returns: uint8 (3, crop, crop).
+    Returns: uint8 (3, crop_size, crop_size).
     Raises: BrokenPicture; ChangedImage.
     """
     content = _content(picture)
     if digest is not None and digest != _digest(content):
         raise ChangedImage(picture)
     with ExitStack() as memory:
-        return _cut(_open(content, resize, memory), resize, crop, interpolation)
+        return _cut(_open(content, preprocessing.resize_size, memory), preprocessing)
 
 
-def _cut(image: Image.Image, resize: int, crop: int, interpolation: str) -> Tensor:
+def _cut(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    resize, crop = preprocessing.resize_size, preprocessing.crop_size
     width, height = image.size
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
@@ -105,7 +105,7 @@ def _cut(image: Image.Image, resize: int, crop: int, interpolation: str) -> Tens
         (left + crop) / across * width,
         (top + crop) / down * height,
     )
-    image = image.resize((crop, crop), FILTERS[interpolation], box=box)
+    image = image.resize((crop, crop), FILTERS[preprocessing.interpolation], box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -178,62 +178,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Decodes the pictures of a data set by their index, all in the same way.
-
-    digests: of the content that each is expected to have; none: whatever is found is taken.
-    known: pictures that are known to be bad, by their index; they are not tried again.
-    """
-
-    pictures: Sequence[Picture]
-    resize: int
-    crop: int
-    interpolation: str
-    known: Mapping[int, BadImage] = field(default_factory=dict)
-    digests: Sequence[str] = ()
-
-    def __call__(self, index: int) -> Tensor | BadImage:
-        """uint8 (3, crop, crop), or what is wrong with the picture.
-
-        Raises:
-            ChangedImage: its content is not what was expected.
-        """
-        if index in self.known:
-            return self.known[index]
-        picture, digest = self.pictures[index], self.digests[index] if self.digests else None
-        try:
-            return decode(picture, self.resize, self.crop, self.interpolation, digest)
-        except BrokenPicture as error:
-            return BadImage(index, str(picture), str(error), error.lasting)
-
-    def all(
-        self,
-        workers: int | str,
-        advance: Callable[[int], None] = lambda _: None,
-        room: Callable[[tuple[int, ...]], Tensor] = lambda shape: torch.zeros(shape, dtype=torch.uint8),
-    ) -> tuple[Tensor, list[BadImage]]:
-        """Decode every picture once, in threads.
-
-        room: gives the tensor to fill, for its shape; in memory by default.
-        Returns: uint8 (N, 3, crop, crop), zero where a picture is bad, and the bad ones.
-        """
-        pixels = room((len(self.pictures), 3, self.crop, self.crop))
-
-        def fill(index: int) -> BadImage | None:
-            picture = self(index)
-            if isinstance(picture, BadImage):
-                return picture
-            pixels[index] = picture
-            return None
-
-        bad = []
-        with ThreadPoolExecutor(workers if isinstance(workers, int) else os.cpu_count() or 1) as pool:
-            for one in pool.map(fill, range(len(self.pictures))):
-                advance(1)
-                if one is not None:
-                    bad.append(one)
-        return pixels, bad
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """The central square of `size` pixels, a view of (..., H, W)."""
+    top = (images.shape[-2] - size) // 2
+    left = (images.shape[-1] - size) // 2
+    return images[..., top : top + size, left : left + size]
 
 
 def reason(error: Exception) -> str:

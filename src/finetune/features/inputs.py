@@ -18,7 +18,8 @@ from finetune import private
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
-from finetune.data.images import BadImage, Reader
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
 from finetune.data.sources.found import Progress
 from finetune.data.views import Inputs, Rows, Views, views
 from finetune.features import store as stored
@@ -129,15 +130,15 @@ def read(
     progress: a progress bar of a name and a length.
     """
     sizes, augment = model.preprocessing, prospect.augment
-    crop = sizes.resize_size if augment == "standard" else sizes.crop_size
     reasons = known_bad(dataset.digests, memo)
     known = {
         index: BadImage(index, str(dataset.images[index]), reasons[digest])
         for index, digest in enumerate(dataset.digests)
         if digest in reasons
     }
-    reader = Reader(dataset.images, sizes.resize_size, crop, sizes.interpolation, known, dataset.digests)
-    prepare = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment, seed)
+    uncropped = frozenset(dataset.split["train"].tolist() if augment == "standard" else [])
+    reader = Reader(dataset.images, sizes, known=known, digests=dataset.digests, uncropped=uncropped)
+    prepare = Prepare(sizes, augment, seed)
     described = None
     if prospect.plan.where == "none":
         with progress("reading pictures", len(dataset.images)) as advance:
@@ -220,8 +221,9 @@ def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     """Up to 32 training pictures as the first epoch may show them."""
     order = np.random.default_rng(0).permutation(dataset.split["train"])[:32]
     # Numbered anew, without the bad ones.
-    reader = replace(reader, pictures=dataset.images, known={}, digests=dataset.digests)
-    decoded = [reader(int(index)) for index in order]
+    chosen = frozenset(order.tolist()) if reader.uncropped else frozenset()
+    reader = replace(reader, pictures=dataset.images, known={}, digests=dataset.digests, uncropped=chosen)
+    decoded = [reader(index) for index in order.tolist()]
     return prepare(torch.stack([picture for picture in decoded if isinstance(picture, Tensor)]), True, 1)
 
 

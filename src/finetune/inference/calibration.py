@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.inference.metrics import measure
+from finetune.training.metrics import calibration
 
 BOUNDS = (0.05, 20.0)
 
@@ -18,7 +18,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Logits are to be divided by it. It lies in 0.05 to 20. Guo et al. 2017, "On Calibration of Modern Neural
     Networks", section 4.2. As in Platt 1999, section 2.2, a label counts 1 - 1 / (N + 2) and the rest goes to
-    the other classes: without that, a few pictures that are all answered rightly would make every later
+    the other classes: without that, a few images that are all answered rightly would make every later
     answer certain.
 
     The likelihood is concave in 1 / temperature, so its slope has one zero; it is found by bisection.
@@ -43,7 +43,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibrate(
-    loss: str, val: tuple[Tensor | None, Tensor], test: tuple[Tensor | None, Tensor], classes: tuple[str, ...]
+    loss: str, val: tuple[Tensor | None, Tensor], test: tuple[Tensor | None, Tensor]
 ) -> dict[str, Any] | None:
     """Fit the temperature on validation and measure what it does on test or, without one, on validation.
 
@@ -55,21 +55,21 @@ def calibrate(
     if loss != "cross_entropy" or val[0] is None or val[1].ndim != 1 or len(val[1].unique()) < 2:
         return None
     temperature = fit_temperature(val[0], val[1])
-    side, (logits, labels) = ("val", val) if test[0] is None else ("test", test)
+    split, (logits, labels) = ("val", val) if test[0] is None else ("test", test)
     assert logits is not None
-    before, after = (measure(logits, labels, classes, temperature=t) for t in (1.0, temperature))
+    before, after = (calibration(logits, labels, loss, t) for t in (1.0, temperature))
     return {
         "temperature": temperature,
         "fitted_on": len(val[1]),
-        "measured_on": side,
-        "ece_before": before.calibration_error,
-        "ece_after": after.calibration_error,
-        "log_loss_before": before.log_loss,
-        "log_loss_after": after.log_loss,
+        "measured_on": split,
+        "ece_before": before["calibration_error"],
+        "ece_after": after["calibration_error"],
+        "log_loss_before": before["log_loss"],
+        "log_loss_after": after["log_loss"],
     }
 
 
 def temperature_of(summary: dict[str, Any] | None) -> float:
     """What a run's logits are to be divided by; 1 where nothing was fitted."""
-    calibration = (summary or {}).get("calibration")
-    return calibration["temperature"] if calibration else 1.0
+    fitted = (summary or {}).get("calibration")
+    return fitted["temperature"] if fitted else 1.0

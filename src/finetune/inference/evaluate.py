@@ -1,32 +1,34 @@
-"""`finetune evaluate`: what a run's model is worth on pictures with labels, class by class and by name."""
+"""`finetune evaluate`: what a run's model is worth on labelled images, class by class and by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from finetune.data.images import BadImage
+from finetune.data.reader import refuse_bad_images
 from finetune.data.sources import SPLITS, Dataset
 from finetune.errors import RequestError, brief
 from finetune.inference.forward import Predictor
-from finetune.inference.metrics import Measures, measure
-from finetune.inference.several import SeveralMeasures, measure_several
+from finetune.saved import Saved
+from finetune.training.metrics import measure_classes, measure_labels
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures of a data set that a run is measured on.
+    """The images of a data set that a run is measured on.
 
-    own: whether these are the data that the run was trained on, unchanged.
+    split: its name, or `all`. own: whether these are the data that the run was trained on, unchanged.
     labels: the run's own class indices (N,), matched by name, or vectors (N, classes) of 0 and 1.
-    unknown: pictures of classes that the run does not know.
+    unknown: how many images there are of each class that the run does not know.
     """
 
     dataset: Dataset
-    side: str
+    split: str
     own: bool
     rows: np.ndarray
     labels: np.ndarray
@@ -35,76 +37,70 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The measures, and the pictures that could not be read."""
+    """What `training.metrics` measures, and the images that could not be read."""
 
-    measures: Measures | SeveralMeasures
+    measures: dict[str, Any]
     broken: list[BadImage]
 
 
-def choose(
-    dataset: Dataset,
-    trained_on: str | None,
-    named_alike: bool,
-    classes: tuple[str, ...],
-    loss: str,
-    side: str | None,
-) -> Chosen:
-    """The test split of the data that the run was trained on, all of any other, or the side asked for.
+def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike: bool) -> Chosen:
+    """The test split of the data that the run was trained on, all of any other, or the split asked for.
 
-    trained_on: the fingerprint of the run's data. named_alike: whether the data are those that the run names,
-    perhaps changed since: then most of them were trained on. classes, loss: the run's.
+    named_alike: whether the data are those that the run names, perhaps changed since: then most of them were
+    trained on.
 
     Raises:
-        RequestError: there is no such side, it is empty, or holds no picture of a class that the run knows.
+        RequestError: there is no such split, it is empty, or holds no image of a class that the run knows.
     """
-    several = dataset.multi_label and loss == "bce"
+    several = dataset.multi_label and saved.settings.loss == "bce"
     if dataset.labels.ndim != 1 and not several:
         raise RequestError(
-            f"data={dataset.name}: expected pictures of one class each for a run with loss={loss}, not label"
-            " vectors"
+            f"data={dataset.name}: expected pictures of one class each for a run with"
+            f" loss={saved.settings.loss}, not label vectors"
         )
-    if side not in (None, "all", *SPLITS):
-        raise RequestError(f"--split={side}: expected {', '.join(SPLITS)} or all")
-    own = dataset.fingerprint() == trained_on
-    side = side or ("test" if own or named_alike else "all")
-    rows = np.arange(len(dataset.images)) if side == "all" else dataset.split[side]
+    if split not in (None, "all", *SPLITS):
+        raise RequestError(f"--split={split}: expected {', '.join(SPLITS)} or all")
+    own = dataset.fingerprint() == saved.trained_on
+    split = split or ("test" if own or named_alike else "all")
+    rows = np.arange(len(dataset.images)) if split == "all" else dataset.split[split]
     if not len(rows):
-        raise RequestError(f"--split={side}: expected pictures in it; {dataset.name} has none there")
+        raise RequestError(f"--split={split}: expected pictures in it; {dataset.name} has none there")
+    labels, known, unknown = _by_name(dataset, saved.classes, rows)
+    if not known.any():
+        raise RequestError(
+            f"{dataset.name}: expected pictures of the run's classes ({brief(list(saved.classes))}); the"
+            f" classes there are {brief(list(dataset.classes))}"
+        )
+    return Chosen(dataset, split, own, rows=rows[known], labels=labels[known], unknown=unknown)
+
+
+def _by_name(
+    dataset: Dataset, classes: tuple[str, ...], rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Labels by the run's numbers, which rows can be measured, and how many images each other class has."""
     index = np.array([classes.index(name) if name in classes else -1 for name in dataset.classes])
     held = dataset.labels[rows]
+    several = held.ndim == 2
     counts = held.sum(0) if several else np.bincount(held, minlength=len(index))
     unknown = {dataset.classes[i]: int(counts[i]) for i in np.flatnonzero((index < 0) & (counts > 0))}
-    if not counts[index >= 0].any():
-        raise RequestError(
-            f"{dataset.name}: expected pictures of the run's classes ({brief(list(classes))}); the classes"
-            f" there are {brief(list(dataset.classes))}"
-        )
-    if several:
-        labels = np.zeros((len(rows), len(classes)), dtype=np.float32)
-        labels[:, index[index >= 0]] = held[:, index >= 0]
-    else:
-        labels = index[held]
-        rows, labels = rows[labels >= 0], labels[labels >= 0]
-    return Chosen(dataset, side, own, rows, labels, unknown)
+    if not several:
+        return index[held], index[held] >= 0, unknown
+    labels = np.zeros((len(rows), len(classes)), dtype=np.float32)
+    labels[:, index[index >= 0]] = held[:, index >= 0]
+    return labels, np.full(len(rows), labels.any()), unknown
 
 
-def evaluate(
-    predictor: Predictor,
-    chosen: Chosen,
-    bad_images: str,
-    loss: str,
-    temperature: float,
-    advance: Callable[[int], None],
+def evaluate_images(
+    predictor: Predictor, chosen: Chosen, bad_images: str, advance: Callable[[int], None]
 ) -> Evaluation:
-    """Measure a model on the chosen pictures.
+    """Measure a model on the chosen images.
 
     Raises:
-        RequestError: pictures cannot be read and `bad_images` is `error`, or none can.
+        RequestError: images cannot be read and `bad_images` is `error`, or none can.
     """
     logits, labels, broken = [], [], []
-    pictures = (chosen.dataset.images[row] for row in chosen.rows)
     numbered = iter(zip(chosen.rows.tolist(), chosen.labels.tolist(), strict=True))
-    for answers in predictor(pictures):
+    for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):
         for answer, (row, label) in zip(answers, numbered, strict=False):
             if answer.logits is None:
                 broken.append(BadImage(row, str(answer.picture), answer.reason))
@@ -112,15 +108,12 @@ def evaluate(
                 logits.append(answer.logits)
                 labels.append(label)
         advance(len(answers))
-    if broken and bad_images == "error":
-        shown = brief([f"{one.path} ({one.reason})" for one in broken])
-        raise RequestError(
-            f"data.bad_images=error: {len(broken)} of {len(chosen.rows)} pictures cannot be used: {shown};"
-            " data.bad_images=skip leaves them out"
-        )
+    if bad_images == "error":
+        refuse_bad_images(broken, len(chosen.rows))
     if not logits:
         raise RequestError(f"{chosen.dataset.name}: expected pictures that can be read; {broken[0].reason}")
     found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
     if true.ndim == 2:
-        return Evaluation(measure_several(found, true, classes), broken)
-    return Evaluation(measure(found, true, classes, loss, temperature), broken)
+        return Evaluation(measure_labels(found, true, classes), broken)
+    loss, temperature = predictor.saved.settings.loss, predictor.temperature
+    return Evaluation(measure_classes(found, true, classes, loss, temperature=temperature), broken)

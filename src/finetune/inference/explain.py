@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules import pooling
 
-from finetune.data.augment import Prepare
 from finetune.model.hooks import ModuleCall, watch_calls
 from finetune.saved import Saved
 
@@ -48,14 +47,13 @@ def heatmaps(saved: Saved, images: Tensor, classes: Tensor | None = None) -> Exp
     classes: (N,) indices of outputs; None for the predicted ones.
     """
     sizes, network = saved.preprocessing, saved.network
-    normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, augment="none", seed=0).normalise
     device = next(network.parameters()).device
     feature_map = last_feature_map(
         network, torch.zeros(1, 3, sizes.crop_size, sizes.crop_size, device=device)
     )
     maps, logits = [], []
     for start in range(0, len(images), BATCH):
-        inputs = normalise(images[start : start + BATCH].to(device))
+        inputs = sizes.normalise(images[start : start + BATCH].to(device))
         chosen = None if classes is None else classes[start : start + BATCH].to(device)
         if feature_map:
             heat, answers = grad_cam(network, feature_map.call, inputs, chosen)

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from finetune.atomic import write_atomically, write_json
-from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
-from finetune.data.images import Reader
+from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
+from finetune.inference.formats import FORMATS
 from finetune.model.build import OPTIONS
+from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import sealed_text
-from finetune.model.weights import Preprocessing
 from finetune.saved import Saved
 
-ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
-TOLERANCE = 1e-4
-ONNX_BYTES = 2**31  # what a file of ONNX holds in one piece
+if TYPE_CHECKING:
+    from finetune.inference.formats import Convert
 
-Outputs = Callable[[Tensor], Tensor]
+TOLERANCE = 1e-4
+EXAMPLES = 16
 
 
 class Exported(nn.Module):
-    """Normalised pictures (B, 3, H, W) to logits or, with a temperature, to probabilities (B, outputs)."""
+    """Normalised images (B, 3, H, W) to logits or, with a temperature, to probabilities (B, outputs)."""
 
     def __init__(self, network: nn.Module, temperature: float | None) -> None:
         super().__init__()
@@ -45,61 +42,59 @@ class Exported(nn.Module):
         return logits if self.temperature is None else torch.softmax(logits / self.temperature, 1)
 
 
-def target_of(saved: Saved, kind: str, out: Path | None, softmax: bool) -> Path:
+def export_target(saved: Saved, format: str, out: Path | None, softmax: bool) -> Path:
     """The file to write: `out`, a file or a folder, or `export/model.<ending>` in the run's folder.
 
     Raises:
         RequestError: the format does not exist, needs packages that are not there, or does not fit the rest.
     """
-    if kind not in ENDINGS:
-        raise RequestError(f"--format {kind}: expected {', '.join(ENDINGS)}")
-    if kind == "onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+    if format not in FORMATS:
+        raise RequestError(f"--format {format}: expected {', '.join(FORMATS)}")
+    wanted = FORMATS[format]
+    if not all(map(find_spec, wanted.packages)):
         raise RequestError(
-            "--format onnx: expected onnx, onnxscript and onnxruntime to be installed:"
-            " pip install 'finetune-toolkit[onnx]'"
+            f"--format {format}: expected {', '.join(wanted.packages[:-1])} and {wanted.packages[-1]} to be"
+            f" installed: pip install 'finetune-toolkit[{format}]'"
         )
-    if softmax and kind == "safetensors":
-        raise RequestError(
-            "--softmax: expected --format onnx or torch with it; safetensors holds weights only"
-        )
+    if softmax and wanted.convert is None:
+        others = " or ".join(name for name, one in FORMATS.items() if one.convert)
+        raise RequestError(f"--softmax: expected --format {others} with it; {format} holds weights only")
     if softmax and saved.settings.loss != "cross_entropy":
         raise RequestError(
             f"--softmax: expected a run with loss=cross_entropy; the outputs of loss={saved.settings.loss}"
             " are not the logits of classes that exclude each other"
         )
     path = out or saved.folder / "export"
-    if path.suffix.lower() == ENDINGS[kind] and not path.is_dir():
+    ending = path.suffix.lower()
+    if ending == wanted.ending and not path.is_dir():
         return path
-    if path.suffix.lower() in ENDINGS.values():
-        raise RequestError(f"--out {out}: expected a folder or a file ending in {ENDINGS[kind]}")
-    return path / f"model{ENDINGS[kind]}"
+    if ending in [one.ending for one in FORMATS.values()]:
+        raise RequestError(f"--out {out}: expected a folder or a file ending in {wanted.ending}")
+    return path / f"model{wanted.ending}"
 
 
-def examples(dataset: Dataset | None, preprocessing: Preprocessing, most: int = 16) -> tuple[Tensor, str]:
-    """Inputs to check an export on, and what they are: pictures of the run's data where it is still there.
+def example_inputs(dataset: Dataset | None, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+    """Inputs to check an export on, and what they are: images of the run's data where it is still there.
 
-    Returns: normalised (B, 3, H, W), test pictures first, then validation, then training; else noise.
+    Returns: normalised (B, 3, H, W), test images first, then validation, then training; else noise.
     """
-    size = preprocessing.crop_size
     if dataset is not None:
-        read = Reader(dataset.images, preprocessing.resize_size, size, preprocessing.interpolation)
-        order = [int(index) for side in ("test", "val", "train") for index in dataset.split[side]]
-        decoded = [picture for index in order[:most] if isinstance(picture := read(index), Tensor)]
+        read = Reader(dataset.images, preprocessing)
+        order = [int(index) for split in ("test", "val", "train") for index in dataset.split[split]]
+        decoded = [image for index in order[:EXAMPLES] if isinstance(image := read(index), Tensor)]
         if decoded:
-            prepare = Prepare(size, preprocessing.mean, preprocessing.std, "none", 0)
             several = f"{len(decoded)} pictures" if len(decoded) > 1 else "a picture"
-            return prepare.normalise(torch.stack(decoded)).contiguous(), f"{several} of {dataset.name}"
-    noise = torch.randn(most, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise, f"{most} random inputs"
+            return preprocessing.normalise(torch.stack(decoded)).contiguous(), f"{several} of {dataset.name}"
+    shape = (EXAMPLES, 3, preprocessing.crop_size, preprocessing.crop_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), f"{EXAMPLES} random inputs"
 
 
-def write(
-    saved: Saved, kind: str, target: Path, inputs: Tensor, temperature: float | None = None
+def write_export(
+    saved: Saved, format: str, target: Path, inputs: Tensor, temperature: float | None = None
 ) -> float | None:
     """Write the model and return the largest difference of its outputs from the model's own on `inputs`.
 
-    A state dict is itself the model: None is returned. Its labels and preprocessing are in two files beside
-    it, named after it where it is not `model`; the others carry them inside.
+    A state dict is itself the model: None is returned.
     temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
@@ -110,40 +105,50 @@ def write(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--out={target.parent}: cannot be made: {error.strerror}") from None
-    about = {"labels.json": list(saved.classes), "preprocessing.json": asdict(saved.preprocessing)}
-    if kind == "safetensors":
-        own = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
-        for name, value in about.items():
-            write_json(target.with_name(f"{own}{name}"), value)
-        text = {**saved.preprocessing.metadata(), "classes": json.dumps(saved.classes)}
-        state = {
-            name: value.clone(memory_format=torch.contiguous_format)
-            for name, value in saved.network.state_dict().items()
-        }
-        write_atomically(target, safetensors.torch.save(state, sealed_text(state, text)))
+    about = {"labels": list(saved.classes), "preprocessing": asdict(saved.preprocessing)}
+    convert = FORMATS[format].convert
+    if convert is None:
+        _write_state_dict(saved, target, about)
         return None
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
-    program = _program(model, inputs.shape[1:])
     text = {name: json.dumps(value) for name, value in about.items()}
-    output = "logits" if temperature is None else "probabilities"
-    stored, run = _as_onnx(program, output, text) if kind == "onnx" else _as_program(program, text)
-    differences = []
-    for some in (inputs[:1], inputs):  # the batch's size is free
-        with torch.no_grad():
-            differences.append(float((run(some) - model(some)).abs().max()))
-    largest = float(torch.tensor(differences).max())
-    if not largest <= TOLERANCE:  # a NaN is no difference that is small
+    content, difference = _converted(model, convert, text, inputs)
+    if not difference <= TOLERANCE:  # a NaN is no difference that is small
         raise RunError(
-            f"{target}: not written: its outputs differ from the model's by {largest:.1e}, expected"
+            f"{target}: not written: its outputs differ from the model's by {difference:.1e}, expected"
             f" {TOLERANCE:g} at most"
         )
-    write_atomically(target, stored)
-    return largest
+    write_atomically(target, content)
+    return difference
+
+
+def _write_state_dict(saved: Saved, target: Path, about: dict[str, Any]) -> None:
+    """The weights; labels and preprocessing are in two files beside, named after it unless it is `model`."""
+    prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
+    for name, value in about.items():
+        write_json(target.with_name(f"{prefix}{name}.json"), value)
+    text = {**saved.preprocessing.metadata(), "classes": json.dumps(saved.classes)}
+    state = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in saved.network.state_dict().items()
+    }
+    write_atomically(target, safetensors.torch.save(state, sealed_text(state, text)))
+
+
+def _converted(
+    model: Exported, convert: Convert, text: dict[str, str], inputs: Tensor
+) -> tuple[bytes, float]:
+    """The file's content, and how far its outputs are from the model's on one input and on all."""
+    output = "logits" if model.temperature is None else "probabilities"
+    content, run = convert(_program(model, inputs.shape[1:]), output, text)
+    with torch.no_grad():
+        apart = [(run(some) - model(some)).abs().max() for some in (inputs[:1], inputs)]
+    return content, float(torch.stack(apart).max())
 
 
 def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """The model as a graph for pictures of a shape (3, H, W) in batches of any size."""
-    # The example is stored with the program, so no picture of the user's. One would fix the size at one.
+    """The model as a graph for images of a shape (3, H, W) in batches of any size."""
+    # The example is stored with the program, so no image of the user's. One would fix the size at one.
     pair = torch.zeros(2, *shape)
     free = {"pictures": {0: torch.export.Dim.DYNAMIC}}
     model = model.to(memory_format=torch.contiguous_format)
@@ -155,44 +160,6 @@ def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedPro
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine are nobody's business
     return program
-
-
-def _as_program(program: torch.export.ExportedProgram, text: dict[str, str]) -> tuple[bytes, Outputs]:
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "model.pt2"
-        torch.export.save(program, file, extra_files=text)
-        return file.read_bytes(), torch.export.load(file).module()
-
-
-def _as_onnx(
-    program: torch.export.ExportedProgram, output: str, text: dict[str, str]
-) -> tuple[bytes, Outputs]:
-    import onnxruntime
-
-    size = sum(value.nbytes for value in program.state_dict.values())
-    if size >= ONNX_BYTES:
-        raise RunError(f"--format onnx: expected weights under 2 GB, not {size / 1e9:.1f} GB; --format torch")
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # what they tell is for their own developers
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=["pictures"],
-            output_names=[output],
-            dynamic_shapes={"pictures": {0: "batch"}},
-        )
-    assert converted is not None
-    converted.model.metadata_props.update({name.removesuffix(".json"): value for name, value in text.items()})
-    stored = converted.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(stored, providers=["CPUExecutionProvider"])
-
-    def run(pictures: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
-
-    return stored, run
 
 
 def loads_into(saved: Saved) -> str:

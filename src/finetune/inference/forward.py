@@ -1,4 +1,4 @@
-"""A run's model over a stream of pictures, in the fast form that features are computed in."""
+"""A run's model over a stream of images, in the fast form that features are computed in."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from finetune.data.augment import Prepare
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, BrokenPicture, decode
 from finetune.features.extract import Forward, accelerate, choose, extract, settle
+from finetune.inference.calibration import temperature_of
 from finetune.model.boundary import NotTraceable, split
 from finetune.saved import Saved
 from finetune.training import device as devices
+from finetune.training.metrics import probabilities
+
+Ranked = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of a picture: logits (outputs,) in float32, or why it cannot be read."""
+    """What the model says of an image: logits (outputs,) in float32, or why it cannot be read."""
 
     picture: Picture
     logits: Tensor | None
@@ -29,7 +32,7 @@ class Answer:
 
 
 class Predictor:
-    """A run's model as a function from pictures to logits.
+    """A run's model as a function from images to logits.
 
     All but the head runs in the fast form, the head itself in float32: so with `freeze=all` the logits are
     those that training saw. A model without a graph runs eagerly in float32.
@@ -37,21 +40,24 @@ class Predictor:
     Args:
         precision: `auto`, `32`, `bf16` or `16`, as for features.
         accelerator: `auto`, `cpu` or `gpu`.
+        raw: leave the probabilities uncalibrated.
 
     Raises:
         RequestError: there is no such accelerator.
     """
 
-    def __init__(self, saved: Saved, precision: str = "auto", accelerator: str = "auto") -> None:
+    def __init__(
+        self, saved: Saved, precision: str = "auto", accelerator: str = "auto", raw: bool = False
+    ) -> None:
         self.saved, self.device = saved, devices.accelerator(accelerator)
-        sizes = saved.preprocessing
-        self.normalise = Prepare(sizes.crop_size, sizes.mean, sizes.std, "none", 0).normalise
+        self.temperature = 1.0 if raw else temperature_of(saved.summary)
+        self.normalise = saved.preprocessing.normalise
         self.form = choose(precision, False, self.device, 0, devices.multiplies_bf16(self.device))
         self.forward: Forward | None = None
 
-    def __call__(self, pictures: Iterable[Picture]) -> Iterator[list[Answer]]:
-        """The answers to pictures in their order, a few at a time; memory does not grow with their number."""
-        stream = iter(pictures)
+    def __call__(self, images: Iterable[Picture]) -> Iterator[list[Answer]]:
+        """The answers to images in their order, a few at a time; memory does not grow with their number."""
+        stream = iter(images)
         if self.forward is None:
             seen, decoded = self._sample(stream)
             if not seen:
@@ -64,8 +70,8 @@ class Predictor:
         done = 0
 
         def numbers() -> Iterator[int]:
-            for number, picture in enumerate(stream):
-                waiting[number] = picture
+            for number, image in enumerate(stream):
+                waiting[number] = image
                 yield number
 
         def read(number: int) -> Tensor | None:
@@ -78,7 +84,9 @@ class Predictor:
         def answer(number: int, logits: Tensor | None) -> Answer:
             return Answer(waiting.pop(number), logits, reasons.pop(number, ""))
 
-        batches = extract(self.forward, read, self.normalise, numbers(), self.form.batch, self.device)
+        batches = extract(
+            self.forward, read, self.normalise, numbers(), batch=self.form.batch, device=self.device
+        )
         for rows, tensors in batches:
             if rows:
                 logits = dict(zip(rows, tensors[0], strict=True))
@@ -87,28 +95,46 @@ class Predictor:
         if waiting:
             yield [answer(number, None) for number in sorted(waiting)]
 
-    def read(self, picture: Picture) -> Tensor | BadImage:
-        """uint8 (3, H, W), or what is wrong with the picture."""
-        sizes = self.saved.preprocessing
+    def rank(self, answers: Sequence[Answer], top: int) -> list[Ranked]:
+        """The likeliest classes of each image with their probabilities; none where it cannot be read."""
+        logits = [answer.logits for answer in answers if answer.logits is not None]
+        if not logits:
+            return [[] for _ in answers]
+        names, together = self.saved.names, torch.stack(logits)
+        places = together.topk(min(top, len(names))).indices  # probabilities may be too near to 1 to differ
+        values = self.probabilities(together).gather(1, places)
+        rows = iter(zip(values.tolist(), places.tolist(), strict=True))
+        ranked = []
+        for answer in answers:
+            of_one = zip(*next(rows), strict=True) if answer.logits is not None else ()
+            ranked.append([(names[place], value) for value, place in of_one])
+        return ranked
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits (N, outputs), calibrated unless raw ones were asked for."""
+        return probabilities(logits, self.saved.settings.loss, self.temperature)
+
+    def read(self, image: Picture) -> Tensor | BadImage:
+        """uint8 (3, H, W), or what is wrong with the image."""
         try:
-            return decode(picture, sizes.resize_size, sizes.crop_size, sizes.interpolation)
+            return decode(image, self.saved.preprocessing)
         except BrokenPicture as error:
-            return BadImage(0, str(picture), str(error))
+            return BadImage(0, str(image), str(error))
 
     def _sample(self, stream: Iterator[Picture]) -> tuple[list[Picture], list[Tensor]]:
-        """The first pictures, and a batch of those that can be read; not too many where few can."""
+        """The first images, and a batch of those that can be read; not too many where few can."""
         seen: list[Picture] = []
         decoded: list[Tensor] = []
         while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
-            if (picture := next(stream, None)) is None:
+            if (image := next(stream, None)) is None:
                 break
-            seen.append(picture)
-            if isinstance(one := self.read(picture), Tensor):
+            seen.append(image)
+            if isinstance(one := self.read(image), Tensor):
                 decoded.append(one)
         return seen, decoded
 
     def settle(self, decoded: Sequence[Tensor]) -> None:
-        """Decide the form on some pictures, uint8 (3, H, W): fp32 where the fast one is too far from it."""
+        """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""
         network = copy.deepcopy(self.saved.network)
         halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
         plain = replace(self.form, dtype="fp32", folded=False)
@@ -123,10 +149,10 @@ class Predictor:
         else:
             self.form, backbone = plain, accelerate(prefix, plain, self.device)
 
-        def forward(pictures: Tensor) -> tuple[Tensor, ...]:
-            tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(pictures))
+        def forward(images: Tensor) -> tuple[Tensor, ...]:
+            tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
             with torch.inference_mode():
-                return (suffix(tensors if len(tensors) > 1 else tensors[0])[: len(pictures)],)
+                return (suffix(tensors if len(tensors) > 1 else tensors[0])[: len(images)],)
 
         self.forward = forward
 

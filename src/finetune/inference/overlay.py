@@ -16,15 +16,16 @@ from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.data.dataset import Picture
-from finetune.data.images import BadImage, Reader
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError, brief
 from finetune.inference.calibration import temperature_of
 from finetune.inference.explain import heatmaps
-from finetune.inference.metrics import probabilities
-from finetune.inference.paths import find
+from finetune.inference.paths import find_images
 from finetune.report.say import Screen
 from finetune.report.terminal import progress, say
 from finetune.saved import Saved, open_run
+from finetune.training.metrics import probabilities
 
 CHUNK = 64
 IN_GRID = 24
@@ -41,7 +42,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
         RequestError: there are no images, or the folder cannot be made.
         RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
-    images, saved = list(find(paths, sys.stdin)), open_run(run)
+    images, saved = list(find_images(paths, sys.stdin)), open_run(run)
     if not images:
         raise RequestError("-: expected names of pictures on stdin; there are none")
     folder = out or saved.folder / "explain"
@@ -56,7 +57,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     with progress(console, "explain", len(images)) as advance:
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
-            pixels, broken = _reader(saved, chunk).all(saved.settings.data.workers)
+            pixels, broken = Reader(chunk, saved.preprocessing).all(saved.settings.data.workers)
             bad += broken
             good = sorted(set(range(len(chunk))) - {one.index for one in broken})
             if good:
@@ -80,7 +81,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
 
 def maps(saved: Saved, images: Sequence[Picture], classes: Sequence[str]) -> list[Image.Image | None]:
     """Each image lit by what in it speaks for a class, given by its name; None where it cannot be read."""
-    read = _reader(saved, images)
+    read = Reader(images, saved.preprocessing)
     pixels = {i: one for i in range(len(images)) if isinstance(one := read(i), Tensor)}
     lit: list[Image.Image | None] = [None] * len(images)
     if pixels:
@@ -89,11 +90,6 @@ def maps(saved: Saved, images: Sequence[Picture], classes: Sequence[str]) -> lis
         for (i, one), heat in zip(pixels.items(), explained.maps, strict=True):
             lit[i] = overlay(one, heat)
     return lit
-
-
-def _reader(saved: Saved, images: Sequence[Picture]) -> Reader:
-    sizes = saved.preprocessing
-    return Reader(images, sizes.resize_size, sizes.crop_size, sizes.interpolation)
 
 
 def answers(saved: Saved, logits: Tensor) -> list[str]:

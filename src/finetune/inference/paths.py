@@ -16,7 +16,7 @@ from finetune.errors import RequestError
 
 @dataclass(frozen=True)
 class Paths:
-    """Pictures to go through one by one; a list of them is never made.
+    """Images to go through one by one; a list of them is never made.
 
     total: how many there are; None where stdin names them.
     """
@@ -30,11 +30,11 @@ class Paths:
             yield from _listed(self.stdin) if argument == "-" else _found(argument)
 
 
-def find(arguments: Sequence[str], stdin: TextIO) -> Paths:
+def find_images(arguments: Sequence[str], stdin: TextIO) -> Paths:
     """Look for what each argument names.
 
     Raises:
-        RequestError: an argument names nothing, or a folder without pictures.
+        RequestError: an argument names nothing, or a folder without images.
     """
     counts = [_count(argument) for argument in arguments if argument != "-"]
     return Paths(arguments, stdin, None if "-" in arguments else sum(counts))
@@ -50,7 +50,7 @@ def _count(argument: str) -> int:
 
 
 def _found(argument: str) -> Iterator[Path]:
-    """A file whatever its name, the pictures in a folder and below, or what a glob matches of both."""
+    """A file whatever its name, the images in a folder and below, or what a glob matches of both."""
     if not os.path.lexists(argument) and glob.has_magic(argument):
         for match in sorted(glob.iglob(argument, recursive=True)):
             yield from _found(glob.escape(match) if not os.path.lexists(match) else match)

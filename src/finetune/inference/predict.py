@@ -7,13 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from rich.console import Console
 
 from finetune.atomic import part_of
@@ -21,45 +20,71 @@ from finetune.cells import cells
 from finetune.data.dataset import Picture
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.features.extract import Form
-from finetune.inference.forward import Answer, Predictor
-from finetune.inference.metrics import probabilities
+from finetune.inference.forward import Predictor, Ranked
+from finetune.inference.paths import find_images
 from finetune.output import failure
-from finetune.report.terminal import say
+from finetune.report.say import Screen
+from finetune.report.terminal import progress, say
+from finetune.saved import open_run
 
-Ranked = list[tuple[str, float]]
 Write = Callable[[str, Ranked, str], object]
 
 
 @dataclass
 class Tally:
-    """How many pictures have their row, how many of them cannot be read, and the first of these."""
+    """How many images have their row, how many of them cannot be read, and the first of these."""
 
-    pictures: int = 0
+    images: int = 0
     broken: int = 0
     first: str = ""
     started: float = field(default_factory=time.perf_counter)
 
+    def check(self) -> None:
+        """Raise RunError where images could not be read."""
+        if self.broken:
+            told = f"{self.broken:,} of {self.images:,} pictures cannot be read"
+            raise RunError(f"--strict: {told}; the first is {self.first}")
+
     def tell(self, console: Console, form: Form, temperature: float) -> None:
         """One line on what was done and how."""
         seconds = time.perf_counter() - self.started
-        text = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
-        text += f" in {seconds:.1f} s ({self.pictures / seconds:.3g}/s, {form})"
+        text = "1 picture" if self.images == 1 else f"{self.images:,} pictures"
+        text += f" in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
         say(console, "predict", text)
 
 
-def predict(
+def predict_paths(
+    run: str, paths: list[str], out: Path | None, *, top: int, raw: bool, format: str | None
+) -> Tally:
+    """Classify the images that `paths` name, to stdout or a file.
+
+    top: how many classes an image. raw: leave the probabilities uncalibrated.
+    """
+    format, images, saved = format_of(out, format), find_images(paths, sys.stdin), open_run(run)
+    predictor = Predictor(saved, saved.settings.precision, raw=raw)
+    console = Screen(stderr=True)
+    if not out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
+        bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda _: None)
+    else:
+        bar = progress(console, "predict", images.total)
+    with bar as advance:
+        tally = predict_images(predictor, images, out, format=format, top=top, advance=advance)
+    tally.tell(console, predictor.form, predictor.temperature)
+    return tally
+
+
+def predict_images(
     predictor: Predictor,
-    pictures: Iterable[Picture],
+    images: Iterable[Picture],
     out: Path | None,
+    *,
     format: str,
     top: int,
-    loss: str,
-    temperature: float,
     advance: Callable[[int], None],
 ) -> Tally:
-    """Write a row for each picture: the most likely classes, or why it cannot be read.
+    """Write a row for each image: the likeliest classes, or why it cannot be read.
 
     out: None for stdout. format: `csv` or `jsonl`. advance: called with the number of rows written.
 
@@ -70,12 +95,10 @@ def predict(
     tally = Tally()
     with _opened(out, tally) as file:
         write = WRITERS[format](file, min(top, len(predictor.saved.names)))
-        for answers in predictor(pictures):
-            for answer, ranked in zip(
-                answers, rank(answers, predictor.saved.names, top, loss, temperature), strict=True
-            ):
+        for answers in predictor(images):
+            for answer, ranked in zip(answers, predictor.rank(answers, top), strict=True):
                 write(str(answer.picture), ranked, answer.reason)
-                tally.pictures += 1
+                tally.images += 1
                 if answer.reason:
                     tally.broken += 1
                     tally.first = tally.first or f"{answer.picture}: {answer.reason}"
@@ -84,25 +107,6 @@ def predict(
             if failure(file):  # whoever read has enough, as head has
                 break
     return tally
-
-
-def rank(
-    answers: Sequence[Answer], names: Sequence[str], top: int, loss: str, temperature: float
-) -> list[Ranked]:
-    """The most likely classes of each picture with their probabilities; none where it cannot be read."""
-    logits = [answer.logits for answer in answers if answer.logits is not None]
-    if not logits:
-        return [[] for _ in answers]
-    together = torch.stack(logits)
-    places = together.topk(min(top, len(names))).indices  # probabilities may be too near to 1 to differ
-    values = probabilities(together, loss, temperature).gather(1, places)
-    rows = iter(zip(values.tolist(), places.tolist(), strict=True))
-    return [
-        []
-        if answer.logits is None
-        else [(names[place], value) for value, place in zip(*next(rows), strict=True)]
-        for answer in answers
-    ]
 
 
 def format_of(out: Path | None, asked: str | None) -> str:
@@ -169,10 +173,10 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
             os.fsync(file.fileno())
         part.replace(out)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; the first {tally.pictures:,} rows are in {part}", 130) from None
+        raise Interrupted(f"interrupted; the first {tally.images:,} rows are in {part}", 130) from None
     except OSError as error:
         raise RunError(
-            f"{out}: cannot be written: {error.strerror}; the first {tally.pictures:,} rows are in {part}"
+            f"{out}: cannot be written: {error.strerror}; the first {tally.images:,} rows are in {part}"
         ) from None
     except BaseException:
         part.unlink()

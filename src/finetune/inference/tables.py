@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.atomic import write_json
-from finetune.errors import RequestError, brief, shown
+from finetune.errors import brief, shown
 from finetune.inference.evaluate import Chosen, Evaluation
-from finetune.inference.metrics import Measures
-from finetune.inference.several import SeveralMeasures
 from finetune.report.terminal import say
 
 MOST = 40  # classes on the terminal, the worst ones where there are more
 MATRIX_UP_TO = 15  # classes; beyond that the most frequent confusions say more
+CONFUSIONS = 10
 MEASURES = {
     "accuracy": "accuracy",
     "top5_accuracy": "top-5 accuracy",
@@ -27,47 +25,49 @@ MEASURES = {
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
+COLUMNS = {"average_precision": "AP", "precision": "precision", "recall": "recall", "f1": "F1"}
 
 
-def show(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
+def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
     """What was measured on what, the classes that do not fit, a table per class and the confusions."""
     measures, data = evaluation.measures, chosen.dataset
-    which = "all pictures" if chosen.side == "all" else f"{chosen.side} split"
-    say(console, "data", f"{data.name}, {which}: {measures.pictures:,} pictures")
+    which = "all pictures" if chosen.split == "all" else f"{chosen.split} split"
+    say(console, "data", f"{data.name}, {which}: {measures['pictures']:,} pictures")
     for line in misfits(chosen, evaluation):
         say(console, "warning", line)
     say(console, "scaling", f"logits divided by {temperature:.3f}" if temperature != 1 else "none")
     console.print()
     for name, title in MEASURES.items():
-        value = getattr(measures, name, None)
-        if value is not None:
+        if (value := measures.get(name)) is not None:
             console.print(f"{title:<18} {value:.4f}", highlight=False)
     console.print()
-    console.print(_per_class(measures))
-    if (more := len(measures.per_class) - MOST) > 0:
+    rows = measures["per_class"]
+    console.print(_per_class(rows))
+    if (more := len(rows) - MOST) > 0:
         say(console, "more", f"{more:,} classes with a higher F1, or without pictures; --out writes all")
-    if isinstance(measures, SeveralMeasures):
+    if "confusion" not in measures:
         return
     console.print()
-    if len(measures.per_class) <= MATRIX_UP_TO:
+    names, matrix = [shown(row["name"]) for row in rows], np.array(measures["confusion"])
+    if len(names) <= MATRIX_UP_TO:
         console.print("true classes by the numbers of the predicted ones")
-        console.print(_matrix(measures))
+        console.print(_confusion_matrix(matrix, names))
     else:
-        console.print(_confusions(measures))
+        console.print(_confusions(matrix, names))
 
 
 def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     """What of data and run does not fit together, a line each."""
     lines = []
-    if not chosen.own and chosen.side != "all":
+    if not chosen.own and chosen.split != "all":
         lines.append(
             "the data are not those the run was trained on: pictures measured here may have been trained on"
         )
     if chosen.unknown:
         named = [f"{name} ({count:,})" for name, count in chosen.unknown.items()]
-        what = "left out" + " with their pictures" * (chosen.labels.ndim == 1)
+        what = "left out" if chosen.labels.ndim == 2 else "left out with their pictures"
         lines.append(f"classes that the run does not know, {what}: {brief(named)}")
-    if missing := without_pictures(evaluation.measures):
+    if missing := without_images(evaluation.measures):
         lines.append(f"classes of the run without pictures, left out of the means: {brief(missing)}")
     if evaluation.broken:
         paths = [f"{one.path} ({one.reason})" for one in evaluation.broken]
@@ -76,71 +76,59 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def without_pictures(measures: Measures | SeveralMeasures) -> list[str]:
+def without_images(measures: dict[str, Any]) -> list[str]:
     """The classes that nothing is known of."""
-    return [row.name for row in measures.per_class if not row.pictures]
+    return [row["name"] for row in measures["per_class"] if not row["pictures"]]
 
 
-def check(out: Path | None) -> None:
-    """Raise RequestError where `--out` lies in no folder, or is one; before anything is computed."""
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise RequestError(f"--out={out}: expected a file in a folder that exists")
-
-
-def write(out: Path, run: Path, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
-    """The same and the bins of confidence as JSON."""
-    found = {
-        "run": str(run),
-        "data": {"name": chosen.dataset.name, "split": chosen.side, "as_trained": chosen.own},
-        "temperature": temperature,
+def as_json(chosen: Chosen, evaluation: Evaluation) -> dict[str, Any]:
+    """The same and the bins of confidence as plain values."""
+    return {
+        "data": {"name": chosen.dataset.name, "split": chosen.split, "as_trained": chosen.own},
         "unknown_classes": chosen.unknown,
-        "classes_without_pictures": without_pictures(evaluation.measures),
+        "classes_without_pictures": without_images(evaluation.measures),
         "skipped": [{"path": one.path, "reason": one.reason} for one in evaluation.broken],
-        **evaluation.measures.to_json(),
+        **evaluation.measures,
     }
-    write_json(out, found)
 
 
-def _per_class(measures: Measures | SeveralMeasures) -> Table:
-    table = Table("class", box=None, pad_edge=False, header_style="bold")
-    several = isinstance(measures, SeveralMeasures)
-    columns = {"average_precision": "AP"} if several else {"precision": "precision", "recall": "recall"}
-    columns |= {"f1": "F1"}
+def _table(*titles: str) -> Table:
+    return Table(*titles, box=None, pad_edge=False, header_style="bold")
+
+
+def _per_class(rows: list[dict[str, Any]]) -> Table:
+    columns = {name: title for name, title in COLUMNS.items() if name in rows[0]}
+    table = _table("class")
     for title in ("pictures", *columns.values()):
         table.add_column(title, justify="right")
-    rows = [*measures.per_class]
     if len(rows) > MOST:
-        rows = sorted(rows, key=lambda row: 2 if row.f1 is None else row.f1)[:MOST]
+        rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:MOST]
     for row in rows:
-        values = (getattr(row, name) for name in columns)
-        cells = ("-" if value is None else f"{value:.3f}" for value in values)
-        table.add_row(Text(shown(row.name)), f"{row.pictures:,}", *cells)
+        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in columns)
+        table.add_row(Text(shown(row["name"])), f"{row['pictures']:,}", *cells)
     return table
 
 
-def _matrix(measures: Measures) -> Table:
+def _confusion_matrix(matrix: np.ndarray, names: list[str]) -> Table:
     """Columns have the numbers of the rows: names would not fit."""
-    names, columns = [row.name for row in measures.per_class], measures.confusion.shape[1]
-    table = Table("", "true", box=None, pad_edge=False, header_style="bold")
-    for column in range(columns):
+    table = _table("", "true")
+    for column in range(matrix.shape[1]):
         table.add_column(str(column + 1) if column < len(names) else "other", justify="right")
     for i, name in enumerate(names):
-        cells = [
-            Text(str(count) if count else "·", style="bold" if i == j else "" if count else "dim")
-            for j, count in enumerate(measures.confusion[i].tolist())
-        ]
-        table.add_row(Text(str(i + 1), justify="right"), Text(shown(name)), *cells)
+        cells = [Text(str(count)) if count else Text("·", style="dim") for count in matrix[i]]
+        cells[i].stylize("bold")
+        table.add_row(Text(str(i + 1), justify="right"), Text(name), *cells)
     return table
 
 
-def _confusions(measures: Measures, most: int = 10) -> Table:
-    names = [*(row.name for row in measures.per_class), "no class"]
-    wrong = measures.confusion.copy()
+def _confusions(matrix: np.ndarray, names: list[str]) -> Table:
+    wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
-    table = Table("most often confused", "with", box=None, pad_edge=False, header_style="bold")
+    names = [*names, "no class"]
+    table = _table("most often confused", "with")
     table.add_column("pictures", justify="right")
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:
-            table.add_row(Text(shown(names[row])), Text(shown(names[column])), f"{wrong[row, column]:,}")
+            table.add_row(Text(names[row]), Text(names[column]), f"{wrong[row, column]:,}")
     return table

@@ -12,7 +12,8 @@ from finetune.errors import RequestError, brief
 from finetune.model import head as heads
 from finetune.model.build import build
 from finetune.model.freeze import Frozen, freeze
-from finetune.model.weights import Preprocessing, Weights, enum_of, load
+from finetune.model.preprocessing import Preprocessing
+from finetune.model.weights import Weights, enum_of, load
 
 
 @dataclass(frozen=True)

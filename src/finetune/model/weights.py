@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +15,11 @@ from finetune.model import from_timm, statedict
 from finetune.model.build import check
 from finetune.model.download import Unreachable, download
 from finetune.model.freeze import digest
+from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import State
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
 WORDS = ("auto", "imagenet", "bundled", "random")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes an input: sizes in pixels, mean and deviation per RGB channel of [0, 1]."""
-
-    crop_size: int = 224
-    resize_size: int = 256
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-
-    def metadata(self) -> dict[str, str]:
-        """As the text that safetensors files carry."""
-        return {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(self).items()
-        }
-
-    @staticmethod
-    def from_metadata(text: Mapping[str, str]) -> Preprocessing | None:
-        """What `metadata` wrote; None where a file says nothing of it."""
-        if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= text.keys():
-            return None
-        return Preprocessing(
-            int(text["crop_size"]),
-            int(text["resize_size"]),
-            tuple(json.loads(text["mean"])),
-            tuple(json.loads(text["std"])),
-            text["interpolation"],
-        )
-
-    def to(self, image_size: int) -> Preprocessing:
-        """The same for another input size, keeping the share of the picture that is cropped."""
-        resize = round(image_size * self.resize_size / self.crop_size)
-        return Preprocessing(**{**asdict(self), "crop_size": image_size, "resize_size": resize})
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
-
-from finetune.inference.metrics import Bin
 
 Points = Sequence[tuple[float, float]]
 
@@ -48,8 +47,8 @@ def curves(title: str, series: Mapping[str, Points], best: int | None, top: floa
     return _svg(title, width, height, parts)
 
 
-def reliability(series: Mapping[str, Sequence[Bin]]) -> Markup:
-    """Accuracy over confidence, a dot a bin, as large as its share of the answers."""
+def reliability(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """Accuracy over confidence, a dot a bin of `calibration_bins`, as large as its share of the answers."""
     size, left, above = 308, 40, 18  # room for the largest dot
     side = size - left - above
 
@@ -67,12 +66,8 @@ def reliability(series: Mapping[str, Sequence[Bin]]) -> Markup:
     parts.append(_text("confidence", x(0.5), y(0) + 31, "middle"))
     parts.append(_line("mark", x(0), y(0), x(1), y(1)))
     for name, bins in series.items():
-        total = sum(one.pictures for one in bins)
-        found = [
-            (one.confidence, one.accuracy, one.pictures)
-            for one in bins
-            if one.confidence is not None and one.accuracy is not None
-        ]
+        total = sum(one["pictures"] for one in bins)
+        found = [(one["confidence"], one["accuracy"], one["pictures"]) for one in bins if one["pictures"]]
         path = " ".join(f"{x(confidence):.1f},{y(accuracy):.1f}" for confidence, accuracy, _ in found)
         parts.append(f'<polyline class="line {escape(name)}" points="{path}"/>')
         for confidence, accuracy, count in found:
@@ -85,7 +80,7 @@ def reliability(series: Mapping[str, Sequence[Bin]]) -> Markup:
     return _svg("accuracy over confidence", size, size + 4, parts)
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     """Counts by true class (rows) and answer (columns), coloured by their share of the row.
 
     Right answers have the class `right`, others `wrong`.

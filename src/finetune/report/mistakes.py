@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune.data.dataset import Picture
 from finetune.data.images import BrokenPicture, decode
+from finetune.model.preprocessing import Preprocessing
 from finetune.report import predictions
 from finetune.report.predictions import Prediction
 
@@ -45,7 +46,7 @@ def named(names: Sequence[str], pictures: Sequence[Picture]) -> list[Picture]:
 def thumbnail(picture: Picture) -> str | None:
     """Cropped as the model sees it; None where it cannot be read."""
     try:
-        pixels = decode(picture, THUMBNAIL, THUMBNAIL, "bilinear")
+        pixels = decode(picture, Preprocessing(THUMBNAIL, THUMBNAIL))
     except BrokenPicture:
         return None
     return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from finetune.atomic import read_json, write_atomically
 from finetune.cells import plain
 from finetune.data.dataset import Picture
-from finetune.inference.metrics import PerClass, bins, calibration_error, per_class
 from finetune.report import charts, predictions
 from finetune.report import folder as folders
 from finetune.report.folder import logdir
@@ -26,6 +26,7 @@ from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction
 from finetune.report.tensorboard import flat
 from finetune.sweep.jobs import overrides_of
+from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
 FILE = "report.html"
 MISTAKES = 12
@@ -120,42 +121,43 @@ def _result(
     """What the answers for one side of the split are worth."""
     classes = summary["classes"]
     places = {name: place for place, name in enumerate(classes)}
-    columns = len(classes) + any(one.predicted not in places for one in answers)
-    matrix = np.zeros((len(classes), columns), dtype=np.int64)
-    for one in answers:
-        matrix[places[one.label], places.get(one.predicted, len(classes))] += 1
-    table = per_class(matrix, classes)
-    present = [row for row in table if row.pictures]
+    labels = torch.tensor([places[one.label] for one in answers])
+    predicted = torch.tensor([places.get(one.predicted, len(classes)) for one in answers])
+    outputs = max(len(classes), int(predicted.max()) + 1)
+    measured = measure_answers(labels, predicted, classes, outputs)
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
-    right, shown = len(answers) - len(wrong), wrong[:MISTAKES]
     return {
         "side": SIDES[side],
         "pictures": len(answers),
-        "accuracy": right / len(answers),
-        "interval": interval(right, len(answers)),
+        "accuracy": measured["accuracy"],
+        "interval": interval(len(answers) - len(wrong), len(answers)),
         "commonest": commonest,
         "chance": count / len(answers),
         "loss": summary[side]["loss"],
-        "balanced": float(np.mean([row.recall for row in present])),
-        "f1": float(np.mean([row.f1 for row in present])),
-        "table": sorted(table, key=_worst_first),
-        "matrix": charts.confusion(matrix, classes) if len(classes) <= MATRIX_CLASSES else None,
+        "balanced": measured["balanced_accuracy"],
+        "f1": measured["macro_f1"],
+        "table": sorted(measured["per_class"], key=_worst_first),
+        "matrix": _drawn(np.array(measured["confusion"]), classes),
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary),
         "wrong": len(wrong),
-        "mistakes": mistakes(shown, pictures, maps),
+        "mistakes": mistakes(wrong[:MISTAKES], pictures, maps),
     }
 
 
-def _worst_first(row: PerClass) -> tuple[float, str]:
-    return (2.0 if row.recall is None else row.recall, row.name)
+def _drawn(matrix: np.ndarray, classes: Sequence[str]) -> Markup | None:
+    return charts.confusion_matrix(matrix, classes) if len(classes) <= MATRIX_CLASSES else None
+
+
+def _worst_first(row: Mapping[str, Any]) -> tuple[float, str]:
+    return (2.0 if row["recall"] is None else row["recall"], row["name"])
 
 
 def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> dict[str, Any]:
     right = torch.tensor([one.right for one in answers])
-    raw = bins(torch.tensor([one.uncalibrated for one in answers]), right)
-    fitted = bins(torch.tensor([one.probability for one in answers]), right)
+    raw = calibration_bins(torch.tensor([one.uncalibrated for one in answers]), right)
+    fitted = calibration_bins(torch.tensor([one.probability for one in answers]), right)
     found = summary["calibration"]
     return {
         "temperature": found and found["temperature"],

@@ -15,7 +15,7 @@ from finetune.atomic import write_atomically
 from finetune.cells import cells, plain
 from finetune.data.dataset import Dataset, Picture
 from finetune.errors import RequestError
-from finetune.inference.metrics import probabilities
+from finetune.training.metrics import probabilities
 
 FILE = "predictions.csv"
 

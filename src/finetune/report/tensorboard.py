@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, image
 
 from finetune.atomic import write_atomically
-from finetune.inference.metrics import confusion
 from finetune.model.assemble import Model
 from finetune.model.parameters import parameters_as_markdown
 from finetune.report.figures import confusion_figure, picture_grid
+from finetune.training.metrics import confusion_matrix
 
 FINAL = ("hp/", "confusion/")  # what `finish` writes, beside a session's start
 
@@ -63,7 +63,8 @@ class Board:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
         if self.figures and logits is not None and labels.ndim == 1:
-            figure = confusion_figure(confusion(logits, labels, len(classes)), classes)
+            matrix = confusion_matrix(labels, logits.argmax(1), len(classes), logits.shape[1])
+            figure = confusion_figure(matrix, classes)
             with warnings.catch_warnings():  # of letters that no font here has
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 self.writer.add_figure("confusion/test", figure, summary["steps"])

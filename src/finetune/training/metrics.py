@@ -1,18 +1,27 @@
-"""What an epoch's answers come to: accuracy for one class a picture, average precision for several labels."""
+"""What answers are worth: accuracy, calibration and a table per class, or average precision of labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision, multiclass_confusion_matrix
 
 Numbers = dict[str, float]
+Row = dict[str, Any]
+
+BINS = 15
+TOP = 5
 
 
 def one_class(hits: Tensor, classes: Tensor) -> Numbers:
     """Accuracy, and the mean over the classes that occur of the share of each that is right.
+
+    This runs after each epoch, of each job: torchmetrics takes three times as long.
 
     hits: (N,) whether each answer is right. classes: (N,) the true ones.
     """
@@ -43,7 +52,7 @@ def several_labels(logits: Tensor, labels: Tensor) -> Numbers:
 
 
 def per_label(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Numbers]:
-    """F1 at a probability of 0.5, average precision and number of pictures of each label that occurs."""
+    """F1 at a probability of 0.5, average precision and number of images of each label that occurs."""
     occurs = torch.nonzero((labels == 1).any(0)).flatten()
     logits, true = logits[:, occurs], (labels == 1)[:, occurs]
     rows = zip(_f1(logits > 0, true), _average_precision(logits, true), true.sum(0), strict=True)
@@ -69,3 +78,150 @@ def _share(right: Tensor, of: Tensor) -> Tensor:
 
 def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else 0.0
+
+
+def measure_labels(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Measure logits (N, outputs) where an image may have several labels, (N, classes) of 0 and 1.
+
+    Returns: what `several_labels` does, `log_loss`, the mean over images and outputs, and `per_class`, a row
+    for each label with None where no image has it.
+    """
+    logits, labels = logits[:, : len(classes)].double(), labels.double()
+    found = per_label(logits, labels, classes)
+    absent = {"pictures": 0, "f1": None, "average_precision": None}
+    return {
+        "pictures": len(labels),
+        **several_labels(logits, labels),
+        "log_loss": float(F.binary_cross_entropy_with_logits(logits, labels)),
+        "per_class": [{"name": name, **(found.get(name) or absent)} for name in classes],
+    }
+
+
+def measure_classes(
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    loss: str = "cross_entropy",
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
+
+    Returns: what `measure_answers` and `calibration` do, and `top5_accuracy`, None for five outputs or fewer,
+    of which every answer would be right.
+    """
+    outputs, top5 = logits.shape[1], None
+    if outputs > TOP:
+        top5 = float((logits.topk(TOP).indices == labels[:, None]).any(1).double().mean())
+    return {
+        **measure_answers(labels, logits.argmax(1), classes, outputs),
+        "top5_accuracy": top5,
+        **calibration(logits, labels, loss, temperature),
+    }
+
+
+def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:
+    """Measure answers (N,) of a head of so many outputs against the true classes (N,).
+
+    Returns: `pictures`, `accuracy`, `balanced_accuracy` and `macro_f1`, means over the classes that have
+    images, `per_class`, and the confusion matrix as lists.
+    """
+    matrix = confusion_matrix(labels, answers, len(classes), outputs)
+    rows = per_class(matrix, classes)
+    present = [row for row in rows if row["pictures"]]
+    return {
+        "pictures": len(labels),
+        "accuracy": float((answers == labels).double().mean()),
+        "balanced_accuracy": float(np.mean([row["recall"] for row in present])),
+        "macro_f1": float(np.mean([row["f1"] for row in present])),
+        "per_class": rows,
+        "confusion": matrix.tolist(),
+    }
+
+
+def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int) -> np.ndarray:
+    """Counts by true class (rows) and answer (columns).
+
+    A head of more outputs than classes brings a last column more, for answers that are no class.
+    """
+    columns = classes + (outputs > classes)
+    matrix = multiclass_confusion_matrix(
+        answers.clamp(max=columns - 1), labels, num_classes=columns, validate_args=False
+    )
+    return matrix[:classes].numpy()
+
+
+def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[Row]:
+    """Precision, recall and F1 of each class from the confusion matrix.
+
+    Precision is None where the class was never answered, recall where it has no images.
+    """
+    hits, images, answers = (part.tolist() for part in (matrix.diagonal(), matrix.sum(1), matrix.sum(0)))
+    return [
+        {
+            "name": name,
+            "pictures": images[i],
+            "precision": _ratio(hits[i], answers[i]),
+            "recall": _ratio(hits[i], images[i]),
+            "f1": _ratio(2 * hits[i], images[i] + answers[i]),
+        }
+        for i, name in enumerate(classes)
+    ]
+
+
+def _ratio(part: int, of: int) -> float | None:
+    return part / of if of else None
+
+
+def probabilities(logits: Tensor, loss: str = "cross_entropy", temperature: float = 1.0) -> Tensor:
+    """Logits (N, outputs) as float64 probabilities, which add up to 1 unless the loss is `bce`."""
+    scaled = logits.double() / temperature
+    return scaled.sigmoid() if loss == "bce" else scaled.softmax(1)
+
+
+def calibration(logits: Tensor, labels: Tensor, loss: str, temperature: float) -> dict[str, Any]:
+    """How far probabilities are to be believed.
+
+    Returns: `log_loss` in nats, for `bce` the mean over the outputs as in training, `calibration_error`, and
+    `bins`, which it is made of.
+    """
+    scaled = logits.double() / temperature
+    if loss == "bce":
+        targets = F.one_hot(labels, scaled.shape[1]).double()
+        log_loss = F.binary_cross_entropy_with_logits(scaled, targets)
+    else:
+        log_loss = F.cross_entropy(scaled, labels)
+    bins = calibration_bins(probabilities(logits, loss, temperature).amax(1), logits.argmax(1) == labels)
+    return {"log_loss": float(log_loss), "calibration_error": calibration_error(bins), "bins": bins}
+
+
+def calibration_bins(confidence: Tensor, right: Tensor) -> list[Row]:
+    """Answers (N,) in 15 equal bins of confidence (Guo et al. 2017, section 2).
+
+    Returns: of each bin (lower, upper] the number of answers, their mean confidence and their accuracy, None
+    where it is empty. torchmetrics and scikit-learn do not give the numbers of the answers.
+    """
+    places = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    counts, sure, hits = (
+        torch.bincount(places, weights, BINS).tolist()
+        for weights in (None, confidence.double(), right.double())
+    )
+    return [
+        {
+            "lower": place / BINS,
+            "upper": (place + 1) / BINS,
+            "pictures": counts[place],
+            "confidence": _ratio(sure[place], counts[place]),
+            "accuracy": _ratio(hits[place], counts[place]),
+        }
+        for place in range(BINS)
+    ]
+
+
+def calibration_error(bins: Sequence[Row]) -> float:
+    """Expected calibration error: the mean distance of accuracy and confidence over the answers.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+    """
+    held = [one for one in bins if one["pictures"]]
+    gaps = [one["pictures"] * abs(one["accuracy"] - one["confidence"]) for one in held]
+    return sum(gaps) / sum(one["pictures"] for one in held)

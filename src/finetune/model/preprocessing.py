@@ -1,0 +1,55 @@
+"""How an image becomes a model's input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Sizes in pixels, mean and standard deviation of each RGB channel in [0, 1].
+
+    `data.images.decode` brings an image to `crop_size`; `normalise` makes a batch of them an input.
+    """
+
+    crop_size: int = 224
+    resize_size: int = 256
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 255] as the weights expect them: float32, channels last."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        scaled = images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def metadata(self) -> dict[str, str]:
+        """As the text that safetensors files carry."""
+        return {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_metadata(text: Mapping[str, str]) -> Preprocessing | None:
+        """What `metadata` wrote; None where a file says nothing of it."""
+        if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= text.keys():
+            return None
+        return Preprocessing(
+            crop_size=int(text["crop_size"]),
+            resize_size=int(text["resize_size"]),
+            mean=tuple(json.loads(text["mean"])),
+            std=tuple(json.loads(text["std"])),
+            interpolation=text["interpolation"],
+        )
+
+    def to(self, image_size: int) -> Preprocessing:
+        """The same for another input size, keeping the share of the image that is cropped."""
+        resize = round(image_size * self.resize_size / self.crop_size)
+        return replace(self, crop_size=image_size, resize_size=resize)
