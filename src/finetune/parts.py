@@ -18,7 +18,7 @@ from finetune.errors import RequestError
 from finetune.features.inputs import Ready
 from finetune.model.assemble import Model, assemble
 from finetune.training import losses, optim
-from finetune.training.module import Classifier
+from finetune.training.classifier import Classifier
 
 
 def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
@@ -76,18 +76,23 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     )
 
 
+def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
+    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
+    weights = make_class_weights(settings, train_labels, outputs)
+    return losses.build(settings.loss, settings.label_smoothing, weights)
+
+
 def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
     """The network with its loss, optimiser and schedule."""
     name, options, groups = optimizer_groups(settings, model)
+    schedule = make_schedule(settings, len(batches.train_dataloader()))
     return Classifier(
         model.network,
         ready.network,
         model.frozen,
         make_loss(settings, batches.labels[batches.split["train"]], model.outputs),
-        lambda: optim.build(name, groups, **options),
-        make_schedule(settings, len(batches.train_dataloader())),
-        ready.dataset.classes if ready.dataset.multi_label else (),
-        make_class_weights(settings, batches.labels[batches.split["train"]], model.outputs),
+        optimizer=lambda: (optim.build(name, groups, **options), schedule),
+        labels=ready.dataset.classes if ready.dataset.multi_label else (),
     )
 
 
@@ -102,12 +107,6 @@ def make_schedule(settings: Settings, batches: int) -> optim.Schedule:
         settings.step_epochs,
         settings.step_gamma,
     )
-
-
-def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
-    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
-    weights = make_class_weights(settings, train_labels, outputs)
-    return losses.build(settings.loss, settings.label_smoothing, weights)
 
 
 def make_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:

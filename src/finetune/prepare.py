@@ -27,8 +27,8 @@ from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.resuming import GoingOn
 from finetune.training import device as devices
+from finetune.training.classifier import Classifier
 from finetune.training.distributed import ALONE, Place
-from finetune.training.module import Classifier
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,12 @@ from finetune.saved import Saved, settings_of
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
 from finetune.training import distributed
+from finetune.training.callbacks import Terminal
 from finetune.training.checkpoint import save_frozen
 from finetune.training.distributed import Place
-from finetune.training.fit import Fitted, fit
+from finetune.training.fit import Fitted, Options, fit
+from finetune.training.learner import Job
+from finetune.training.monitor import GradientMonitor
 from finetune.training.signals import Signal, signals
 
 
@@ -145,27 +148,37 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         )
         if prepared.going_on:
             terminal.resume_lines(console, prepared.going_on.epochs, changed(prepared.going_on, versions()))
-        fitted = fit(
-            prepared.classifier,
-            prepared.batches,
-            prepared.folder,
-            console,
-            board.writer if board else None,
+        options = Options(
             epochs=settings.epochs,
             max_steps=settings.max_steps,
-            patience=settings.patience,
-            frozen_sha256=prepared.proof.sha256,
-            device=prepared.device,
-            precision=prepared.precision,
             accumulate_batches=settings.trainer.accumulate_batches,
             clip_norm=settings.trainer.clip_norm,
-            monitor_gradients=settings.monitor_gradients,
-            origin={**prepared.origin, "versions": versions()},
-            going_on=prepared.going_on.path if prepared.going_on else None,
+            device=prepared.device,
+            precision=prepared.precision,
             place=place,
         )
+        job = job_of(prepared, board)
+        callbacks: list[Any] = []
+        if board:
+            batches = len(prepared.batches.train_dataloader())
+            callbacks.append(Terminal(console, settings.epochs, batches))  # says so when all is kept
+            if settings.monitor_gradients:
+                callbacks.append(GradientMonitor(board.writer, console))
+        path = prepared.going_on.path if prepared.going_on else None
+        found = fit(prepared.classifier, prepared.batches, [job], options, callbacks, resume=path)
     prepared.proof.check(prepared.model.network)
-    return fitted
+    return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
+
+
+def job_of(prepared: Prepared, board: Board | None) -> Job:
+    """What training writes of a run, and where."""
+    return Job(
+        prepared.folder,
+        board.writer if board else None,
+        frozen_sha256=prepared.proof.sha256,
+        patience=prepared.settings.patience,
+        origin={**prepared.origin, "versions": versions()},
+    )
 
 
 def finish(

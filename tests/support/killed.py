@@ -18,7 +18,7 @@ def in_phase(phase: str, call: int, delay: float, number: int) -> None:
         last line of the file `phase`.
     """
     from finetune.features import store
-    from finetune.training import checkpoint, module
+    from finetune.training import checkpoint, learner
 
     seen = 0
 
@@ -44,26 +44,26 @@ def in_phase(phase: str, call: int, delay: float, number: int) -> None:
         setattr(owner, method, watched)
 
     watch(store.Store, "append", "extraction", "extraction")
-    watch(module.Classifier, "training_step", "epoch", "epoch")
-    watch(module.Classifier, "validation_step", "validation", "validation")
+    watch(learner.Learner, "training_step", "epoch", "epoch")
+    watch(learner.Learner, "validation_step", "validation", "validation")
     watch(checkpoint.AtomicCheckpointIO, "save_checkpoint", "checkpoint", "epoch")
-    watch(module.Classifier, "test_step", "test", "test")
+    watch(learner.Learner, "test_step", "test", "test")
     cli.main()
 
 
 def at_checkpoint(call: int) -> None:
     """Run the command, its groups writing checkpoints after every epoch, until that of a number is due."""
-    from finetune.sweep import record, together
+    from finetune.training import batched_checkpoints
 
-    together.WRITE_EVERY = 0
-    write, seen = record.Record._save, 0
+    batched_checkpoints.WRITE_EVERY = 0
+    write, seen = batched_checkpoints.sealed.write, 0
 
-    def counted(self: record.Record, path: Path, *arguments: Any) -> None:
+    def counted(path: Path, checkpoint: dict[str, Any]) -> None:
         nonlocal seen
         seen += 1
         if seen == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, path, *arguments)
+        write(path, checkpoint)
 
-    record.Record._save = counted  # type: ignore[method-assign]
+    batched_checkpoints.sealed.write = counted
     cli.main()

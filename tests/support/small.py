@@ -2,13 +2,11 @@
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -16,8 +14,12 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.data.module import Batches
 from finetune.model.freeze import freeze
 from finetune.training import optim
-from finetune.training.fit import Fitted, fit
-from finetune.training.module import Classifier
+from finetune.training.callbacks import Terminal
+from finetune.training.classifier import Classifier
+from finetune.training.fit import Fitted, Options, fit
+from finetune.training.learner import Job
+from finetune.training.losses import Loss, cross_entropy
+from finetune.training.monitor import GradientMonitor
 
 EXAMPLE = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
 
@@ -53,9 +55,8 @@ class Training:
         batch_size: int = 8,
         sides: tuple[int, int, int] = (32, 16, 16),
         schedule: optim.Schedule = lambda step: 1.0,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        loss: Loss | None = None,
         optimizer: str = "sgd",
-        class_weights: Tensor | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.folder, self.net = folder, Small().double()
@@ -70,39 +71,35 @@ class Training:
             lambda chosen, epoch: self.x[chosen], self.y, split, batch_size, 0, lambda x, *_: x
         )
         groups = optim.groups(self.net, "head", lr, 0.0, 1.0, False)
+        options = {"momentum": momentum} if optimizer == "sgd" else {}
         self.classifier = Classifier(
             self.net,
             self.net,
             self.frozen,
-            loss,
-            lambda: optim.build(optimizer, groups, **({"momentum": momentum} if optimizer == "sgd" else {})),
-            schedule,
-            class_weights=class_weights,
+            loss or cross_entropy(),
+            lambda: (optim.build(optimizer, groups, **options), schedule),
         )
         self.text = io.StringIO()
 
-    def fit(self, **options: Any) -> Fitted:
+    def fit(
+        self,
+        epochs: int = 3,
+        patience: int | None = None,
+        monitor_gradients: bool = False,
+        going_on: Path | None = None,
+        **options: Any,
+    ) -> Fitted:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        writer = SummaryWriter(str(self.folder / "tensorboard"))
-        defaults: dict[str, Any] = {
-            "epochs": 3,
-            "max_steps": None,
-            "patience": None,
-            "frozen_sha256": "abc",
-            "device": "cpu",
-            "precision": "32-true",
-            "accumulate_batches": 1,
-            "clip_norm": None,
-        }
+        writer, console = SummaryWriter(str(self.folder / "tensorboard")), Console(file=self.text, width=200)
+        callbacks: list[Any] = [Terminal(console, epochs, len(self.batches.train_dataloader()))]
+        callbacks += [GradientMonitor(writer, console)] if monitor_gradients else []
+        job = Job(self.folder, writer, "abc", patience)
         with writer:
-            return fit(
-                self.classifier,
-                self.batches,
-                self.folder,
-                Console(file=self.text, width=200),
-                writer,
-                **{**defaults, **options},
+            (fitted,) = fit(
+                self.classifier, self.batches, [job], Options(epochs, **options), callbacks, resume=going_on
             )
+        assert isinstance(fitted, Fitted)
+        return fitted
 
     def checkpoint(self, name: str = "last") -> dict[str, Any]:
         return torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetune.errors import RunError
 from finetune.training import optim
 from finetune.training.fit import Fitted
+from finetune.training.losses import per_image
 from support.small import Small, Training, same
 
 # the end
@@ -115,7 +116,7 @@ def test_a_number_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkp
 
 
 def test_nothing_is_kept_where_no_epoch_was_finished(tmp_path: Path) -> None:
-    training = Training(tmp_path, loss=lambda logits, labels: logits.sum() * torch.nan)
+    training = Training(tmp_path, loss=per_image(lambda logits, labels: logits.sum() * torch.nan))
     with pytest.raises(RunError, match=r"batch 1 became nan in epoch 1.*so there is no checkpoint$"):
         training.fit()
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -131,7 +132,7 @@ def test_full_memory_is_one_line(tmp_path: Path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return F.cross_entropy(logits, labels)
 
-    training = Training(tmp_path, loss=loss)
+    training = Training(tmp_path, loss=per_image(loss))
     with pytest.raises(RunError, match=r"memory is full, expected a smaller batch_size.*epoch 1 is kept"):
         training.fit()
 

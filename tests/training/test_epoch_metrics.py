@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn import metrics as theirs
 from torch import Tensor
 
+from finetune.training.epoch_metrics import EpochMetrics
+from finetune.training.losses import cross_entropy
 from finetune.training.metrics import one_class, per_label, several_labels
-from finetune.training.module import Sums
 
 
 def answers(labels: int = 6, count: int = 200) -> tuple[Tensor, Tensor]:
@@ -63,11 +65,37 @@ def test_each_label_has_its_own_figures() -> None:
     assert several_labels(logits, true)["map"] == pytest.approx(mean)
 
 
-def test_sums_of_several_labels_do_not_depend_on_the_batches() -> None:
+def test_several_labels_do_not_depend_on_the_batches() -> None:
     logits, true = answers()
-    sums = Sums(several=True)
+    epoch = EpochMetrics(multi_label=True)
     for part in (slice(0, 150), slice(150, 200)):
-        sums.add(torch.tensor(1.0), len(true[part]), logits[part], true[part])
-    assert sums.means() == {"loss": 1.0, **several_labels(logits, true)}
-    sums.add(torch.tensor(4.0), 50, logits[:50], true[:50])
-    assert sums.means()["loss"] == pytest.approx(1.6)  # not remembered too long
+        epoch.add(torch.tensor([1.0]), torch.tensor([len(true[part])]), logits[None, part], true[None, part])
+    assert epoch.means() == [{"loss": 1.0, **several_labels(logits, true)}]
+    epoch.add(torch.tensor([4.0]), torch.tensor([50]), logits[None, :50], true[None, :50])
+    assert epoch.means()[0]["loss"] == pytest.approx(1.6)  # not remembered too long
+
+
+def test_means_are_per_image_whatever_the_batches_and_of_each_job() -> None:
+    logits, labels = torch.randn(2, 11, 4), torch.randint(4, (2, 11))
+    epoch, loss = EpochMetrics(), cross_entropy()
+    for part in (slice(0, 8), slice(8, 10), slice(10, 11)):
+        batch = logits[:, part], labels[:, part]
+        losses, weights = zip(*(loss(*job) for job in zip(*batch, strict=True)), strict=True)
+        epoch.add(torch.stack(losses), torch.stack(weights), *batch)
+    for job, found in enumerate(epoch.means()):
+        chosen = logits[job].argmax(1)
+        assert found == pytest.approx(
+            {
+                "loss": F.cross_entropy(logits[job], labels[job]).item(),
+                "accuracy": (chosen == labels[job]).double().mean().item(),
+                "balanced_accuracy": theirs.balanced_accuracy_score(labels[job].numpy(), chosen.numpy()),
+            },
+            rel=1e-6,
+        )
+
+
+def test_label_vectors_count_their_largest_entry() -> None:
+    epoch, ones = EpochMetrics(), torch.ones(1)
+    labels = torch.tensor([[[0.6, 0.4], [0.7, 0.3]]])
+    epoch.add(ones, ones * 2, torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), labels)
+    assert epoch.means()[0]["accuracy"] == 0.5

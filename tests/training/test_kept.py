@@ -45,7 +45,7 @@ def test_a_checkpoint_suffices_to_go_on_bit_for_bit(tmp_path: Path) -> None:
 
     again = Training(tmp_path / "again")
     again.classifier.load_state_dict(kept["state_dict"])
-    optimizer = again.classifier.make_optimizer()
+    optimizer, _ = again.classifier.make_optimizer()
     optimizer.load_state_dict(kept["optimizer_states"][0])
     torch.set_rng_state(kept["rng"]["cpu"])  # for dropout
     again.classifier.train()

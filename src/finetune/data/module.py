@@ -87,7 +87,11 @@ class Batches(pl.LightningDataModule):
         return Loader(self.inputs, self.labels, self.batch_size, self.split[side], self.seed, epoch, part)
 
     def train_dataloader(self) -> Loader:
-        return self._side("train", lambda: self.trainer.current_epoch if self.trainer else 0)
+        return self._side("train", self.epoch)
+
+    def epoch(self) -> int:
+        """The epoch that the batches are for."""
+        return self.trainer.current_epoch if self.trainer else 0
 
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._side("val") if len(self.split["val"]) else []

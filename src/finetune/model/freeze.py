@@ -34,6 +34,11 @@ class Frozen:
             if name in self.eval_modules:
                 module.training = False
 
+    def others(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of the model's state is not frozen, in the model's order."""
+        constant = self.parameters | self.buffers
+        return {name: value for name, value in model.state_dict().items() if name not in constant}
+
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The frozen parameters and buffers by name, in the model's order."""
         everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}

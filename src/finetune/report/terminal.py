@@ -138,22 +138,6 @@ def training_line(
     )
 
 
-def epochs_line(
-    console: Console, epochs: int, epoch: int, metrics: Sequence[dict[str, float]], seconds: float
-) -> None:
-    """An epoch of several jobs at once: their lowest and highest values."""
-    parts = []
-    for side in ("train", "val"):
-        if metrics and f"loss/{side}" in metrics[0]:
-            losses, accuracies = ([one[f"{what}/{side}"] for one in metrics] for what in ("loss", "accuracy"))
-            parts.append(
-                f"{side} loss {min(losses):.4f} to {max(losses):.4f}"
-                f" accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
-            )
-    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {' · '.join(parts)} · {seconds:.1f} s"
-    console.print(line, highlight=False)
-
-
 def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
     """Where an interrupted run goes on, and why its numbers may differ."""
     say(console, "resume", f"after epoch {epochs}")

@@ -91,11 +91,6 @@ def alone_because(settings: Settings) -> str | None:
         (settings.monitor_gradients, "monitor_gradients=true"),
         (settings.precision not in ("auto", "32"), f"precision={settings.precision}"),
         (settings.compile is True, "compile=true"),
-        (
-            settings.trainer.accumulate_batches > 1,
-            f"trainer.accumulate_batches={settings.trainer.accumulate_batches}",
-        ),
-        (settings.trainer.clip_norm is not None, f"trainer.clip_norm={settings.trainer.clip_norm}"),
     )
     return next((why for applies, why in reasons if applies), None)
 

@@ -21,15 +21,15 @@ from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.report.say import Screen
-from finetune.report.tensorboard import Board
-from finetune.run import finish, run, run_prepared, start
+from finetune.run import finish, job_of, run, run_prepared, start
 from finetune.summary import versions
-from finetune.sweep import together
-from finetune.sweep.fit import fit
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
-from finetune.sweep.record import Recipe, Record
 from finetune.training import device as devices
+from finetune.training.batched_checkpoints import Pair
+from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
+from finetune.training.fit import Options, fit
+from finetune.training.stacked import JobConfig, Network, StackedBatches, StackedClassifier, why_not_stacked
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
@@ -121,13 +121,13 @@ def _why_alone(prepared: Prepared) -> str | None:
         return "one step keeps the machine busy"
     inputs, _ = next(iter(prepared.batches.train_dataloader()))
     inputs = tree_map(lambda one: one.to(prepared.device), inputs)
-    return together.why_not(_network(prepared), inputs)
+    return why_not_stacked(_network(prepared), inputs)
 
 
-def _network(prepared: Prepared) -> together.Network:
+def _network(prepared: Prepared) -> Network:
     model = prepared.model
     model.network.to(prepared.device)
-    return together.Network(model.network, prepared.ready.network, model.frozen, prepared.device)
+    return Network(model.network, prepared.ready.network, model.frozen)
 
 
 def _train_together(
@@ -141,28 +141,29 @@ def _train_together(
     boards = [start(jobs[0], figures=False)]
     boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
     network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
-    group = together.Together(
+    learner = StackedClassifier(
         network,
-        [job.batches for job in jobs],
-        [network.state() | _initial(job) for job in jobs],
-        [_record(job, board) for job, board in zip(jobs, boards, strict=True)],
-        lambda place, error: plans[place].fail(error),
+        [_config(job) for job in jobs],
+        [network.frozen.others(network.model) | _initial(job) for job in jobs],
+        lambda number, error: plans[number].fail(error),
     )
-    if prepared.going_on:
-        group.go_on(*_checkpoints(plans))
     settings = first.settings
     busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
-
-    def say(epoch: int, *came_to: Any) -> None:
-        terminal.epochs_line(console, settings.epochs, epoch, *came_to)
-        reach(epoch * len(jobs))
-
+    options = Options(
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        accumulate_batches=settings.trainer.accumulate_batches,
+        clip_norm=settings.trainer.clip_norm,
+        device=prepared.device,
+    )
     with devices.threads(None if busy else 1), devices.freed_memory_kept():
         fitted = fit(
-            group,
-            epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            say=say,
+            learner,
+            StackedBatches([job.batches for job in jobs]),
+            [job_of(job, board) for job, board in zip(jobs, boards, strict=True)],
+            options,
+            callbacks=[_Lines(console, settings.epochs, reach)],
+            resume=_checkpoints(plans) if prepared.going_on else None,
         )
     prepared.proof.check(network.model)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
@@ -194,28 +195,37 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     return replace(begun, going_on=plan.going_on)
 
 
-def _checkpoints(plans: list[Plan]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _checkpoints(plans: list[Plan]) -> list[Pair]:
     """Of each job the newest and the best."""
     load = AtomicCheckpointIO().load_checkpoint
     paths = [plan.going_on.path for plan in plans if plan.going_on]
-    return [load(path) for path in paths], [load(path.with_name("best.ckpt")) for path in paths]
+    return [(load(path), load(path.with_name("best.ckpt"))) for path in paths]
 
 
 def _initial(job: Prepared) -> dict[str, Any]:
     return heads.initial(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
 
 
-def _record(job: Prepared, board: Board) -> Record:
-    names = {id(parameter): name for name, parameter in job.model.network.named_parameters()}
+def _config(job: Prepared) -> JobConfig:
     settings, batches = job.settings, job.batches
     name, options, groups = optimizer_groups(settings, job.model)
-    recipe = Recipe(
-        name,
-        groups,
-        options,
-        make_schedule(settings, len(batches.train_dataloader())),
-        settings.label_smoothing,
-        make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
+    return JobConfig(
+        optimizer=name,
+        groups=groups,
+        options=options,
+        schedule=make_schedule(settings, len(batches.train_dataloader())),
+        label_smoothing=settings.label_smoothing,
+        class_weights=make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
     )
-    origin = {**job.origin, "versions": versions()}
-    return Record(job.folder, board.writer, recipe, names, job.proof.sha256, settings.patience, origin)
+
+
+class _Lines(EpochLines):
+    """A line an epoch, and the sweep's bar."""
+
+    def __init__(self, console: Console, epochs: int, reach: Callable[[int], None]) -> None:
+        super().__init__(console, epochs)
+        self.reach = reach
+
+    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
+        super().on_train_epoch_end(trainer, learner)
+        self.reach((trainer.current_epoch + 1) * len(learner.jobs))

@@ -41,8 +41,8 @@ class Best:
         self.epoch = self.kept = 0
         self.metrics: dict[str, float] = {}
 
-    def note(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Look at an epoch that has ended; returns whether it is the best."""
+    def improves(self, epoch: int, metrics: dict[str, float]) -> bool:
+        """Note an epoch that has ended; returns whether it is the best."""
         val = of_side("val", metrics)
         rank = (score(val), -val["loss"]) if val else None
         better = self.rank is None or rank is None or rank > self.rank

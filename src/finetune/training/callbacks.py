@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune.atomic import not_written
+from finetune.errors import RunError
 from finetune.report.say import bar
 
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
@@ -27,11 +29,28 @@ LAYOUT = {
 }
 
 
-class Terminal(pl.Callback):
-    """A line an epoch and, on a terminal, one progress bar over the whole training."""
+class EpochLines(pl.Callback):
+    """A line an epoch: the losses and accuracies of the jobs that train."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.console, self.epochs = console, epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
+        metrics, seconds = learner.metrics(), time.perf_counter() - self.started
+        shown = [metrics[job] for job in learner.live] or metrics
+        line = epoch_line(trainer.current_epoch + 1, self.epochs, shown, seconds)
+        self.console.print(line, highlight=False)
+
+
+class Terminal(EpochLines):
+    """The same and, on a terminal, one progress bar over the whole training."""
 
     def __init__(self, console: Console, epochs: int, batches: int) -> None:
-        self.console, self.epochs, self.batches = console, epochs, batches
+        super().__init__(console, epochs)
+        self.batches = batches
         what, unit = TextColumn("training"), TextColumn("batches")
         self.bar = bar(console, what, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
 
@@ -40,16 +59,8 @@ class Terminal(pl.Callback):
         self.task = self.bar.add_task("", total=self.epochs * self.batches, completed=done)
         self.bar.start()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
-
     def on_train_batch_end(self, *args: Any) -> None:
         self.bar.update(self.task, advance=1)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        seconds = time.perf_counter() - self.started
-        line = epoch_line(trainer.current_epoch + 1, self.epochs, pl_module.metrics(), seconds)
-        self.console.print(line, highlight=False)
 
     def on_train_end(self, *args: Any) -> None:
         self.bar.stop()
@@ -58,56 +69,67 @@ class Terminal(pl.Callback):
         self.bar.stop()
 
 
+def epoch_line(epoch: int, epochs: int, jobs: list[dict[str, float]], seconds: float) -> str:
+    """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s
+
+    jobs: the metrics of each; of several jobs the smallest and the largest are shown.
+    """
+    name, key = ("mAP", "map") if "map/train" in jobs[0] else ("accuracy", "accuracy")
+    splits = []
+    for split in ("train", "val"):
+        if f"loss/{split}" in jobs[0]:
+            loss, score = _span(jobs, f"loss/{split}", _loss), _span(jobs, f"{key}/{split}", "{:.3f}".format)
+            splits.append(f"{split} loss {loss} {name} {score}")
+    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {' · '.join(splits)} · {seconds:.1f} s"
+
+
 def _loss(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
-def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> str:
-    """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s"""
-    name, key = ("mAP", "map") if "map/train" in metrics else ("accuracy", "accuracy")
-    sides = [
-        f"{side} loss {_loss(metrics[f'loss/{side}'])} {name} {metrics[f'{key}/{side}']:.3f}"
-        for side in ("train", "val")
-        if f"loss/{side}" in metrics
-    ]
-    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {' · '.join(sides)} · {seconds:.1f} s"
+def _span(jobs: list[dict[str, float]], key: str, shown: Any) -> str:
+    values = [metrics[key] for metrics in jobs]
+    return shown(values[0]) if len(jobs) == 1 else f"{shown(min(values))} to {shown(max(values))}"
 
 
 class Curves(pl.Callback):
-    """One point an epoch for TensorBoard and the same, one row an epoch, in metrics.csv."""
+    """One point an epoch for TensorBoard and the same, one row an epoch, in each job's metrics.csv."""
 
-    def __init__(self, writer: SummaryWriter, table: Path) -> None:
-        self.writer, self.table = writer, table
-        self.norms: list[Tensor] = []
-        self.rates: dict[str, float] = {}
+    def on_train_start(self, trainer: pl.Trainer, learner: Any) -> None:
+        for job in learner.jobs:
+            if not trainer.global_step:
+                job.writer.add_custom_scalars(LAYOUT)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.global_step:
-            self.writer.add_custom_scalars(LAYOUT)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, learner: Any) -> None:
         # The rates an epoch begins with: at its end the scheduler has already moved on.
-        self.rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
-        self.norms = []
+        self.rates: list[dict[str, float]] = learner.rates()
+        self.norms: list[Tensor] = []
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: pl.Trainer, learner: Any, optimizer: torch.optim.Optimizer
     ) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        self.norms.append(learner.gradient_norms())
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        epoch, step = trainer.current_epoch + 1, trainer.global_step
-        norm = float(torch.stack(self.norms).mean())
-        values = pl_module.metrics() | self.rates | {"gradient_norm": norm}
-        write_point(self.writer, self.table, epoch, step, values)
+    def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
+        epoch, step, metrics = trainer.current_epoch + 1, trainer.global_step, learner.metrics()
+        norms = torch.stack(self.norms).mean(0).tolist()
+        for number in learner.live:
+            job = learner.jobs[number]
+            values = metrics[number] | self.rates[number] | {"gradient_norm": norms[number]}
+            try:
+                write_point(job.writer, job.folder / "metrics.csv", values, epoch=epoch, step=step)
+            except OSError as error:
+                learner.fail(number, RunError(not_written(job.folder, error)))
 
-    def on_exception(self, *args: Any) -> None:
-        with suppress(OSError):  # the disk may be what failed
-            self.writer.close()
+    def on_exception(self, trainer: pl.Trainer, learner: Any, exception: BaseException) -> None:
+        for job in learner.jobs:
+            with suppress(OSError):  # the disk may be what failed
+                job.writer.close()
 
 
-def write_point(writer: SummaryWriter, table: Path, epoch: int, step: int, values: dict[str, float]) -> None:
+def write_point(
+    writer: SummaryWriter, table: Path, values: dict[str, float], *, epoch: int, step: int
+) -> None:
     """An epoch's values as points in TensorBoard and as a row in metrics.csv."""
     for name, value in {**values, "epoch": epoch}.items():
         writer.add_scalar(name, value, step)

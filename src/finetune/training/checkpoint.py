@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from finetune.atomic import write_atomically
 from finetune.errors import RunError
 from finetune.report.folder import curves_until
 from finetune.training import distributed, signals
-from finetune.training.best import Best
+from finetune.training.learner import Job, Learner
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,6 +67,11 @@ def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     write_atomically(path, save(contiguous, metadata))
 
 
+def copy_best(folder: Path) -> None:
+    """Write last.ckpt as a file of its own, equal to best.ckpt: what damages the one leaves the other."""
+    write_atomically(folder / "last.ckpt", (folder / "best.ckpt").read_bytes())
+
+
 class Checkpoints(pl.Callback):
     """best.ckpt and last.ckpt after each epoch, and the end of training where it comes before `epochs`.
 
@@ -74,22 +79,59 @@ class Checkpoints(pl.Callback):
     epoch is then cut short, validated and kept like any other.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        frozen_sha256: str,
-        patience: int | None = None,
-        max_steps: int | None = None,
-        origin: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.folder, self.frozen_sha256, self.origin = folder, frozen_sha256, dict(origin or {})
-        self.patience, self.max_steps = patience, max_steps
-        self.best, self.steps = Best(), 0
-        self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
+    def __init__(self, jobs: Sequence[Job], max_steps: int | None = None) -> None:
+        self.jobs, self.max_steps = jobs, max_steps
 
     def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
         # A run that had ended but for its last words has nothing left to train.
-        trainer.should_stop = self.best.out_of(self.patience) or self._out_of_steps(self.steps)
+        trainer.should_stop = not any(job.trains for job in self.jobs) or self._out_of_steps(
+            self.jobs[0].steps
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        signals.check()
+        if self._out_of_steps(trainer.global_step):
+            trainer.should_stop = True
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        signals.check()
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        signals.check()
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        signals.check()
+
+    def _out_of_steps(self, steps: int) -> bool:
+        return self.max_steps is not None and steps >= self.max_steps
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
+        for name, values in learner.values():
+            learner.check_finite(f"a value of {name}", values)
+        epoch, metrics, live = trainer.current_epoch + 1, learner.metrics(), learner.live
+        better = [job for job in live if self.jobs[job].best.improves(epoch, metrics[job])]
+        self.keep(trainer, learner, live, better)
+        for job in live:
+            self.jobs[job].best.kept, self.jobs[job].steps = epoch, trainer.global_step
+        if not any(job.trains for job in self.jobs):
+            trainer.should_stop = True
+
+    def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
+        """Write or remember the checkpoints of an epoch that has ended."""
+        raise NotImplementedError
+
+
+class RunCheckpoints(Checkpoints):
+    """Those of one run, written after each epoch by Lightning."""
+
+    def __init__(self, jobs: Sequence[Job], max_steps: int | None = None) -> None:
+        super().__init__(jobs, max_steps)
+        (self.job,) = jobs
+        self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
+
+    @property
+    def state_key(self) -> str:
+        return "Checkpoints"
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         own = self.rng[trainer.global_rank] if isinstance(self.rng, list) else self.rng
@@ -97,35 +139,19 @@ class Checkpoints(pl.Callback):
             module = torch if device == "cpu" else torch.get_device_module(device)
             module.set_rng_state(state)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        signals.check()
-        if self._out_of_steps(trainer.global_step):
-            trainer.should_stop = True
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        for name, value in pl_module.state_dict().items():
-            pl_module.check_finite(f"a value of {name}", float(value.abs().max()))
-        epoch = trainer.current_epoch + 1
-        if not self.best.note(epoch, pl_module.metrics()):
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-        else:
-            trainer.save_checkpoint(self.folder / "best.ckpt")
-            if trainer.is_global_zero:  # a file of its own: what damages the one leaves the other
-                write_atomically(self.folder / "last.ckpt", (self.folder / "best.ckpt").read_bytes())
-        self.best.kept = epoch
-        if self.best.out_of(self.patience):
-            trainer.should_stop = True
-
-    def _out_of_steps(self, steps: int) -> bool:
-        return self.max_steps is not None and steps >= self.max_steps
+    def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
+        folder = self.job.folder / "checkpoints"
+        trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
+        if better and trainer.is_global_zero:
+            copy_best(folder)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         device = pl_module.device.type
-        checkpoint["frozen_sha256"] = self.frozen_sha256
-        checkpoint["curves"] = curves_until(self.folder.parent, trainer.current_epoch + 1)
-        checkpoint["origin"] = self.origin
+        checkpoint["frozen_sha256"] = self.job.frozen_sha256
+        checkpoint["curves"] = curves_until(self.job.folder, trainer.current_epoch + 1)
+        checkpoint["origin"] = dict(self.job.origin)
         # Nothing but dropout draws from these: order and augmentation follow from seed and epoch.
         own = {"cpu": torch.get_rng_state()}
         if device != "cpu":
@@ -136,11 +162,11 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.best.kept, self.steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+        self.job.best.kept, self.job.steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
         self.rng = checkpoint["rng"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best.load(state_dict)
+        self.job.best.load(state_dict)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.best.state()
+        return self.job.best.state()

@@ -1,43 +1,42 @@
-"""Lightning's Trainer set up the way this toolkit uses it: quiet, atomic, told apart how it ends."""
+"""Training: Lightning's Trainer over one run or batched jobs, quiet, and how it ended."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
-from rich.console import Console
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RunError
+from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
 from finetune.training.best import of_side
-from finetune.training.callbacks import Curves, Terminal
-from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from finetune.training.callbacks import Curves
+from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints, RunCheckpoints
+from finetune.training.classifier import Classifier
 from finetune.training.device import Device, Precision
 from finetune.training.distributed import ALONE, Place
-from finetune.training.module import Classifier
-from finetune.training.monitor import GradientMonitor
-from finetune.training.signals import Signal, signals
+from finetune.training.learner import Job, Learner
+from finetune.training.signals import Signal, signals, signals_wait
+from finetune.training.stacked import StackedClassifier
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; measures and logits are None where that side of the split has no pictures.
+    """What training came to; measures and logits are None where that split has no images.
 
-    val, test: the metrics by name; where pictures have several labels, with those of each as `per_label`.
+    val, test: the metrics by name; where images have several labels, with those of each as `per_label`.
     val_logits, test_logits: of the best epoch's weights, in the order of the split.
     """
 
@@ -50,130 +49,165 @@ class Fitted:
     val_logits: Tensor | None = None
 
 
-def fit(
-    classifier: Classifier,
-    batches: Batches,
-    folder: Path,
-    console: Console,
-    writer: SummaryWriter | None,
-    *,
-    epochs: int,
-    max_steps: int | None,
-    patience: int | None,
-    frozen_sha256: str,
-    device: Device,
-    precision: Precision,
-    accumulate_batches: int,
-    clip_norm: float | None,
-    monitor_gradients: bool = False,
-    origin: Mapping[str, Any] | None = None,
-    going_on: Path | None = None,
-    place: Place = ALONE,
-) -> Fitted | None:
-    """Train, keep the best epoch, and evaluate the test split once with it.
+@dataclass(frozen=True)
+class Options:
+    """How long and on what to train; place: among processes that train together."""
 
-    origin: what each checkpoint says of where it came from. going_on: the checkpoint to begin with.
-    place: among processes that train together; one that does not lead has no writer and returns None.
+    epochs: int
+    max_steps: int | None = None
+    accumulate_batches: int = 1
+    clip_norm: float | None = None
+    device: Device = "cpu"
+    precision: Precision = "32-true"
+    place: Place = ALONE
+
+
+def fit(
+    learner: Learner,
+    batches: Batches,
+    jobs: Sequence[Job],
+    options: Options,
+    callbacks: Sequence[pl.Callback] = (),
+    resume: Path | Sequence[Pair] | None = None,
+) -> list[Fitted | RunError]:
+    """Train, keep each job's best epoch, and evaluate the test split once with it.
+
+    jobs: one of a Classifier, or one of each stacked job.
+    resume: the checkpoint to go on from, or each job's newest and best one; None to begin.
+    Returns nothing in a process that does not lead.
 
     Raises:
-        RunError: a number is no longer finite, memory runs out, or a file cannot be written.
-        Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoint is kept.
+        RunError: a number of a run is no longer finite, memory runs out, or a file cannot be written.
+        Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", frozen_sha256, patience, max_steps, origin)
-    files = AtomicCheckpointIO()
-    torch.manual_seed(batches.seed + place.rank * 1_000_003)  # for dropout, whatever has drawn before
-    common = partial(
-        _trainer,
-        accelerator=device,
-        precision=precision,
+    learner.jobs = jobs
+    checkpoints: Checkpoints
+    if isinstance(learner, StackedClassifier):
+        assert not isinstance(resume, Path)
+        checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
+    else:
+        checkpoints = RunCheckpoints(jobs, options.max_steps)
+    torch.manual_seed(batches.seed + options.place.rank * 1_000_003)  # for dropout, whatever has drawn before
+    with _quiet_lightning(), _ends_translated(jobs, checkpoints):
+        writes = [Curves()] if options.place.leads else []
+        trainer = _trainer(learner, options, [*writes, checkpoints, *callbacks])
+        path = resume if isinstance(resume, Path) else None
+        trainer.fit(learner, batches, ckpt_path=path, weights_only=True)
+        if not options.place.leads:
+            return []
+        if options.place.size > 1:  # the rest is for one
+            trainer = _trainer(learner, Options(options.epochs), [])
+        _load_best(learner, jobs, checkpoints)
+        return _evaluate(learner, batches, trainer)
+
+
+def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's, which leaves signals to us: its own handler waits, inside it, for the other processes."""
+    place = options.place
+    environment = [] if place.size > 1 else [LightningEnvironment()]
+    trainer = pl.Trainer(
+        accelerator=options.device,
+        precision=options.precision,
+        devices=place.here,
+        num_nodes=place.size // place.here,
+        strategy=_ddp(learner) if place.size > 1 else "auto",
+        plugins=[AtomicCheckpointIO(), *environment],
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulate_batches,
+        gradient_clip_val=options.clip_norm,
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        default_root_dir=folder,
+        default_root_dir=learner.jobs[0].folder,
     )
-    callbacks: list[pl.Callback] = [checkpoints]
-    if writer is not None:
-        callbacks = [
-            Curves(writer, folder / "metrics.csv"),
-            checkpoints,
-            Terminal(console, epochs, len(batches.train_dataloader())),  # says so when all is kept
-            *([GradientMonitor(writer, console)] if monitor_gradients else []),
-        ]
-    with quiet_lightning():
-        trainer = common(
-            devices=place.here,
-            num_nodes=place.size // place.here,
-            strategy=_together(classifier) if place.size > 1 else "auto",
-            plugins=[files] if place.size > 1 else [files, LightningEnvironment()],
-            max_epochs=epochs,
-            accumulate_grad_batches=accumulate_batches,
-            gradient_clip_val=clip_norm,
-            callbacks=callbacks,
-        )
-        with _told_apart(checkpoints):
-            trainer.fit(classifier, batches, ckpt_path=going_on, weights_only=True)
-            steps = trainer.global_step
-            if not place.leads:
-                return None
-            if place.size > 1:  # the rest is for one
-                trainer = common(devices=1, plugins=[LightningEnvironment()])
-            classifier.load_state_dict(
-                files.load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
-            )
-            best = checkpoints.best
-            val = of_side("val", best.metrics) or None
-            test = test_logits = val_logits = None
-            if val:
-                val_logits = torch.cat(cast("list[Tensor]", trainer.predict(classifier, batches)))
-            if val and classifier.labels:
-                trainer.validate(classifier, batches, verbose=False)
-                val |= {"per_label": classifier.per_label("val")}
-            if len(batches.split["test"]):
-                trainer.test(classifier, batches, verbose=False)
-                test, test_logits = of_side("test", classifier.metrics()), torch.cat(classifier.logits)
-                test |= {"per_label": classifier.per_label("test")} if classifier.labels else {}
-    return Fitted(best.epoch, best.kept, steps, val, test, test_logits, val_logits)
-
-
-def _trainer(**arguments: Any) -> pl.Trainer:
-    """Lightning's, which leaves signals to us: its own handler waits, inside it, for the other processes."""
-    trainer = pl.Trainer(**arguments)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
-def _together(classifier: Classifier) -> DDPStrategy:
+def _ddp(learner: Learner) -> DDPStrategy:
     """Gradients averaged over the processes; buffers are the classifier's own matter."""
-    used = {id(parameter) for parameter in classifier.network.parameters()}
-    idle = any(p.requires_grad and id(p) not in used for p in classifier.model.parameters())
+    assert isinstance(learner, Classifier)
+    used = {id(parameter) for parameter in learner.network.parameters()}
+    idle = any(p.requires_grad and id(p) not in used for p in learner.model.parameters())
     return DDPStrategy(
         cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, find_unused_parameters=idle
     )
 
 
+def _load_best(learner: Learner, jobs: Sequence[Job], checkpoints: Checkpoints) -> None:
+    """Put the weights of each job's best epoch back."""
+    if isinstance(checkpoints, BatchedCheckpoints):
+        checkpoints.write()
+        checkpoints.learner.load_best(checkpoints.best)
+    else:
+        best = AtomicCheckpointIO().load_checkpoint(jobs[0].folder / "checkpoints" / "best.ckpt")
+        learner.load_state_dict(best["state_dict"])
+
+
+def _evaluate(learner: Learner, batches: Batches, trainer: pl.Trainer) -> list[Fitted | RunError]:
+    """What each job's best epoch comes to on the validation and test splits."""
+    val_logits = test_logits = None
+    extra: dict[str, dict[str, Any]] = {"val": {}, "test": {}}
+    tests: list[dict[str, Any]] = [{} for _ in learner.jobs]
+    if len(batches.split["val"]):
+        val_logits = torch.cat(trainer.predict(learner, batches), 1)  # type: ignore[arg-type]
+        if learner.labels:
+            trainer.validate(learner, batches, verbose=False)
+            extra["val"] = {"per_label": learner.per_label("val")}
+    if len(batches.split["test"]):
+        trainer.test(learner, batches, verbose=False)
+        tests = [of_side("test", metrics) for metrics in learner.metrics()]
+        test_logits = torch.cat(learner.logits, 1)
+        extra["test"] = {"per_label": learner.per_label("test")} if learner.labels else {}
+    found: list[Fitted | RunError] = []
+    for number, job in enumerate(learner.jobs):
+        val, test = of_side("val", job.best.metrics), tests[number]
+        fitted = Fitted(
+            best_epoch=job.best.epoch,
+            epochs=job.best.kept,
+            steps=job.steps,
+            val=val | extra["val"] if val else None,
+            test=test | extra["test"] if test else None,
+            test_logits=None if test_logits is None else test_logits[number],
+            val_logits=None if val_logits is None else val_logits[number],
+        )
+        found.append(job.error or fitted)
+    return found
+
+
 @contextmanager
-def _told_apart(checkpoints: Checkpoints) -> Iterator[None]:
+def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
+    first, batched = jobs[0], isinstance(checkpoints, BatchedCheckpoints)
     try:
-        with signals():
+        with signals(), signals_wait():
             yield
     except Signal as received:
+        kept = str(first.best)
+        if isinstance(checkpoints, BatchedCheckpoints):
+            checkpoints.write()
+            epoch = max(job.best.kept for job in jobs)
+            kept = f"the checkpoints of epoch {epoch} are kept" if epoch else "no epoch was finished"
         name = signal.Signals(received.number).name
-        raise Interrupted(f"interrupted by {name}; {checkpoints.best}", 128 + received.number) from None
+        raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
     except RunError as error:
-        raise RunError(f"{error}; {checkpoints.best}") from None
+        raise (error if batched else RunError(f"{error}; {first.best}")) from None
     except OSError as error:
-        raise RunError(f"{not_written(checkpoints.folder.parent, error)}; {checkpoints.best}") from None
+        raise RunError(f"{not_written(first.folder, error)}; {first.best}") from None
     except torch.OutOfMemoryError:
-        raise RunError(
-            f"the GPU's memory is full, expected a smaller batch_size or data.image_size; {checkpoints.best}"
-        ) from None
+        smaller = "expected a smaller batch_size"
+        if batched:
+            line = f"with {len(jobs)} jobs at once, {smaller}, or hydra/launcher=basic"
+        else:
+            line = f", {smaller} or data.image_size; {first.best}"
+        raise RunError(f"the GPU's memory is full{' ' * batched}{line}") from None
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
+def _quiet_lightning() -> Iterator[None]:
     """Lightning's notes for its own users kept off the terminal; what concerns ours is said by us."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]

@@ -1,4 +1,4 @@
-"""The losses, each a function of logits and labels alone."""
+"""The losses: each says a batch's mean and what it weighs in the mean of an epoch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from torch import Tensor
 
 from finetune.errors import RequestError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# Of logits (B, outputs) and labels: the batch's loss and what it weighs in the mean over batches.
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Loss:
     """Softmax cross-entropy, the mean over the batch; labels are class indices or probabilities."""
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weights = None if class_weights is None else class_weights.to(logits)
-        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+        value = F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+        return value, logits.new_tensor(len(labels)) if weights is None else weights[labels].sum()
 
     return loss
+
+
+def per_image(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """A function of logits and labels as a loss in which every image weighs the same."""
+    return lambda logits, labels: (function(logits, labels), logits.new_tensor(len(labels)))
 
 
 def bce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -38,12 +45,18 @@ def sum_difference(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits - as_vectors(labels, logits)).sum()
 
 
-LOSSES: dict[str, Loss] = {"bce": bce, "sum_squares": sum_squares, "sum_difference": sum_difference}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce,
+    "sum_squares": sum_squares,
+    "sum_difference": sum_difference,
+}
 
 
 def build(name: str, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Loss:
     """The loss of that name; the two options concern cross-entropy."""
-    return cross_entropy(label_smoothing, class_weights) if name == "cross_entropy" else LOSSES[name]
+    if name == "cross_entropy":
+        return cross_entropy(label_smoothing, class_weights)
+    return per_image(LOSSES[name])
 
 
 def as_vectors(labels: Tensor, logits: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.sweep import stacked
+from finetune.training import stacked_optim as stacked
+from finetune.training.epoch_metrics import EpochMetrics
 
 SHAPES = {"weight": (4, 3), "bias": (4,)}
 SGDS = [
@@ -31,19 +32,24 @@ def test_each_job_moves_as_with_torchs_optimiser(name: str, options: list[dict[s
     parameters = draw()
     alone = [{key: value[job].clone() for key, value in parameters.items()} for job in range(len(options))]
     kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
-    theirs = [kind(list(one.values()), **chosen) for one, chosen in zip(alone, options, strict=True)]
+    theirs = [kind(list(one.values()), **own) for one, own in zip(alone, options, strict=True)]
 
-    def each(key: str) -> dict[str, Tensor]:
-        return dict.fromkeys(SHAPES, torch.tensor([one[key] for one in options], dtype=torch.float64))
-
-    ours = stacked.OPTIMIZERS[name](parameters, each("weight_decay"), options)
+    numbers = {
+        key: torch.tensor([one[key] for one in options], dtype=torch.float64)
+        for key in ("lr", "weight_decay")
+    }
+    groups = [{"params": [parameter], **numbers} for parameter in parameters.values()]
+    ours = stacked.OPTIMIZERS[name](groups, [lambda step: 1 / (1 + step)] * len(options), options)
     for step in range(5):
-        gradients, factor = draw(), 1 / (1 + step)
-        ours.step(parameters, gradients, {key: rate * factor for key, rate in each("lr").items()})
+        for key, gradient in draw().items():
+            parameters[key].grad = gradient
+        ours.step()
         for job, optimizer in enumerate(theirs):
-            optimizer.param_groups[0]["lr"] = options[job]["lr"] * factor
+            optimizer.param_groups[0]["lr"] = options[job]["lr"] / (1 + step)
             for key, parameter in alone[job].items():
-                parameter.grad = gradients[key][job]
+                gradient = parameters[key].grad
+                assert gradient is not None
+                parameter.grad = gradient[job]
             optimizer.step()
     for job, one in enumerate(alone):
         for key, expected in one.items():
@@ -58,7 +64,7 @@ def test_each_job_has_torchs_cross_entropy() -> None:
     weights = torch.rand(4, 5, generator=chance, dtype=torch.float64) + 0.1
     weights[:2] = 1.0
     found, weighs = stacked.cross_entropy(logits, labels, smoothing, weights)
-    tally = stacked.Tally()
+    tally = EpochMetrics()
     for part in (slice(0, 4), slice(4, 7)):
         batch = logits[:, part], labels[:, part]
         tally.add(*stacked.cross_entropy(*batch, smoothing, weights), *batch)
@@ -73,16 +79,14 @@ def test_each_job_has_torchs_cross_entropy() -> None:
 
 
 def test_an_infinite_job_leaves_the_others_alone_to_the_bit() -> None:
-    parameters = {"weight": torch.ones(2, 3, 3)}
-    rate = {"weight": torch.tensor([0.1, 0.1])}
-    decay = {"weight": torch.tensor([0.1, 0.1])}
+    numbers = {"lr": torch.tensor([0.1, 0.1]), "weight_decay": torch.tensor([0.1, 0.1])}
+    options = [{"momentum": 0.9, "nesterov": False}] * 2
     for broken in (1.0, float("nan")):
-        both = {"weight": parameters["weight"].clone()}
-        optimizer = stacked.SGD(both, decay, [{"momentum": 0.9, "nesterov": False}] * 2)
-        gradient = torch.full((2, 3, 3), 0.3)
-        gradient[1] = broken
-        optimizer.step(both, {"weight": gradient}, rate)
+        both = torch.ones(2, 3, 3)
+        both.grad = torch.full((2, 3, 3), 0.3)
+        both.grad[1] = broken
+        stacked.SGD([{"params": [both], **numbers}], [lambda step: 1.0] * 2, options).step()
         if broken == 1.0:
-            expected = both["weight"][0]
-    assert torch.equal(both["weight"][0], expected)
-    assert both["weight"][1].isnan().all()
+            expected = both[0]
+    assert torch.equal(both[0], expected)
+    assert both[1].isnan().all()

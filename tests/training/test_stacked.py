@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -19,12 +17,11 @@ from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze
-from finetune.sweep import together
-from finetune.sweep.fit import fit as fit_together
-from finetune.sweep.record import Recipe, Record
 from finetune.training import losses, optim
-from finetune.training.fit import Fitted, fit
-from finetune.training.module import Classifier
+from finetune.training.classifier import Classifier
+from finetune.training.fit import Fitted, Options, fit
+from finetune.training.learner import Job
+from finetune.training.stacked import JobConfig, Network, StackedBatches, StackedClassifier, why_not_stacked
 
 FEATURES, OUTPUTS = 6, 3
 SIDES = {"train": np.arange(33), "val": np.arange(33, 50), "test": np.arange(50, 64)}
@@ -83,68 +80,54 @@ class Group:
         rows = views(lambda chosen: self.features[chosen], None, 64, case.seed)
         return Batches(rows, self.labels, SIDES, self.batch_size, case.seed, lambda x, *_: x)
 
-    def recipe(self, case: Case, model: Net) -> Recipe:
+    def config(self, case: Case, model: Net) -> JobConfig:
         steps = len(self.batches(case).train_dataloader())
         groups = optim.groups(model, "suffix", case.lr, case.decay, 1.0, not case.spared)
         schedule = optim.schedule(case.schedule, 4 * steps, steps, 1 if case.schedule == "cosine" else 0, 2)
-        return Recipe(self.optimizer, groups, case.options, schedule, case.smoothing, case.weights)
+        return JobConfig(self.optimizer, groups, case.options, schedule, case.smoothing, case.weights)
 
-    def alone(self, place: int, folder: Path, **options: Any) -> Fitted:
+    def alone(self, place: int, folder: Path, patience: int | None = None, **options: Any) -> Fitted:
         case = self.cases[place]
         model, frozen = self.model(case.seed)
-        recipe = self.recipe(case, model)
+        config = self.config(case, model)
         (folder / "checkpoints").mkdir(parents=True)
         classifier = Classifier(
             model,
             model.suffix,
             frozen,
             losses.build("cross_entropy", case.smoothing, case.weights),
-            lambda: optim.build(recipe.optimizer, recipe.groups, **recipe.options),
-            recipe.schedule,
-            class_weights=case.weights,
+            lambda: (optim.build(config.optimizer, config.groups, **config.options), config.schedule),
         )
-        chosen: dict[str, Any] = {"epochs": 4, "max_steps": None, "patience": None, **options}
         with SummaryWriter(str(folder / "tensorboard")) as writer:
-            return fit(
-                classifier,
-                self.batches(case),
-                folder,
-                Console(file=io.StringIO()),
-                writer,
-                **chosen,
-                frozen_sha256="abc",
-                device="cpu",
-                precision="32-true",
-                accumulate_batches=1,
-                clip_norm=None,
-            )
+            job = Job(folder, writer, "abc", patience)
+            (fitted,) = fit(classifier, self.batches(case), [job], Options(4, **options))
+        assert isinstance(fitted, Fitted)
+        return fitted
 
     def together(self, folder: Path, patience: int | None = None, **options: Any) -> list[Fitted | RunError]:
         model, frozen = self.model(0)
-        network = together.Network(model, model.suffix, frozen, "cpu")
-        names = {id(p): name for name, p in model.named_parameters()}
-        records = []
-        for place, case in enumerate(self.cases):
+        network = Network(model, model.suffix, frozen)
+        jobs = []
+        for place in range(len(self.cases)):
             own = folder / str(place)
             (own / "checkpoints").mkdir(parents=True)
-            writer = SummaryWriter(str(own / "tensorboard"))
-            records.append(Record(own, writer, self.recipe(case, model), names, "abc", patience))
+            jobs.append(Job(own, SummaryWriter(str(own / "tensorboard")), "abc", patience))
+        names = frozen.others(model)
         states = [
-            {name: self.model(case.seed)[0].state_dict()[name] for name in network.state()}
-            for case in self.cases
+            {name: self.model(case.seed)[0].state_dict()[name] for name in names} for case in self.cases
         ]
         self.failures: list[tuple[int, str]] = []
-        jobs = together.Together(
+        learner = StackedClassifier(
             network,
-            [self.batches(case) for case in self.cases],
+            [self.config(case, model) for case in self.cases],
             states,
-            records,
             lambda place, error: self.failures.append((place, str(error))),
         )
-        chosen = {"epochs": 4, "max_steps": None, **options}
-        found = fit_together(jobs, **chosen, say=lambda *what: None)
-        for record in records:
-            record.writer.close()
+        batches = StackedBatches([self.batches(case) for case in self.cases])
+        found = fit(learner, batches, jobs, Options(4, **options))
+        for job in jobs:
+            assert job.writer is not None
+            job.writer.close()
         return found
 
 
@@ -205,7 +188,9 @@ def test_each_job_ends_where_it_would_alone(
         torch.testing.assert_close(ours.test_logits, alone.test_logits, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{"max_steps": 6}, {"patience": 1}])
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 6}, {"patience": 1}, {"clip_norm": 0.05}, {"accumulate_batches": 3}]
+)
 def test_early_ends_are_those_of_a_job_alone(options: dict[str, Any], tmp_path: Path) -> None:
     cases = [Case(lr=0.3), Case(seed=2, lr=3.0), Case(seed=4, lr=1e-6)]
     group = Group({"hidden": False}, "sgd", cases)
@@ -238,8 +223,8 @@ def test_a_job_that_diverges_says_so_and_the_others_do_not_notice(tmp_path: Path
 def test_what_draws_random_numbers_cannot_be_stacked() -> None:
     for net, can in (({"norm": True}, True), ({"dropout": 0.5}, False)):
         model, frozen = Group(net, "sgd", []).model(0)
-        network = together.Network(model, model.suffix, frozen, "cpu")
+        network = Network(model, model.suffix, frozen)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        why = together.why_not(network, torch.randn(4, FEATURES, dtype=torch.float64))
+        why = why_not_stacked(network, torch.randn(4, FEATURES, dtype=torch.float64))
         assert (why is None) == can, why
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

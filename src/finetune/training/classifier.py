@@ -1,0 +1,101 @@
+"""The LightningModule of one run: a network, a loss, an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.data.module import Batch
+from finetune.data.views import Inputs
+from finetune.errors import RunError, brief
+from finetune.model.freeze import Frozen
+from finetune.training import distributed
+from finetune.training.learner import Learner, Measured
+from finetune.training.losses import Loss
+from finetune.training.optim import Schedule
+
+
+class Classifier(Learner):
+    """Trains `network`, whose parameters belong to `model`; checkpoints hold what of the model is not frozen.
+
+    Args:
+        model: the whole model, which names the parameters.
+        network: what the batches go through: the model itself or its suffix.
+        frozen: what stays constant and in eval mode.
+        optimizer: called once, with what the schedule multiplies: an optimiser over what trains.
+        labels: names of the outputs, where an image has any number of labels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        frozen: Frozen,
+        loss: Loss,
+        optimizer: Callable[[], tuple[torch.optim.Optimizer, Schedule]],
+        labels: Sequence[str] = (),
+    ) -> None:
+        super().__init__(labels)
+        self.model, self.network = model, network
+        self.frozen, self.loss, self.make_optimizer = frozen, loss, optimizer
+        self.train()
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if mode:
+            self.frozen.hold(self.model)
+        return self
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        logits = self.network(inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
+
+    def measure(self, batch: Batch) -> Measured:
+        inputs, labels = batch
+        logits = self(inputs)
+        backward, weight = self.loss(logits, labels)
+        loss = backward
+        if self.processes > 1:
+            backward, loss, weight = distributed.in_common(loss, weight, self.processes)
+        return Measured(backward, loss[None], weight[None], logits=logits[None], labels=labels[None])
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self.make_optimizer()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.processes > 1:  # each has running statistics of its own; the first one's are kept
+            for name, buffer in self.model.named_buffers():
+                if name not in self.frozen.buffers:
+                    torch.distributed.broadcast(buffer, 0)
+
+    def rates(self) -> list[dict[str, float]]:
+        return [{f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}]
+
+    def gradient_norms(self) -> Tensor:
+        groups = self.trainer.optimizers[0].param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)[None]
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.state_dict().items():
+            yield name, value.abs().max()[None]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What of the model is not frozen, under the model's own names."""
+        return self.frozen.others(self.model)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Take a checkpoint's tensors; the frozen ones stay as they are.
+
+        Raises:
+            RunError: it does not hold exactly what of this model is not frozen.
+        """
+        if strange := state_dict.keys() ^ self.state_dict().keys():
+            raise RunError(f"the checkpoint is of another model or freeze: {brief(sorted(strange))}")
+        return self.model.load_state_dict(state_dict, strict=False, assign=assign)

@@ -1,0 +1,189 @@
+"""What Lightning drives: one run or many jobs at once, and what an epoch of them adds up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.data.module import Batch
+from finetune.errors import RunError
+from finetune.training import metrics
+from finetune.training.best import Best
+from finetune.training.epoch_metrics import EpochMetrics
+
+
+@dataclass
+class Job:
+    """One training of those that advance together, and its folder.
+
+    writer: of the folder's TensorBoard log; None in a process that does not write.
+    patience: epochs without a better one after which it ends. origin: what its checkpoints say of where they
+        came from. steps: of the optimiser, at the last epoch that was kept. error: why it failed.
+    """
+
+    folder: Path
+    writer: SummaryWriter | None = None
+    frozen_sha256: str = ""
+    patience: int | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
+    steps: int = 0
+    error: RunError | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has neither failed nor run out of patience."""
+        return self.error is None and not self.best.out_of(self.patience)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the jobs made of a batch: losses and what they weigh (J,), logits (J, B, outputs), labels.
+
+    backward: the scalar that gradients are taken of.
+    """
+
+    backward: Tensor
+    losses: Tensor
+    weights: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class Learner(pl.LightningModule):
+    """The steps that a run and stacked jobs have in common.
+
+    labels: names of the outputs, where an image has any number of labels.
+    """
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.labels = labels
+        self.jobs: Sequence[Job] = ()
+        self.epoch_metrics: dict[str, EpochMetrics] = {}
+        self.logits: list[Tensor] = []
+
+    def measure(self, batch: Batch) -> Measured:
+        """Forward and loss of a batch."""
+        raise NotImplementedError
+
+    def rates(self) -> list[dict[str, float]]:
+        """The learning rates of each job's groups, as they are now."""
+        raise NotImplementedError
+
+    def gradient_norms(self) -> Tensor:
+        """The Euclidean norm of each job's gradient, (J,)."""
+        raise NotImplementedError
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Of each tensor that is not frozen the name and the largest magnitude in each job, (J,)."""
+        raise NotImplementedError
+
+    def fail(self, job: int, error: RunError) -> None:
+        """End a job whose numbers or files have failed; a run by itself ends with it."""
+        raise error
+
+    @property
+    def live(self) -> list[int]:
+        """The jobs that still train."""
+        return [number for number, job in enumerate(self.jobs) if job.trains]
+
+    @property
+    def processes(self) -> int:
+        """How many processes share every batch."""
+        return self.trainer.world_size if self._trainer else 1
+
+    def check_finite(self, what: str, values: Tensor) -> None:
+        """End the jobs whose value, of (J,), is infinite or none."""
+        tested = [number for number, job in enumerate(self.jobs) if job.error is None]
+        numbers = values.detach().tolist()
+        for job in tested if self.trainer.testing else self.live:
+            if not math.isfinite(numbers[job]):
+                error = f"{what} became {numbers[job]} in epoch {self.current_epoch + 1},"
+                hint = "expected a finite number; try a smaller optimizer.lr or trainer.clip_norm=1"
+                self.fail(job, RunError(f"{error} {hint}"))
+
+    def _begin(self, split: str) -> None:
+        self.epoch_metrics[split] = EpochMetrics(bool(self.labels), self.processes)
+
+    def _step(self, split: str, batch: Batch) -> Measured:
+        measured = self.measure(batch)
+        self.epoch_metrics[split].add(
+            measured.losses, measured.weights, logits=measured.logits, labels=measured.labels
+        )
+        return measured
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch_metrics = {}
+        self._begin("train")
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        try:
+            measured = self._step("train", batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RunError(
+                "a BatchNorm that trains got a single value per channel, expected more: a larger batch_size"
+                " or data.image_size, or freeze=@norm"
+            ) from None
+        self.check_finite(f"the loss of batch {index + 1}", measured.losses)  # before the optimiser steps
+        return measured.backward
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self._step("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end("val", "the validation loss")
+
+    def on_test_epoch_start(self) -> None:
+        self.epoch_metrics, self.logits = {}, []
+        self._begin("test")
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self.logits.append(self._step("test", batch).logits.cpu())
+
+    def on_test_epoch_end(self) -> None:
+        self._end("test", "the test loss")
+
+    def predict_step(self, batch: Batch, index: int) -> Tensor:
+        """Logits (J, B, outputs) on the CPU."""
+        return self.measure(batch).logits.cpu()
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def _end(self, split: str, loss: str) -> None:
+        means = self.epoch_metrics[split].means()
+        self.check_finite(loss, torch.tensor([mean["loss"] for mean in means], dtype=torch.float64))
+        self._log(split)
+
+    def _log(self, split: str) -> None:
+        """For Lightning's own callbacks and loggers: train/loss, val/accuracy …, the mean over the jobs."""
+        means = self.epoch_metrics[split].means()
+        each = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
+        self.log_dict({f"{split}/{name}": value for name, value in each.items()})
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The epoch's means of each job, as loss/train, accuracy/train, loss/val … or the test's."""
+        found: list[dict[str, float]] = [{} for _ in self.jobs]
+        for split, epoch in self.epoch_metrics.items():
+            for job, means in zip(found, epoch.means(), strict=True):
+                job |= {f"{name}/{split}": mean for name, mean in means.items()}
+        return found
+
+    def per_label(self, split: str) -> dict[str, dict[str, float]]:
+        """What the current epoch's answers come to for each label, where images have several."""
+        answers, labels = self.epoch_metrics[split].all()
+        return metrics.per_label(answers[0], labels[0], self.labels)

@@ -1,0 +1,268 @@
+"""The LightningModule of batched jobs: many small networks, each step one forward and backward of all.
+
+Whatever a job computes depends on its own numbers only, so a job whose loss is no longer finite stays in the
+stack and disturbs nobody; it is no longer looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
+
+from finetune.data.module import Batch, Batches, Loader
+from finetune.errors import RunError
+from finetune.model.freeze import Frozen
+from finetune.training import optim, stacked_optim
+from finetune.training.learner import Learner, Measured
+from finetune.training.stacked_optim import StackedOptimizer, Tensors
+
+# Stacked tensors (J, …) by what they are, `state` or an optimiser's buffer, and the name of the parameter.
+Snapshot = dict[tuple[str, str], Tensor]
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """How one job trains, over the parameters of the model that all jobs share.
+
+    groups: of parameters, with rates and decay, as `optim.groups` makes them.
+    options: of the optimiser beside those, as `optim.build` takes them.
+    """
+
+    optimizer: str
+    groups: list[dict[str, Any]]
+    options: dict[str, Any]
+    schedule: optim.Schedule
+    label_smoothing: float
+    class_weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """What all jobs share: the model that names the parameters, and its suffix, which the batches pass."""
+
+    model: nn.Module
+    suffix: nn.Module
+    frozen: Frozen
+
+    @cached_property
+    def inside(self) -> dict[str, str]:
+        """The suffix's name of each tensor of the state that it uses."""
+        own = {**dict(self.suffix.named_parameters()), **dict(self.suffix.named_buffers())}
+        places = {id(value): name for name, value in own.items()}
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        names = self.frozen.others(self.model)
+        return {name: places[id(named[name])] for name in names if id(named[name]) in places}
+
+    def forward(self, state: Tensors, inputs: Any, shared: bool) -> Tensor:
+        """Logits (J, B, outputs) of inputs (J, B, …), or of the same (B, …) for all jobs.
+
+        Raises:
+            RuntimeError: the suffix draws random numbers or does something else that cannot be stacked.
+        """
+
+        def one(tensors: Tensors, batch: Any) -> Tensor:
+            return functional_call(self.suffix, tensors, (batch,))
+
+        tensors = {inner: state[name] for name, inner in self.inside.items()}
+        logits = vmap(one, in_dims=(0, None if shared else 0), randomness="error")(tensors, inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def why_not_stacked(network: Network, inputs: Any) -> str | None:
+    """Why networks of this kind cannot be stacked, tried on a batch; None where they can."""
+    state = network.frozen.others(network.model)
+    network.model.train()
+    network.suffix.train()
+    network.frozen.hold(network.model)
+    try:
+        network.forward(
+            {name: torch.stack([value.detach()] * 2) for name, value in state.items()}, inputs, True
+        )
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+class StackedClassifier(Learner):
+    """Trains the jobs of a group, each with its own numbers and its own order of the images.
+
+    Args:
+        states: what of the model is not frozen, as each job begins with it.
+        failed: called when a job fails.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        configs: Sequence[JobConfig],
+        states: Sequence[Tensors],
+        failed: Callable[[int, RunError], None],
+    ) -> None:
+        super().__init__()
+        self.network, self.configs, self.failed = network, configs, failed
+        self.model, self.suffix = network.model, network.suffix
+        inside = network.inside
+        learn = {name for name, p in self.model.named_parameters() if p.requires_grad} & inside.keys()
+        self.names = list(states[0])
+        self.tensors = nn.ParameterList(
+            nn.Parameter(torch.stack([state[name] for state in states]), requires_grad=name in learn)
+            for name in self.names
+        )
+        smoothing = torch.tensor([config.label_smoothing for config in configs], dtype=torch.float64)
+        weights = [config.class_weights for config in configs]
+        self.loss_options = (smoothing, weights)
+        self.train()
+
+    def train(self, mode: bool = True) -> StackedClassifier:
+        super().train(mode)
+        if mode:
+            self.network.frozen.hold(self.model)
+        return self
+
+    @property
+    def state(self) -> Tensors:
+        """What of the model is not frozen, by name, stacked (J, …)."""
+        return dict(zip(self.names, self.tensors, strict=True))
+
+    def measure(self, batch: Batch) -> Measured:
+        inputs, labels = batch
+        shared = labels.ndim == 1
+        logits = self.network.forward(self.state, inputs, shared)
+        if shared:
+            labels = labels.expand(len(self.configs), -1)
+        losses, weights = self._loss(logits, labels)
+        return Measured(losses.sum(), losses, weights, logits=logits, labels=labels)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        smoothing, weights = self.loss_options
+        ones = torch.ones(logits.shape[2])
+        each = torch.stack([ones if one is None else one for one in weights])
+        return stacked_optim.cross_entropy(logits, labels, smoothing.to(logits), each.to(logits))
+
+    def configure_optimizers(self) -> StackedOptimizer:
+        rates, decays = self._per_parameter("lr"), self._per_parameter("weight_decay")
+        groups = [
+            {"params": [p], "lr": rates[name], "weight_decay": decays[name]}
+            for name, p in self.state.items()
+            if p.requires_grad
+        ]
+        schedules = [config.schedule for config in self.configs]
+        options = [config.options for config in self.configs]
+        return stacked_optim.OPTIMIZERS[self.configs[0].optimizer](groups, schedules, options)
+
+    def _per_parameter(self, number: str) -> Tensors:
+        """A number of the parameter groups for each parameter, (J,)."""
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        each = [{named[id(p)]: g[number] for g in c.groups for p in g["params"]} for c in self.configs]
+        return {name: torch.tensor([one[name] for one in each], dtype=torch.float64) for name in each[0]}
+
+    @property
+    def optimizer(self) -> StackedOptimizer:
+        """The optimiser while training."""
+        (optimizer,) = self.trainer.optimizers
+        assert isinstance(optimizer, StackedOptimizer)
+        return optimizer
+
+    def rates(self) -> list[dict[str, float]]:
+        factors = self.optimizer.factors().tolist()
+        return [
+            {f"lr/{group['name']}": group["lr"] * factor for group in config.groups}
+            for config, factor in zip(self.configs, factors, strict=True)
+        ]
+
+    def gradient_norms(self) -> Tensor:
+        each = [p.grad.flatten(1).norm(dim=1) for p in self.tensors if p.grad is not None]
+        return torch.stack(each).norm(dim=0)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Each job's own gradient is clipped, as torch.nn.utils.clip_grad_norm_ does."""
+        most = kwargs.get("gradient_clip_val") or (args[0] if args else None)
+        if most is None:
+            return
+        factors = (most / (self.gradient_norms() + 1e-6)).clamp(max=1.0)
+        for p in self.tensors:
+            if p.grad is not None:
+                p.grad.mul_(stacked_optim.broadcast(factors, p))
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.state.items():
+            yield name, value.detach().abs().flatten(1).amax(1) if value.ndim > 1 else value.detach().abs()
+
+    def fail(self, job: int, error: RunError) -> None:
+        self.jobs[job].error = told = RunError(f"{error}; {self.jobs[job].best}")
+        self.failed(job, told)
+        if not self.live:
+            self.trainer.should_stop = True
+
+    def load_best(self, best: Snapshot) -> None:
+        """Take each job's tensors of its best epoch."""
+        for name, value in self.state.items():
+            value.data.copy_(best["state", name])
+
+    def snapshot(self) -> Snapshot:
+        """All tensors that training changes, as they are."""
+        found: Snapshot = {("state", name): value.detach() for name, value in self.state.items()}
+        for name, p in self.state.items():
+            for buffer, value in self.optimizer.state.get(p, {}).items():
+                found[buffer, name] = value
+        return found
+
+
+class StackedBatches(Batches):
+    """The batches of all jobs: each job's own order while training, and the same images to validate and test.
+
+    jobs: the batches of each as it would have them alone; jobs of the same seed take the same.
+    """
+
+    def __init__(self, jobs: Sequence[Batches]) -> None:
+        first = jobs[0]
+        super().__init__(
+            first.inputs,
+            first.labels,
+            first.split,
+            batch_size=first.batch_size,
+            seed=first.seed,
+            prepare=first.prepare,
+        )
+        self.by_seed = {batches.seed: batches for batches in reversed(jobs)}
+        self.which = torch.tensor([list(self.by_seed).index(batches.seed) for batches in jobs])
+
+    def train_dataloader(self) -> Any:
+        return Zipped(
+            [
+                Loader(b.inputs, b.labels, b.batch_size, b.split["train"], seed=b.seed, epoch=self.epoch)
+                for b in self.by_seed.values()
+            ]
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        if not isinstance(batch, list):
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        inputs = tree_map(lambda *tensors: self._spread(tensors), *(one for one, _ in batch))
+        return inputs, self._spread([labels for _, labels in batch])
+
+    def _spread(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Each job's (J, B, …) of those that differ."""
+        if len(tensors) == 1:
+            return tensors[0].expand(len(self.which), *tensors[0].shape)
+        return torch.stack(list(tensors))[self.which.to(tensors[0].device)]
+
+
+class Zipped:
+    """Loaders of the same length, a list of a batch of each at a time."""
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return map(list, zip(*self.loaders, strict=True))
