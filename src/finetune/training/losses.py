@@ -19,15 +19,20 @@ def cross_entropy(label_smoothing: float = 0.0, class_weights: Tensor | None = N
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weights = None if class_weights is None else class_weights.to(logits)
-        value = F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
-        return value, logits.new_tensor(len(labels)) if weights is None else weights[labels].sum()
+        weight = logits.new_tensor(len(labels)) if weights is None else weights[labels].sum()
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing), weight
 
     return loss
 
 
 def per_image(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """A function of logits and labels as a loss in which every image weighs the same."""
-    return lambda logits, labels: (function(logits, labels), logits.new_tensor(len(labels)))
+
+    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        weight = logits.new_tensor(len(labels))
+        return function(logits, labels), weight
+
+    return loss
 
 
 def bce(logits: Tensor, labels: Tensor) -> Tensor:
