@@ -17,10 +17,10 @@ from typing import Any
 from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.saved import summary_of
+from finetune.signals import Signal, signals, signals_wait
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Place
-from finetune.training.signals import Signal, signals, signals_wait
 
 GRACE = 10.0  # seconds that the others have to end once one has failed
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}

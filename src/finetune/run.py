@@ -28,6 +28,7 @@ from finetune.report.say import Screen
 from finetune.report.tensorboard import Board, drop_after
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
+from finetune.signals import Signal, signals
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
 from finetune.training import distributed
@@ -37,7 +38,6 @@ from finetune.training.distributed import Place
 from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
 from finetune.training.monitor import GradientMonitor
-from finetune.training.signals import Signal, signals
 
 
 def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetune.data import images, limits
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.memory import Budget
+from finetune.machine import Budget
 from finetune.model.preprocessing import Preprocessing
 from support.painted import photograph
 

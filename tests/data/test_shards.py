@@ -1,8 +1,9 @@
-"""WebDataset shards, written by their own library."""
+"""WebDataset shards: archives whose files belong together by their names."""
 
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,6 @@ from finetune.data.sources import load
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 
-webdataset = pytest.importorskip("webdataset")
-
 
 def pixels(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -28,11 +27,21 @@ def png(seed: int) -> bytes:
     return content.getvalue()
 
 
-def write(path: Path, seeds: range, labels: int = 2, **more: bytes) -> None:
+def write(path: Path, files: dict[str, bytes]) -> None:
     path.parent.mkdir(exist_ok=True)
-    with webdataset.TarWriter(str(path)) as archive:
-        for seed in seeds:
-            archive.write({"__key__": f"some/{seed:04}", "png": png(seed), "cls": seed % labels, **more})
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_samples(path: Path, seeds: range, labels: int = 2, **more: bytes) -> None:
+    files = {}
+    for seed in seeds:
+        sample = {"png": png(seed), "cls": str(seed % labels).encode(), **more}
+        files |= {f"some/{seed:04}.{extension}": content for extension, content in sample.items()}
+    write(path, files)
 
 
 def shards(root: Path) -> Dataset:
@@ -40,8 +49,8 @@ def shards(root: Path) -> Dataset:
 
 
 def test_samples_of_all_shards(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "a-0.tar", range(12), labels=12)
-    write(tmp_path / "set" / "a-1.tar", range(12, 36), labels=12)
+    write_samples(tmp_path / "set" / "a-0.tar", range(12), labels=12)
+    write_samples(tmp_path / "set" / "a-1.tar", range(12, 36), labels=12)
     found = shards(tmp_path / "set")
     assert found.classes == tuple(map(str, range(12)))
     assert len(found.images) == 36
@@ -57,13 +66,13 @@ def test_names_of_shards_are_sides(tmp_path: Path) -> None:
         ("val-0", range(12, 16)),
         ("test-0", range(16, 18)),
     ):
-        write(tmp_path / "set" / f"{name}.tar", seeds)
+        write_samples(tmp_path / "set" / f"{name}.tar", seeds)
     assert shards(tmp_path / "set").counts() == {"train": 12, "val": 4, "test": 2}
 
 
 def test_only_some_shards_named_as_sides_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "train-0.tar", range(8))
-    write(tmp_path / "set" / "more-0.tar", range(8, 16))
+    write_samples(tmp_path / "set" / "train-0.tar", range(8))
+    write_samples(tmp_path / "set" / "more-0.tar", range(8, 16))
     with pytest.raises(
         RequestError, match=r"to begin with train-, val- or test-; there are more-0.tar, train-0"
     ):
@@ -71,20 +80,33 @@ def test_only_some_shards_named_as_sides_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_files_of_a_sample_do_no_harm(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "0.tar", range(8), json=b"{}")
+    write_samples(tmp_path / "set" / "0.tar", range(8), json=b"{}")
     assert len(shards(tmp_path / "set").images) == 8
 
 
-def test_a_picture_without_a_label_is_named(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    with webdataset.TarWriter(str(tmp_path / "set" / "0.tar")) as archive:
-        archive.write({"__key__": "a", "png": png(0)})
-    with pytest.raises(RequestError, match=r"expected a.cls in 0.tar, a picture's label$"):
+def test_files_that_are_no_sample_are_passed_over(tmp_path: Path) -> None:
+    others = {
+        "a.b/c.d/e.PNG": png(1),
+        "a.b/c.d/e.cls": b" ape\n",
+        "README": b"",
+        ".hidden.png": b"",
+        "x.json": b"",
+    }
+    write(tmp_path / "set" / "0.tar", {"f.seg.png": b"", "f.png": png(2), "f.cls": b"bee", **others})
+    found = shards(tmp_path / "set")
+    assert found.classes == ("ape", "bee")
+    assert [str(image).partition("0.tar/")[2] for image in found.images] == ["f.png", "a.b/c.d/e.png"]
+    assert found.ignored_files == 1
+
+
+def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "0.tar", {"a.png": png(0)})
+    with pytest.raises(RequestError, match=r"expected a.cls in 0.tar, an image's label$"):
         shards(tmp_path / "set")
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "0.tar", range(8))
+    write_samples(tmp_path / "set" / "0.tar", range(8))
     content = (tmp_path / "set" / "0.tar").read_bytes()
     (tmp_path / "set" / "0.tar").write_bytes(content[: len(content) // 2 + 100])
     with pytest.raises(RequestError, match=r"0.tar is damaged \("):

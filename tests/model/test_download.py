@@ -17,8 +17,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from finetune import network
 from finetune.errors import RequestError
-from finetune.model import download as downloads
 from finetune.model import weights as module
 from finetune.model.build import build
 from finetune.model.download import Unreachable, download
@@ -217,8 +217,8 @@ def test_a_server_that_never_answers_is_given_up_after_seconds(
     cached: Path, bundled: Path, silent: str, monkeypatch: pytest.MonkeyPatch
 ):
     address(monkeypatch, f"{silent}/{named_by_hash(data())}")
-    assert downloads.CONNECT_SECONDS == 5
-    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.5)
+    assert network.CONNECT_SECONDS == 5
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.5)
     began = time.monotonic()
     weights = load(model := fresh(), NAME, "auto")
     assert 0.4 < time.monotonic() - began < 30  # whatever else this machine does
@@ -232,7 +232,7 @@ def test_a_server_that_never_answers_is_given_up_after_seconds(
 
 
 def test_a_server_that_falls_silent_is_given_up(cached: Path, serve, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.3)
     with pytest.raises(Unreachable, match="timed out"):
         download(f"{serve(data(), missing=1000)}/{named_by_hash(data())}")
     assert list(cached.iterdir()) == []

@@ -6,7 +6,7 @@ import re
 
 from PIL import Image
 
-from finetune.memory import Budget, ram
+from finetune.machine import Budget, ram
 
 BYTES = 1 << 30  # of a file, which is held as a whole
 SCANS = 100  # of a JPEG, each a pass over all its pixels; programs write about ten

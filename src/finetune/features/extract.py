@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+
+from finetune.machine import has_compiler
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
 # core computes one, and what 16 pictures make on the way stays in its cache.
@@ -58,13 +59,6 @@ def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: 
     large = macs >= COMPILE_FROM_MACS * (100 if device == "cuda" else 1)
     compiled = bool(has_compiler(device) and (compile is True or (compile == "auto" and large)))
     return Form(dtype, compiled=compiled, batch=BATCHES[device])
-
-
-def has_compiler(device: str) -> bool:
-    """Whether there is what torch.compile builds with: a C++ compiler or, for Triton on a GPU, one of C."""
-    if device != "cpu" and os.environ.get("CC"):
-        return True
-    return any(map(shutil.which, ("c++", "g++", "clang++") if device == "cpu" else ("gcc", "clang")))
 
 
 def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:

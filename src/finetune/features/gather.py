@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune import signals
 from finetune.data.views import Inputs
 from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, extract, settle
 from finetune.features.rows import Layout, MemoryStore
 from finetune.features.store import opened
 from finetune.model.boundary import Split
-from finetune.training import signals
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 

@@ -26,7 +26,7 @@ from finetune.features import store as stored
 from finetune.features.extract import Form, choose
 from finetune.features.gather import Features, Pictures, gather
 from finetune.features.plan import Boundary, Plan, find_boundary, known_by, make_plan
-from finetune.memory import ram
+from finetune.machine import ram
 from finetune.model.assemble import Model
 
 VIEWS = ("plain", "mirrored")

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import RequestError
 from finetune.features.store import size as stored_size
-from finetune.memory import ram
+from finetune.machine import ram
 from finetune.model import modes
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, fingerprint, split

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from finetune.errors import RequestError
-
-CONNECT_SECONDS = 5.0
+from finetune.network import connect_timeout
 
 
 class Unreachable(Exception):
@@ -45,14 +41,3 @@ def download(url: str) -> Path:
         if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hashed[1]):
             raise RequestError(f"weights: {cached} is damaged; delete it, and it is fetched again")
     return cached
-
-
-@contextmanager
-def connect_timeout() -> Iterator[None]:
-    """No connection made inside waits longer than 5 seconds for an answer; torch.hub sets no limit itself."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from finetune.errors import RequestError, brief
-from finetune.model.download import CONNECT_SECONDS, Unreachable, connect_timeout
+from finetune.model.download import Unreachable
+from finetune.network import CONNECT_SECONDS, connect_timeout
 
 
 def check(name: str) -> None:

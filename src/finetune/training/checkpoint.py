@@ -12,11 +12,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune import sealed
+from finetune import sealed, signals
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
 from finetune.report.folder import curves_until
-from finetune.training import distributed, signals
+from finetune.training import distributed
 from finetune.training.learner import Job, Learner
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from finetune.errors import RequestError
-from finetune.features.extract import has_compiler
+from finetune.machine import has_compiler
 
 # A step of fewer multiply-adds is quicker on one thread, which waits for no other, and needs no bf16.
 LIGHT_MACS = 5e7

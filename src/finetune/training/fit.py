@@ -20,6 +20,7 @@ from torch import Tensor
 from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RunError
+from finetune.signals import Signal, signals, signals_wait
 from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
 from finetune.training.best import of_side
 from finetune.training.callbacks import Curves
@@ -28,7 +29,6 @@ from finetune.training.classifier import Classifier
 from finetune.training.device import Device, Precision
 from finetune.training.distributed import ALONE, Place
 from finetune.training.learner import Job, Learner
-from finetune.training.signals import Signal, signals, signals_wait
 from finetune.training.stacked import StackedClassifier
 
 

@@ -37,7 +37,7 @@ SOURCES = {
     ),
     "torchvision": Source(torchvision_sets.find, "the folder that torchvision keeps the set in", ("name",)),
     "hf": Source(hub.find, "a folder of the set's files", ("name", "image_column", "label_column")),
-    "webdataset": Source(shards.find, "a folder of .tar shards"),
+    "webdataset": Source(shards.find_in_shards, "a folder of .tar shards"),
 }
 
 

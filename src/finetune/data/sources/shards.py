@@ -1,108 +1,107 @@
-"""WebDataset shards: .tar files of pictures, each with its label beside it."""
+"""WebDataset shards: .tar files of images, each with its label beside it."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from finetune.data.dataset import Picture, Stored
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.found import SIDES, Found, Progress, brought, existing_folder, numbered
 from finetune.errors import RequestError, brief
 
+# A sample's files stand one after the other; their names differ in what follows the first dot alone.
+NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
+Sample = tuple[Stored, str, str]  # an image, its digest and its label
 
-def find(root: str, memo: Path | None, progress: Progress) -> Found:
+
+def find_in_shards(root: str, memo: Path | None, progress: Progress) -> Found:
     """The samples of every shard in a folder, the text of `.cls` as label.
 
-    Shards named train-…, val-… and test-… are these sides. Pictures stay in their shard until decoded.
+    Shards named train-…, val-… and test-… are these splits. Images stay in their shard until decoded.
 
     Raises:
-        RequestError: `webdataset` is not installed, there are no shards, or one is damaged or lacks a label.
+        RequestError: there are no shards, or one is damaged or lacks a label.
     """
-    if not importlib.util.find_spec("webdataset"):
-        raise RequestError(
-            "data=webdataset: expected the package webdataset: pip install 'finetune-toolkit[webdataset]'"
-        )
     folder, asked = existing_folder(root), f"data.root={root}"
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise RequestError(f"{asked}: expected a folder of .tar shards; there are none")
-    images: list[Picture] = []
-    digests: list[str] = []
-    names: list[str] = []
+    samples: list[Sample] = []
     sides: list[str] = []
     ignored = 0
     with progress("reading shards", len(shards)) as advance:
         for shard in shards:
-            side = SIDES.get(shard.stem.partition("-")[0], "")
             try:
-                places = _places(shard)
-                for sample in _samples(shard):
-                    key = sample["__key__"]
-                    extension = next((one for one in sample if f".{one}" in EXTENSIONS), None)
-                    if extension is None:
-                        ignored += 1
-                        continue
-                    if "cls" not in sample:
-                        raise RequestError(f"{asked}: expected {key}.cls in {shard.name}, a picture's label")
-                    name = f"{key}.{extension}"
-                    images.append(Stored(f"{shard}/{name}", partial(_content, shard, *places[name])))
-                    digests.append(hashlib.sha256(sample[extension]).hexdigest())
-                    names.append(sample["cls"].decode(errors="replace").strip())
-                    sides.append(side)
+                found, without_image = _read_shard(shard, asked)
             except (tarfile.TarError, OSError) as error:
                 raise RequestError(f"{asked}: {shard.name} is damaged ({error})") from None
+            samples += found
+            ignored += without_image
+            sides += [SIDES.get(shard.stem.partition("-")[0], "")] * len(found)
             advance(1)
-    if not images:
+    if not samples:
         raise RequestError(
-            f"{asked}: expected pictures ({', '.join(EXTENSIONS)}) in its shards; there are none"
+            f"{asked}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
         )
-    given = set(sides) - {""}
-    if given and ("" in sides or "train" not in given):
+    _check_names(shards, sides, asked)
+    images: list[Picture] = [image for image, _, _ in samples]
+    classes, labels = numbered([label for _, _, label in samples])
+    digests = [digest for _, digest, _ in samples]
+    return Found(str(folder), asked, classes, images, labels, digests, brought(sides), ignored_files=ignored)
+
+
+def _check_names(shards: Sequence[Path], sides: Iterable[str], asked: str) -> None:
+    """Raise RequestError where the names of some shards say which split they are, but not of all."""
+    given = set(sides)
+    if given - {""} and ("" in given or "train" not in given):
         raise RequestError(
             f"{asked}: expected the names of all shards, or of none, to begin with train-, val- or test-;"
             f" there are {brief([shard.name for shard in shards])}"
         )
-    classes, labels = numbered(names)
-    return Found(
-        str(folder),
-        asked,
-        classes,
-        images,
-        labels,
-        digests,
-        brought(sides),
-        ignored_files=ignored,
-    )
 
 
-def _samples(shard: Path) -> Iterator[dict[str, Any]]:
-    """The files of a shard by their extension, those of one sample together."""
-    import webdataset
-
-    yield from webdataset.WebDataset([f"file:{shard}"], shardshuffle=False, nodesplitter=None)
-
-
-def _places(shard: Path) -> dict[str, tuple[int, int]]:
-    """Where each file of a shard begins, and its bytes; named as webdataset names them."""
-    with tarfile.open(shard) as archive:
-        members = [member for member in archive if member.isfile()]
+def _read_shard(shard: Path, asked: str) -> tuple[list[Sample], int]:
+    """The samples with an image, and how many have none."""
+    samples, without_image = [], 0
     with shard.open("rb") as file:
-        file.seek(-tarfile.BLOCKSIZE, io.SEEK_END)
-        if any(file.read()):  # tarfile itself takes a header that is cut off for the end
-            raise tarfile.ReadError("unexpected end of data")
-    split = ((member.name.rpartition("/"), member) for member in members)
-    return {
-        f"{folder}{slash}{stem}.{rest.lower()}": (member.offset_data, member.size)
-        for (folder, slash, name), member in split
-        for stem, _, rest in [name.partition(".")]
-    }
+        for key, files in _grouped(file):
+            extension = next((one for one in files if f".{one}" in EXTENSIONS), None)
+            if extension is None:
+                without_image += 1
+                continue
+            if "cls" not in files:
+                raise RequestError(f"{asked}: expected {key}.cls in {shard.name}, an image's label")
+            member = files[extension]
+            content = partial(_content, shard, member.offset_data, member.size)
+            label = _content(shard, files["cls"].offset_data, files["cls"].size)
+            samples.append(
+                (
+                    Stored(f"{shard}/{key}.{extension}", content),
+                    hashlib.sha256(content()).hexdigest(),
+                    label.decode(errors="replace").strip(),
+                )
+            )
+    return samples, without_image
+
+
+def _grouped(shard: BinaryIO) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Each sample's key, and its files by their extension."""
+    with tarfile.open(fileobj=shard, mode="r:") as archive:
+        members = [member for member in archive if member.isfile()]
+    shard.seek(-tarfile.BLOCKSIZE, io.SEEK_END)
+    if any(shard.read()):  # tarfile itself takes a header that is cut off for the end
+        raise tarfile.ReadError("unexpected end of data")
+    named = [(match[1], match[2].lower(), one) for one in members if (match := NAME.fullmatch(one.name))]
+    for key, files in groupby(named, key=lambda entry: entry[0]):
+        yield key, {extension: member for _, extension, member in files}
 
 
 def _content(shard: Path, offset: int, size: int) -> bytes:

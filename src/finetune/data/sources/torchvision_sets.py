@@ -17,7 +17,7 @@ from finetune.data.dataset import Picture, Stored
 from finetune.data.digests import file_digests
 from finetune.data.sources.found import Found, Progress, brought, expanded
 from finetune.errors import RequestError
-from finetune.model.download import connect_timeout
+from finetune.network import connect_timeout
 
 # What torchvision looks for below data.root, for those that have a file of their own in configs/data.
 FILES = {

@@ -1,8 +1,9 @@
-"""Memory: how much this machine has, and a share of it for which threads wait."""
+"""What this machine has: its memory, a share of it for which threads wait, and compilers."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
@@ -12,6 +13,14 @@ def ram() -> int:
     """Bytes of memory of this machine; where several processes of it train together, this one's part."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+
+
+def has_compiler(device: str) -> bool:
+    """Whether there is what torch.compile builds with: a C++ compiler or, for Triton on a GPU, one of C."""
+    if device != "cpu" and os.environ.get("CC"):
+        return True
+    names = ("c++", "g++", "clang++") if device == "cpu" else ("gcc", "clang")
+    return any(shutil.which(name) for name in names)
 
 
 class Budget:

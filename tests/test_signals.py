@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune import signals
 from finetune.atomic import write_atomically
 from finetune.errors import Interrupted
-from finetune.training import signals
-from finetune.training.signals import Signal
+from finetune.signals import Signal
 from support.small import Training
 
 HERE = {number: signal.getsignal(number) for number in signals.NUMBERS}
