@@ -17,9 +17,9 @@ from finetune.errors import RequestError, RunError
 from finetune.model import statedict
 from finetune.model.freeze import digest
 from finetune.report import page
-from finetune.report.say import Screen
 from finetune.run import run
 from finetune.saved import open_run, settings_of
+from finetune.say import Screen
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
 

@@ -21,9 +21,9 @@ from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
 from finetune.inference.forward import Predictor
-from finetune.report.say import Screen
 from finetune.run import run
 from finetune.saved import Saved, open_run
+from finetune.say import Screen
 
 Given = str | Path | Image.Image | np.ndarray
 

@@ -19,7 +19,7 @@ from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
 from finetune.inference.formats import FORMATS
 from finetune.launch import import_torch
-from finetune.report.say import Screen
+from finetune.say import Screen
 from finetune.sweep.jobs import find_sweep
 
 app = Typer(

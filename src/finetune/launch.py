@@ -22,7 +22,7 @@ from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.report.folder import LATEST
-from finetune.report.say import Screen
+from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import SWEEP, sweep_folder
 from finetune.sweep.jobs import PLAN, SWEEPS, is_sweep

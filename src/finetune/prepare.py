@@ -26,6 +26,7 @@ from finetune.parts import cache_dir, find_data, make_classifier, make_model, me
 from finetune.report import folder as folders
 from finetune.report import terminal
 from finetune.resuming import GoingOn
+from finetune.say import progress, say
 from finetune.training import device as devices
 from finetune.training.classifier import Classifier
 from finetune.training.distributed import ALONE, Place
@@ -83,7 +84,7 @@ def prepare(
     asked, settings = settings, resuming.decided(settings, going_on)
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
-    dataset = find_data(settings, partial(terminal.progress, console))
+    dataset = find_data(settings, partial(progress, console))
     model = make_model(settings, dataset)
     dataset = dataset.numbered_as(going_on.origin["classes"] if going_on else model.classes)
     if dataset.multi_label and model.outputs != len(dataset.classes):
@@ -102,7 +103,7 @@ def prepare(
         folders.begin(folder, asked.model_dump())
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
-        terminal.say(console, "note", line)
+        say(console, "note", line)
     ready = read_pictures(settings, dataset, model, console, folder if place.leads else None)
     dataset = ready.dataset
     check_shares(settings.batch_size, dataset, place)
@@ -211,8 +212,8 @@ def read_pictures(
             workers=settings.data.workers,
             seed=settings.seed,
             memo=memo(settings),
-            progress=partial(terminal.progress, console),
-            say=partial(terminal.say, console, "note"),
+            progress=partial(progress, console),
+            say=partial(say, console, "note"),
         )
     except ChangedImage as error:
         if isinstance(error.picture, Path):

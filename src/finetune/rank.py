@@ -15,8 +15,8 @@ def work(exchange: Path) -> int:
     from finetune.atomic import write_json
     from finetune.config.messages import validate
     from finetune.errors import RequestError, RunError
-    from finetune.report.say import Screen
     from finetune.run import run
+    from finetune.say import Screen
 
     rank = os.environ["RANK"]
     request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))

@@ -24,10 +24,10 @@ from finetune.model import head as heads
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
-from finetune.report.say import Screen
 from finetune.report.tensorboard import Board, drop_after
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
+from finetune.say import Screen, say
 from finetune.signals import Signal, signals
 from finetune.summary import summarise, versions
 from finetune.training import device as devices
@@ -48,9 +48,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         RunError: the run failed or was interrupted; what it wrote before is kept.
     """
     if settings.resume and (summary := resuming.finished(settings, folder)):
-        terminal.say(
-            console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
-        )
+        say(console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do")
         return summary
     place: Place | None = None
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finetune.atomic import write_atomically
-from finetune.report.say import Screen, say
+from finetune.say import Screen, say
 
 MARK = b"sha256:"
 LENGTH = len(MARK) + 64

@@ -9,7 +9,7 @@ import torch
 
 from finetune.inference.evaluate import Evaluation
 from finetune.inference.tables import MOST, show_evaluation
-from finetune.report.say import Screen
+from finetune.say import Screen
 from finetune.training.metrics import measure_classes
 
 

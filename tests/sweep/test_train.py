@@ -21,8 +21,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.atomic import read_json
-from finetune.report.terminal import progress, sweep_progress
 from finetune.saved import open_run
+from finetune.say import Bar, progress
 from finetune.sweep.resume import resume_sweep
 from finetune.training import device as devices
 from support.ended import Ended
@@ -224,8 +224,9 @@ def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
 def test_one_bar_counts_the_epochs_of_all_jobs_on_a_terminal_only() -> None:
     for terminal, jobs, expected in ((True, 3, True), (True, 1, False), (False, 3, False)):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-        with sweep_progress(console, jobs, 30) as reach, progress(console, "training", 2):
-            reach(20)
+        sweep = Bar(console, f"sweep of {jobs} jobs", 30, unit="epochs", hidden=jobs == 1)
+        with sweep, progress(console, "training", 2):
+            sweep.reach(20)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         assert ("sweep of 3 jobs" in shown) == expected
         assert ("20/30" in shown) == expected

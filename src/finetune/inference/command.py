@@ -17,9 +17,8 @@ from finetune.inference.export import example_inputs, export_target, loads_into,
 from finetune.inference.formats import FORMATS
 from finetune.inference.forward import Predictor
 from finetune.parts import find_data
-from finetune.report.say import Screen
-from finetune.report.terminal import progress, say
 from finetune.saved import open_run
+from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 
 # What may be asked of an evaluation; how images are prepared is the run's own.

@@ -22,9 +22,8 @@ from finetune.errors import RequestError, RunError, brief
 from finetune.inference.calibration import temperature_of
 from finetune.inference.explain import heatmaps
 from finetune.inference.paths import find_images
-from finetune.report.say import Screen
-from finetune.report.terminal import progress, say
 from finetune.saved import Saved, open_run
+from finetune.say import Screen, progress, say
 from finetune.training.metrics import probabilities
 
 CHUNK = 64

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from finetune.errors import brief, shown
 from finetune.inference.evaluate import Chosen, Evaluation
-from finetune.report.terminal import say
+from finetune.say import say
 
 MOST = 40  # classes on the terminal, the worst ones where there are more
 MATRIX_UP_TO = 15  # classes; beyond that the most frequent confusions say more

@@ -14,7 +14,7 @@ from finetune.inspection import drawing, graph, modules, table
 from finetune.model.parameters import count_parameters
 from finetune.parts import cache_dir, find_data, make_loss, make_model, optimizer_groups
 from finetune.prepare import look_ahead
-from finetune.report.say import say
+from finetune.say import say
 
 EVERY_MODULE = 2**31
 

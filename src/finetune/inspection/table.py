@@ -18,8 +18,8 @@ from finetune.features.plan import Plan, readable
 from finetune.inspection.modules import Row, boundary_index
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
-from finetune.report.say import say
 from finetune.report.terminal import model_lines
+from finetune.say import say
 
 HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
 TO_THE_RIGHT = ("output", "parameters", "work")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
@@ -21,7 +18,7 @@ from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.report.folder import logdir
-from finetune.report.say import bar, say
+from finetune.say import say
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
@@ -167,36 +164,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "watch", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
 
 
-class Rate(ProgressColumn):
-    """Pictures a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
-
-
 def scores(metrics: dict[str, Any]) -> str:
     """accuracy 0.655, balanced 0.650; with several labels a picture mAP and macro-F1 first."""
     several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
     return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"
-
-
-@contextmanager
-def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields the function that advances it.
-
-    total: None where nobody knows how long it will be.
-    """
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    with bar(console, *columns) as drawn:
-        task = drawn.add_task(what, total=total)
-        yield lambda done: drawn.update(task, advance=done)
-
-
-@contextmanager
-def sweep_progress(console: Console, jobs: int, epochs: int) -> Iterator[Callable[[int], None]]:
-    """One bar for all jobs of a sweep, above those of its parts; yields what sets it to so many epochs."""
-    sweep, unit = TextColumn(f"sweep of {jobs} jobs"), TextColumn("epochs")
-    columns = sweep, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn()
-    with bar(console, *columns, hidden=jobs == 1) as drawn:
-        task = drawn.add_task("", total=epochs)
-        yield lambda done: drawn.update(task, completed=done)

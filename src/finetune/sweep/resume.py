@@ -12,8 +12,8 @@ from finetune import saved
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.report.terminal import say
 from finetune.resuming import find_any
+from finetune.say import say
 from finetune.sweep.planned import Planned, planned
 from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
 from finetune.sweep.train import train_all

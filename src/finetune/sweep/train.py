@@ -20,8 +20,8 @@ from finetune.parts import make_class_weights, make_schedule, optimizer_groups
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import terminal
-from finetune.report.say import Screen
 from finetune.run import finish, job_of, run, run_prepared, start
+from finetune.say import Bar, Screen, say
 from finetune.summary import versions
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
 from finetune.training import device as devices
@@ -40,11 +40,12 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
     """
     total = sum(plan.settings.epochs for plan in plans if plan.settings)
     done = 0
-    with terminal.sweep_progress(console, len(plans), total) as reach:
+    what, alone = f"sweep of {len(plans)} jobs", len(plans) == 1
+    with Bar(console, what, total, unit="epochs", hidden=alone) as bar:
         for group in groups(plans):
 
             def so_far(epochs: int, before: int = done) -> None:
-                reach(before + epochs)
+                bar.reach(before + epochs)
 
             try:
                 _train_group(group, console, so_far)
@@ -55,7 +56,7 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
                 _interrupt(plans, error)
                 raise
             done += sum(plan.settings.epochs for plan in group if plan.settings)
-            reach(done)
+            bar.reach(done)
 
 
 def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
@@ -94,7 +95,7 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
             if not plan.ended:
                 plan.fail(told)
         return None
-    terminal.say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
+    say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
     for plan in fresh:
         _train_alone(plan, console, prepared if plan is first else None)
     return None
@@ -104,7 +105,7 @@ def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None)
     assert plan.settings is not None
     why = f" (alone: {why})" if (why := alone_because(plan.settings)) else ""
     console.print()
-    terminal.say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
+    say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
     try:
         plan.finish(run_prepared(prepared, console) if prepared else run(plan.settings, plan.folder, console))
     except (RequestError, RunError) as error:
@@ -134,7 +135,7 @@ def _train_together(
     plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
 ) -> None:
     differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
-    terminal.say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
+    say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
     if going_on := prepared.going_on:
         terminal.resume_lines(console, going_on.epochs, resuming.changed(going_on, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
@@ -177,7 +178,7 @@ def _train_together(
     text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
     if accuracies := [plan.score for plan in finished if plan.score is not None]:
         text += f"; validation accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
-    terminal.say(console, "done", text)
+    say(console, "done", text)
 
 
 def _own(prepared: Prepared, plan: Plan) -> Prepared:

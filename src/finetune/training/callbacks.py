@@ -11,13 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.atomic import not_written
 from finetune.errors import RunError
-from finetune.report.say import bar
+from finetune.say import Bar
 
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
 LAYOUT = {
@@ -51,16 +50,14 @@ class Terminal(EpochLines):
     def __init__(self, console: Console, epochs: int, batches: int) -> None:
         super().__init__(console, epochs)
         self.batches = batches
-        what, unit = TextColumn("training"), TextColumn("batches")
-        self.bar = bar(console, what, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+        self.bar = Bar(console, "training", epochs * batches, unit="batches")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        done = trainer.current_epoch * self.batches
-        self.task = self.bar.add_task("", total=self.epochs * self.batches, completed=done)
         self.bar.start()
+        self.bar.reach(trainer.current_epoch * self.batches)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.bar.update(self.task, advance=1)
+        self.bar.add(1)
 
     def on_train_end(self, *args: Any) -> None:
         self.bar.stop()

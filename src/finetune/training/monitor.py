@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.model.parameters import parameters_by_layer
-from finetune.report.terminal import say
+from finetune.say import say
 
 VANISHING = 1e-5
 EXPLODING = 0.5

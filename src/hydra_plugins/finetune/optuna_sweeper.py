@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, shown, tell
-from finetune.report.say import Screen, say
+from finetune.say import Screen, say
 from finetune.sweep.jobs import summary_of
 from finetune.sweep.planned import listed, write
 from finetune.sweep.planning import plan

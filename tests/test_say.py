@@ -9,14 +9,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from rich.progress import TextColumn
 from rich.table import Table
 
 from finetune.errors import harmless, shown
-from finetune.report.say import Screen, bar, say
+from finetune.say import Bar, Screen, say
 from support.screen import Terminal, mixed, words
 
-SOURCE = Path(__file__).parents[2] / "src"
+SOURCE = Path(__file__).parents[1] / "src"
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07 [red]x[/] :smile: r31/a:b \u202egpj.exe\r\nnext\x9b1A"
 
 
@@ -29,12 +28,11 @@ def test_lines_said_while_bars_live_stand_whole(
     terminal = Terminal(columns)
     screen = Screen(file=terminal.file, width=columns)
     said = ["model", "freeze", "data", "cache", "train", "warning", "time", "folder", "watch"]
-    with bar(screen, TextColumn("sweep")) as above, bar(screen, TextColumn("training")) as below:
-        tasks = above.add_task("", total=9), below.add_task("", total=9)
+    with Bar(screen, "sweep", 9) as above, Bar(screen, "training", 9) as below:
         for word in said:
             say(screen, word, f"{word * 3} to say")
-            for one, task in zip((above, below), tasks, strict=True):
-                one.update(task, advance=1)
+            for one in (above, below):
+                one.add(1)
                 one.refresh()
         threads = [type(thread).__name__ for thread in threading.enumerate()]
     lines = terminal.end()
@@ -47,8 +45,7 @@ def test_a_line_longer_than_the_terminal_loses_nothing() -> None:
     terminal = Terminal(40)
     screen = Screen(file=terminal.file, width=40)
     text = " ".join(map(str, range(60)))
-    with bar(screen, TextColumn("bar")) as drawn:
-        drawn.add_task("")
+    with Bar(screen, "bar", None) as drawn:
         say(screen, "data", text)
         drawn.refresh()
     assert "".join(line.ljust(40) for line in terminal.end()).strip() == f"data     {text}"
