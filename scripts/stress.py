@@ -51,7 +51,6 @@ KINDS = {
         40,
         flips.prepare,
         partial(flips.flips, curves=True),
-        known="TensorBoard's log is read back unchecked",
     ),
     "clears": Kind("the cache cleared under two runs", 100, stores.prepare, stores.clears),
     "replaced": Kind("images replaced under a run", 100, stores.prepare, stores.replaced, own_images=True),

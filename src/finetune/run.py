@@ -24,7 +24,7 @@ from finetune.model import head as heads
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
-from finetune.report.tensorboard import Board, drop_after
+from finetune.report.tensorboard import Board, restore_log
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
 from finetune.say import Screen, say
@@ -118,17 +118,21 @@ def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -
     kept = prepared.going_on and (folder / name).exists()  # and whole, as has been checked
     if not kept and (like is None or not linked(like.folder / name, folder / name)):
         save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
-    if prepared.going_on:
-        return _reopened(folder, prepared.going_on, figures)
+    started = _reopened(folder, prepared.going_on) if prepared.going_on else False
     board = Board(folder, figures)
-    board.start(prepared.settings.model_dump(), prepared.model, like or prepared.ready.sample)
+    if not started:
+        board.start(prepared.settings.model_dump(), prepared.model, prepared.ready.sample, like)
     return board
 
 
-def _reopened(folder: Path, going_on: GoingOn, figures: bool) -> Board:
+def _reopened(folder: Path, going_on: GoingOn) -> bool:
+    """Make the curves what they were at the checkpoint; whether TensorBoard's has its beginning."""
     folders.reopen(folder, going_on.curves)
-    drop_after(folder, going_on.steps)
-    return Board(folder, figures)
+    started, whole = restore_log(folder, going_on.steps, going_on.curves)
+    if not (started and whole):
+        text = "damaged; the points of metrics.csv are written again, others that were lost are not"
+        say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
+    return started
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:

@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import writer
@@ -18,8 +22,9 @@ from torch.utils.tensorboard._utils import figure_to_image
 
 from finetune.atomic import read_json
 from finetune.config.compose import compose
-from finetune.report.tensorboard import flat
+from finetune.report.tensorboard import confusion_figure, flat, image_grid, restore_log
 from finetune.run import run
+from finetune.training.metrics import confusion_matrix
 
 OVERRIDES = [
     "data=folder",
@@ -143,6 +148,98 @@ def test_texts(written: Written) -> None:
     assert Counter("| True |" in line for line in lines[2:])[True] == 15 + 2
 
 
+def points(log: Path) -> dict[tuple[str, int], list[float]]:
+    """The values at each tag and step of a log, as its files have them."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for path in sorted(log.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault((value.tag, event.step), []).extend(value.tensor.float_val)
+    return found
+
+
+def damaged(file: Path, kind: str) -> None:
+    """Flip a bit in one place of a file, or leave its end out."""
+    content = bytearray(file.read_bytes())
+    layout, rate = content.index(b"custom_scalars__config__"), content.index(b"lr/head")
+    if kind == "gone":
+        file.unlink()
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "cut":
+        file.write_bytes(content[: rate + 2])
+    else:
+        content[{"start": 3, "layout": layout, "value": rate + 12}[kind]] ^= 8
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["whole", "gone", "empty", "start", "layout", "value", "cut"])
+def test_a_damaged_log_has_its_points_again(written: Written, tmp_path: Path, kind: str) -> None:
+    before = points(written.folder / "tensorboard")
+    shutil.copytree(written.folder / "tensorboard", tmp_path / "tensorboard")
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    if kind != "whole":
+        damaged(file, kind)
+    rows = (written.folder / "metrics.csv").read_text().splitlines(keepends=True)
+    started, whole = restore_log(tmp_path, 3, "".join(rows[:2]))
+    assert (started, whole) == (kind in ("whole", "value", "cut"), kind == "whole")
+    expected = {point: value for point, value in before.items() if point[1] in ((0, 3) if started else (3,))}
+    found = points(tmp_path / "tensorboard")
+    assert found == {point: pytest.approx(value, rel=1e-6) for point, value in expected.items()}
+
+
+def test_points_in_two_files_stand_once_and_in_order(written: Written, tmp_path: Path) -> None:
+    shutil.copytree(written.folder / "tensorboard", tmp_path / "tensorboard")
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    shutil.copy(file, file.with_name(f"{file.name}.later"))
+    rows = (written.folder / "metrics.csv").read_text()
+    assert restore_log(tmp_path, 5, rows) == (True, True)
+    assert list((tmp_path / "tensorboard").iterdir()) == [file]
+    found = points(tmp_path / "tensorboard")
+    assert [step for _, step in found] == sorted(step for _, step in found)
+    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith("hp/")}
+    assert all(len(found[tag, step]) == 1 for tag in curves for step in (3, 5))
+
+
 def test_settings_by_dotted_names() -> None:
     nested = {"a": 1, "b": {"c": None, "d": ["x", 2], "e": {"f": True}}, "g": []}
     assert flat(nested) == {"a": 1, "b.c": "null", "b.d": "[x,2]", "b.e.f": "true", "g": "[]"}
+
+
+def test_answers_beside_the_classes_have_a_column_of_their_own() -> None:
+    labels, answers = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 4, 3, 1])
+    matrix = confusion_matrix(labels, answers, 2, 5)
+    assert matrix.tolist() == [[1, 0, 1], [0, 1, 1]]
+    axes = confusion_figure(matrix, ["cat", "dog"]).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "other"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_confusion_figure_shows_each_count_in_its_cell() -> None:
+    axes = confusion_figure(np.array([[3, 1], [0, 7]]), ["cat", "dog"]).axes[0]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): "3",
+        (1, 0): "1",
+        (1, 1): "7",
+    }
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    confusion_figure(np.eye(2), ["$a^{", r"$\\frac$"]).savefig(io.BytesIO())
+
+
+def test_the_grid_undoes_the_normalisation() -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    original = torch.rand(10, 3, 8, 8)
+    shift, scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    grid = image_grid((original - shift) / scale, mean, std)
+    assert grid.shape == (3, 2 * 10 + 2, 8 * 10 + 2)  # two rows of eight, a margin of two pixels
+    torch.testing.assert_close(grid[:, 2:10, 2:10], original[0])
+    torch.testing.assert_close(grid[:, 12:20, 12:20], original[9])
+
+
+def test_large_pictures_are_shown_smaller() -> None:
+    grid = image_grid(torch.zeros(16, 3, 224, 224), (0.5,) * 3, (0.5,) * 3)
+    assert grid.shape == (3, 2 * 130 + 2, 8 * 130 + 2)
+    torch.testing.assert_close(grid[:, 2:130, 2:130], torch.full((3, 128, 128), 0.5))

@@ -1,28 +1,50 @@
-"""A run in TensorBoard, beside its curves: settings, parameters, pictures, confusion, final metrics."""
+"""A run in TensorBoard, beside its curves: settings, parameters, images, confusion matrix, final metrics."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams, image
+from torch.utils.tensorboard.summary import hparams, image, scalar
+from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.model.assemble import Model
 from finetune.model.parameters import parameters_as_markdown
-from finetune.report.figures import confusion_figure, picture_grid
 from finetune.training.metrics import confusion_matrix
 
-FINAL = ("hp/", "confusion/")  # what `finish` writes, beside a session's start
+# What `Board.start` writes.
+START = {
+    "_hparams_/session_start_info",
+    "settings/text_summary",
+    "parameters/text_summary",
+    "pictures/train",
+    "custom_scalars__config__",
+}
+FINAL = ("hp/", "confusion/")  # what `Board.finish` writes
+# Train and val on one chart: TensorBoard draws them together only where a layout says so.
+LAYOUT = {
+    "curves": {
+        "loss": ["Multiline", ["loss/train", "loss/val"]],
+        "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
+        "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
+    }
+}
 
 
 class Board:
@@ -34,11 +56,14 @@ class Board:
     def __init__(self, folder: Path, figures: bool = True) -> None:
         self.folder, self.figures = folder, figures
         self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.images: Any = None
 
-    def start(self, settings: dict[str, Any], model: Model, pictures: Tensor | Board) -> None:
-        """Settings and parameters as text, and some pictures (B, 3, H, W) as the model sees them.
+    def start(
+        self, settings: dict[str, Any], model: Model, images: Tensor, like: Board | None = None
+    ) -> None:
+        """Settings and parameters as text, and some images (B, 3, H, W) as the model sees them.
 
-        pictures: another run's board where they are the same, as compressing them takes a while.
+        like: another run's board with the same images, as compressing them takes a while.
         """
         # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
         # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
@@ -47,44 +72,68 @@ class Board:
         files.add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
         self.writer.add_text("parameters", parameters_as_markdown(model.network))
-        if isinstance(pictures, Board):
-            self.pictures: Any = pictures.pictures
-        else:
-            grid = picture_grid(pictures, model.preprocessing.mean, model.preprocessing.std)
-            self.pictures = image("pictures/train", grid, dataformats="CHW")
-        files.add_summary(self.pictures)
+        self.writer.add_custom_scalars(LAYOUT)
+        self.images = like and like.images
+        if self.images is None:
+            grid = image_grid(images, model.preprocessing.mean, model.preprocessing.std)
+            self.images = image("pictures/train", grid, dataformats="CHW")
+        files.add_summary(self.images)
 
     def finish(
         self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
     ) -> None:
         """The final metrics beside the settings, and the test split's confusion matrix."""
-        for side in ("val", "test"):
-            numbers = {name: value for name, value in (summary[side] or {}).items() if name != "per_label"}
-            for name, value in numbers.items():
-                self.writer.add_scalar(f"hp/{side}_{name}", value, summary["steps"])
+        for split in ("val", "test"):
+            for name, value in (summary[split] or {}).items():
+                if name != "per_label":
+                    self.writer.add_scalar(f"hp/{split}_{name}", value, summary["steps"])
         if self.figures and logits is not None and labels.ndim == 1:
             matrix = confusion_matrix(labels, logits.argmax(1), len(classes), logits.shape[1])
-            figure = confusion_figure(matrix, classes)
             with warnings.catch_warnings():  # of letters that no font here has
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                figure = confusion_figure(matrix, classes)
                 self.writer.add_figure("confusion/test", figure, summary["steps"])
         self.writer.close()
 
 
-def drop_after(folder: Path, step: int) -> None:
-    """Take out of a run's log what came after a step, and its final metrics: they are written again.
+def restore_log(folder: Path, step: int, curves: str) -> tuple[bool, bool]:
+    """Make a run's log what it was after a step, in one file, without the final metrics.
 
-    Telling TensorBoard to do so (`purge_step`) would not: it purges nothing at the first restart of a run.
+    Records are read until the first whose checksum is wrong. Points that are missing then are written again.
+    Telling TensorBoard to drop what came after the step (`purge_step`) would not: it purges nothing at the
+    first restart of a run.
+
+    curves: metrics.csv as it was after that step.
+
+    Returns: whether what `Board.start` writes is there, and whether all points were.
     """
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
-        kept = io.BytesIO()
-        records = RecordWriter(kept)
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
-            final = any(value.tag.startswith(FINAL) for value in event.summary.value)
-            if event.step <= step and not final:
-                records.write(record)
-        write_atomically(path, kept.getvalue())
+    paths = sorted((folder / "tensorboard").glob("events.out.tfevents.*"))
+    events: dict[tuple[str, int], Event] = {}
+    for path in paths:
+        for event in map(Event.FromString, RawEventFileLoader(str(path)).Load()):
+            for value in event.summary.value:  # torch writes one an event
+                if event.step <= step and not value.tag.startswith(FINAL):
+                    events.setdefault((value.tag, event.step), event)
+    started = {tag for tag, _ in events} >= START
+    if not started:
+        events = {point: event for point, event in events.items() if point[0] not in START}
+    found = len(events)
+    for row in csv.DictReader(io.StringIO(curves)):
+        at = int(row.pop("step"))
+        for tag, text in row.items():
+            summary = scalar(tag, float(text))
+            events.setdefault((tag, at), Event(wall_time=time.time(), step=at, summary=summary))
+    content = io.BytesIO()
+    records = RecordWriter(content)
+    records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+    for event in sorted(events.values(), key=lambda one: one.step):
+        records.write(event.SerializeToString())
+    kept = paths[0] if paths else folder / "tensorboard" / "events.out.tfevents.0"
+    kept.parent.mkdir(exist_ok=True)
+    write_atomically(kept, content.getvalue())
+    for path in paths[1:]:
+        path.unlink()
+    return started, len(events) == found
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
@@ -100,3 +149,32 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
         else:
             found[above + key] = value
     return found
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The confusion matrix as a figure; shares of each true class as colour, counts as text."""
+    size = min(max(4.0, 0.5 * len(classes) + 2), 14)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) > 40:
+        return figure
+    columns = [*classes, "other"][: matrix.shape[1]]
+    style: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
+    axes.set_xticks(range(len(columns)), columns, **style)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=color)
+    return figure
+
+
+def image_grid(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised inputs (B, 3, H, W) as one image in [0, 1], eight in a row, 128 px each at most."""
+    images = inputs.cpu().float() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    if inputs.shape[-1] > 128:
+        images = F.interpolate(images, (128, 128), mode="bilinear", antialias=True)
+    return make_grid(images.clamp(0, 1), nrow=8, padding=2, pad_value=1.0)

@@ -18,15 +18,6 @@ from finetune.atomic import not_written
 from finetune.errors import RunError
 from finetune.say import Bar
 
-# Train and val on one chart: TensorBoard draws them together only where a layout says so.
-LAYOUT = {
-    "curves": {
-        "loss": ["Multiline", ["loss/train", "loss/val"]],
-        "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
-        "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
-    }
-}
-
 
 class EpochLines(pl.Callback):
     """A line an epoch: the losses and accuracies of the jobs that train."""
@@ -91,11 +82,6 @@ def _span(jobs: list[dict[str, float]], key: str, shown: Any) -> str:
 
 class Curves(pl.Callback):
     """One point an epoch for TensorBoard and the same, one row an epoch, in each job's metrics.csv."""
-
-    def on_train_start(self, trainer: pl.Trainer, learner: Any) -> None:
-        for job in learner.jobs:
-            if not trainer.global_step:
-                job.writer.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, learner: Any) -> None:
         # The rates an epoch begins with: at its end the scheduler has already moved on.

@@ -61,6 +61,7 @@ class GradientMonitor(pl.Callback):
         for tag, means in (("gradients", norms), ("updates", ratios)):
             for layer, mean in means.items():
                 self.writer.add_scalar(f"{tag}/{layer}", mean, trainer.global_step)
+        self.writer.flush()  # before the checkpoint says that the epoch is done
         for kind, line in warnings(norms, ratios).items():
             if kind not in self.warned:
                 self.warned.add(kind)
