@@ -60,7 +60,6 @@ KINDS = {
         20,
         kills.prepare_run,
         stores.writers,
-        known="a run's folder may have two writers",
     ),
 }
 ENDS = ("whole", "equal", "told", "silent", "broken")

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.report.folder import LATEST
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import SWEEP, sweep_folder
+from finetune.sweep.callback import HELD, SWEEP, sweep_folder
 from finetune.sweep.jobs import PLAN, SWEEPS, is_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import asked, check_stored, searched
@@ -139,7 +140,9 @@ def run_hydra() -> NoReturn:
         raise RequestError(unknown_option(unknown[0]))
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
-        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra raises what it refuses, and prints nothing
+        # Hydra raises what it refuses, and prints nothing.
+        with ExitStack() as held, env_override({"HYDRA_FULL_ERROR": "1"}):
+            HELD.set(held)
             hydras(task)()
     except RequestError:
         raise

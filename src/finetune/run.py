@@ -6,7 +6,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         RequestError: the request was wrong; found before training starts.
         RunError: the run failed or was interrupted; what it wrote before is kept.
     """
-    if settings.resume and (summary := resuming.finished(settings, folder)):
-        say(console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do")
+    if summary := _ended(settings, folder, console):
         return summary
     place: Place | None = None
     try:
@@ -57,12 +56,24 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
             return processes.launch(settings, folder, console.quiet)
         device = devices.accelerator(settings.trainer.accelerator)
         console = console if place.leads else Screen(quiet=True)
-        with _told_how_to_resume(folder), distributed.joined(place, device):
+        alone = folders.one_writer(folder) if place.leads else nullcontext()
+        with _told_how_to_resume(folder), distributed.joined(place, device), alone:
+            if place.size == 1 and (summary := _ended(settings, folder, console)):
+                return summary  # by another process, until a moment ago
             return run_prepared(_in_turn(settings, folder, console, place), console)
     except BaseException as error:
         if place is None or place.leads:
             folders.give_reason(folder, error)
         raise
+
+
+def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any] | None:
+    """The summary of a run that is to be resumed and has ended; None where there is something to train."""
+    summary = resuming.finished(settings, folder) if settings.resume else None
+    if summary:
+        text = f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
+        say(console, "finished", text)
+    return summary
 
 
 def _in_turn(settings: Settings, folder: Path, console: Console, place: Place) -> Prepared:

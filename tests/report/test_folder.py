@@ -1,12 +1,20 @@
-"""Where TensorBoard is to look."""
+"""Where TensorBoard is to look, and who may write to a folder."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from finetune.report.folder import logdir
+from finetune.errors import RequestError
+from finetune.report.folder import logdir, one_writer
+from support.ended import Ended
+from support.runs import QUICK, summary_of
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,78 @@ def test_tensorboard_is_shown_the_runs_that_belong_together(
         Path(sweep).mkdir(parents=True)
         (Path(sweep) / "multirun.yaml").touch()
     assert logdir(Path(folder)) == Path(shown)
+
+
+def test_a_folder_has_one_writer_and_the_second_hears_who_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with one_writer(folder):
+        with (
+            pytest.raises(RequestError, match=rf"run: .*process {os.getpid()} of \S+ does"),
+            one_writer(folder),
+        ):
+            pass
+        (folder / "settings.json").touch()
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "settings.json"]
+    with one_writer(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_a_lock_of_a_process_that_was_killed_holds_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 of nowhere")
+    with one_writer(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_a_lock_that_was_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened before its holder removed it, and locked after: by then a third may hold a new one."""
+
+    def removed_first(file: Any, how: int) -> None:
+        (tmp_path / ".lock").unlink()
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with pytest.raises(RequestError, match="nobody writes to"), one_writer(tmp_path):
+        pass
+
+
+def test_a_folder_that_a_wrong_request_made_is_gone_again(tmp_path: Path) -> None:
+    with one_writer(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_second_command_is_refused_while_the_first_trains(
+    command: Callable[..., Ended], finished_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_run(), tmp_path / "run")
+    (folder / "summary.json").unlink()
+    (tmp_path / "pictures").symlink_to(finished_run().parent / "pictures")
+    rows = (folder / "metrics.csv").read_bytes()
+    with one_writer(folder):
+        ended = command("resume", "run")
+        assert ended.code == 2
+        assert ended.err.startswith("error: run: expected a folder that nobody writes to; process")
+        assert ended.err.count("\n") == 1
+    assert (folder / "metrics.csv").read_bytes() == rows
+    assert command("resume", "run").code == 0
+    assert not (folder / ".lock").exists()
+
+
+def test_a_job_that_something_else_trains_is_told_and_the_others_finish(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    request = [*QUICK, f"data.root={few_pictures}", "cache=disk", "cache_dir=store", "hydra.sweep.dir=sweep"]
+    with one_writer(tmp_path / "sweep" / "1"):
+        ended = command("train", "-m", *request, "seed=0,1,2")
+    assert ended.code == 1
+    assert ended.err.startswith("error: job 1 (seed=1): sweep/1: expected a folder that nobody writes to;")
+    assert [summary_of(tmp_path / "sweep" / name)["status"] for name in "02"] == ["finished"] * 2
+    with one_writer(tmp_path / "sweep"):
+        ended = command("resume", "sweep")
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.startswith("error: sweep: expected a folder that nobody writes to;")
+    assert command("resume", "sweep").code == 0

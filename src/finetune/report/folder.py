@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
+import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune.atomic import write_atomically, write_sealed
 from finetune.cells import cells
@@ -20,6 +23,43 @@ if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
     from finetune.data.images import BadImage
 
 LATEST = Path("outputs") / "latest"
+LOCK = ".lock"  # in a folder while a process writes there
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run or a sweep while this process writes there; made where it is missing.
+
+    Raises:
+        RequestError: another process writes there.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+        if not _locked(file, path):
+            file.seek(0)
+            who = file.read(300).decode("utf-8", "replace") or "another process"
+            raise RequestError(f"{folder}: expected a folder that nobody writes to; {who} does at the moment")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if new:  # what was asked for was wrong
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _locked(file: BinaryIO, path: Path) -> bool:
+    """Lock an open file, unless somebody has; one that has been removed meanwhile is nobody's lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def logdir(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import RequestError, tell
-from finetune.report.folder import refuse_used
+from finetune.report.folder import one_writer, refuse_used
 from finetune.sweep.jobs import is_sweep
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
+# What is let go of when the command ends: the lock of the sweep's folder.
+HELD: ContextVar[ExitStack] = ContextVar("held")
 
 
 def sweep_folder() -> Path | None:
@@ -40,9 +42,13 @@ class FolderCallback(Callback):
                 refuse_used(Path(os.path.relpath(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
-            with _refusing():
-                _refuse_used_sweep(Path(os.path.relpath(config.hydra.sweep.dir)))
+        basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+        with _refusing():
+            folder = Path(os.path.relpath(config.hydra.sweep.dir))
+            if basic:  # a search goes on with new jobs
+                _refuse_used_sweep(folder)
+            HELD.get().enter_context(one_writer(folder))
+        if basic:
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.sweeper.ListedSweeper"
         SWEEP.set(config)
 

@@ -12,6 +12,7 @@ from finetune import saved
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
+from finetune.report.folder import one_writer
 from finetune.resuming import find_any
 from finetune.say import say
 from finetune.sweep.planned import Planned, planned
@@ -29,19 +30,19 @@ def resume_sweep(folder: Path, console: Console) -> int:
         RequestError: there are no jobs, or what tells of them is damaged.
         Interrupted: again.
     """
-    plans = _unfinished(folder)
-    if not plans:
-        say(console, "done", f"every job of {folder} has finished")
-        return 0
-    tell_apart(plans)
-    groups = {common(plan.settings) for plan in plans if plan.settings and plan.going_on}
-    for plan in plans:
-        plan.together = plan.settings is not None and common(plan.settings) in groups
-    for plan in plans:
-        if plan.wrong:
-            plan.fail(plan.wrong)
-    train_all(plans, console)
-    return max(plan.code for plan in plans)
+    with one_writer(folder):
+        plans = _unfinished(folder)
+        if not plans:
+            say(console, "done", f"every job of {folder} has finished")
+            return 0
+        tell_apart(plans)
+        groups = {common(plan.settings) for plan in plans if plan.settings and plan.going_on}
+        for plan in plans:
+            plan.together = plan.settings is not None and common(plan.settings) in groups
+            if plan.wrong:
+                plan.fail(plan.wrong)
+        train_all(plans, console)
+        return max(plan.code for plan in plans)
 
 
 def _unfinished(folder: Path) -> list[Plan]:

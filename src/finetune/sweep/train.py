@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -69,35 +70,47 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
     if len(plans) == 1 and not plans[0].together:
         return _train_alone(plans[0], console)
     fresh = []
-    for plan in plans:
-        try:
-            if plan.going_on is None:
-                folders.refuse_used(plan.folder)
-            fresh.append(plan)
-        except RequestError as error:
-            plan.fail(error)
-    if not fresh:
-        return None
-    first = fresh[0]
+    with ExitStack() as held:
+        for plan in plans:
+            try:
+                if plan.going_on is None:
+                    folders.refuse_used(plan.folder)
+                held.enter_context(folders.one_writer(plan.folder))
+                fresh.append(plan)
+            except RequestError as error:
+                plan.fail(error)
+        if not fresh:
+            return None
+        found = _try_together(fresh, console, reach)
+    if found is not None:
+        prepared, why = found
+        say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
+        for plan in fresh:
+            _train_alone(plan, console, prepared if plan is fresh[0] else None)
+    return None
+
+
+def _try_together(
+    plans: list[Plan], console: Console, reach: Callable[[int], None]
+) -> tuple[Prepared, str] | None:
+    """Train them in one group; where that cannot be the first one prepared, and why."""
+    first = plans[0]
     assert first.settings is not None
     try:
         prepared = prepare(first.settings, first.folder, console, going_on=first.going_on)
-        for plan in fresh:
+        for plan in plans:
             if plan.going_on:
                 resuming.check(plan.going_on, prepared.origin)
-        if not (why := _why_alone(prepared)):
-            return _train_together(fresh, prepared, console, reach)
+        if why := _why_alone(prepared):
+            return prepared, why
+        _train_together(plans, prepared, console, reach)
     except Interrupted:
         raise
     except (RequestError, RunError, OSError) as error:  # what the jobs of a group have in common is wrong
         told = RunError(not_written(first.folder, error)) if isinstance(error, OSError) else error
-        for plan in fresh:
+        for plan in plans:
             if not plan.ended:
                 plan.fail(told)
-        return None
-    say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
-    for plan in fresh:
-        _train_alone(plan, console, prepared if plan is first else None)
     return None
 
 
@@ -107,7 +120,11 @@ def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None)
     console.print()
     say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
     try:
-        plan.finish(run_prepared(prepared, console) if prepared else run(plan.settings, plan.folder, console))
+        if prepared:
+            with folders.one_writer(plan.folder):
+                plan.finish(run_prepared(prepared, console))
+        else:
+            plan.finish(run(plan.settings, plan.folder, console))
     except (RequestError, RunError) as error:
         if isinstance(error, Interrupted):
             raise
