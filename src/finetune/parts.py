@@ -15,7 +15,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
 from finetune.data.sources import Progress
 from finetune.errors import RequestError
-from finetune.features.inputs import Ready
+from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model, assemble
 from finetune.training import losses, optim
 from finetune.training.classifier import Classifier
@@ -82,7 +82,7 @@ def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.
     return losses.build(settings.loss, settings.label_smoothing, weights)
 
 
-def make_classifier(settings: Settings, model: Model, ready: Ready, batches: Batches) -> Classifier:
+def make_classifier(settings: Settings, model: Model, ready: ModelInputs, batches: Batches) -> Classifier:
     """The network with its loss, optimiser and schedule."""
     name, options, groups = optimizer_groups(settings, model)
     schedule = make_schedule(settings, len(batches.train_dataloader()))

@@ -19,7 +19,8 @@ from finetune.data.images import ChangedImage
 from finetune.data.module import Batches
 from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.errors import RequestError
-from finetune.features.inputs import Prospect, Ready, foresee, read
+from finetune.features.load import LoadSettings, ModelInputs, load_inputs
+from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model
 from finetune.model.proof import Proof
 from finetune.parts import cache_dir, find_data, make_classifier, make_model, memo
@@ -44,7 +45,7 @@ class Prepared:
     settings: Settings
     folder: Path
     model: Model
-    ready: Ready
+    ready: ModelInputs
     batches: Batches
     classifier: Classifier
     proof: Proof
@@ -107,13 +108,11 @@ def prepare(
     ready = read_pictures(settings, dataset, model, console, folder if place.leads else None)
     dataset = ready.dataset
     check_shares(settings.batch_size, dataset, place)
-    terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.augment)
+    terminal.data_lines(console, dataset, ready.bad, model.preprocessing.crop_size, ready.plan.augment)
     terminal.balance_lines(console, dataset, settings.class_weights)
     terminal.feature_line(console, ready)
     compiled = devices.compiles(settings.compile, device, settings.epochs * len(dataset.split["train"]))
-    light = (
-        ready.features is not None and ready.boundary.suffix_macs * settings.batch_size < devices.LIGHT_MACS
-    )
+    light = ready.features is not None and ready.plan.suffix_macs * settings.batch_size < devices.LIGHT_MACS
     precision = devices.precision(
         "32" if light and settings.precision == "auto" else settings.precision, device
     )
@@ -168,26 +167,25 @@ def check_shares(batch_size: int, dataset: Dataset, place: Place) -> None:
             )
 
 
-def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> Prospect:
-    """Where the model splits and what would be kept of the pictures; nothing is decoded.
+def look_ahead(settings: Settings, dataset: Dataset, model: Model) -> FeaturePlan:
+    """Where the model splits and what would be cached of the images; nothing is decoded.
 
     Raises:
         RequestError: the device, the precision or the cache asked for is not to be had.
     """
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
-    return foresee(
-        model,
-        dataset,
-        augment=settings.data.augment,
+    wanted = FeatureSettings(
         cache=settings.cache,
         cache_dir=cache_dir(settings),
         cache_max_gb=settings.cache_max_gb,
+        augment=settings.data.augment,
         precision=settings.precision,
         compile=settings.compile,
-        bf16=devices.multiplies_bf16(device),
         device=device,
+        multiplies_bf16=devices.multiplies_bf16(device),
     )
+    return plan_features(model, dataset, wanted)
 
 
 def read_pictures(
@@ -196,7 +194,7 @@ def read_pictures(
     model: Model,
     console: Console,
     folder: Path | None,
-) -> Ready:
+) -> ModelInputs:
     """Every picture, decoded once or as features of the frozen prefix.
 
     folder: gets the list of those that are broken, where they are too many for a line.
@@ -205,20 +203,23 @@ def read_pictures(
         RequestError: pictures are broken and `data.bad_images=error`, or too few are left.
     """
     try:
-        ready = read(
-            model,
-            dataset,
-            look_ahead(settings, dataset, model),
+        plan = look_ahead(settings, dataset, model)
+        loading = LoadSettings(
             workers=settings.data.workers,
             seed=settings.seed,
             memo=memo(settings),
             progress=partial(progress, console),
-            say=partial(say, console, "note"),
+            on_wait=partial(
+                say, console, "note", "another run is computing the same features; waiting for it"
+            ),
         )
+        ready = load_inputs(plan, model, dataset, loading)
     except ChangedImage as error:
         if isinstance(error.picture, Path):
             forget(error.picture, memo(settings))
         raise
+    for line in ready.notes:
+        say(console, "note", line)
     if settings.data.bad_images == "error":
         if folder is not None and len(ready.bad) > NAMED:
             folders.list_bad(folder, ready.bad)

@@ -15,7 +15,7 @@ from finetune.atomic import sha256_of
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
-from finetune.features.inputs import Ready
+from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
 from finetune.report.folder import curves_until
@@ -179,7 +179,7 @@ def found(model: Model, dataset: Dataset) -> dict[str, Any]:
 
 
 def chosen(
-    ready: Ready, frozen: str, device: str, precision: str, compiled: bool, processes: int
+    ready: ModelInputs, frozen: str, device: str, precision: str, compiled: bool, processes: int
 ) -> dict[str, Any]:
     """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
     return {
@@ -189,7 +189,7 @@ def chosen(
         "precision": precision,
         "form": ready.features and ready.features["form"],
         "kept": ready.features is not None,
-        "augment": ready.augment,
+        "augment": ready.plan.augment,
         "compiled": compiled,
         "processes": processes,
     }

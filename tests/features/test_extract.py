@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from finetune.features.extract import Form, accelerate, choose, difference, extract, settle
+from finetune.features.extract import Form, accelerate, choose_form, difference, extract, settle
 from finetune.model.assemble import assemble
 from finetune.model.boundary import split
 from finetune.model.preprocessing import Preprocessing
@@ -134,7 +134,7 @@ def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, pictures):
     ],
 )
 def test_the_form_is_a_function_of_machine_and_workload(precision, compile, device, macs, bf16, form):
-    assert choose(precision, compile, device, macs, bf16) == form
+    assert choose_form(precision, compile, device, macs=macs, bf16=bf16) == form
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from finetune.data.dataset import Dataset, Stored
 from finetune.data.digests import known_bad
 from finetune.data.images import ChangedImage
 from finetune.features import store as stores
-from finetune.features.inputs import Prospect, Ready, foresee, read
+from finetune.features.load import LoadSettings, ModelInputs, load_inputs
+from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.features.store import Store
 from finetune.model.assemble import Model, assemble
 
@@ -37,19 +38,18 @@ def model() -> Model:
 
 
 @cache
-def prospect(kept: str) -> Prospect:
-    return foresee(
-        model(),
-        sources.load("digits", None, 0.15, 0.15),
-        augment="none",
+def plan(kept: str) -> FeaturePlan:
+    settings = FeatureSettings(
         cache=kept,
         cache_dir=Path("/"),
         cache_max_gb=20,
+        augment="none",
         precision="32",
         compile=False,
-        bf16=False,
         device="cpu",
+        multiplies_bf16=False,
     )
+    return plan_features(model(), sources.load("digits", None, 0.15, 0.15), settings)
 
 
 @pytest.fixture
@@ -69,13 +69,14 @@ def load(root: Path, memo: Path | None = None) -> Dataset:
     return sources.load("folder", str(root), 0.15, 0.15, memo)
 
 
-def prepared(dataset: Dataset, folder: Path, kept: str = "disk", said: Any = ()) -> Ready:
-    foreseen = replace(prospect(kept), cache_dir=folder / "cache")
-    memo, say = folder / "digests.sqlite", getattr(said, "append", print)
-    return read(model(), dataset, foreseen, workers=1, seed=0, memo=memo, progress=silent, say=say)
+def prepared(dataset: Dataset, folder: Path, kept: str = "disk") -> ModelInputs:
+    settings = LoadSettings(
+        workers=1, seed=0, memo=folder / "digests.sqlite", progress=silent, on_wait=lambda: None
+    )
+    return load_inputs(replace(plan(kept), cache_dir=folder / "cache"), model(), dataset, settings)
 
 
-def by_name(ready: Ready) -> dict[str, torch.Tensor]:
+def by_name(ready: ModelInputs) -> dict[str, torch.Tensor]:
     rows = ready.inputs(torch.arange(len(ready.dataset.images)))
     assert isinstance(rows, torch.Tensor)
     return {str(path): row for path, row in zip(ready.dataset.images, rows, strict=True)}
@@ -96,7 +97,7 @@ def check_store(folder: Path, root: Path) -> None:
 def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, resident: int
 ) -> None:
-    append, calls, said = Store.append, [], []
+    append, calls = Store.append, []
 
     def interfered(self: Store, *arguments: Any) -> None:
         append(self, *arguments)
@@ -110,14 +111,14 @@ def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next
             if removed == "rm":  # and another run begins, of other images, before this one goes on
                 prepared(load(root).without(range(0, COUNT, 3)), tmp_path)
 
-    monkeypatch.setattr("finetune.features.gather.RESIDENT", resident)
+    monkeypatch.setattr("finetune.features.compute.RESIDENT", resident)
     monkeypatch.setattr(Store, "append", interfered)
-    mine = prepared(load(root), tmp_path, said=said)
+    mine = prepared(load(root), tmp_path)
     wanted = by_name(prepared(load(root), tmp_path, "memory"))
     for name, row in by_name(mine).items():
         assert torch.equal(row, wanted[name]), name
-    told = ["the stored features were removed meanwhile; they serve this run alone"]
-    assert said == (told if removed == "rm" else [])
+    told = ("the stored features were removed meanwhile; they serve this run alone",)
+    assert mine.notes == (told if removed == "rm" else ())
     check_store(tmp_path, root)
 
 

@@ -141,6 +141,6 @@ def test_contents_are_readable_by_hand_and_cleared(tmp_path):
     (held,) = stores.contents(tmp_path)
     assert (held["model"], held["rows"], held["bytes"]) == ("resnet18", 2, 2 * LAYOUT.row_bytes)
     assert json.loads((tmp_path / "features" / os.path.basename(held["folder"]) / "about.json").read_text())
-    assert stores.size(tmp_path) == 2 * LAYOUT.row_bytes
+    assert stores.size_of_all(tmp_path) == 2 * LAYOUT.row_bytes
     assert stores.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
     assert stores.contents(tmp_path) == []

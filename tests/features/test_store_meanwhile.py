@@ -178,7 +178,7 @@ def test_what_cannot_be_removed_is_named_and_nothing_said_to_be_freed(tmp_path):
     store.folder.chmod(0o700)
     assert freed == 0
     assert left == [f"{store.folder / 'about.json'}: Permission denied"]
-    assert stores.size(tmp_path) == LAYOUT.row_bytes
+    assert stores.size_of_all(tmp_path) == LAYOUT.row_bytes
 
 
 @pytest.mark.parametrize("damage", ["resnet18|resnet81", '"row"|"wor"', "3,|4,", "{|", "a|\udce9"])

@@ -23,7 +23,7 @@ def list_store(folder: Path, screen: Console) -> None:
                 f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
             )
         screen.print(f"{readable(one['bytes']):>8}  {what}")
-    screen.print(f"{readable(store.size(folder))} in {len(held)} sets of features in {folder}")
+    screen.print(f"{readable(store.size_of_all(folder))} in {len(held)} sets of features in {folder}")
 
 
 def clear_store(folder: Path, screen: Console) -> None:

@@ -50,7 +50,7 @@ class Form:
         return asdict(self)
 
 
-def choose(precision: str, compile: str | bool, device: str, macs: float, bf16: bool) -> Form:
+def choose_form(precision: str, compile: str | bool, device: str, *, macs: float, bf16: bool) -> Form:
     """The form for a precision as asked for, the multiply-adds of the whole extraction, and the machine.
 
     bf16: whether the device multiplies bf16 natively. `precision=auto` uses it where it does.

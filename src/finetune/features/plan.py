@@ -1,4 +1,4 @@
-"""Where the model splits, and where its features are kept: decided from bytes and work, never by a timing."""
+"""What of a model is computed once for each image, and where that is cached: decided from bytes and work."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.data.dataset import Dataset
 from finetune.errors import RequestError
-from finetune.features.store import size as stored_size
+from finetune.features.extract import Form, choose_form
+from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model import modes
 from finetune.model.assemble import Model
@@ -23,6 +25,7 @@ from finetune.model.boundary import NotTraceable, Split, fingerprint, split
 from finetune.model.freeze import digest
 
 Where = Literal["disk", "memory", "none"]
+VIEWS = ("plain", "mirrored")
 
 # A byte read back costs about a nanosecond, a multiply-add a hundredth of one: below this, computing is as
 # fast as reading. resnet18 at 224 px: 74 for conv1, 1,450 for layer1, 1.8 million for the pooled features.
@@ -30,16 +33,48 @@ WORTH_MACS_PER_BYTE = 300
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """Where the model splits, and the multiply-adds of prefix and suffix for one picture.
+class FeatureSettings:
+    """The settings that decide what is cached, and the device.
 
-    split: None where nothing can be kept; `why` then says why.
+    multiplies_bf16: whether the device multiplies bf16 itself.
+    """
+
+    cache: str
+    cache_dir: Path
+    cache_max_gb: float
+    augment: str
+    precision: str
+    compile: str | bool
+    device: str
+    multiplies_bf16: bool
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """What of a model runs once for each image, and in what form and where its output is cached.
+
+    split: the two halves of the model; None where nothing can be cached, and `why` then says why.
+    prefix_macs, suffix_macs: multiply-adds of the halves for one image.
+    images: how many different images there are. views: which views of each are cached.
+    form: how the features are computed. keys: what those of each view are known by, beside the form; none
+        where they are not stored.
+    where, size, why: where the features go, how many bytes they take, and why.
+    augment: what `auto` means here: fresh images in every epoch where the backbone trains on images.
     """
 
     split: Split | None
     prefix_macs: float
     suffix_macs: float
-    why: str = ""
+    images: int
+    views: tuple[str, ...]
+    form: Form
+    keys: tuple[dict[str, Any], ...]
+    where: Where
+    size: int
+    why: str
+    augment: str
+    cache_dir: Path
+    device: str
 
     @property
     def share(self) -> float:
@@ -47,17 +82,71 @@ class Boundary:
         return self.prefix_macs / (self.prefix_macs + self.suffix_macs)
 
 
-def find_boundary(model: Model) -> Boundary:
-    """Split the model where gradients begin and measure both sides."""
-    whole = macs(model.network, model.example)
+def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> FeaturePlan:
+    """Split the model where gradients begin, and decide what is cached; no image is decoded.
+
+    Raises:
+        RequestError: a cache was asked for that fresh augmentation forbids.
+    """
+    cache, augment = settings.cache, settings.augment
+    if augment == "standard" and cache in ("memory", "disk"):
+        raise RequestError(
+            f"cache={cache}: expected data.augment=none or flip with it; standard shows"
+            " other images in every epoch, which cannot be cached"
+        )
+    halves, why = _split(model)
+    total = macs(model.network, model.example)
+    prefix_macs = macs(halves.prefix, model.example) if halves and halves.prefix else 0.0
+    images = len(set(dataset.digests))
+    views = VIEWS if augment == "flip" else VIEWS[:1]
+    rows = images * len(views)
+    form = choose_form(
+        settings.precision,
+        settings.compile,
+        settings.device,
+        macs=prefix_macs * rows,
+        bf16=settings.multiplies_bf16,
+    )
+    keys: tuple[dict[str, Any], ...] = ()
+    where: Where = "none"
+    size = 0
+    if halves and augment == "standard":
+        why = "augmentation shows other images in every epoch"
+    elif halves:
+        row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * form.itemsize
+        if cache in ("auto", "disk"):
+            about = _about(model, halves, settings.device)
+            keys = tuple({**about, "view": view} for view in views)
+        size = row_bytes * rows
+        where, why = decide(cache, row_bytes, rows, prefix_macs, _measure(settings, keys, form))
+    if augment == "auto":
+        augment = "standard" if where == "none" and model.backbone_trains() else "none"
+    return FeaturePlan(
+        split=halves,
+        prefix_macs=prefix_macs,
+        suffix_macs=total - prefix_macs,
+        images=images,
+        views=views,
+        form=form,
+        keys=keys,
+        where=where,
+        size=size,
+        why=why,
+        augment=augment,
+        cache_dir=settings.cache_dir,
+        device=settings.device,
+    )
+
+
+def _split(model: Model) -> tuple[Split | None, str]:
+    """The model's halves; None where nothing can be cached, and why."""
     try:
         halves = split(model.network, model.example)
     except NotTraceable as error:
-        return Boundary(None, 0.0, whole, f"the model cannot be split: {error}")
+        return None, f"the model cannot be split: {error}"
     if halves.prefix is None:
-        return Boundary(None, 0.0, whole, "nothing frozen comes before what trains")
-    before = macs(halves.prefix, model.example)
-    return Boundary(halves, before, whole - before)
+        return None, "nothing frozen comes before what trains"
+    return halves, ""
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
@@ -67,59 +156,10 @@ def macs(network: nn.Module, example: Tensor) -> float:
     return counter.get_total_flops() / 2
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where the features go, how many bytes they take, and why."""
-
-    where: Where
-    size: int
-    why: str
-
-
-def make_plan(
-    boundary: Boundary,
-    augment: str,
-    cache: str,
-    rows: int,
-    element_bytes: int,
-    cache_dir: Path,
-    cache_max_gb: float,
-    held: int,
-) -> Plan:
-    """Where the features of so many pictures go, each number of them taking `element_bytes`.
-
-    held: bytes that the cache has of just these features already.
-
-    Raises:
-        RequestError: a cache was asked for that fresh augmentation forbids.
-    """
-    if augment == "standard" and cache in ("memory", "disk"):
-        raise RequestError(
-            f"cache={cache}: expected data.augment=none or flip with it; standard shows"
-            " other pictures in every epoch, which cannot be kept"
-        )
-    if boundary.split is None:
-        return Plan("none", 0, boundary.why)
-    if augment == "standard":
-        return Plan("none", 0, "augmentation shows other pictures in every epoch")
-    elements = sum(crossing.size for crossing in boundary.split.crossings) // 4
-    existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
-    return decide(
-        cache,
-        elements * element_bytes,
-        rows,
-        boundary.prefix_macs,
-        stored=stored_size(cache_dir),
-        held=held,
-        cap=int(cache_max_gb * 1e9),
-        free=shutil.disk_usage(existing).free,
-        memory=ram(),
-    )
-
-
-def known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
-    """All that decides features, beside the form they are computed in."""
+def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
+    """All that decides features, beside their view and the form they are computed in."""
     assert halves.prefix is not None
+    processor = torch.backends.cpu.get_cpu_capability()
     timm = [version("timm")] if model.name.startswith("timm/") else []
     return {
         "model": model.name,
@@ -127,43 +167,53 @@ def known_by(model: Model, halves: Split, device: str) -> dict[str, Any]:
         "weights": digest(halves.prefix.state_dict()),
         "graph": fingerprint(halves.prefix),
         "preprocessing": model.preprocessing.metadata(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm],
     }
 
 
-def decide(
-    requested: str,
-    row_bytes: int,
-    rows: int,
-    row_macs: float,
-    *,
-    stored: int,
-    held: int,
-    cap: int,
-    free: int,
-    memory: int,
-) -> Plan:
-    """Decide `cache=auto|memory|disk|none`.
+@dataclass(frozen=True)
+class Space:
+    """Bytes for features.
 
-    stored: bytes in the cache already, of which `held` are of these features. cap: `cache_max_gb` in bytes.
-    free: bytes free on the disk. memory: bytes of RAM, of which a quarter may be taken.
+    stored: in the cache already, of which `reused` are of these features. limit: `cache_max_gb`.
+    free: on the disk. memory: of this machine, of which a quarter may be taken.
     """
+
+    stored: int
+    reused: int
+    limit: int
+    free: int
+    memory: int
+
+
+def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Space:
+    folder = settings.cache_dir
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return Space(
+        stored=size_of_all(folder),
+        reused=sum(size_of_store(folder, key | form.describe()) for key in keys),
+        limit=int(settings.cache_max_gb * 1e9),
+        free=shutil.disk_usage(existing).free,
+        memory=ram(),
+    )
+
+
+def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Space) -> tuple[Where, str]:
+    """Where `cache=auto|memory|disk|none` puts so many rows of features, and why."""
     size = row_bytes * rows
-    if requested == "none":
-        return Plan("none", size, "cache=none")
-    if requested == "auto" and row_macs < WORTH_MACS_PER_BYTE * row_bytes:
-        return Plan("none", size, "computing them again costs no more than reading them")
-    new = max(size - held, 0)
-    fits_disk = stored + new <= cap and new <= 0.9 * free
-    if requested in ("auto", "disk") and fits_disk:
-        return Plan("disk", size, "on disk for the next run")
-    over = "" if requested == "memory" else "over cache_max_gb or the free disk, so not stored; "
-    if size <= memory / 4:
-        return Plan("memory", size, f"{over}in memory for this run")
-    return Plan("none", size, f"{over}too large for memory")
+    if cache == "none":
+        return "none", "cache=none"
+    if cache == "auto" and row_macs < WORTH_MACS_PER_BYTE * row_bytes:
+        return "none", "computing them again costs no more than reading them"
+    new = max(size - space.reused, 0)
+    fits_disk = space.stored + new <= space.limit and new <= 0.9 * space.free
+    if cache in ("auto", "disk") and fits_disk:
+        return "disk", "on disk for the next run"
+    over = "" if cache == "memory" else "over cache_max_gb or the free disk, so not stored; "
+    if size <= space.memory / 4:
+        return "memory", f"{over}in memory for this run"
+    return "none", f"{over}too large for memory"
 
 
 def readable(size: float) -> str:

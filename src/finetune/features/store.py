@@ -118,7 +118,7 @@ def key(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({"store": VERSION, **about}, sort_keys=True).encode()).hexdigest()
 
 
-def held(cache: Path, about: dict[str, Any]) -> int:
+def size_of_store(cache: Path, about: dict[str, Any]) -> int:
     """Bytes that the store for `about` has."""
     return _bytes(_folder(cache, about))
 
@@ -202,7 +202,7 @@ def _folders(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
 
 
-def size(cache: Path) -> int:
+def size_of_all(cache: Path) -> int:
     """Bytes of all stores."""
     return sum(map(_bytes, _folders(cache)))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, BrokenPicture, decode
-from finetune.features.extract import Forward, accelerate, choose, extract, settle
+from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
 from finetune.inference.calibration import temperature_of
 from finetune.model.boundary import NotTraceable, split
 from finetune.saved import Saved
@@ -52,7 +52,9 @@ class Predictor:
         self.saved, self.device = saved, devices.accelerator(accelerator)
         self.temperature = 1.0 if raw else temperature_of(saved.summary)
         self.normalise = saved.preprocessing.normalise
-        self.form = choose(precision, False, self.device, 0, devices.multiplies_bf16(self.device))
+        self.form = choose_form(
+            precision, False, self.device, macs=0, bf16=devices.multiplies_bf16(self.device)
+        )
         self.forward: Forward | None = None
 
     def __call__(self, images: Iterable[Picture]) -> Iterator[list[Answer]]:

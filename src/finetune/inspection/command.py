@@ -9,10 +9,9 @@ import torch
 from rich.console import Console
 
 from finetune.config.schema import Settings
-from finetune.features.plan import make_plan
 from finetune.inspection import drawing, graph, modules, table
 from finetune.model.parameters import count_parameters
-from finetune.parts import cache_dir, find_data, make_loss, make_model, optimizer_groups
+from finetune.parts import find_data, make_loss, make_model, optimizer_groups
 from finetune.prepare import look_ahead
 from finetune.say import say
 
@@ -55,28 +54,18 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     dataset = find_data(settings)
     model = make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
-    prospect = look_ahead(settings, dataset, model)
-    auto = make_plan(
-        prospect.boundary,
-        settings.data.augment,
-        cache="auto",
-        rows=prospect.contents * prospect.views,
-        element_bytes=prospect.form.itemsize,
-        cache_dir=cache_dir(settings),
-        cache_max_gb=settings.cache_max_gb,
-        held=prospect.held,
-    )
-    halves = prospect.boundary.split
+    plan = look_ahead(settings, dataset, model)
+    auto = plan
+    if settings.cache != "auto":
+        auto = look_ahead(settings.model_copy(update={"cache": "auto"}), dataset, model)
     rows = modules.module_rows(
         model.network,
         modules.execute_modules(model.network, model.example),
         groups=optimizer_groups(settings, model)[2],
-        constant=halves.frozen if halves else (),
+        constant=plan.split.frozen if plan.split else (),
         depth=depth,
     )
-    return table.Inspected(
-        settings=settings, dataset=dataset, model=model, prospect=prospect, auto=auto, rows=rows
-    )
+    return table.Inspected(settings=settings, dataset=dataset, model=model, plan=plan, auto=auto, rows=rows)
 
 
 def draw_graph(found: table.Inspected, file: Path, depth: int | None) -> list[graph.Node]:

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
-from finetune.features.inputs import Prospect
-from finetune.features.plan import Plan, readable
+from finetune.features.plan import FeaturePlan, readable
 from finetune.inspection.modules import Row, boundary_index
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
@@ -32,8 +31,8 @@ class Inspected:
     settings: Settings
     dataset: Dataset
     model: Model
-    prospect: Prospect
-    auto: Plan
+    plan: FeaturePlan
+    auto: FeaturePlan
     rows: list[Row]
 
     @property
@@ -44,12 +43,14 @@ class Inspected:
     @property
     def macs(self) -> float:
         """Multiply-adds of the whole forward pass for one image."""
-        return self.prospect.boundary.prefix_macs + self.prospect.boundary.suffix_macs
+        return self.plan.prefix_macs + self.plan.suffix_macs
 
     @property
     def why_no_boundary(self) -> str:
         """Why there is no gradient boundary; empty where there is one."""
-        return self.prospect.boundary.why if self.trains else "nothing trains"
+        if not self.trains:
+            return "nothing trains"
+        return "" if self.plan.split else self.plan.why
 
 
 def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
@@ -128,7 +129,7 @@ def _rates(row: Row) -> str:
 
 def boundary_text(found: Inspected) -> str:
     """What crosses the gradient boundary; empty where nothing can be kept."""
-    halves = found.prospect.boundary.split
+    halves = found.plan.split
     if halves is None or not found.trains:
         return ""
     shapes = " + ".join("x".join(map(str, one.shape)) for one in halves.crossings)
@@ -140,24 +141,23 @@ def boundary_text(found: Inspected) -> str:
 
 def cache_lines(found: Inspected) -> list[str]:
     """The share of the forward pass that is skipped, the size of the store, and what is decided."""
-    asked, share = found.settings.cache, found.prospect.boundary.share
+    asked, share = found.settings.cache, found.plan.share
     if why := found.why_no_boundary:
         return [f"nothing would be kept: {why}"]
     share = share if share == 1 else min(share, 0.9999)  # 100 % only where nothing is left
     lines = [f"{share:.2%} of the forward pass is constant and would run once a picture"]
-    lines.append(f"cache={asked}: {_decision(found, found.prospect.plan)}")
+    lines.append(f"cache={asked}: {_decision(found, found.plan)}")
     if asked != "auto":
         lines.append(f"cache=auto would decide: {_decision(found, found.auto)}")
     return lines
 
 
-def _decision(found: Inspected, plan: Plan) -> str:
+def _decision(found: Inspected, plan: FeaturePlan) -> str:
     if not plan.size:
         return f"nothing, {plan.why}"
-    prospect = found.prospect
-    views = f"{prospect.views} views of " if prospect.views > 1 else ""
-    noun = "pictures" if prospect.contents > 1 else "picture"
-    size = f"{views}{prospect.contents:,} {noun} in {prospect.form.dtype} take {readable(plan.size)}"
+    views = f"{len(plan.views)} views of " if len(plan.views) > 1 else ""
+    noun = "pictures" if plan.images > 1 else "picture"
+    size = f"{views}{plan.images:,} {noun} in {plan.form.dtype} take {readable(plan.size)}"
     place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
     why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
     return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"
@@ -188,25 +188,24 @@ def as_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
 
 
 def _boundary(found: Inspected) -> dict[str, Any]:
-    boundary = found.prospect.boundary
-    crossings = boundary.split.crossings if boundary.split else ()
+    crossings = found.plan.split.crossings if found.plan.split else ()
     return {
         "before": next((row.name for row in found.rows[boundary_index(found.rows) :]), None),
         "crossings": [{"name": one.name, "shape": one.shape, "bytes": one.size} for one in crossings],
         "bytes": sum(one.size for one in crossings),
-        "skipped": boundary.share,
+        "skipped": found.plan.share,
     }
 
 
 def _cache(found: Inspected) -> dict[str, Any]:
-    prospect, plan = found.prospect, found.prospect.plan
+    plan = found.plan
     return {
         "asked": found.settings.cache,
         "where": plan.where,
         "why": plan.why,
         "auto": {"where": found.auto.where, "why": found.auto.why},
-        "form": str(prospect.form),
-        "pictures": prospect.contents,
-        "views": prospect.views,
+        "form": str(plan.form),
+        "pictures": plan.images,
+        "views": len(plan.views),
         "bytes": plan.size,
     }

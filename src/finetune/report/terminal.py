@@ -13,7 +13,7 @@ from rich.console import Console
 from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
 from finetune.errors import brief
-from finetune.features.inputs import Ready
+from finetune.features.load import ModelInputs
 from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
@@ -103,13 +103,13 @@ def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> Non
         )
 
 
-def feature_line(console: Console, ready: Ready) -> None:
+def feature_line(console: Console, ready: ModelInputs) -> None:
     """What of the model runs once, and where its output is kept."""
     plan, features = ready.plan, ready.features
     if features is None:
         say(console, "cache", f"nothing: {plan.why}")
         return
-    text = f"{ready.boundary.share:.0%} of the forward pass is constant and runs once a picture; "
+    text = f"{ready.plan.share:.0%} of the forward pass is constant and runs once a picture; "
     if features["computed"]:
         rate = features["computed"] / features["seconds"]
         text += f"{features['computed']:,} computed in {features['seconds']:.1f} s"

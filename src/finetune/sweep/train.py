@@ -166,7 +166,7 @@ def _train_together(
         lambda number, error: plans[number].fail(error),
     )
     settings = first.settings
-    busy = prepared.ready.boundary.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
+    busy = prepared.ready.plan.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
     options = Options(
         epochs=settings.epochs,
         max_steps=settings.max_steps,

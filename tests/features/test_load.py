@@ -10,7 +10,8 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.sources import Dataset
-from finetune.features.inputs import foresee, read
+from finetune.features.load import LoadSettings, load_inputs
+from finetune.features.plan import FeatureSettings, plan_features
 from finetune.model.assemble import assemble
 from finetune.model.boundary import split
 
@@ -32,27 +33,27 @@ def assembled(freeze, classes):
     return assemble("timm/test_resnet", "random", list(freeze), 10, classes, seed=0, image_size=SIZE)
 
 
-def prepared(tmp_path, freeze, dataset, **knobs):
+def prepared(tmp_path, freeze, dataset, **changed):
     model = copy.deepcopy(assembled(tuple(freeze), tuple(dataset.classes)))
-    decisive = {
-        "augment": "auto",
-        "cache": "auto",
-        "cache_dir": tmp_path / "cache",
-        "cache_max_gb": 20,
-        "precision": "32",
-        "compile": False,
-        "bf16": False,
-        "device": "cpu",
-    }
-    others = {
-        "workers": "auto",
-        "seed": 0,
-        "memo": tmp_path / "digests.sqlite",
-        "progress": silent,
-        "say": lambda text: None,
-    }
-    prospect = foresee(model, dataset, **{key: knobs.pop(key, value) for key, value in decisive.items()})
-    return model, read(model, dataset, prospect, **{**others, **knobs})
+    settings = FeatureSettings(
+        cache="auto",
+        cache_dir=tmp_path / "cache",
+        cache_max_gb=20,
+        augment="auto",
+        precision="32",
+        compile=False,
+        device="cpu",
+        multiplies_bf16=False,
+    )
+    loading = LoadSettings(
+        workers="auto",
+        seed=changed.pop("seed", 0),
+        memo=tmp_path / "digests.sqlite",
+        progress=silent,
+        on_wait=lambda: None,
+    )
+    plan = plan_features(model, dataset, replace(settings, **changed))
+    return model, load_inputs(plan, model, dataset, loading)
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", pytest.param("resnet18", marks=pytest.mark.slow)])
@@ -201,7 +202,7 @@ def test_flip_on_features_shows_in_each_epoch_what_flip_on_pictures_shows(tmp_pa
     dataset = digits(70)
     model, pictures = prepared(tmp_path, ["all"], dataset, augment="flip", cache="none")
     _, features = prepared(tmp_path, ["all"], dataset, augment="flip", cache=cache)
-    halves = features.boundary.split
+    halves = features.plan.split
     model.network.eval()
     chosen = torch.arange(70)
     shown = []
@@ -232,7 +233,7 @@ def test_augmentation_follows_from_what_is_kept(tmp_path):
     ]
     for freeze, knobs, augment in choices:
         ready = prepared(tmp_path, freeze, dataset, **knobs)[1]
-        assert ready.augment == augment, (freeze, knobs)
+        assert ready.plan.augment == augment, (freeze, knobs)
         assert (ready.features is None) == (augment == "standard" or knobs.get("cache") == "none")
 
 
@@ -243,15 +244,14 @@ def test_a_damaged_store_is_mended_and_said(tmp_path):
     content = bytearray(data.read_bytes())
     content[3 * 384 + 7] ^= 255
     data.write_bytes(content)
-    said: list[str] = []
-    again = prepared(tmp_path, ["all"], dataset, say=said.append)[1]
+    again = prepared(tmp_path, ["all"], dataset)[1]
     assert again.features["computed"] == 1
-    assert said == ["1 stored features are damaged and are computed again"]
+    assert again.notes == ("1 stored features are damaged and are computed again",)
     assert torch.equal(first.inputs(torch.arange(30)), again.inputs(torch.arange(30)))
 
 
 def test_rows_too_large_for_memory_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("finetune.features.gather.RESIDENT", 0)
+    monkeypatch.setattr("finetune.features.compute.RESIDENT", 0)
     dataset = digits(20)
     mapped = prepared(tmp_path, ["all"], dataset)[1]
     monkeypatch.undo()
@@ -268,7 +268,7 @@ def test_features_are_constants(tmp_path):
 def test_pictures_too_large_for_memory_lie_in_a_file_that_nobody_sees(tmp_path, monkeypatch):
     dataset = digits(20)
     held = prepared(tmp_path, ["none"], dataset)[1]
-    monkeypatch.setattr("finetune.features.inputs.ram", lambda: 1000)
+    monkeypatch.setattr("finetune.features.load.ram", lambda: 1000)
     mapped = prepared(tmp_path, ["none"], dataset)[1]
     chosen = torch.tensor([19, 0, 7])
     assert torch.equal(held.inputs(chosen), mapped.inputs(chosen))

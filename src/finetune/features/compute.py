@@ -1,0 +1,191 @@
+"""The features of one view of the images: those that the store has, and those computed now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune import signals
+from finetune.data.dataset import Dataset
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
+from finetune.data.sources.found import Progress
+from finetune.data.views import Inputs
+from finetune.errors import RunError
+from finetune.features.extract import DTYPES, Form, extract, settle
+from finetune.features.plan import FeaturePlan
+from finetune.features.rows import Layout, MemoryStore
+from finetune.features.store import Store, opened
+
+RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
+
+
+@dataclass(frozen=True)
+class Features:
+    """One view of every image of a data set: `inputs(chosen)` gives the tensors of some, (B, ...) each.
+
+    form: how they were computed. difference: from fp32 eager, relative; None where none was computed now.
+    computed, reused: how many different images were computed now, and how many were in the store.
+    seconds: the time that both took.
+    """
+
+    layout: Layout
+    rows: Tensor
+    places: np.ndarray
+    form: Form
+    difference: float | None
+    computed: int
+    reused: int
+    seconds: float
+
+    def inputs(self, chosen: Tensor) -> Inputs:
+        """The features of images by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them."""
+        rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
+        tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    def select(self, kept: np.ndarray) -> Features:
+        """The same for some of the images, renumbered."""
+        return replace(self, places=self.places[kept])
+
+
+class Images:
+    """The images of a data set, decoded by index.
+
+    bad: those that cannot be decoded, by their index.
+    sample: digests of images to hold once they are decoded. held: these images, by digest.
+    """
+
+    def __init__(self, dataset: Dataset, reader: Reader, sample: Sequence[str] = ()) -> None:
+        self.dataset, self.reader, self.sample = dataset, reader, frozenset(sample)
+        self.bad: dict[int, BadImage] = {}
+        self.held: dict[str, Tensor] = {}
+        self._first: dict[int, Tensor] = {}
+
+    def decode(self, index: int) -> Tensor | None:
+        """uint8 (3, H, W); None where it is broken."""
+        if index in self._first:
+            return self._first.pop(index)
+        if index in self.bad:
+            return None
+        digest = self.dataset.digests[index]
+        decoded = self.reader(index)
+        if isinstance(decoded, BadImage):
+            # Images with the same content are read once: what is wrong with one is wrong with all.
+            for same, other in enumerate(self.dataset.digests):
+                if other == digest:
+                    self.bad[same] = replace(decoded, index=same, path=str(self.dataset.images[same]))
+            return None
+        if digest in self.sample:
+            self.held[digest] = decoded
+        return decoded
+
+    def decode_first(self, indices: Sequence[int], most: int) -> list[Tensor]:
+        """The first images that are not broken; each is kept until it is asked for again."""
+        first: dict[int, Tensor] = {}
+        for index in indices:
+            if len(first) == most:
+                break
+            if (image := self.decode(index)) is not None:
+                first[index] = image
+        self._first = first
+        return [*first.values()]
+
+
+class FeatureComputer:
+    """Takes from the store what it has, then computes and adds the rest; without a store it computes all.
+
+    progress: a progress bar of a name and a length.
+    on_wait: called where another run computes the same features and is waited for.
+    notes: what the user should know, a line each.
+    """
+
+    def __init__(
+        self, plan: FeaturePlan, images: Images, progress: Progress, on_wait: Callable[[], None]
+    ) -> None:
+        self.plan, self.images = plan, images
+        self.progress, self.on_wait = progress, on_wait
+        self.digests = images.dataset.digests
+        self.notes: list[str] = []
+
+    def compute(self, view: str, form: Form, normalise: Callable[[Tensor], Tensor]) -> Features:
+        """The features of a view, in the form or, where that is too far from fp32, in fp32.
+
+        normalise: uint8 (B, 3, H, W) to what the prefix takes.
+
+        Raises:
+            ChangedImage: an image is not what it was when it was hashed.
+            RunError: the store cannot be written or read back.
+        """
+        started, plan = time.perf_counter(), self.plan
+        assert plan.split is not None
+        assert plan.split.prefix is not None
+        layout = Layout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
+        with self._opened(view, form, layout) as store:
+            if damaged := store.verify(self.digests):
+                self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
+            first = {digest: i for i, digest in reversed(list(enumerate(self.digests)))}
+            missing = sorted(i for digest, i in first.items() if digest not in store.place)
+            difference, computed = None, 0
+            if sample := self.images.decode_first(missing, form.batch):
+                batch = normalise(torch.stack(sample))
+                forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
+                if actual != form:
+                    far = f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
+                    self.notes.append(far)
+                    return self.compute(view, actual, normalise)
+                batches = extract(
+                    forward,
+                    self.images.decode,
+                    normalise,
+                    missing,
+                    batch=form.batch,
+                    device=plan.device,
+                )
+                with self.progress(f"computing {view} features", len(first)) as advance:
+                    advance(len(first) - len(missing))
+                    for indices, tensors in batches:
+                        signals.check()
+                        if indices:  # a batch may be of broken images alone
+                            store.append([self.digests[index] for index in indices], tensors)
+                        computed += len(indices)
+                        advance(len(indices))
+            if computed and store.verify(self.digests):
+                raise RunError(
+                    "cache_dir: features are not read back as they were written; is the disk failing?"
+                )
+            if store.removed():
+                self.notes.append("the stored features were removed meanwhile; they serve this run alone")
+            rows, places = self._rows(store)
+        return Features(
+            layout=layout,
+            rows=rows,
+            places=places,
+            form=form,
+            difference=difference,
+            computed=computed,
+            reused=len(first) - len(missing),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _opened(self, view: str, form: Form, layout: Layout) -> AbstractContextManager[Store | MemoryStore]:
+        if self.plan.where != "disk":
+            return nullcontext(MemoryStore(layout))
+        key = self.plan.keys[self.plan.views.index(view)]
+        return opened(self.plan.cache_dir, {**key, **form.describe()}, layout, self.on_wait)
+
+    def _rows(self, store: Store | MemoryStore) -> tuple[Tensor, np.ndarray]:
+        """All rows (N, row_bytes), on the GPU where they fit well, and where the row of each image is."""
+        places = np.array([store.place.get(digest, -1) for digest in self.digests])
+        rows = torch.from_numpy(store.mapped())
+        if 0 < rows.nbytes <= RESIDENT:
+            rows, places = rows[torch.from_numpy(places)], np.arange(len(places))
+            if self.plan.device == "cuda" and rows.nbytes <= torch.cuda.mem_get_info()[0] // 4:
+                rows = rows.to(self.plan.device)
+        return rows, places

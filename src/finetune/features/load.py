@@ -1,0 +1,188 @@
+"""What the batches are made of: features of the frozen prefix where they are cached, else images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune import private
+from finetune.data.augment import Prepare
+from finetune.data.dataset import Dataset
+from finetune.data.digests import known_bad, remember_bad
+from finetune.data.images import BadImage
+from finetune.data.reader import Reader
+from finetune.data.sources.found import Progress
+from finetune.data.views import Inputs, Views, views
+from finetune.features.compute import FeatureComputer, Features, Images
+from finetune.features.plan import FeaturePlan
+from finetune.machine import ram
+from finetune.model.assemble import Model
+
+SAMPLE = 32  # training images that TensorBoard shows
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How images are read.
+
+    memo: the file that remembers what is known of image files; broken ones are not tried again.
+    progress: a progress bar of a name and a length.
+    on_wait: called where another run computes the same features and is waited for.
+    """
+
+    workers: int | str
+    seed: int
+    memo: Path
+    progress: Progress
+    on_wait: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Everything a training needs of the images.
+
+    dataset: without the images that are broken (`bad`).
+    inputs: by index; `prepare` is applied to a batch of them on the device, then `network`.
+    sample: some training images as the model sees them, (B, 3, H, W).
+    features: what the summary says of them; None where images are used.
+    notes: what the user should know, a line each.
+    """
+
+    dataset: Dataset
+    inputs: Views
+    prepare: Callable[[Any, bool, int], Inputs]
+    network: nn.Module
+    sample: Tensor
+    bad: list[BadImage]
+    plan: FeaturePlan
+    features: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+
+def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+    """Decode every image once, to keep what is planned of it.
+
+    Raises:
+        ChangedImage: an image is not what it was when it was hashed. RequestError: too few are left.
+    """
+    load = _load_images if plan.where == "none" else _load_features
+    return load(plan, model, dataset, settings)
+
+
+def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+    reader = _reader(plan, model, dataset, settings.memo)
+    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
+    with settings.progress("reading images", len(dataset.images)) as advance:
+        pixels, bad = reader.all(settings.workers, advance, partial(_allocate, plan.cache_dir))
+    places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
+    dataset = _leave_out(bad, dataset, settings.memo)
+
+    def plain(chosen: Tensor) -> Tensor:
+        return pixels[places[chosen]]
+
+    def mirrored(chosen: Tensor) -> Tensor:
+        return plain(chosen).flip(3)
+
+    return ModelInputs(
+        dataset=dataset,
+        inputs=views(plain, mirrored if plan.augment == "flip" else None, len(places), settings.seed),
+        prepare=prepare,
+        network=model.network,
+        sample=prepare(plain(torch.from_numpy(_sample_of(dataset))), True, 1),
+        bad=bad,
+        plan=plan,
+        features=None,
+    )
+
+
+def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+    assert plan.split is not None
+    reader = _reader(plan, model, dataset, settings.memo)
+    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
+    normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
+    images = Images(dataset, reader, [dataset.digests[index] for index in _sample_of(dataset)])
+    computer = FeatureComputer(plan, images, settings.progress, settings.on_wait)
+    computed = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
+    bad = [images.bad[index] for index in sorted(images.bad)]
+    kept = dataset.kept([one.index for one in bad])
+    dataset = _leave_out(bad, dataset, settings.memo)
+    plain, mirrored = computed[0].select(kept).inputs, computed[-1].select(kept).inputs
+    return ModelInputs(
+        dataset=dataset,
+        inputs=views(plain, mirrored if plan.augment == "flip" else None, len(kept), settings.seed),
+        prepare=_unchanged,
+        network=plan.split.suffix,
+        sample=_sample(dataset, reader, images.held, prepare),
+        bad=bad,
+        plan=plan,
+        features=_summary(computed, plan),
+        notes=tuple(computer.notes),
+    )
+
+
+def _reader(plan: FeaturePlan, model: Model, dataset: Dataset, memo: Path) -> Reader:
+    reasons = known_bad(dataset.digests, memo)
+    known = {
+        index: BadImage(index, str(dataset.images[index]), reasons[digest])
+        for index, digest in enumerate(dataset.digests)
+        if digest in reasons
+    }
+    uncropped = frozenset(dataset.split["train"].tolist() if plan.augment == "standard" else [])
+    return Reader(
+        dataset.images, model.preprocessing, known=known, digests=dataset.digests, uncropped=uncropped
+    )
+
+
+def _leave_out(bad: list[BadImage], dataset: Dataset, memo: Path) -> Dataset:
+    """The data set without images that are broken, which are remembered."""
+    remember_bad({dataset.digests[one.index]: one.reason for one in bad if one.lasting}, memo)
+    return dataset.without([one.index for one in bad]) if bad else dataset
+
+
+def _summary(computed: list[Features], plan: FeaturePlan) -> dict[str, Any]:
+    first = computed[0]
+    return {
+        "where": plan.where,
+        "form": str(first.form),
+        "difference": first.difference,
+        "computed": sum(features.computed for features in computed),
+        "reused": sum(features.reused for features in computed),
+        "seconds": sum(features.seconds for features in computed),
+        "bytes": plan.size,
+        "shapes": [list(shape) for shape in first.layout.shapes],
+    }
+
+
+def _sample_of(dataset: Dataset) -> np.ndarray:
+    return np.random.default_rng(0).permutation(dataset.split["train"])[:SAMPLE]
+
+
+def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
+    """Some training images as the first epoch may show them; decoded unless they are held."""
+    reader = replace(reader, pictures=dataset.images, known={}, digests=dataset.digests)  # numbered anew
+    found = []
+    for index in _sample_of(dataset).tolist():
+        digest = dataset.digests[index]
+        found.append(held[digest] if digest in held else reader(index))
+    return prepare(torch.stack([image for image in found if isinstance(image, Tensor)]), True, 1)
+
+
+def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
+    """Zeroed bytes: in a quarter of the memory at most, else in a file that is gone with the process."""
+    if math.prod(shape) <= ram() / 4:
+        return torch.zeros(shape, dtype=torch.uint8)
+    with TemporaryFile(dir=private.make_folder(folder)) as file:
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
+
+
+def _unchanged(features: Inputs, training: bool, number: int) -> Inputs:
+    return features
