@@ -14,8 +14,8 @@ import pytest
 from finetune import resuming
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError
-from finetune.model import statedict
-from finetune.model.freeze import digest
+from finetune.model.hashing import digest
+from finetune.model.statedict import read_state_dict
 from finetune.report import page
 from finetune.run import run
 from finetune.saved import open_run, settings_of
@@ -129,7 +129,7 @@ def content(file: str) -> bytes:
 
 
 def exported(file: str) -> Any:
-    state, text = statedict.read(Path(file))  # whose text has no order
+    state, text = read_state_dict(Path(file))  # whose text has no order
     return digest(state), text
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from finetune import cli
-from finetune.model.assemble import assemble
+from finetune.model.assemble import ModelConfig, assemble
 from support.runs import newest
 
 Train = Callable[..., Any]
@@ -83,7 +83,7 @@ def test_one_step_moves_all_62_parameters(train: Train) -> None:
 
 
 def test_with_everything_frozen_the_loss_carries_no_gradient(train: Train) -> None:
-    model = assemble("resnet18", "random", ["all"], "keep", ["a", "b"], seed=0, image_size=64)
+    model = assemble(ModelConfig("resnet18", "random", ["all"], "keep", image_size=64), ["a", "b"])
     assert not any(p.requires_grad for p in model.network.parameters())
     loss = model.network(torch.randn(1, 3, 64, 64)).square().sum()
     assert loss.grad_fn is None
@@ -128,7 +128,7 @@ def test_a_forward_that_branches_on_its_data_trains_uncached_and_one_line_says_w
     train: Train, few_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No model of torchvision does so: one of our own is put in the place of resnet18."""
-    monkeypatch.setattr("finetune.model.assemble.build", lambda *_: Doubling())
+    monkeypatch.setattr("finetune.model.assemble.build_model", lambda *_: Doubling())
     data = ("data=folder", f"data.root={few_pictures}", "data.image_size=32", "epochs=8")
     ended = train(*data, "weights=random", "optimizer.lr=0.001", "freeze=all", "batch_size=16")
     assert ended.code == 0

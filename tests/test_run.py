@@ -17,7 +17,7 @@ from safetensors import safe_open
 from finetune.data import sources
 from finetune.data.augment import Prepare
 from finetune.data.reader import Reader
-from finetune.model import head as heads
+from finetune.model.head import initial_head
 from finetune.model.preprocessing import Preprocessing
 from support.runs import CHECKOUT, QUICK, SMALL, checkpoint, newest, summary_of, whole_state
 
@@ -112,7 +112,7 @@ def test_frozen_means_frozen(train: Train) -> None:
     backbone = {name for name in before if not name.startswith("fc.")}
     assert len(backbone) == 120
     assert all(torch.equal(after[name], before[name]) for name in backbone)
-    begun = heads.initial(torchvision.models.resnet18(num_classes=10), "fc", seed=0)
+    begun = initial_head(torchvision.models.resnet18(num_classes=10), "fc", seed=0)
     assert not torch.equal(after["fc.weight"], begun["fc.weight"])
     proof = summary_of(folder)["frozen_proof"]
     assert proof["identical"] is True

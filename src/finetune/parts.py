@@ -16,7 +16,7 @@ from finetune.data.module import Batches
 from finetune.data.sources import Progress
 from finetune.errors import RequestError
 from finetune.features.load import ModelInputs
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.training import losses, optim
 from finetune.training.classifier import Classifier
 
@@ -63,17 +63,17 @@ def cache_dir(settings: Settings) -> Path:
 
 def make_model(settings: Settings, dataset: Dataset) -> Model:
     """The model that the settings describe, for the classes of a data set."""
-    return assemble(
+    config = ModelConfig(
         settings.model,
-        settings.weights,
-        settings.freeze,
-        settings.head,
-        dataset.classes,
-        seed=settings.seed,
+        weights=settings.weights,
+        freeze=settings.freeze,
+        head=settings.head,
         hidden=settings.head_hidden,
         dropout=settings.head_dropout,
         image_size=settings.data.image_size,
+        seed=settings.seed,
     )
+    return assemble(config, dataset.classes)
 
 
 def make_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:

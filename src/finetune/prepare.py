@@ -22,7 +22,7 @@ from finetune.errors import RequestError
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model
-from finetune.model.proof import Proof
+from finetune.model.hashing import Proof
 from finetune.parts import cache_dir, find_data, make_classifier, make_model, memo
 from finetune.report import folder as folders
 from finetune.report import terminal

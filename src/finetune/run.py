@@ -20,7 +20,7 @@ from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RunError
 from finetune.inference.calibration import temperature_of
 from finetune.inference.overlay import maps
-from finetune.model import head as heads
+from finetune.model.head import find_head
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
 from finetune.report import page, predictions, terminal
@@ -179,7 +179,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
                 callbacks.append(GradientMonitor(board.writer, console))
         path = prepared.going_on.path if prepared.going_on else None
         found = fit(prepared.classifier, prepared.batches, [job], options, callbacks, resume=path)
-    prepared.proof.check(prepared.model.network)
+    prepared.proof.check_unchanged(prepared.model.network)
     return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
 
 
@@ -218,7 +218,7 @@ def finish(
 def _saved(prepared: Prepared) -> Saved:
     """The run as it could be opened again, its model as it stands."""
     model, network = prepared.model, prepared.model.network.eval()
-    head = model.head or heads.find(network)
+    head = model.head or find_head(network)
     return Saved(
         prepared.folder,
         prepared.settings,

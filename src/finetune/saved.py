@@ -16,10 +16,10 @@ from finetune.atomic import read_json, sha256_of
 from finetune.config.messages import validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError
-from finetune.model import head as heads
-from finetune.model import statedict
-from finetune.model.build import build
+from finetune.model.build import build_model
+from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
 from finetune.report.folder import LATEST
 
@@ -125,17 +125,17 @@ def open_run(run: str) -> Saved:
     settings = settings_of(folder)
     if not (folder / "checkpoints" / "best.ckpt").exists():
         raise RequestError(f"{folder}: expected a run with a finished epoch; it has no checkpoint yet")
-    state, about = statedict.read(folder)
+    state, about = read_state_dict(folder)
     check_settings(folder, about.get("settings"))
     preprocessing = Preprocessing.from_metadata(about)
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
     torch.manual_seed(settings.seed)
-    network = build(settings.model, enum_of(settings.model, settings.weights))
-    head = heads.find(network)
+    network = build_model(settings.model, enum_of(settings.model, settings.weights))
+    head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
-    heads.replace(network, head, outputs, settings.head_hidden, settings.head_dropout)
+    replace_head(network, head, outputs, settings.head_hidden, settings.head_dropout)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")

@@ -3,7 +3,7 @@ import torch
 from torch import fx, nn
 
 from finetune.features.extract import Form, accelerate, choose_form, difference, extract, settle
-from finetune.model.assemble import assemble
+from finetune.model.assemble import ModelConfig, assemble
 from finetune.model.boundary import split
 from finetune.model.preprocessing import Preprocessing
 
@@ -13,7 +13,7 @@ BATCH = Form().batch
 
 @pytest.fixture(scope="module")
 def prefix() -> fx.GraphModule:
-    model = assemble("resnet18", "random", ["through:layer2"], 10, "abcdefghij", seed=0, image_size=SIZE)
+    model = assemble(ModelConfig("resnet18", "random", ["through:layer2"], 10, image_size=SIZE), "abcdefghij")
     found = split(model.network, model.example).prefix
     assert found is not None
     return found

@@ -12,7 +12,7 @@ from finetune.data import sources
 from finetune.data.sources import Dataset
 from finetune.features.load import LoadSettings, load_inputs
 from finetune.features.plan import FeatureSettings, plan_features
-from finetune.model.assemble import assemble
+from finetune.model.assemble import ModelConfig, assemble
 from finetune.model.boundary import split
 
 SIZE = 32
@@ -30,7 +30,7 @@ def digits(count: int) -> Dataset:
 
 @cache
 def assembled(freeze, classes):
-    return assemble("timm/test_resnet", "random", list(freeze), 10, classes, seed=0, image_size=SIZE)
+    return assemble(ModelConfig("timm/test_resnet", "random", list(freeze), 10, image_size=SIZE), classes)
 
 
 def prepared(tmp_path, freeze, dataset, **changed):
@@ -62,7 +62,7 @@ def prepared(tmp_path, freeze, dataset, **changed):
 )
 def test_training_on_features_follows_training_on_pictures(freeze, name):
     """Promise: in float64, nothing folded, 20 steps agree to 1e-6 for every kind of freeze."""
-    model = assemble(name, "random", freeze, 10, "abcdefghij", seed=0, image_size=SIZE)
+    model = assemble(ModelConfig(name, "random", freeze, 10, image_size=SIZE), "abcdefghij")
     network = model.network.double()
     generator = torch.manual_seed(1)
     pictures = torch.randn(24, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)

@@ -22,7 +22,7 @@ from finetune.features import store as stores
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.features.store import Store
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model, ModelConfig, assemble
 
 SIZE, COUNT = 32, 40  # three batches
 
@@ -34,7 +34,7 @@ def silent(*_: Any):
 
 @cache
 def model() -> Model:
-    return assemble("shufflenet_v2_x0_5", "random", ["all"], 2, ["a", "b"], seed=0, image_size=SIZE)
+    return assemble(ModelConfig("shufflenet_v2_x0_5", "random", ["all"], 2, image_size=SIZE), ["a", "b"])
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import nn
 from finetune.data import sources
 from finetune.errors import RequestError
 from finetune.features.plan import FeaturePlan, FeatureSettings, Space, decide, macs, plan_features, readable
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.freeze import Frozen
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.weights import Weights
@@ -50,7 +50,7 @@ def test_the_decision_follows_from_bytes_and_work(requested, row_bytes, rows, ro
 
 
 def resnet(freeze: list[str]) -> Model:
-    return assemble("resnet18", "random", freeze, 10, "abcdefghij", seed=0, image_size=64)
+    return assemble(ModelConfig("resnet18", "random", freeze, 10, image_size=64), "abcdefghij")
 
 
 def planned(model: Model, folder: Path, cache: str = "auto", augment: str = "none") -> FeaturePlan:

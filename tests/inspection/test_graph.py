@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.inspection.graph import Node, fold_calls, record_step
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.training import losses
 
 LABEL = torch.tensor([3])
@@ -18,7 +18,7 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 
 def assembled(*patterns: str, head: int | str = 10, name: str = "resnet18") -> Model:
-    return assemble(name, "random", patterns, head, CLASSES, seed=0, image_size=32)
+    return assemble(ModelConfig(name, "random", patterns, head, image_size=32), CLASSES)
 
 
 def graph(model: Model, loss: str = "cross_entropy", depth: int | None = None) -> list[Node]:

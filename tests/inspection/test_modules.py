@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.inspection.modules import Group, Row, boundary_index, execute_modules, module_rows
-from finetune.model.assemble import Model, assemble
+from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.boundary import split
 from finetune.training import optim
 
@@ -16,7 +16,7 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 
 def assembled(name: str, *patterns: str, head: int | str = 10, size: int = 32) -> Model:
-    return assemble(name, "random", patterns, head, CLASSES, seed=0, image_size=size)
+    return assemble(ModelConfig(name, "random", patterns, head, image_size=size), CLASSES)
 
 
 def table(model: Model, depth: int | None = None) -> list[Row]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.model import head as heads
-from finetune.model.build import build
+from finetune.model.build import build_model
+from finetune.model.head import find_head, replace_head
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -28,7 +28,7 @@ def kept() -> Callable[[str], nn.Module]:
     @cache
     def make(name: str) -> nn.Module:
         torch.manual_seed(0)
-        return build(name)
+        return build_model(name)
 
     return make
 
@@ -40,7 +40,7 @@ def replaced(kept: Callable[[str], nn.Module]) -> Callable[..., nn.Module]:
     @cache
     def make(name: str, hidden: tuple[int, ...] = (), dropout: float = 0.0) -> nn.Module:
         model = copy.deepcopy(kept(name))
-        heads.replace(model, heads.find(model), 10, hidden, dropout)
+        replace_head(model, find_head(model), 10, hidden, dropout)
         return model
 
     return make
@@ -53,9 +53,9 @@ def trained() -> Callable[..., nn.Module]:
     @cache
     def make(name: str, outputs: int = 1000) -> nn.Module:
         torch.manual_seed(1)
-        model = build(name)
+        model = build_model(name)
         if outputs != 1000:
-            heads.replace(model, heads.find(model), outputs)
+            replace_head(model, find_head(model), outputs)
         with torch.no_grad():
             for key, value in model.state_dict().items():
                 if value.is_floating_point() and value.ndim == 1:  # norms and biases begin as ones and zeros

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model.assemble import Model, assemble
-from finetune.model.freeze import digest, fingerprints
+from finetune.model.assemble import Model, ModelConfig, assemble
+from finetune.model.hashing import digest, fingerprints
 from finetune.model.parameters import count_parameters
 from finetune.model.preprocessing import Preprocessing
 
@@ -19,9 +19,10 @@ def made(
 ) -> Model:
     patterns = more.pop("freeze", ["all"])
     classes = more.pop("classes", TEN)
-    return assemble(
-        name, more.pop("weights", "random"), patterns, head, classes, seed=seed, image_size=size, **more
+    config = ModelConfig(
+        name, more.pop("weights", "random"), patterns, head, seed=seed, image_size=size, **more
     )
+    return assemble(config, classes)
 
 
 def test_the_main_job():
@@ -96,7 +97,7 @@ def test_pictures_have_the_weights_size_or_the_one_asked_for():
 @pytest.mark.parametrize(("name", "size"), [("vit_b_32", 100), ("alexnet", 32), ("inception_v3", 64)])
 def test_a_size_that_the_model_cannot_take_is_refused(name: str, size: int):
     with pytest.raises(
-        RequestError, match=rf"^data\.image_size={size}: {name} cannot take pictures of that size"
+        RequestError, match=rf"^data\.image_size={size}: {name} cannot take images of that size"
     ) as refused:
         made(name, size=size)
     assert "\n" not in str(refused.value)

@@ -11,13 +11,13 @@ from finetune.model import build
 
 
 def test_every_classification_model_of_torchvision_is_there():
-    assert len(build.names()) >= 80
-    assert {"resnet18", "vit_b_16", "swin_v2_t", "maxvit_t", "googlenet"} <= set(build.names())
+    assert len(build.model_names()) >= 80
+    assert {"resnet18", "vit_b_16", "swin_v2_t", "maxvit_t", "googlenet"} <= set(build.model_names())
 
 
 def test_a_model_is_torchvisions_own():
     torch.manual_seed(3)
-    ours = build.build("resnet18").state_dict()
+    ours = build.build_model("resnet18").state_dict()
     torch.manual_seed(3)
     theirs = torchvision.models.resnet18().state_dict()
     assert list(ours) == list(theirs)
@@ -26,7 +26,7 @@ def test_a_model_is_torchvisions_own():
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads_are_gone_and_train_mode_gives_plain_logits(name):
-    model = build.build(name)
+    model = build.build_model(name)
     assert not [key for key in model.state_dict() if key.startswith(("aux", "AuxLogits"))]
     assert model.transform_input  # what all weights of these two were trained with
     logits = model.train()(torch.zeros(2, 3, 75, 75))
@@ -37,8 +37,10 @@ def test_auxiliary_heads_are_gone_and_train_mode_gives_plain_logits(name):
 def test_weights_for_another_size_change_a_vision_transformers_size():
     swag = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
     with torch.device("meta"):
-        assert build.build("vit_b_16", swag).image_size == 384
-        assert build.build("vit_b_16", torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1).image_size == 224
+        assert build.build_model("vit_b_16", swag).image_size == 384
+        assert (
+            build.build_model("vit_b_16", torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1).image_size == 224
+        )
 
 
 @pytest.mark.parametrize(
@@ -53,13 +55,13 @@ def test_weights_for_another_size_change_a_vision_transformers_size():
 )
 def test_a_name_that_is_none_is_refused_with_near_ones(name, told):
     with pytest.raises(RequestError, match=told):
-        build.build(name)
+        build.build_model(name)
 
 
 def test_without_timm_its_models_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as Python marks what cannot be imported
     with pytest.raises(RequestError, match=r"model=timm/resnet18: .*finetune-toolkit\[timm\]"):
-        build.build("timm/resnet18")
+        build.build_model("timm/resnet18")
 
 
 @pytest.mark.parametrize(
@@ -69,4 +71,4 @@ def test_without_timm_its_models_name_the_extra(monkeypatch):
 def test_a_model_of_timms_has_1000_outputs_whatever_its_own_weights_have(name, size):
     # DINOv2's own weights have no head, the other's 21,843 outputs.
     with torch.device("meta"):
-        assert build.build(f"timm/{name}")(torch.zeros(1, 3, size, size)).shape == (1, 1000)
+        assert build.build_model(f"timm/{name}")(torch.zeros(1, 3, size, size)).shape == (1, 1000)

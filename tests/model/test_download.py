@@ -20,11 +20,11 @@ from torch import nn
 from finetune import network
 from finetune.errors import RequestError
 from finetune.model import weights as module
-from finetune.model.build import build
-from finetune.model.download import Unreachable, download
-from finetune.model.freeze import digest
+from finetune.model.build import build_model
+from finetune.model.download import Unreachable, download_weights
+from finetune.model.hashing import digest
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.weights import load
+from finetune.model.weights import load_weights
 
 NAME = "squeezenet1_1"  # torchvision's smallest file
 DEFAULT = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
@@ -33,13 +33,13 @@ DEFAULT = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
 @cache
 def source() -> nn.Module:
     torch.manual_seed(11)
-    return build(NAME)
+    return build_model(NAME)
 
 
 @cache
 def blank() -> nn.Module:
     torch.manual_seed(12)
-    return build(NAME)
+    return build_model(NAME)
 
 
 def fresh() -> nn.Module:
@@ -141,7 +141,7 @@ def is_source(model: nn.Module, factor: float = 1.0) -> bool:
 def test_weights_in_the_cache_are_used(cached: Path, requested: str):
     (cached / named_by_hash(data())).write_bytes(data())
     model = fresh()
-    weights = load(model, NAME, requested)
+    weights = load_weights(model, NAME, requested)
     assert digest(model.state_dict()) == digest(source().state_dict()) == weights.sha256
     assert weights.requested == requested
     assert weights.used == "IMAGENET1K_V1 of torchvision"
@@ -159,10 +159,10 @@ def test_a_damaged_file_in_the_cache_is_never_replaced_in_silence(
     with pytest.raises(
         RequestError, match=rf"^weights: .*{file.name} is damaged; delete it, and it is fetched again"
     ):
-        load(fresh(), NAME, requested)
+        load_weights(fresh(), NAME, requested)
     file.write_bytes(data()[:1000])
     with pytest.raises(RequestError, match=rf"^weights: .*{file.name} is damaged"):
-        load(fresh(), NAME, requested)
+        load_weights(fresh(), NAME, requested)
     assert file.stat().st_size == 1000
 
 
@@ -174,12 +174,12 @@ def test_the_network_fills_the_cache(
 ):
     address(monkeypatch, f"{serve(data())}/{named_by_hash(data())}")
     model = fresh()
-    assert load(model, NAME, "imagenet").used == "IMAGENET1K_V1 of torchvision"
+    assert load_weights(model, NAME, "imagenet").used == "IMAGENET1K_V1 of torchvision"
     assert is_source(model)
     assert [file.name for file in cached.iterdir()] == [named_by_hash(data())]
     address(monkeypatch, f"http://127.0.0.1:{unused_port()}/{named_by_hash(data())}")
     assert is_source(fresh()) is False
-    load(again := fresh(), NAME, "imagenet")
+    load_weights(again := fresh(), NAME, "imagenet")
     assert is_source(again)
 
 
@@ -205,8 +205,8 @@ def test_an_answer_that_is_not_the_file(
     with pytest.raises(
         RequestError, match=rf"^weights=imagenet: squeezenet1_1-.*\.pth is not in the cache .*{told}"
     ):
-        load(fresh(), NAME, "imagenet")
-    weights = load(model := fresh(), NAME, "auto")
+        load_weights(fresh(), NAME, "imagenet")
+    weights = load_weights(model := fresh(), NAME, "auto")
     assert is_source(model, 0.5)
     assert weights.used == "bundled"
     assert told in weights.warning
@@ -220,21 +220,21 @@ def test_a_server_that_never_answers_is_given_up_after_seconds(
     assert network.CONNECT_SECONDS == 5
     monkeypatch.setattr(network, "CONNECT_SECONDS", 0.5)
     began = time.monotonic()
-    weights = load(model := fresh(), NAME, "auto")
+    weights = load_weights(model := fresh(), NAME, "auto")
     assert 0.4 < time.monotonic() - began < 30  # whatever else this machine does
     assert is_source(model, 0.5)
     assert "timed out" in weights.warning
     assert weights.warning.endswith("using the bundled weights, which are weaker")
     assert "\n" not in weights.warning
     with pytest.raises(RequestError, match=r"^weights=IMAGENET1K_V1: squeezenet1_1-.*timed out"):
-        load(fresh(), NAME, "IMAGENET1K_V1")
+        load_weights(fresh(), NAME, "IMAGENET1K_V1")
     assert socket.getdefaulttimeout() is None
 
 
 def test_a_server_that_falls_silent_is_given_up(cached: Path, serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(network, "CONNECT_SECONDS", 0.3)
     with pytest.raises(Unreachable, match="timed out"):
-        download(f"{serve(data(), missing=1000)}/{named_by_hash(data())}")
+        download_weights(f"{serve(data(), missing=1000)}/{named_by_hash(data())}")
     assert list(cached.iterdir()) == []
 
 
@@ -242,12 +242,12 @@ def test_a_cache_that_cannot_be_written_counts_as_unreachable(tmp_path: Path, ca
     cached.rmdir()
     cached.write_text("a file where the folder should be")
     with pytest.raises(RequestError, match=r"^weights=imagenet: .* could not be fetched \(.*File exists"):
-        load(fresh(), NAME, "imagenet")
-    assert load(fresh(), NAME, "auto").used == "bundled"
+        load_weights(fresh(), NAME, "imagenet")
+    assert load_weights(fresh(), NAME, "auto").used == "bundled"
 
 
 def test_nothing_reachable_and_nothing_bundled_is_refused(cached: Path):
     with pytest.raises(
         RequestError, match=r"^weights=auto: .* none are bundled for squeezenet1_1; expected weights=random"
     ):
-        load(fresh(), NAME, "auto")
+        load_weights(fresh(), NAME, "auto")

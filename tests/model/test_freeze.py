@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model import head as heads
-from finetune.model.build import build
-from finetune.model.freeze import digest, freeze
+from finetune.model.build import build_model
+from finetune.model.freeze import freeze
+from finetune.model.hashing import digest
+from finetune.model.head import find_head, replace_head
 
 PICTURE = torch.zeros(1, 3, 64, 64)
 
@@ -107,8 +108,8 @@ def test_the_language(kept, name, patterns, expected):
 
 def test_norms_of_every_kind_are_meant():
     with torch.device("meta"):
-        swin = build("swin_t")
-        heads.replace(swin, "head", 10)
+        swin = build_model("swin_t")
+        replace_head(swin, "head", 10)
         group = nn.Sequential(
             nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4)
         )
@@ -182,7 +183,7 @@ def test_what_there_is_names_a_modules_own_parameters(kept):
 def test_naming_the_new_head_is_explained(replaced, name, entry):
     model = replaced(name)
     with pytest.raises(RequestError, match=f"freeze={re.escape(entry)}: .*is the new head, which"):
-        freeze(model, [entry], heads.find(model), PICTURE)
+        freeze(model, [entry], find_head(model), PICTURE)
 
 
 def test_a_module_that_the_forward_pass_never_uses_ends_nothing():

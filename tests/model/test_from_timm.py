@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.errors import RequestError
-from finetune.model import from_timm
-from finetune.model.build import build
-from finetune.model.download import Unreachable
-from finetune.model.freeze import digest
-from finetune.model.weights import load
+from finetune.model import download as downloads
+from finetune.model.build import build_model
+from finetune.model.download import Unreachable, timm_state_dict
+from finetune.model.hashing import digest
+from finetune.model.weights import load_weights
 
 NAME = "test_resnet"  # timm's own for tests, half a million parameters
 MODEL = f"timm/{NAME}"
@@ -38,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fill(hub: Path, data: bytes | None = None) -> dict[str, torch.Tensor]:
     """Put weights into the hub's cache as the hub's own client lays them out."""
     torch.manual_seed(5)
-    state = build(MODEL).state_dict()
+    state = build_model(MODEL).state_dict()
     folder = hub / "models--timm--test_resnet.r160_in1k"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "refs").mkdir()
@@ -55,19 +55,19 @@ def test_without_a_network_the_request_ends_at_once(hub: Path, requested: str):
     with pytest.raises(
         RequestError, match=rf"^weights={requested}: .*{NAME}.*could not be fetched \(.*refused"
     ) as refused:
-        load(build(MODEL), MODEL, requested)
+        load_weights(build_model(MODEL), MODEL, requested)
     assert time.monotonic() - began < 20  # left to itself the hub's client takes 47 seconds
     assert ("weights=random" in str(refused.value)) == (requested == "auto")
 
 
 def test_a_hub_that_never_answers_is_given_up(hub: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(from_timm, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         template = f"http://127.0.0.1:{silent.getsockname()[1]}/{{repo_id}}/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         began = time.monotonic()
         with pytest.raises(Unreachable, match="timed out"):
-            from_timm.state(NAME)
+            timm_state_dict(NAME)
     assert time.monotonic() - began < 20
 
 
@@ -90,16 +90,16 @@ def test_a_hub_that_does_not_have_the_model(hub: Path, monkeypatch: pytest.Monke
         template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         with pytest.raises(RequestError, match=rf"^weights=imagenet: .*{NAME} could not be loaded \(.*404"):
-            load(build(MODEL), MODEL, "imagenet")
+            load_weights(build_model(MODEL), MODEL, "imagenet")
         server.shutdown()
 
 
 def test_weights_in_the_cache_need_no_network(hub: Path):
     state = fill(hub)
     torch.manual_seed(6)
-    model = build(MODEL)
+    model = build_model(MODEL)
     assert digest(model.state_dict()) != digest(state)
-    weights = load(model, MODEL, "auto")
+    weights = load_weights(model, MODEL, "auto")
     assert digest(model.state_dict()) == digest(state)
     assert weights.used == f"timm's default for {NAME}"
     assert weights.preprocessing.crop_size == 160
@@ -111,27 +111,27 @@ def test_damaged_weights_in_the_cache_are_refused(hub: Path):
     with pytest.raises(
         RequestError, match=f"weights=imagenet: timm's weights for {NAME} could not be loaded"
     ):
-        load(build(MODEL), MODEL, "imagenet")
+        load_weights(build_model(MODEL), MODEL, "imagenet")
 
 
 def test_a_model_that_has_no_weights_says_so(hub: Path):
     with pytest.raises(Unreachable, match="No pretrained weights exist"):
-        from_timm.state("botnet50ts_256")
+        timm_state_dict("botnet50ts_256")
 
 
 def test_random_weights_of_timms(hub: Path):
-    weights = load(build(MODEL), MODEL, "random")
+    weights = load_weights(build_model(MODEL), MODEL, "random")
     assert weights.used == "random initialisation"
     assert weights.preprocessing.crop_size == 160
 
 
 def test_bundled_weights_are_torchvisions_resnet18s_alone(hub: Path):
     with pytest.raises(RequestError, match=r"weights=bundled: .*resnet18.*, not timm/resnet18"):
-        load(build("timm/resnet18"), "timm/resnet18", "bundled")
+        load_weights(build_model("timm/resnet18"), "timm/resnet18", "bundled")
 
 
 def test_torchvisions_enum_names_are_no_weights_of_timms(hub: Path):
     with pytest.raises(
         RequestError, match=r"weights=IMAGENET1K_V1: expected auto, imagenet, bundled, random, a file"
     ):
-        load(build(MODEL), MODEL, "IMAGENET1K_V1")
+        load_weights(build_model(MODEL), MODEL, "IMAGENET1K_V1")

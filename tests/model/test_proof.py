@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from finetune.errors import RunError
-from finetune.model import head as heads
-from finetune.model.freeze import Frozen, digest, fingerprints, freeze
+from finetune.model.freeze import Frozen, freeze
+from finetune.model.hashing import Proof, digest, fingerprints
+from finetune.model.head import find_head
 from finetune.model.parameters import count_parameters
-from finetune.model.proof import Proof
 from finetune.training import optim
 
 PICTURE = torch.zeros(1, 3, 64, 64)
@@ -47,7 +47,7 @@ def epoch(model: nn.Module, frozen: Frozen, hold: bool = True) -> None:
 )
 def test_frozen_means_frozen_bit_for_bit(replaced, name, patterns):
     model = copy.deepcopy(replaced(name))
-    frozen = freeze(model, patterns, heads.find(model), PICTURE)
+    frozen = freeze(model, patterns, find_head(model), PICTURE)
     tensors = frozen.tensors(model)
     assert list(tensors) == [
         name for name in [*dict(model.named_parameters()), *dict(model.named_buffers())] if name in tensors
@@ -65,14 +65,14 @@ def test_without_hold_the_statistics_move_and_the_proof_sees_it(replaced):
     frozen = freeze(model, ["all"], "fc", PICTURE)
     proof = Proof(model, frozen)
     epoch(model, frozen)
-    proof.check(model)
+    proof.check_unchanged(model)
     epoch(model, frozen, hold=False)
     after = fingerprints(frozen.tensors(model))
     moved = {name for name in proof.each if after[name] != proof.each[name]}
     assert moved == {name for name, _ in model.named_buffers()}
     assert len(moved) == 60
     with pytest.raises(RunError, match=r"frozen tensors changed .* bn1\.running_mean, .* and 54 more"):
-        proof.check(model)
+        proof.check_unchanged(model)
 
 
 def test_a_fingerprint_sees_one_bit_and_ignores_the_memory_format():

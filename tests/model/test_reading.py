@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model import head as heads
-from finetune.model.build import build
-from finetune.model.freeze import digest, freeze
-from finetune.model.statedict import State, fit, read, sealed_text
+from finetune.model.build import build_model
+from finetune.model.freeze import freeze
+from finetune.model.hashing import digest
+from finetune.model.head import replace_head
+from finetune.model.statedict import State, fit_state_dict, read_state_dict, sealed_text
 from finetune.training.checkpoint import save_frozen
 
 
@@ -23,7 +24,7 @@ def state_of(model: nn.Module) -> State:
 
 def test_a_file_of_torch_save(trained, tmp_path: Path):
     torch.save(trained("squeezenet1_1").state_dict(), tmp_path / "w.pth")
-    state, text = read(tmp_path / "w.pth")
+    state, text = read_state_dict(tmp_path / "w.pth")
     assert digest(state) == digest(state_of(trained("squeezenet1_1")))
     assert text == {}
 
@@ -34,17 +35,17 @@ def test_a_state_dict_wrapped_in_a_checkpoint(trained, tmp_path: Path, wrapper: 
         {wrapper: state_of(trained("squeezenet1_1")), "epoch": 3, "optimizer": {"lr": 0.1}},
         tmp_path / "w.pth",
     )
-    assert digest(read(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
+    assert digest(read_state_dict(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
 
 
 def test_an_old_file_that_is_no_zip_archive(trained, tmp_path: Path):
     torch.save(state_of(trained("squeezenet1_1")), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    assert digest(read(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
+    assert digest(read_state_dict(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
 
 
 def test_safetensors_with_their_text(trained, tmp_path: Path):
     save_file(state_of(trained("squeezenet1_1")), tmp_path / "w.safetensors", metadata={"mean": "[0, 0, 0]"})
-    state, text = read(tmp_path / "w.safetensors")
+    state, text = read_state_dict(tmp_path / "w.safetensors")
     assert digest(state) == digest(state_of(trained("squeezenet1_1")))
     assert text == {"mean": "[0, 0, 0]"}
 
@@ -62,12 +63,12 @@ class Runs:
 def test_a_sealed_file_is_refused_after_any_change(tmp_path: Path):
     state, file = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}, tmp_path / "w.safetensors"
     save_file(state, file, sealed_text(state, {"classes": '["cat", "dog"]'}))
-    assert read(file)[1] == {"classes": '["cat", "dog"]'}
+    assert read_state_dict(file)[1] == {"classes": '["cat", "dog"]'}
     whole = file.read_bytes()
     for old, new in ((b"cat", b"cot"), (b'"a":', b'"z":'), (whole[-4:], b"\0\0\0\0")):
         file.write_bytes(whole.replace(old, new))
         with pytest.raises(RequestError, match=r"w\.safetensors: expected the file as it was exported"):
-            read(file)
+            read_state_dict(file)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -78,17 +79,17 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
     left.unlink()
     torch.save({"x": Runs(left)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(RequestError, match=r"weights=.*w\.pth: .* can run code"):
-        read(tmp_path / "w.pth")
+        read_state_dict(tmp_path / "w.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Runs(left)))
     with pytest.raises(RequestError, match=r"weights=.*bare\.pth: "):
-        read(tmp_path / "bare.pth")
+        read_state_dict(tmp_path / "bare.pth")
     assert not left.exists()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path):
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
     with pytest.raises(RequestError, match=r"weights=.*w\.pth: expected a plain state dict"):
-        read(tmp_path / "w.pth")
+        read_state_dict(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -100,7 +101,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, suffix: str, pa
     data = whole.read_bytes()
     cut.write_bytes(data[: part if isinstance(part, int) else int(len(data) * part)])
     with pytest.raises(RequestError, match=rf"weights=.*cut\.{suffix}: ") as refused:
-        read(cut)
+        read_state_dict(cut)
     assert "\n" not in str(refused.value)
 
 
@@ -122,7 +123,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, suffix: str, pa
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: bytes, suffix: str):
     (tmp_path / f"w.{suffix}").write_bytes(content)
     with pytest.raises(RequestError, match=rf"weights=.*w\.{suffix}: ") as refused:
-        read(tmp_path / f"w.{suffix}")
+        read_state_dict(tmp_path / f"w.{suffix}")
     assert "\n" not in str(refused.value)
 
 
@@ -134,7 +135,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object)
     with pytest.raises(
         RequestError, match=r"weights=.*w\.pth: expected a state dict, that is names with tensors"
     ):
-        read(tmp_path / "w.pth")
+        read_state_dict(tmp_path / "w.pth")
 
 
 # --- a run's folder
@@ -157,19 +158,19 @@ def test_a_runs_folder_or_its_checkpoint_gives_the_whole_network(
 ):
     model = copy.deepcopy(trained("squeezenet1_1", 10))
     write_run(tmp_path / "run", model, patterns, "classifier.1")
-    state, text = read(tmp_path / "run" / inside)
+    state, text = read_state_dict(tmp_path / "run" / inside)
     assert digest(state) == digest(model.state_dict())
     assert text == {"crop_size": "96"}
 
 
 def test_a_runs_record_of_constants_that_a_library_does_not_store(tmp_path: Path):
-    model = build("timm/swin_tiny_patch4_window7_224")
-    heads.replace(model, "head.fc", 10)
+    model = build_model("timm/swin_tiny_patch4_window7_224")
+    replace_head(model, "head.fc", 10)
     write_run(tmp_path / "run", model, ["all"], "head.fc")
-    state, _ = read(tmp_path / "run")
+    state, _ = read_state_dict(tmp_path / "run")
     assert state.keys() - model.state_dict().keys()  # relative_position_index and the like
-    other = build("timm/swin_tiny_patch4_window7_224")
-    fit(other, "timm/swin_tiny_patch4_window7_224", state, "run", keep_head=True)
+    other = build_model("timm/swin_tiny_patch4_window7_224")
+    fit_state_dict(other, state, "run", keep_head=True)
     assert digest(other.state_dict()) == digest(model.state_dict())
 
 
@@ -180,7 +181,7 @@ def test_a_changed_record_of_what_was_frozen_is_refused(trained, tmp_path: Path)
     data[-1] ^= 1
     beside.write_bytes(data)
     with pytest.raises(RequestError, match=r"frozen\.safetensors: .* has been changed"):
-        read(tmp_path / "run")
+        read_state_dict(tmp_path / "run")
 
 
 @pytest.mark.parametrize("told", ["about", "classes"])  # "classes": by a run of an older version
@@ -191,21 +192,21 @@ def test_other_classes_in_the_record_of_what_was_frozen_are_refused(trained, tmp
     origin = {"about": about} if told == "about" else {"classes": ["a", "b"]}
     torch.save({**torch.load(file, weights_only=True), "origin": origin}, file)
     save_frozen(beside, load_file(beside), about)
-    assert read(tmp_path / "run")[1] == about
+    assert read_state_dict(tmp_path / "run")[1] == about
     for changed in ({"classes": '["b", "a"]'}, {"crop_size": "64"} if told == "about" else {"classes": ""}):
         save_frozen(beside, load_file(beside), {**about, **changed})
         with pytest.raises(RequestError, match=r"frozen\.safetensors: .* has been changed"):
-            read(tmp_path / "run")
+            read_state_dict(tmp_path / "run")
 
 
 def test_a_run_without_its_files_is_refused(trained, tmp_path: Path):
     with pytest.raises(
         RequestError, match=r"weights=.*: expected a run's folder, with checkpoints/best\.ckpt in it"
     ):
-        read(tmp_path)
+        read_state_dict(tmp_path)
     write_run(tmp_path / "run", copy.deepcopy(trained("squeezenet1_1", 10)), ["all"], "classifier.1")
     (tmp_path / "run" / "checkpoints" / "frozen.safetensors").unlink()
     with pytest.raises(
         RequestError, match=r"weights=.*run: expected a readable state dict .*frozen\.safetensors"
     ):
-        read(tmp_path / "run")
+        read_state_dict(tmp_path / "run")

@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model import head as heads
-from finetune.model.freeze import digest
-from finetune.model.statedict import fit, read
+from finetune.model.hashing import digest
+from finetune.model.head import count_outputs, find_head
+from finetune.model.statedict import fit_state_dict, read_state_dict
 from support.states import same_outputs, state_of, untrained
 
 
 def test_a_fitted_model_computes_what_its_source_does(trained):
     model = untrained("resnet18")
-    loaded, notes = fit(model, "resnet18", state_of(trained("resnet18")), "w.pth", keep_head=False)
+    loaded, notes = fit_state_dict(model, state_of(trained("resnet18")), "w.pth", keep_head=False)
     assert notes == []
     assert digest(loaded) == digest(model.state_dict()) == digest(state_of(trained("resnet18")))
     same_outputs(model, trained("resnet18"))
@@ -30,7 +30,7 @@ def test_a_fitted_model_computes_what_its_source_does(trained):
 def test_wrapper_prefixes_are_taken_off(trained, prefix: str):
     model = untrained("resnet18")
     wrapped = {prefix + key: value for key, value in state_of(trained("resnet18")).items()}
-    assert fit(model, "resnet18", wrapped, "w.pth", keep_head=False)[1] == []
+    assert fit_state_dict(model, wrapped, "w.pth", keep_head=False)[1] == []
     assert digest(model.state_dict()) == digest(state_of(trained("resnet18")))
 
 
@@ -40,15 +40,17 @@ def test_a_prefix_that_only_some_keys_have_is_no_wrapper(trained):
         for key, value in state_of(trained("resnet18")).items()
     }
     with pytest.raises(RequestError, match=r"missing \(layer1\..* unexpected \(module\.layer1"):
-        fit(untrained("resnet18"), "resnet18", state, "w.pth", keep_head=False)
+        fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=False)
 
 
 def test_a_prefix_that_is_the_models_own_stays():
     model = nn.Sequential(OrderedDict(model=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2))))
     state = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
-    fit(model, "own", state, "w.pth", keep_head=True)
+    fit_state_dict(model, state, "w.pth", keep_head=True)
     assert digest(model.state_dict()) == digest(state)
-    fit(model, "own", {f"model.{key}": value * 2 for key, value in state.items()}, "w.pth", keep_head=True)
+    fit_state_dict(
+        model, {f"model.{key}": value * 2 for key, value in state.items()}, "w.pth", keep_head=True
+    )
     assert digest(model.state_dict()) == digest({key: value * 2 for key, value in state.items()})
 
 
@@ -58,14 +60,14 @@ def test_half_precision_files_become_float32(trained):
         key: value.half() if value.is_floating_point() else value
         for key, value in state_of(trained("resnet18")).items()
     }
-    fit(model, "resnet18", half, "w.safetensors", keep_head=False)
+    fit_state_dict(model, half, "w.safetensors", keep_head=False)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     assert torch.equal(model.conv1.weight, half["conv1.weight"].float())
 
 
 def test_counters_of_batches_may_lack(trained):
     state = {key: value for key, value in state_of(trained("resnet18")).items() if "num_batches" not in key}
-    assert fit(untrained("resnet18"), "resnet18", state, "w.pth", keep_head=True)[1] == []
+    assert fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=True)[1] == []
 
 
 def test_auxiliary_heads_are_left_out(trained):
@@ -73,7 +75,7 @@ def test_auxiliary_heads_are_left_out(trained):
         "aux1.fc1.weight": torch.zeros(3),
         "aux2.conv.bn.bias": torch.zeros(3),
     }
-    assert fit(untrained("googlenet"), "googlenet", state, "w.pth", keep_head=True)[1] == []
+    assert fit_state_dict(untrained("googlenet"), state, "w.pth", keep_head=True)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def test_what_torchvisions_own_loaders_see_to_is_seen_to(
         }
     save_file(state, tmp_path / "w.safetensors")
     model = untrained(name)
-    _, notes = fit(model, name, read(tmp_path / "w.safetensors")[0], "w.safetensors", keep_head=True)
+    _, notes = fit_state_dict(
+        model, read_state_dict(tmp_path / "w.safetensors")[0], "w.safetensors", keep_head=True
+    )
     assert notes == []
     assert digest(model.state_dict()) == digest(state_of(trained(name)))
 
@@ -119,7 +123,7 @@ TEN = {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
 def test_another_head_is_left_out_with_one_note(trained, change, told: str):
     model, state = untrained("resnet18"), change(state_of(trained("resnet18")))
     before = digest({"w": model.fc.weight})
-    loaded, notes = fit(model, "resnet18", state, "w.pth", keep_head=False)
+    loaded, notes = fit_state_dict(model, state, "w.pth", keep_head=False)
     assert len(notes) == 1
     assert told in notes[0]
     assert digest({"w": model.fc.weight}) == before
@@ -130,9 +134,9 @@ def test_another_head_is_left_out_with_one_note(trained, change, told: str):
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "maxvit_t"])
 def test_a_kept_head_of_another_size_replaces_the_models(trained, name: str):
     model = untrained(name)
-    _, notes = fit(model, name, state_of(trained(name, 10)), "w.pth", keep_head=True)
+    _, notes = fit_state_dict(model, state_of(trained(name, 10)), "w.pth", keep_head=True)
     assert notes == []
-    assert heads.outputs(model, heads.find(model)) == 10
+    assert count_outputs(model, find_head(model)) == 10
     assert digest(model.state_dict()) == digest(state_of(trained(name, 10)))
 
 
@@ -151,7 +155,7 @@ def test_a_head_to_keep_that_is_not_there_is_refused(trained, change):
     with pytest.raises(
         RequestError, match=r"head=keep: expected weights whose head is the single layer fc; weights=w\.pth"
     ):
-        fit(untrained("resnet18"), "resnet18", state, "w.pth", keep_head=True)
+        fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=True)
 
 
 # --- what does not fit
@@ -185,7 +189,7 @@ def test_misfits_of_the_backbone_are_counted_and_named(trained, change, told: li
     with pytest.raises(
         RequestError, match=r"weights=w\.pth: expected the 120 tensors of this model's backbone"
     ) as refused:
-        fit(model, "resnet18", state, "w.pth", keep_head)
+        fit_state_dict(model, state, "w.pth", keep_head)
     for part in told:
         assert re.search(part, str(refused.value))
     assert digest(model.state_dict()) == before
@@ -193,4 +197,16 @@ def test_misfits_of_the_backbone_are_counted_and_named(trained, change, told: li
 
 def test_another_architecture_is_refused(trained):
     with pytest.raises(RequestError, match=r"missing .* unexpected"):
-        fit(untrained("resnet18"), "resnet18", state_of(trained("squeezenet1_1")), "w.pth", keep_head=False)
+        fit_state_dict(untrained("resnet18"), state_of(trained("squeezenet1_1")), "w.pth", keep_head=False)
+
+
+def test_timms_resnet18_has_torchvisions_names(trained):
+    model = untrained("resnet18")
+    assert fit_state_dict(model, state_of(trained("timm/resnet18")), "w.pth", keep_head=True)[1] == []
+    same_outputs(model, trained("timm/resnet18"))
+
+
+def test_another_librarys_names_are_refused(trained):
+    state = state_of(trained("timm/efficientnet_b0"))
+    with pytest.raises(RequestError, match=r"missing \(features.* unexpected \(conv_stem"):
+        fit_state_dict(untrained("efficientnet_b0"), state, "w.pth", keep_head=False)

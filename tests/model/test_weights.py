@@ -11,18 +11,18 @@ from torch import nn
 
 from finetune.errors import RequestError
 from finetune.model import weights as module
-from finetune.model.build import build, names
-from finetune.model.download import Unreachable, download
-from finetune.model.freeze import digest
+from finetune.model.build import build_model, model_names
+from finetune.model.download import Unreachable, download_weights
+from finetune.model.hashing import digest
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.weights import default_preprocessing, enum_of, load
+from finetune.model.weights import default_preprocessing, enum_of, load_weights
 
 NAME = "squeezenet1_1"
 
 
 def fresh() -> nn.Module:
     torch.manual_seed(12)
-    return build(NAME)
+    return build_model(NAME)
 
 
 def is_source(model: nn.Module, source: nn.Module, factor: float = 1.0) -> bool:
@@ -45,7 +45,7 @@ def bundled(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_bundled_weights_bring_their_preprocessing(trained, bundled: Path):
-    weights = load(model := fresh(), NAME, "bundled")
+    weights = load_weights(model := fresh(), NAME, "bundled")
     assert is_source(model, trained(NAME), 0.5)
     assert weights.preprocessing == Preprocessing(96, 110, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
     assert weights.warning is None
@@ -55,14 +55,14 @@ def test_only_what_is_bundled_can_be_asked_for():
     with pytest.raises(
         RequestError, match=r"^weights=bundled: expected one of .*\(resnet18\), not squeezenet1_1"
     ):
-        load(fresh(), NAME, "bundled")
+        load_weights(fresh(), NAME, "bundled")
 
 
 def test_the_shipped_weights_fit_resnet18():
     torch.manual_seed(0)
-    model = build("resnet18")
+    model = build_model("resnet18")
     before = digest(model.state_dict())
-    weights = load(model, "resnet18", "bundled", keep_head=True)
+    weights = load_weights(model, "resnet18", "bundled", keep_head=True)
     assert digest(model.state_dict()) == weights.sha256 != before
     assert weights.notes == []
     assert weights.used == "bundled"
@@ -71,7 +71,7 @@ def test_the_shipped_weights_fit_resnet18():
 
 
 def test_random_weights_are_the_models_own_and_say_so():
-    weights = load(model := fresh(), NAME, "random")
+    weights = load_weights(model := fresh(), NAME, "random")
     assert digest(model.state_dict()) == digest(fresh().state_dict()) == weights.sha256
     assert weights.used == "random initialisation"
     assert weights.preprocessing == Preprocessing()
@@ -83,25 +83,25 @@ def test_random_weights_are_the_models_own_and_say_so():
 def test_a_file_with_its_preprocessing_or_the_architectures(trained, tmp_path: Path):
     own = Preprocessing(64, 72, (0.5,) * 3, (0.25,) * 3, "bicubic")
     save_file(trained(NAME).state_dict(), tmp_path / "own.safetensors", metadata=own.metadata())
-    weights = load(model := fresh(), NAME, str(tmp_path / "own.safetensors"))
+    weights = load_weights(model := fresh(), NAME, str(tmp_path / "own.safetensors"))
     assert is_source(model, trained(NAME))
     assert weights.used == str(tmp_path / "own.safetensors")
     assert weights.preprocessing == own
     save_file(trained(NAME).state_dict(), tmp_path / "plain.safetensors", metadata={"format": "pt"})
-    assert load(fresh(), NAME, str(tmp_path / "plain.safetensors")).preprocessing == Preprocessing()
+    assert load_weights(fresh(), NAME, str(tmp_path / "plain.safetensors")).preprocessing == Preprocessing()
     torch.save(trained(NAME).state_dict(), tmp_path / "w.pth")
-    assert load(fresh(), NAME, str(tmp_path / "w.pth")).preprocessing == Preprocessing()
+    assert load_weights(fresh(), NAME, str(tmp_path / "w.pth")).preprocessing == Preprocessing()
 
 
 def test_a_heads_own_numbers_are_no_part_of_the_fingerprint_where_it_is_left_out(trained, tmp_path: Path):
     state = dict(trained(NAME).state_dict()) | {"classifier.1.weight": torch.zeros(10, 512, 1, 1)}
     torch.save(state | {"classifier.1.bias": torch.zeros(10)}, tmp_path / "w.pth")
-    weights = load(fresh(), NAME, str(tmp_path / "w.pth"))
+    weights = load_weights(fresh(), NAME, str(tmp_path / "w.pth"))
     torch.manual_seed(99)
-    again = load(build(NAME), NAME, str(tmp_path / "w.pth"))
+    again = load_weights(build_model(NAME), NAME, str(tmp_path / "w.pth"))
     assert weights.sha256 == again.sha256
     assert weights.notes == ["the head in the weights has 10 outputs and was left out"]
-    kept = load(model := fresh(), NAME, str(tmp_path / "w.pth"), keep_head=True)
+    kept = load_weights(model := fresh(), NAME, str(tmp_path / "w.pth"), keep_head=True)
     assert kept.sha256 == digest(model.state_dict()) != weights.sha256
     assert kept.notes == []
 
@@ -112,7 +112,7 @@ def test_preprocessing_that_is_no_numbers_is_refused(trained, tmp_path: Path):
     with pytest.raises(
         RequestError, match=r"^weights=.*w\.safetensors: expected numbers in the file's crop_size"
     ):
-        load(fresh(), NAME, str(tmp_path / "w.safetensors"))
+        load_weights(fresh(), NAME, str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_what_is_no_weights_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=told):
-        load(fresh(), NAME, requested)
+        load_weights(fresh(), NAME, requested)
 
 
 # --- torchvision's table
 
 
 def test_every_model_has_weights_with_a_hash_and_preprocessing():
-    for name in names():
+    for name in model_names():
         enum = enum_of(name, "imagenet")
         assert enum == torchvision.models.get_model_weights(name).DEFAULT
         own = default_preprocessing(name, nn.Identity())
@@ -150,7 +150,7 @@ def test_every_model_has_weights_with_a_hash_and_preprocessing():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.hub, "get_dir", lambda: "/dev/null/no-cache")  # stops before the network
             with pytest.raises(Unreachable, match="is not in the cache"):
-                download(enum.url)
+                download_weights(enum.url)
 
 
 def test_preprocessing_follows_the_weights():

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import writer
 
 from finetune import cli
-from finetune.model.build import build
+from finetune.model.build import build_model
 from support.composed import keep_composed
 from support.ended import Ended
 from support.runs import SMALL, trained
@@ -44,7 +44,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The override that loads weights into the small model: the same ones, whatever the seed."""
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
     torch.manual_seed(0)
-    save_file(dict(build(SMALL.partition("=")[2]).state_dict()), file)
+    save_file(dict(build_model(SMALL.partition("=")[2]).state_dict()), file)
     return f"weights={file}"
 
 

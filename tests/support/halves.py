@@ -9,9 +9,9 @@ import torchvision
 from torch import Tensor, nn
 
 from finetune.errors import RequestError
-from finetune.model import head
 from finetune.model.boundary import Split, split
 from finetune.model.freeze import Frozen, freeze
+from finetune.model.head import find_head, replace_head
 
 MODELS = torchvision.models
 # The smallest image that a family takes, where that is not 32 px.
@@ -78,8 +78,8 @@ def backbone(name: str) -> Backbone:
 
 
 def with_head(network: nn.Module, size: int) -> Backbone:
-    place = head.find(network)
-    head.replace(network, place, 5)
+    place = find_head(network)
+    replace_head(network, place, 5)
     return Backbone(network, place, size)
 
 

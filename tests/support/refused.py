@@ -240,12 +240,12 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ("data.name=CIFAR10", "data.name=CIFAR10: expected data=torchvision or hf with it", None),
     (
         "data.image_size=16 model=alexnet",
-        "data.image_size=16: alexnet cannot take pictures of that size",
+        "data.image_size=16: alexnet cannot take images of that size",
         None,
     ),
     (
         "data.image_size=64 model=vit_b_32",
-        "data.image_size=64: vit_b_32 cannot take pictures of that size",
+        "data.image_size=64: vit_b_32 cannot take images of that size",
         None,
     ),
     ("cache=memory data.augment=standard", "cache=memory: expected data.augment=none or flip", None),

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from finetune.model.build import build
+from finetune.model.build import build_model
 from finetune.model.statedict import State
 
 
@@ -13,7 +13,7 @@ def state_of(model: nn.Module) -> State:
 
 def untrained(name: str) -> nn.Module:
     torch.manual_seed(2)
-    return build(name)
+    return build_model(name)
 
 
 def same_outputs(model: nn.Module, other: nn.Module, size: int = 64) -> None:

@@ -19,10 +19,10 @@ from finetune.errors import RequestError
 from finetune.features.extract import Form, choose_form
 from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
-from finetune.model import modes
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, fingerprint, split
-from finetune.model.freeze import digest
+from finetune.model.hashing import digest
+from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
 VIEWS = ("plain", "mirrored")
@@ -151,7 +151,7 @@ def _split(model: Model) -> tuple[Split | None, str]:
 
 def macs(network: nn.Module, example: Tensor) -> float:
     """Multiply-adds of a forward pass in eval mode."""
-    with modes.kept(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(example)
     return counter.get_total_flops() / 2
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.model import modes
 from finetune.model.hooks import ModuleCall, watch_calls
+from finetune.model.tracing import keep_modes
 
 T = TypeVar("T")
 ROWS = 40  # more modules than this fold into the ones around them
@@ -87,7 +87,7 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
             container.calls, container.macs, container.output = 1, container.macs + macs, module.output
 
     with (
-        modes.kept(model),
+        keep_modes(model),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
         watch_calls(model, begin, end) as inside,

@@ -1,4 +1,4 @@
-"""A model ready to train: built, weighted, with its head, frozen."""
+"""A model ready to train: built, its weights loaded, its head replaced, frozen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import RequestError, brief
-from finetune.model import head as heads
-from finetune.model.build import build
+from finetune.model.build import build_model
 from finetune.model.freeze import Frozen, freeze
+from finetune.model.head import count_outputs, find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.weights import Weights, enum_of, load
+from finetune.model.weights import Weights, enum_of, load_weights
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is asked of a model, in the words of the settings of the same names.
+
+    head: number of outputs, `auto` (one for each class) or `keep`. hidden, dropout: of a new head.
+    image_size: in pixels, or `auto` (that of the weights).
+    """
+
+    name: str
+    weights: str
+    freeze: Sequence[str]
+    head: int | str = "auto"
+    hidden: Sequence[int] = ()
+    dropout: float = 0.0
+    image_size: int | str = "auto"
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,7 @@ class Model:
 
     head: full name of the new head; None where the old one was kept.
     classes: names of the outputs, in their order; those beyond the classes have none.
-    example: one black picture of the right size, (1, 3, H, W).
+    example: one black image of the right size, (1, 3, H, W).
     """
 
     name: str
@@ -43,60 +61,77 @@ class Model:
         )
 
 
-def assemble(
-    name: str,
-    weights: str,
-    patterns: Sequence[str],
-    head: int | str,
-    classes: Sequence[str],
-    *,
-    seed: int,
-    hidden: Sequence[int] = (),
-    dropout: float = 0.0,
-    image_size: int | str = "auto",
-) -> Model:
+def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     """Build a model, load its weights, replace its head and freeze it.
 
     Raises:
-        RequestError: the model, weights, head, freeze or size of the pictures are not as they must be.
+        RequestError: the model, weights, head, freeze or image size cannot be had.
     """
-    torch.manual_seed(seed)
-    network = build(name, enum_of(name, weights))
-    loaded = load(network, name, weights, keep_head=head == "keep")
-    preprocessing = loaded.preprocessing if image_size == "auto" else loaded.preprocessing.to(int(image_size))
-    place = heads.find(network)
-    names = (loaded.classes if head == "keep" else ()) or tuple(classes)
-    if unknown := [name for name in classes if name not in names]:
-        raise RequestError(
-            f"head=keep: expected classes that weights={weights} know ({brief(names)}), not {brief(unknown)};"
-            " head=auto makes a new head"
-        )
-    outputs = (
-        heads.outputs(network, place) if head == "keep" else len(classes) if head == "auto" else int(head)
+    torch.manual_seed(config.seed)
+    network = build_model(config.name, enum_of(config.name, config.weights))
+    weights = load_weights(network, config.name, config.weights, keep_head=config.head == "keep")
+    preprocessing = weights.preprocessing
+    if config.image_size != "auto":
+        preprocessing = preprocessing.to(int(config.image_size))
+    head = find_head(network)
+    names = _name_outputs(config, weights.classes, classes)
+    outputs = _choose_outputs(config, len(classes), names, count_outputs(network, head))
+    if config.head != "keep":
+        torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
+        replace_head(network, head, outputs, config.hidden, config.dropout)
+    example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
+    _check_image_size(network, example, config.name)
+    new_head = None if config.head == "keep" else head
+    frozen = freeze(network, config.freeze, new_head, example)
+    network.to(memory_format=torch.channels_last)
+    return Model(
+        config.name,
+        network,
+        weights,
+        preprocessing,
+        head=new_head,
+        outputs=outputs,
+        frozen=frozen,
+        example=example,
+        classes=names,
     )
+
+
+def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes in the order of the outputs; those that the weights know where their head is kept."""
+    if config.head != "keep" or not known:
+        return tuple(classes)
+    if unknown := [name for name in classes if name not in known]:
+        raise RequestError(
+            f"head=keep: expected classes that weights={config.weights} know ({brief(known)}),"
+            f" not {brief(unknown)}; head=auto makes a new head"
+        )
+    return tuple(known)
+
+
+def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old: int) -> int:
+    """How many outputs the head is to have; `old` is how many it has."""
+    if config.head == "keep":
+        outputs = old
+    elif config.head == "auto":
+        outputs = classes
+    else:
+        outputs = int(config.head)
     if outputs < len(names):
         raise RequestError(
-            f"head={head}: expected {len(names)} outputs or more, one for each class"
+            f"head={config.head}: expected {len(names)} outputs or more, one for each class"
             f" ({brief(names, 3)}), not {outputs}"
         )
-    if head != "keep":
-        torch.manual_seed(seed)  # the same head, whatever building the backbone has drawn
-        heads.replace(network, place, outputs, hidden, dropout)
-    example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
-    _check_size(network, example, name)
-    replaced = None if head == "keep" else place
-    frozen = freeze(network, patterns, replaced, example)
-    network.to(memory_format=torch.channels_last)
-    return Model(name, network, loaded, preprocessing, replaced, outputs, frozen, example, names)
+    return outputs
 
 
-def _check_size(network: nn.Module, example: Tensor, name: str) -> None:
+def _check_image_size(network: nn.Module, example: Tensor, name: str) -> None:
     network.eval()
     try:
         with torch.no_grad():
             network(example)
     except (RuntimeError, AssertionError) as error:
         raise RequestError(
-            f"data.image_size={example.shape[-1]}: {name} cannot take pictures of that size"
+            f"data.image_size={example.shape[-1]}: {name} cannot take images of that size"
             f" ({str(error).splitlines()[0]}); expected another, or auto"
         ) from None

@@ -64,17 +64,21 @@ def split(model: nn.Module, example: Tensor) -> Split:
     rows = {node: _rows_per_image(node, two[node], three[node]) for node in cut.stored}
     prefix = _prefix(traced, cut, rows)
     suffix = _suffix(traced, cut, rows, {node: (two[node], three[node]) for node in cut.sizes})
-    shapes = [(node.name, (*(k,) * (k > 1), *two[node].shape[1:])) for node, k in rows.items()]
-    crossings = tuple(Crossing(name, shape, 4 * math.prod(shape)) for name, shape in shapes)
+    crossings = tuple(_crossing(node, per_image, two[node]) for node, per_image in rows.items())
     return Split(prefix, suffix, crossings, _outermost(traced, cut))
+
+
+def _crossing(node: fx.Node, rows: int, value: Tensor) -> Crossing:
+    shape = tuple(value.shape[1:]) if rows == 1 else (rows, *value.shape[1:])
+    return Crossing(node.name, shape, 4 * math.prod(shape))
 
 
 @dataclass(frozen=True)
 class _Cut:
-    late: set[fx.Node]  # no constants: what trains, and what varies
+    needs_grad: set[fx.Node]  # after the boundary: what trains, what varies, and all that follows
     prefix: set[fx.Node]
     stored: list[fx.Node]  # the tensors that cross
-    again: set[fx.Node]  # constants that the suffix makes for itself, from parameters or from what crosses
+    recomputed: set[fx.Node]  # constants that the suffix makes for itself, from parameters or from `stored`
     sizes: list[fx.Node]  # constants other than tensors that the suffix needs
     cloned: set[fx.Node]  # stored, and written into by the suffix
 
@@ -88,32 +92,55 @@ def _parameters(traced: fx.GraphModule, node: fx.Node) -> list[nn.Parameter]:
     return [value] if isinstance(value, nn.Parameter) else []
 
 
-def _late(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> set[fx.Node]:
+def _needs_grad(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> set[fx.Node]:
     """The nodes whose output is no fixed function of the image; the model's own output counts as one."""
     state = storages([*traced.parameters(), *traced.buffers()])
-    late: set[fx.Node] = set()
-    reads: set[StorageWeakRef] = set()  # by late nodes: no constant may change it before they have
-    writes: set[StorageWeakRef] = set()  # by late nodes: no constant any more
+    found: set[fx.Node] = set()
+    reads: set[StorageWeakRef] = set()  # by those found: no constant may change it before they have read it
+    writes: set[StorageWeakRef] = set()  # by those found: no constant any more
     for node, did in seen.items():
         trains = any(parameter.requires_grad for parameter in _parameters(traced, node))
         disturbed = did.reads & writes or did.writes & (reads | state)
-        if node.op == "output" or trains or did.varies or disturbed or late & set(node.all_input_nodes):
-            late.add(node)
+        if node.op == "output" or trains or did.varies or disturbed or found & set(node.all_input_nodes):
+            found.add(node)
             reads |= did.reads
             writes |= did.writes
-    return late
+    return found
 
 
 def _cut(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> _Cut:
     """Choose what crosses: as little as possible, so nothing that the suffix can make by moving data."""
-    late = _late(traced, seen)
-    order = {node: i for i, node in enumerate(seen)}
-    last_write = {place: order[node] for node in order if node not in late for place in seen[node].writes}
-    free: set[fx.Node] = set()  # constants made of parameters and sizes: the suffix can have them for nothing
+    needs_grad = _needs_grad(traced, seen)
+    stored = _smallest_crossing(seen, needs_grad)
+    non_tensor = {node for node, did in seen.items() if did.non_tensor} - needs_grad
+    needed = _upstream(needs_grad, stored | non_tensor)
+    sizes = {dep for node in needed for dep in node.all_input_nodes} & non_tensor
+    effects = {node for node in seen.keys() - needs_grad if seen[node].writes or not node.users}
+    written = {storage for node in needs_grad for storage in seen[node].writes}
+    changed = [storage for node in stored for storage in seen[node].aliases & written]
+    if len(changed) > len(set(changed)):
+        raise NotTraceable("constants that share memory are written into by what trains")
+    return _Cut(
+        needs_grad=needs_grad,
+        prefix=_upstream(stored | effects, set()),
+        stored=sorted(stored),
+        recomputed=needed - needs_grad,
+        sizes=sorted(sizes),
+        cloned={node for node in stored if seen[node].aliases & written},
+    )
+
+
+def _smallest_crossing(seen: Mapping[fx.Node, Seen], needs_grad: set[fx.Node]) -> set[fx.Node]:
+    """The constant tensors to store so that the suffix can make all that it needs of them by moving data."""
+    parameter_only: set[fx.Node] = set()  # made of parameters and sizes: the suffix has them for nothing
+    last_write: dict[StorageWeakRef, fx.Node] = {}
     for node, did in seen.items():
-        made = node.op != "placeholder" and all(dep in free for dep in node.all_input_nodes)
-        if node not in late and (did.plain or (made and not did.writes)):
-            free.add(node)
+        if node in needs_grad:
+            continue
+        made = node.op != "placeholder" and parameter_only.issuperset(node.all_input_nodes)
+        if did.non_tensor or (made and not did.writes):
+            parameter_only.add(node)
+        last_write |= dict.fromkeys(did.writes, node)
 
     def cost(nodes: set[fx.Node]) -> float:
         return sum(math.prod(shape) if (shape := seen[node].shape) else math.inf for node in nodes)
@@ -121,31 +148,17 @@ def _cut(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> _Cut:
     def sources(node: fx.Node, stored: set[fx.Node]) -> set[fx.Node]:
         """The smallest tensors beside `stored` from which moving data makes `node`."""
         did = seen[node]
-        stale = any(last_write.get(place, -1) > order[node] for place in did.reads)
+        stale = any(last_write.get(storage, node) > node for storage in did.reads)
         if node in stored or node.op == "placeholder" or did.writes or stale or not did.moves:
             return {node}
-        below = {source for dep in node.all_input_nodes if dep not in free for source in sources(dep, stored)}
+        inputs = set(node.all_input_nodes) - parameter_only
+        below = {source for dep in inputs for source in sources(dep, stored)}
         return below if cost(below - stored) < cost({node}) else {node}
 
-    stored = {dep for node in late for dep in node.all_input_nodes} - late - free
-    for node in sorted(stored, key=order.__getitem__, reverse=True):
+    stored = {dep for node in needs_grad for dep in node.all_input_nodes} - needs_grad - parameter_only
+    for node in sorted(stored, reverse=True):
         stored = (stored - {node}) | sources(node, stored - {node})
-    plain = {node for node, did in seen.items() if did.plain} - late
-    needed = _upstream(late, stored | plain)
-    sizes = {dep for node in needed for dep in node.all_input_nodes} & plain
-    effects = {node for node, did in seen.items() if node not in late and (did.writes or not node.users)}
-    written = {place for node in late for place in seen[node].writes}
-    changed = [place for node in stored for place in seen[node].owns & written]
-    if len(changed) > len(set(changed)):
-        raise NotTraceable("constants that share memory are written into by what trains")
-    return _Cut(
-        late=late,
-        prefix=_upstream(stored | effects, set()),
-        stored=sorted(stored, key=order.__getitem__),
-        again=needed - late,
-        sizes=sorted(sizes, key=order.__getitem__),
-        cloned={node for node in stored if seen[node].owns & written},
-    )
+    return stored
 
 
 def _upstream(nodes: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
@@ -163,8 +176,9 @@ def _rows_per_image(node: fx.Node, two: Any, three: Any) -> int:
     """How many rows of a crossing tensor belong to an image, checked on images 0, 1 and again on 1, 2, 0."""
     rows = len(two) // 2 if isinstance(two, Tensor) and two.dim() else 0
     if rows and three.shape == (3 * rows, *two.shape[1:]):
-        again, scale = torch.cat([three[2 * rows :], three[:rows]]), float(two.abs().max().nan_to_num())
-        if torch.allclose(two, again, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        same = torch.cat([three[2 * rows :], three[:rows]])
+        scale = float(two.abs().max().nan_to_num())
+        if torch.allclose(two, same, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
             return rows
     raise NotTraceable(f"{node.meta['owner']}: the constant {node.name} is not computed image by image")
 
@@ -178,7 +192,7 @@ def _copy(traced: fx.GraphModule, nodes: set[fx.Node], graph: fx.Graph, env: dic
 def _constants(traced: fx.GraphModule, cut: _Cut) -> fx.GraphModule:
     """The constant part of the model, returning all that the suffix needs of it."""
     graph, env = fx.Graph(), dict[fx.Node, Any]()
-    _copy(traced, set(traced.graph.nodes) - cut.late, graph, env)
+    _copy(traced, set(traced.graph.nodes) - cut.needs_grad, graph, env)
     graph.output([env[node] for node in cut.stored + cut.sizes])
     return fx.GraphModule(traced, graph)
 
@@ -199,10 +213,9 @@ def _suffix(
 ) -> fx.GraphModule:
     graph, env = fx.Graph(), dict[fx.Node, Any]()
     features = graph.placeholder("features")
-    alone = len(rows) == 1
-    parts = [
-        features if alone else graph.call_function(operator.getitem, (features, i)) for i in range(len(rows))
-    ]
+    parts = [features]
+    if len(rows) > 1:
+        parts = [graph.call_function(operator.getitem, (features, i)) for i in range(len(rows))]
 
     def size(two: Any, three: Any) -> Any:
         """The size for any batch, from what it is for two images and for three."""
@@ -221,7 +234,7 @@ def _suffix(
         if node in cut.cloned:  # what is stored must stay as it is
             env[node] = graph.call_method("clone", (env[node],))
     env |= {node: size(*values) for node, values in sizes.items()}
-    _copy(traced, cut.late | cut.again, graph, env)
+    _copy(traced, cut.needs_grad | cut.recomputed, graph, env)
     return fx.GraphModule(traced, graph, "Suffix")
 
 
@@ -232,7 +245,7 @@ def _outermost(traced: fx.GraphModule, cut: _Cut) -> tuple[str, ...]:
         parts = str(node.target if node.op == "call_module" else node.meta["owner"]).split(".")
         return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
-    late = {path for node in cut.late for path in lineage(node)}
+    after = {path for node in cut.needs_grad for path in lineage(node)}
     constant = [node for node in traced.graph.nodes if node in cut.prefix]
-    outermost = (next((path for path in lineage(node) if path not in late), "") for node in constant)
+    outermost = (next((path for path in lineage(node) if path not in after), "") for node in constant)
     return tuple(filter(None, dict.fromkeys(outermost)))

@@ -1,4 +1,7 @@
-"""A backbone by name, with random weights and without auxiliary heads."""
+"""A backbone by name, with random weights and without auxiliary heads.
+
+timm is an extra, imported only where a model is asked of it.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,18 @@ import torchvision
 from torch import nn
 
 from finetune.errors import RequestError, brief
-from finetune.model import from_timm
 
 # Auxiliary heads return tuples in train mode and serve only training from scratch; all weights of these two
-# expect pictures on a scale of their own, which the model itself changes to.
+# expect images on a scale of their own, which the model itself changes to.
 OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
 
-def names() -> list[str]:
+def model_names() -> list[str]:
     """Every classification model of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def build(name: str, enum: Any | None = None) -> nn.Module:
+def build_model(name: str, enum: Any | None = None) -> nn.Module:
     """Build a model by its name in torchvision, or `timm/<name>` in timm; its head has 1,000 outputs.
 
     `enum` is the entry of torchvision's weights to be loaded: some vision transformers' need another size.
@@ -30,24 +32,42 @@ def build(name: str, enum: Any | None = None) -> nn.Module:
     Raises:
         RequestError: there is no such model, or timm is not installed.
     """
-    check(name)
+    check_model_name(name)
     if name.startswith("timm/"):
-        return from_timm.build(name.removeprefix("timm/"))
-    extra: dict[str, Any] = {**OPTIONS.get(name, {})}
+        import timm
+
+        return timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1000)
+    options: dict[str, Any] = {**OPTIONS.get(name, {})}
     if name.startswith("vit_") and enum is not None:
-        extra["image_size"] = enum.meta["min_size"][0]
+        options["image_size"] = enum.meta["min_size"][0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # their note on slow initialisation
-        return torchvision.models.get_model(name, weights=None, **extra)
+        return torchvision.models.get_model(name, weights=None, **options)
 
 
-def check(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Raise RequestError unless torchvision or timm has a model of that name."""
     if name.startswith("timm/"):
-        from_timm.check(name.removeprefix("timm/"))
-    elif name not in names():
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        _check_timm(name)
+    elif name not in model_names():
         raise RequestError(
             f"model={name}: expected a classification model of torchvision"
-            f" ({brief(near or names())}) or timm/<name>"
+            f" ({_similar(name, model_names())}) or timm/<name>"
         )
+
+
+def _check_timm(name: str) -> None:
+    try:
+        import timm
+    except ImportError:
+        raise RequestError(
+            f"model={name}: expected timm to be installed: pip install 'finetune-toolkit[timm]'"
+        ) from None
+    theirs = name.removeprefix("timm/")
+    if not timm.is_model(theirs):
+        near = _similar(theirs, timm.list_models())
+        raise RequestError(f"model={name}: timm has no such model; near are {near}")
+
+
+def _similar(name: str, known: list[str]) -> str:
+    return brief(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known)

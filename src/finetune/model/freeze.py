@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RequestError, brief
-from finetune.model import modes
+from finetune.model.tracing import keep_modes
 
 NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -140,7 +139,7 @@ def _through(model: nn.Module, pattern: str, head: str | None, example: Tensor) 
             f"freeze={pattern}: expected a module of the backbone; {head} is the new head, which trains"
         )
     ended: list[set[str]] = []
-    with modes.kept(model), torch.no_grad(), _Uses(model) as uses:
+    with keep_modes(model), torch.no_grad(), _Uses(model) as uses:
         hook = modules[target].register_forward_hook(lambda *_: ended.append(set(uses.order)))
         model.eval()(example[:1])
     hook.remove()
@@ -195,22 +194,3 @@ def _what_there_is(model: nn.Module, entry: str) -> str:
     own = [name for name, _ in modules[place].named_parameters(recurse=False)]
     names = [f"{place}.{name}" if place else name for name in own + children]
     return f"{brief(names, 12)} (finetune inspect --parameters lists all)"
-
-
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each tensor's bytes, by name."""
-    return {name: hashlib.sha256(_bytes(value)).hexdigest() for name, value in tensors.items()}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """One SHA-256 over names, types, shapes and bytes of all tensors."""
-    total = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        total.update(_bytes(value))
-    return total.hexdigest()
-
-
-def _bytes(value: Tensor) -> bytes:
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.errors import RequestError
 
 
-def find(model: nn.Module) -> str:
+def find_head(model: nn.Module) -> str:
     """The full name of the layer that computes the logits: a linear or 1x1-convolution layer.
 
     timm's models say which; in torchvision's, whose modules are registered in the order of the forward pass,
@@ -23,22 +23,23 @@ def find(model: nn.Module) -> str:
     """
     found = [name for name, module in model.named_modules() if _is_classifier(module)]
     if (config := getattr(model, "pretrained_cfg", None)) is not None:
-        told = config.get("classifier")
-        if isinstance(told, (tuple, list)):
-            raise RequestError(f"model: expected one head; this model has {len(told)} ({', '.join(told)})")
-        found = [name for name in found if name == told]
+        classifier = config.get("classifier")
+        if isinstance(classifier, (tuple, list)):
+            names = ", ".join(classifier)
+            raise RequestError(f"model: expected one head; this model has {len(classifier)} ({names})")
+        found = [name for name in found if name == classifier]
     if not found:
         raise RequestError("model: expected a linear or 1x1-convolution layer as its head; there is none")
     return found[-1]
 
 
-def outputs(model: nn.Module, name: str) -> int:
+def count_outputs(model: nn.Module, name: str) -> int:
     """How many logits the layer of that name computes."""
     layer = model.get_submodule(name)
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features  # type: ignore[return-value]
 
 
-def replace(
+def replace_head(
     model: nn.Module, name: str, num_outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0
 ) -> nn.Module:
     """Put a new, randomly initialised head in the place of the layer `name` and return it.
@@ -66,7 +67,7 @@ def replace(
     return head
 
 
-def initial(model: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
+def initial_head(model: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
     """What the head of that name would hold had it been made with another seed; the model stays as it is."""
     head = copy.deepcopy(model.get_submodule(name)).cpu()  # where a new head is drawn, too
     torch.manual_seed(seed)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from finetune import sealed
 from finetune.atomic import sha256_of
 from finetune.errors import RequestError, brief
-from finetune.model import head as heads
-from finetune.model.freeze import digest
+from finetune.model.hashing import digest
+from finetune.model.head import find_head, replace_head
 
 State = dict[str, Tensor]
 
@@ -31,19 +31,8 @@ RENAMED = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
 
-# Architectures of torchvision and timm that tests have shown to compute the same when matched by order. Equal
-# shapes alone prove nothing: EfficientNet b5 to b7 and v2 differ in an epsilon, timm's tf_ models in padding.
-_PAIRS = {
-    **{f"efficientnet_b{i}": f"timm/efficientnet_b{i}" for i in range(5)},
-    "mobilenet_v2": "timm/mobilenetv2_100",
-    "mnasnet0_5": "timm/mnasnet_050",
-    "mnasnet0_75": "timm/mnasnet_075",
-    "mnasnet1_0": "timm/mnasnet_100",
-}
-TWINS = {**_PAIRS, **{theirs: f"torchvision's {ours}" for ours, theirs in _PAIRS.items()}}
 
-
-def read(path: Path) -> tuple[State, dict[str, str]]:
+def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     """A state dict and the text stored with it, from .safetensors, a file of torch.save or a run's folder.
 
     A run's text has the SHA-256 of its `settings` and its `data`, too.
@@ -75,8 +64,8 @@ def read(path: Path) -> tuple[State, dict[str, str]]:
     return _unwrapped(loaded, path), {}
 
 
-def fit(
-    model: nn.Module, architecture: str, state: State, requested: str, keep_head: bool
+def fit_state_dict(
+    model: nn.Module, state: State, requested: str, keep_head: bool
 ) -> tuple[State, list[str]]:
     """Load `state` into the model in place; with `keep_head` a head of another size replaces the model's.
 
@@ -85,21 +74,20 @@ def fit(
         RequestError: tensors of the backbone are missing, unexpected or of another shape, or the head to be
             kept is not there.
     """
-    head = heads.find(model)
-    state, notes = _with_own_names(state, model, architecture, head)
-    own, theirs = model.state_dict(), _below(state, head)
-    backbone = _without(state, theirs)
-    _refuse_misfits(backbone, _without(own, _below(own, head)), requested)
-    size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
-    if _shapes(theirs) != _shapes(_below(own, head)):
+    head, own, notes = find_head(model), model.state_dict(), list[str]()
+    state = _with_own_names(state, model)
+    theirs, mine = _below(state, head), _below(own, head)
+    _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
+    if _shapes(theirs) != _shapes(mine):
+        size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
         if not keep_head:
-            told = f"has {size[0]} outputs" if size else "has layers of its own"
-            notes.append(
-                f"the head in the weights {told} and was left out" if theirs else "the weights have no head"
-            )
-            state = backbone
-        elif size and _shapes(theirs, 1) == _shapes(_below(own, head), 1):
-            heads.replace(model, head, size[0])
+            state = _without(state, theirs)
+            what = f"has {size[0]} outputs" if size else "has layers of its own"
+            notes = [
+                f"the head in the weights {what} and was left out" if theirs else "the weights have no head"
+            ]
+        elif size and _shapes(theirs, 1) == _shapes(mine, 1):
+            replace_head(model, head, size[0])
             own = model.state_dict()
         else:
             raise RequestError(
@@ -122,7 +110,7 @@ def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         text = file.metadata() or {}
     sha256 = text.pop(SHA256, None)  # other programs' files have none
-    if sha256 not in (None, sealed_text(state, text)[SHA256]):
+    if sha256 is not None and sha256 != sealed_text(state, text)[SHA256]:
         raise RequestError(
             f"weights={path}: expected the file as it was exported; it has been changed since (SHA-256)"
         )
@@ -163,62 +151,34 @@ def _unwrapped(loaded: Any, path: Path) -> State:
     return loaded
 
 
-def _with_own_names(state: State, model: nn.Module, architecture: str, head: str) -> tuple[State, list[str]]:
+def _with_own_names(state: State, model: nn.Module) -> State:
+    """The same tensors under the model's names, without wrappers' prefixes and auxiliary heads."""
     own = model.state_dict()
-    # Constants that a library does not store, but a run's record of what is frozen does.
-    constants = {name for name, _ in model.named_buffers()} - own.keys()
-    state = {key: value for key, value in _stripped(state, own).items() if key not in constants}
-    state = {key: value for key, value in state.items() if not key.startswith(AUXILIARY)}
-    for pattern, replacement in RENAMED:
-        state = {pattern.sub(replacement, key): value for key, value in state.items()}
-    twin = TWINS.get(architecture)
-    if twin and _counted(state).keys() != _counted(own).keys() and (found := _by_order(state, own, head)):
-        return found, [f"the layers were matched by order and shape, as is right for {twin} and no other"]
-    return state, []
-
-
-def _stripped(state: State, own: State) -> State:
-    """Take off wrapper prefixes that all keys share, as long as none of them is a key of the model."""
     while not state.keys() & own.keys():
         shared = [wrapper for wrapper in WRAPPERS if all(key.startswith(wrapper) for key in state)]
         if not shared:
             break
         state = {key.removeprefix(shared[0]): value for key, value in state.items()}
-    return state
-
-
-def _by_order(state: State, own: State, head: str) -> State | None:
-    """The same tensors under another library's names: one by one of the same kind and shape.
-
-    None unless all agree, the head's number of outputs or its absence aside.
-    """
-    theirs, in_head = _counted(state), _below(own, head)
-    for mine in (_counted(own), _counted(_without(own, in_head))):
-        if len(mine) == len(theirs) and all(
-            key.rpartition(".")[2] == name.rpartition(".")[2]
-            and own[key].shape[key in in_head :] == theirs[name].shape[key in in_head :]
-            for key, name in zip(mine, theirs, strict=True)
-        ):
-            return dict(zip(mine, theirs.values(), strict=True))
-    return None
+    for pattern, replacement in RENAMED:
+        state = {pattern.sub(replacement, key): value for key, value in state.items()}
+    # Constants that a library does not store, but a run's record of what is frozen does.
+    constants = {name for name, _ in model.named_buffers()} - own.keys()
+    return {
+        key: value for key, value in state.items() if key not in constants and not key.startswith(AUXILIARY)
+    }
 
 
 def _refuse_misfits(state: State, own: State, requested: str) -> None:
-    missing = [key for key in _counted(own) if key not in state]
+    # Old files lack the counters of batches, which nothing here reads.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [key for key in state if key in own and own[key].shape != state[key].shape]
     kinds = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
-    told = [f"{len(keys)} {what} ({brief(keys, 3)})" for keys, what in kinds if keys]
-    if told:
+    if misfits := [f"{len(keys)} {what} ({brief(keys, 3)})" for keys, what in kinds if keys]:
         raise RequestError(
             f"weights={requested}: expected the {len(own)} tensors of this model's backbone;"
-            f" {', '.join(told)}"
+            f" {', '.join(misfits)}"
         )
-
-
-def _counted(state: State) -> State:
-    """Without the counters that old files lack and nothing here reads."""
-    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
 def _below(state: State, head: str) -> State:

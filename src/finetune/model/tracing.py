@@ -15,8 +15,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from finetune.model import modes
-
 _COPIES = {"aten::cat", "aten::stack", "aten::clone", "aten::_unsafe_view"}
 
 
@@ -32,7 +30,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     tensor; other arguments of `forward` keep their defaults. Raises NotTraceable if that module is the model.
     """
     whole: set[str | type] = set()
-    with modes.kept(model), torch.random.fork_rng(devices=()):
+    with keep_modes(model), torch.random.fork_rng(devices=()):
         while True:
             try:
                 training, evaluating = (_trace(model, whole, mode) for mode in (True, False))
@@ -97,12 +95,12 @@ class _Tracer(fx.Tracer):
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
         self.inside.append(name)  # where tracing fails, this stays and tells the place
-        result = _without_luck(super().call_module, m, forward, args, kwargs)
+        result = _refusing_random(super().call_module, m, forward, args, kwargs)
         self.inside.pop()
         return result
 
 
-def _without_luck(function: Callable[..., Any], *args: Any) -> Any:
+def _refusing_random(function: Callable[..., Any], *args: Any) -> Any:
     before = torch.get_rng_state()
     result = function(*args)
     if not torch.equal(before, torch.get_rng_state()):
@@ -115,7 +113,7 @@ def _trace(model: nn.Module, whole: set[str | type], mode: bool) -> fx.GraphModu
         module.training = mode
     tracer, before = _Tracer(whole), set(vars(model))
     try:
-        graph = _without_luck(tracer.trace, model)
+        graph = _refusing_random(tracer.trace, model)
         return fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:  # a forward given proxies may fail in any way
         reason = str(error).strip() or type(error).__name__
@@ -138,14 +136,14 @@ class Seen(TorchDispatchMode):
     """What one node did when it was run.
 
     `varies`: it drew random numbers or used the batch's statistics. `moves`: it only moved data, by views and
-    copies. `reads`, `writes`, `owns`: where its inputs, what it changed, and its output lie in memory.
-    `plain`: its output holds no tensor (a size, a bool, None). `shape`: if its output is one tensor.
+    copies. `reads`, `writes`, `aliases`: where its inputs, what it changed, and its output lie in memory.
+    `non_tensor`: its output holds no tensor (a size, a bool, None). `shape`: if its output is one tensor.
     """
 
     def __init__(self, inputs: list[Any]) -> None:
         super().__init__()
-        self.varies, self.moves, self.plain = False, True, True
-        self.reads, self.writes, self.owns = storages(inputs), set[StorageWeakRef](), set[StorageWeakRef]()
+        self.varies, self.moves, self.non_tensor = False, True, True
+        self.reads, self.writes, self.aliases = storages(inputs), set[StorageWeakRef](), set[StorageWeakRef]()
         self.shape: torch.Size | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,8 +180,8 @@ class _Observer(fx.Interpreter):
         with Seen([self.env[dep] for dep in n.all_input_nodes]) as seen:
             value = super().run_node(n)
         seen.varies |= not all(map(torch.equal, before, _random_states()))
-        seen.owns = storages(value)
-        seen.plain = not seen.owns
+        seen.aliases = storages(value)
+        seen.non_tensor = not seen.aliases
         seen.shape = value.shape if isinstance(value, Tensor) else None
         self.seen[n] = seen
         return value
@@ -191,6 +189,17 @@ class _Observer(fx.Interpreter):
 
 def _random_states() -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+@contextmanager
+def keep_modes(model: nn.Module) -> Iterator[None]:
+    """Put each module back into train or eval mode as it was; `model.train(mode)` would give all the same."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager

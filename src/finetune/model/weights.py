@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import torchvision
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model import from_timm, statedict
-from finetune.model.build import check
-from finetune.model.download import Unreachable, download
-from finetune.model.freeze import digest
+from finetune.model.build import check_model_name
+from finetune.model.download import Unreachable, download_weights, timm_state_dict
+from finetune.model.hashing import digest
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.statedict import State
+from finetune.model.statedict import State, fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
 WORDS = ("auto", "imagenet", "bundled", "random")
@@ -24,7 +23,7 @@ WORDS = ("auto", "imagenet", "bundled", "random")
 
 @dataclass(frozen=True)
 class Weights:
-    """What was asked for, what was loaded in truth, and how its pictures are prepared.
+    """What was asked for, what was loaded in truth, and how its images are prepared.
 
     classes: of the outputs, where the weights know their names.
     sha256: of the tensors that were loaded, under the model's own names; a head that was left out is not
@@ -40,18 +39,9 @@ class Weights:
     classes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Source:
-    state: State
-    used: str
-    preprocessing: Preprocessing
-    warning: str | None = None
-    classes: tuple[str, ...] = ()
-
-
 def enum_of(architecture: str, requested: str) -> Any | None:
     """torchvision's enum entry that `requested` names for this architecture, or None."""
-    check(architecture)
+    check_model_name(architecture)
     if architecture.startswith("timm/"):
         return None
     enum = torchvision.models.get_model_weights(architecture)
@@ -60,7 +50,7 @@ def enum_of(architecture: str, requested: str) -> Any | None:
     return enum.__members__.get(requested)
 
 
-def load(model: nn.Module, architecture: str, requested: str, keep_head: bool = False) -> Weights:
+def load_weights(model: nn.Module, architecture: str, requested: str, keep_head: bool = False) -> Weights:
     """Load weights into a model with a 1,000-way head, in place.
 
     With `keep_head` a single-layer head of another size replaces the model's; else such a head is left out.
@@ -71,23 +61,31 @@ def load(model: nn.Module, architecture: str, requested: str, keep_head: bool = 
     if requested == "random":
         preprocessing = default_preprocessing(architecture, model)
         return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
-    source = _find(architecture, model, requested)
-    loaded, notes = statedict.fit(model, architecture, source.state, requested, keep_head)
-    return Weights(
-        requested, source.used, source.preprocessing, digest(loaded), notes, source.warning, source.classes
-    )
+    state, weights = _find_weights(architecture, model, requested)
+    loaded, notes = fit_state_dict(model, state, requested, keep_head)
+    return replace(weights, sha256=digest(loaded), notes=notes)
 
 
 def default_preprocessing(architecture: str, model: nn.Module) -> Preprocessing:
     """What the architecture's own ImageNet weights were trained with."""
-    if architecture.startswith("timm/"):
-        return Preprocessing(**from_timm.preprocessing(model))
-    return _enum_preprocessing(enum_of(architecture, "imagenet"))
+    if not architecture.startswith("timm/"):
+        return _enum_preprocessing(enum_of(architecture, "imagenet"))
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    size = config["input_size"][-1]
+    return Preprocessing(
+        crop_size=size,
+        resize_size=int(size / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
 
 
-def _find(architecture: str, model: nn.Module, requested: str) -> _Source:
+def _find_weights(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if requested == "bundled":
-        return _bundled(architecture)
+        return _bundled(architecture, requested)
     if requested not in WORDS and enum_of(architecture, requested) is None:
         return _from_path(architecture, model, requested)
     try:
@@ -100,34 +98,34 @@ def _find(architecture: str, model: nn.Module, requested: str) -> _Source:
                 f"weights=auto: {reason}, and none are bundled for {architecture};"
                 f" expected weights=random or a file"
             ) from None
-        return _bundled(architecture, f"{reason}; using the bundled weights, which are weaker")
+        state, weights = _bundled(architecture, requested)
+        return state, replace(weights, warning=f"{reason}; using the bundled weights, which are weaker")
 
 
-def _imagenet(architecture: str, model: nn.Module, requested: str) -> _Source:
+def _imagenet(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if architecture.startswith("timm/"):
         name = architecture.removeprefix("timm/")
-        return _Source(
-            from_timm.state(name), f"timm's default for {name}", default_preprocessing(architecture, model)
-        )
+        used, preprocessing = f"timm's default for {name}", default_preprocessing(architecture, model)
+        return timm_state_dict(name), Weights(requested, used, preprocessing)
     enum = enum_of(architecture, requested)
     assert enum is not None
-    state, _ = statedict.read(download(enum.url))
-    return _Source(state, f"{enum.name} of torchvision", _enum_preprocessing(enum))
+    state, _ = read_state_dict(download_weights(enum.url))
+    return state, Weights(requested, f"{enum.name} of torchvision", _enum_preprocessing(enum))
 
 
-def _bundled(architecture: str, warning: str | None = None) -> _Source:
+def _bundled(architecture: str, requested: str) -> tuple[State, Weights]:
     if architecture not in BUNDLED:
         raise RequestError(
             f"weights=bundled: expected one of the models with bundled weights ({', '.join(BUNDLED)}),"
             f" not {architecture}"
         )
-    state, text = statedict.read(BUNDLED[architecture])
+    state, text = read_state_dict(BUNDLED[architecture])
     preprocessing = Preprocessing.from_metadata(text)
     assert preprocessing is not None
-    return _Source(state, "bundled", preprocessing, warning)
+    return state, Weights(requested, "bundled", preprocessing)
 
 
-def _from_path(architecture: str, model: nn.Module, requested: str) -> _Source:
+def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if "://" in requested:
         raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
     path = Path(requested)
@@ -137,7 +135,7 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> _Source:
             f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
             f" a file or a run's folder"
         )
-    state, text = statedict.read(path)
+    state, text = read_state_dict(path)
     try:
         preprocessing = Preprocessing.from_metadata(text)
         classes = tuple(map(str, json.loads(text.get("classes", "[]"))))
@@ -147,15 +145,15 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> _Source:
             " list of its classes"
         ) from None
     preprocessing = preprocessing or default_preprocessing(architecture, model)
-    return _Source(state, str(path), preprocessing, classes=classes)
+    return state, Weights(requested, str(path), preprocessing, classes=classes)
 
 
 def _enum_preprocessing(enum: Any) -> Preprocessing:
     transforms = enum.transforms()
     return Preprocessing(
-        transforms.crop_size[0],
-        transforms.resize_size[0],
-        tuple(transforms.mean),
-        tuple(transforms.std),
-        transforms.interpolation.value,
+        crop_size=transforms.crop_size[0],
+        resize_size=transforms.resize_size[0],
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        interpolation=transforms.interpolation.value,
     )

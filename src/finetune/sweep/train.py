@@ -16,7 +16,7 @@ from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
-from finetune.model import head as heads
+from finetune.model.head import initial_head
 from finetune.parts import make_class_weights, make_schedule, optimizer_groups
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
@@ -183,7 +183,7 @@ def _train_together(
             callbacks=[_Lines(console, settings.epochs, reach)],
             resume=_checkpoints(plans) if prepared.going_on else None,
         )
-    prepared.proof.check(network.model)
+    prepared.proof.check_unchanged(network.model)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
         if isinstance(came_to, RunError):
@@ -221,7 +221,7 @@ def _checkpoints(plans: list[Plan]) -> list[Pair]:
 
 
 def _initial(job: Prepared) -> dict[str, Any]:
-    return heads.initial(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
+    return initial_head(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
 
 
 def _config(job: Prepared) -> JobConfig:

@@ -1,0 +1,51 @@
+"""SHA-256 of tensors, and the proof that what is frozen did not change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import RunError, brief
+from finetune.model.freeze import Frozen
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """One SHA-256 over names, types, shapes and bytes of all tensors."""
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(_bytes(value))
+    return total.hexdigest()
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, by name."""
+    return {name: hashlib.sha256(_bytes(value)).hexdigest() for name, value in tensors.items()}
+
+
+def _bytes(value: Tensor) -> Any:
+    """The memory of a tensor in row-major order, without a copy where it lies so already."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class Proof:
+    """Hashes of every frozen parameter and buffer, taken before training and compared after it.
+
+    each: SHA-256 by name. sha256: one over all. tensors: the frozen tensors themselves.
+    """
+
+    def __init__(self, network: nn.Module, frozen: Frozen) -> None:
+        self.frozen = frozen
+        self.tensors = frozen.tensors(network)
+        self.each = fingerprints(self.tensors)
+        self.sha256 = digest(self.tensors)
+
+    def check_unchanged(self, network: nn.Module) -> None:
+        """Raise RunError where anything frozen differs by a bit."""
+        after = fingerprints(self.frozen.tensors(network))
+        if changed := [name for name in self.each if after[name] != self.each[name]]:
+            raise RunError(f"frozen tensors changed in training, which must never happen: {brief(changed)}")
