@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.cells import cells, plain
+from finetune.cells import cells, uncelled
 from finetune.data.images import BadImage
 from finetune.inference.predict import WRITERS
 from finetune.report import folder, predictions
@@ -36,17 +36,19 @@ def test_what_is_read_is_what_was_written(texts: list[str]) -> None:
     names = [f"{place}" for place in range(len(texts))]
     csv.writer(file).writerows([names, cells(texts)])
     file.seek(0)
-    assert [plain(one) for one in csv.DictReader(file)] == [dict(zip(names, texts, strict=True))]
+    assert [uncelled(one) for one in csv.DictReader(file)] == [dict(zip(names, texts, strict=True))]
 
 
 def test_predictions_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = predictions.Prediction("test", "-a.png", FORMULA, "@cat", 0.5, 0.25)
-    monkeypatch.setattr(predictions, "_predictions", lambda *_: [one])
+    monkeypatch.setattr(predictions, "_predictions", lambda *_, **__: [one])
     data = type("Data", (), {"labels": np.zeros(1)})()
-    predictions.write(tmp_path, data, {"test": torch.zeros(1, 2)}, "cross_entropy", 1.0)
+    predictions.write_predictions(
+        tmp_path, data, {"test": torch.zeros(1, 2)}, loss="cross_entropy", temperature=1.0
+    )
     written = (tmp_path / predictions.FILE).read_text()
     assert written.splitlines()[1] == 'test,\'-a.png,"\'=cmd|""/c calc""!A1",\'@cat,0.5,0.25'
-    assert predictions.read(tmp_path) == [one]
+    assert predictions.read_predictions(tmp_path) == [one]
     folder.list_bad(tmp_path, [BadImage(0, "=a.png", "-no image")])
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1] == "'=a.png,'-no image"
 

@@ -16,7 +16,7 @@ from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError
 from finetune.model.hashing import digest
 from finetune.model.statedict import read_state_dict
-from finetune.report import page
+from finetune.report.page import write_report
 from finetune.run import run
 from finetune.saved import open_run, settings_of
 from finetune.say import Screen
@@ -82,7 +82,7 @@ def opened(folder: Path) -> list[Any]:
     """All that evaluate, predict, export and report know of a run."""
     saved = open_run(str(folder))
     assert saved.summary is not None
-    shown = page.write(folder, saved.summary, []).read_text()
+    shown = write_report(folder, saved.summary, []).read_text()
     known = (saved.classes, saved.preprocessing, saved.settings, saved.summary, saved.trained_on)
     return [digest(saved.network.state_dict()), *known, shown]
 

@@ -62,7 +62,7 @@ def test_bad_pictures_are_left_out_listed_and_counted(
     assert all(reason in listed[path] for path, reason in broken.items())
     data = summary_of(newest())["data"]
     assert (data["skipped"], data["train"] + data["val"] + data["test"]) == (7, 61)
-    assert "7 pictures are broken and left out, listed in skipped.csv" in ended.out
+    assert "7 images are broken and left out, listed in skipped.csv" in ended.out
 
 
 def test_bad_pictures_are_known_the_next_time(
@@ -108,7 +108,7 @@ def test_a_class_that_is_nearly_everything_is_told(
         noise(tmp_path / "pictures" / ("rare" if seed % 10 == 0 else "common") / f"{seed}.png", seed)
     ended = train(*QUICK, f"class_weights={weights}", "data.test_fraction=0", "data.val_fraction=0")
     assert ended.code == 0
-    assert "90% of the pictures to train on are common" in ended.out
+    assert "90% of the images to train on are common" in ended.out
     assert advice in ended.out
 
 
@@ -145,7 +145,7 @@ def test_a_split_of_the_datas_own_is_told(
         noise(tmp_path / "pictures" / side / "ab"[seed % 2] / f"{seed}.png", seed)
     ended = train(*QUICK, "data.val_fraction=0.5")
     assert ended.code == 0
-    assert ("8 pictures to train, 4 to validate, 0 to test, as the data split them;" in ended.out) == told
+    assert ("8 images to train, 4 to validate, 0 to test, as the data split them;" in ended.out) == told
     assert ("as the data split them" in ended.out) == told
 
 

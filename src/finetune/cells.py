@@ -1,10 +1,15 @@
-"""Text in a CSV file that no spreadsheet takes for a formula."""
+"""CSV files of which a spreadsheet takes no text for a formula."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from finetune.errors import RequestError
 
 # What begins a formula, as OWASP has it; behind apostrophes, too, so that reading finds what was written.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
@@ -18,15 +23,37 @@ def cells(values: Iterable[Any]) -> list[Any]:
     return [f"'{one}" if _like_a_formula(one) else one for one in values]
 
 
-def plain(read: Mapping[str, str]) -> dict[str, str]:
+def uncelled(row: Mapping[str, str]) -> dict[str, str]:
     """A row as csv.DictReader has it, each text as it was before `cells`.
 
     Raises:
         TypeError: it has too few cells.
     """
     return {
-        name: text[1:] if text[:1] == "'" and FORMULA.match(text[1:]) else text for name, text in read.items()
+        name: text[1:] if text[:1] == "'" and FORMULA.match(text[1:]) else text for name, text in row.items()
     }
+
+
+def table_of(rows: Iterable[Iterable[Any]], lineterminator: str = "\r\n") -> bytes:
+    """A CSV file of these rows, the names of the columns first; names of files that are no UTF-8 stay so."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator=lineterminator).writerows(map(cells, rows))
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a file that `table_of` made; none where there is no file.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    if not file.exists():
+        return []
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            return [*map(uncelled, csv.DictReader(opened))]
+    except (TypeError, AttributeError, csv.Error) as error:
+        raise RequestError(f"{file}: expected a table as it was written; damaged: {error}") from None
 
 
 def _like_a_formula(value: Any) -> bool:

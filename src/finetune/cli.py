@@ -184,7 +184,7 @@ def report(run: str = RUN) -> None:
     import_torch()
     from finetune.inference.overlay import maps
     from finetune.parts import find_data
-    from finetune.report import page
+    from finetune.report.page import write_report
     from finetune.saved import find, open_run, settings_of, summary_of
     from finetune.training.device import threads
 
@@ -193,11 +193,11 @@ def report(run: str = RUN) -> None:
     if summary is None or summary.get("status") != "finished":
         raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
     try:
-        pictures = find_data(settings_of(folder)).images
+        images = find_data(settings_of(folder)).images
     except RequestError:  # only the thumbnails are lacking then
-        pictures = []
+        images = []
     with threads(1):  # as the run itself writes it
-        Screen().print(str(page.write(folder, summary, pictures, partial(maps, open_run(run)))))
+        Screen().print(str(write_report(folder, summary, images, partial(maps, open_run(run)))))
 
 
 @command()

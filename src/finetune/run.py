@@ -23,13 +23,16 @@ from finetune.inference.overlay import maps
 from finetune.model.head import find_head
 from finetune.prepare import Prepared, prepare
 from finetune.report import folder as folders
-from finetune.report import page, predictions, terminal
+from finetune.report import terminal
+from finetune.report.page import write_report
+from finetune.report.predictions import write_predictions
 from finetune.report.tensorboard import Board, restore_log
 from finetune.resuming import GoingOn, changed
 from finetune.saved import Saved, settings_of
 from finetune.say import Screen, say
 from finetune.signals import Signal, signals
 from finetune.summary import summarise, versions
+from finetune.sweep.jobs import is_sweep
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal
@@ -206,10 +209,16 @@ def finish(
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
-        predictions.write(prepared.folder, dataset, answers, prepared.settings.loss, temperature_of(summary))
+        write_predictions(
+            prepared.folder,
+            dataset,
+            answers,
+            loss=prepared.settings.loss,
+            temperature=temperature_of(summary),
+        )
         summary["files"] = folders.digests(prepared.folder)
-        if not page.of_sweep(prepared.folder):
-            page.write(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
+        if not is_sweep(prepared.folder.parent):
+            write_report(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
     write_sealed(prepared.folder / "summary.json", summary)
     terminal.result_lines(console, summary, prepared.folder)
     return summary

@@ -27,7 +27,9 @@ def of_class(drawing: ElementTree.Element, tag: str, kind: str) -> list[ElementT
 
 def test_a_falling_loss_falls() -> None:
     drawn = parsed(
-        charts.curves("loss", {"train": [(1, 2.0), (2, 1.0), (3, 0.5)], "val": [(1, 2.1), (3, 1.0)]}, best=3)
+        charts.curve_chart(
+            "loss", {"train": [(1, 2.0), (2, 1.0), (3, 0.5)], "val": [(1, 2.1), (3, 1.0)]}, best=3
+        )
     )
     (line,) = of_class(drawn, "polyline", "train")
     points = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
@@ -39,13 +41,13 @@ def test_a_falling_loss_falls() -> None:
 
 
 def test_one_epoch_is_a_dot() -> None:
-    drawn = parsed(charts.curves("loss", {"train": [(1, 0.0)]}, best=1))
+    drawn = parsed(charts.curve_chart("loss", {"train": [(1, 0.0)]}, best=1))
     assert len(of_class(drawn, "circle", "train")) == 1
 
 
 def test_every_bin_with_answers_is_a_dot() -> None:
     found = calibration_bins(torch.tensor([0.29, 0.31, 0.95]), torch.tensor([True, False, True]))
-    drawn = parsed(charts.reliability({"before": found}))
+    drawn = parsed(charts.reliability_chart({"before": found}))
     dots = of_class(drawn, "circle", "before")
     assert [dot[0].text for dot in dots] == [
         "2 answers of confidence 30%: 50% right",
@@ -56,7 +58,7 @@ def test_every_bin_with_answers_is_a_dot() -> None:
 
 def test_a_confusion_matrix_holds_its_counts_and_names() -> None:
     matrix = np.array([[3, 1, 0], [0, 0, 2]])
-    drawn = parsed(charts.confusion_matrix(matrix, ['<b> & "', "a name that is far too long for a diagram"]))
+    drawn = parsed(charts.confusion_chart(matrix, ['<b> & "', "a name that is far too long for a diagram"]))
     assert [one.text for one in of_class(drawn, "text", "count")] == ["3", "1", "2"]
     assert len(of_class(drawn, "rect", "right")) == 1
     assert len(of_class(drawn, "rect", "wrong")) == 2

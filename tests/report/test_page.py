@@ -74,7 +74,7 @@ def renamed(run: Path, name: str) -> None:
 
 
 def again(run: Path) -> Page:
-    page.write(run, {**summary_of(run), "files": digests(run)}, [])
+    page.write_report(run, {**summary_of(run), "files": digests(run)}, [])
     return Page(run)
 
 
@@ -82,18 +82,18 @@ def test_a_run_writes_a_report_with_its_result(guessing: Path) -> None:
     told = Page(guessing)
     summary = summary_of(guessing)
     test = summary["test"]["accuracy"]
-    assert f"it names {test * 100:.1f} % of {summary['data']['test']} test pictures rightly" in told.text
+    assert f"it names {test * 100:.1f} % of {summary['data']['test']} test images rightly" in told.text
     assert "372,688 of its 372,979 parameters stayed frozen (freeze=all)" in told.text
     assert {"blue", "green", "red"} <= set(told.words)
     assert told.source.count("<svg") == 4  # loss, accuracy, confusion, calibration
-    wrong = [one for one in predictions.read(guessing) if one.split == "test" and not one.right]
+    wrong = [one for one in predictions.read_predictions(guessing) if one.split == "test" and not one.right]
     assert told.tags.count("img") == 2 * len(wrong) > 0  # each with its map
     assert f"after, error {summary['calibration']['ece_after'] * 100:.1f} %" in told.text
     assert f"before scaling, error {summary['calibration']['ece_before'] * 100:.1f} %" in told.text
 
 
 def test_predictions_are_those_of_the_run(guessing: Path) -> None:
-    found = predictions.read(guessing)
+    found = predictions.read_predictions(guessing)
     summary = summary_of(guessing)
     for side in ("val", "test"):
         mine = [one for one in found if one.split == side]
@@ -142,7 +142,7 @@ def test_a_sweeps_jobs_make_theirs_on_demand(command: Command, few_pictures: Pat
 def test_what_was_left_out_is_named(run: Path) -> None:
     (run / "skipped.csv").write_text("path,reason\n<b>.png,not a picture\n", encoding="utf-8")
     told = again(run)
-    assert "1 broken picture: <b>.png : not a picture" in told.text
+    assert "1 broken image: <b>.png : not a picture" in told.text
     assert "b" not in told.tags
 
 
@@ -172,7 +172,7 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("data.test_fraction=0",), "validation pictures rightly"),
+        (("data.test_fraction=0",), "validation images rightly"),
         (("data.val_fraction=0",), "No temperature was fitted."),
         (("loss=bce",), "as it answers, error"),
         (("head=40", "optimizer.lr=1e-9"), "taken for output"),
@@ -189,7 +189,7 @@ def test_with_nothing_to_test_on_the_report_says_so(command: Command) -> None:
     knobs = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "cache=none")
     assert command("train", *knobs, "loss=sum_squares").code == 0
     told = Page(newest())
-    assert "Trained on 1 picture; there were none to test it on." in told.text
+    assert "Trained on 1 image; there were none to test it on." in told.text
     assert "No part of the model was kept" in told.text
     assert not (newest() / "predictions.csv").exists()
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.ticker import MaxNLocator
 
 Points = Sequence[tuple[float, float]]
 
 
-def curves(title: str, series: Mapping[str, Points], best: int | None, top: float | None = None) -> Markup:
+def curve_chart(
+    title: str, series: Mapping[str, Points], best: int | None, top: float | None = None
+) -> Markup:
     """Lines over epochs, one for each name, which is their CSS class; the best epoch is marked.
 
     top: the scale's upper end where it is known, as for accuracies.
@@ -33,12 +35,12 @@ def curves(title: str, series: Mapping[str, Points], best: int | None, top: floa
 
     parts = []
     for tick in ticks:
-        parts.append(_line("grid", left, y(tick), width - right, y(tick)))
+        parts.append(_line("grid", (left, y(tick)), (width - right, y(tick))))
         parts.append(_text(f"{tick:g}", left - 6, y(tick) + 4, "end"))
     for tick in epoch_ticks(int(first), int(last)):
         parts.append(_text(str(tick), x(tick), height - below + 16, "middle"))
     if best is not None:
-        parts.append(_line("mark", x(best), above, x(best), height - below))
+        parts.append(_line("mark", (x(best), above), (x(best), height - below)))
     for name, points in series.items():
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
         parts.append(f'<polyline class="line {escape(name)}" points="{path}"/>')
@@ -47,24 +49,24 @@ def curves(title: str, series: Mapping[str, Points], best: int | None, top: floa
     return _svg(title, width, height, parts)
 
 
-def reliability(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+def reliability_chart(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     """Accuracy over confidence, a dot a bin of `calibration_bins`, as large as its share of the answers."""
     size, left, above = 308, 40, 18  # room for the largest dot
-    side = size - left - above
+    edge = size - left - above
 
     def x(value: float) -> float:
-        return left + value * side
+        return left + value * edge
 
     def y(value: float) -> float:
-        return above + (1 - value) * side
+        return above + (1 - value) * edge
 
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(_line("grid", x(0), y(tick), x(1), y(tick)))
+        parts.append(_line("grid", (x(0), y(tick)), (x(1), y(tick))))
         parts.append(_text(f"{tick:g}", left - 6, y(tick) + 4, "end"))
         parts.append(_text(f"{tick:g}", x(tick), y(0) + 16, "middle"))
     parts.append(_text("confidence", x(0.5), y(0) + 31, "middle"))
-    parts.append(_line("mark", x(0), y(0), x(1), y(1)))
+    parts.append(_line("mark", (x(0), y(0)), (x(1), y(1))))
     for name, bins in series.items():
         total = sum(one["pictures"] for one in bins)
         found = [(one["confidence"], one["accuracy"], one["pictures"]) for one in bins if one["pictures"]]
@@ -72,15 +74,15 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
         parts.append(f'<polyline class="line {escape(name)}" points="{path}"/>')
         for confidence, accuracy, count in found:
             radius = 2 + 14 * math.sqrt(count / total)
-            told = f"{count} answers of confidence {confidence:.0%}: {accuracy:.0%} right"
+            hint = f"{count} answers of confidence {confidence:.0%}: {accuracy:.0%} right"
             parts.append(
                 f'<circle class="dot {escape(name)}" cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}"'
-                f' r="{radius:.1f}"><title>{told}</title></circle>'
+                f' r="{radius:.1f}"><title>{hint}</title></circle>'
             )
     return _svg("accuracy over confidence", size, size + 4, parts)
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
+def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     """Counts by true class (rows) and answer (columns), coloured by their share of the row.
 
     Right answers have the class `right`, others `wrong`.
@@ -95,19 +97,18 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     ]
     for i, name in enumerate(names):
         across = margin + (i + 0.5) * cell + 4
-        parts.append(
-            _text(shortened(name), across, margin - 6, "start", f"rotate(-90 {across} {margin - 6})")
-        )
+        turn = f"rotate(-90 {across} {margin - 6})"
+        parts.append(_text(shortened(name), across, margin - 6, "start", transform=turn))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     for (row, column), count in np.ndenumerate(matrix):
         left, top, share = margin + column * cell, margin + row * cell, float(shares[row, column])
         kind = "right" if row == column else "wrong"
-        told = escape(f"{count} of {classes[row]} answered as {names[column]}")
+        hint = escape(f"{count} of {classes[row]} answered as {names[column]}")
         parts.append(f'<rect class="cell" x="{left}" y="{top}" width="{cell - 1}" height="{cell - 1}"/>')
         if count:
             parts.append(
                 f'<rect class="{kind}" x="{left}" y="{top}" width="{cell - 1}" height="{cell - 1}"'
-                f' fill-opacity="{0.12 + 0.88 * share:.3f}"><title>{told}</title></rect>'
+                f' fill-opacity="{0.12 + 0.88 * share:.3f}"><title>{hint}</title></rect>'
             )
             over = " over" if share > 0.5 else ""
             parts.append(
@@ -118,21 +119,17 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     return _svg("confusion matrix", width, height, parts, least=round(0.65 * width))
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from `low` or below to `high` or above, about so many steps apart."""
-    span = max(high - low, 1e-9) / about
-    unit = 10 ** math.floor(math.log10(span))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= span * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Some round numbers from `low` or below to `high` or above."""
+    locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole)
+    return [round(float(tick), 12) for tick in locator.tick_values(low, max(high, low + 1e-9))]
 
 
 def epoch_ticks(first: int, last: int) -> list[int]:
-    """Whole epochs to write below an axis: both ends and some between."""
-    between = [int(tick) for tick in nice_ticks(first, last, 5) if tick == int(tick)]
-    step = min((b - a for a, b in pairwise(between)), default=1)
-    inner = [tick for tick in between if tick - first >= step * 0.6 and last - tick >= step * 0.6]
-    return [first, *inner, last]
+    """Whole epochs to write below an axis: both ends and some between, not too near to them."""
+    between = [int(tick) for tick in nice_ticks(first, last, whole=True)]
+    near = 0.6 * (between[1] - between[0])
+    return [first, *(tick for tick in between if first + near <= tick <= last - near), last]
 
 
 def shortened(name: str, most: int = 16) -> str:
@@ -140,7 +137,8 @@ def shortened(name: str, most: int = 16) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x1, y1), (x2, y2) = start, end
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 

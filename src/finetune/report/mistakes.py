@@ -1,4 +1,4 @@
-"""Pictures for a page that needs nothing beside itself: wrong answers, and what in each spoke for it."""
+"""Images for a page that needs nothing beside itself: wrong answers, and what in each spoke for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from PIL import Image
 from finetune.data.dataset import Picture
 from finetune.data.images import BrokenPicture, decode
 from finetune.model.preprocessing import Preprocessing
-from finetune.report import predictions
-from finetune.report.predictions import Prediction
+from finetune.report.predictions import Prediction, name_of
 
 THUMBNAIL = 160
 
@@ -21,32 +20,25 @@ Maps = Callable[[Sequence[Picture], Sequence[str]], Sequence[Image.Image | None]
 
 
 def mistakes(
-    shown: Sequence[Prediction], pictures: Sequence[Picture], maps: Maps | None
+    wrong: Sequence[Prediction], images: Sequence[Picture], maps: Maps | None
 ) -> list[tuple[Prediction, str | None, str | None]]:
-    """Each answer with its picture and, where there are maps, what spoke for it; both as data URIs."""
-    found = named([one.picture for one in shown], pictures)
-    lit = maps(found, [one.predicted for one in shown]) if maps else [None] * len(found)
-    heat = [None if one is None else _as_uri(one.resize((THUMBNAIL, THUMBNAIL))) for one in lit]
-    return [*zip(shown, map(thumbnail, found), heat, strict=True)]
+    """Each wrong answer with its image and, where there are maps, what spoke for it; both as data URIs."""
+    found = named([one.picture for one in wrong], images)
+    overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
+    heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
+    return [*zip(wrong, map(thumbnail, found), heat, strict=True)]
 
 
-def named(names: Sequence[str], pictures: Sequence[Picture]) -> list[Picture]:
-    """Pictures by their names in predictions.csv.
-
-    pictures: the data set's, among which those are found that are no files.
-    """
-    found = {
-        name: picture
-        for index, picture in enumerate(pictures)
-        if not isinstance(picture, Path) and (name := predictions.name_of(picture, index)) in names
-    }
+def named(names: Sequence[str], images: Sequence[Picture]) -> list[Picture]:
+    """Images by their names in predictions.csv, those that are no files among the data set's."""
+    found = {name_of(one, at): one for at, one in enumerate(images) if not isinstance(one, Path)}
     return [found.get(name, Path(name)) for name in names]
 
 
-def thumbnail(picture: Picture) -> str | None:
+def thumbnail(image: Picture) -> str | None:
     """Cropped as the model sees it; None where it cannot be read."""
     try:
-        pixels = decode(picture, Preprocessing(THUMBNAIL, THUMBNAIL))
+        pixels = decode(image, Preprocessing(THUMBNAIL, THUMBNAIL))
     except BrokenPicture:
         return None
     return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shlex
 from collections import Counter
@@ -14,37 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from finetune.atomic import read_json, write_atomically
-from finetune.cells import plain
+from finetune.cells import read_table
 from finetune.data.dataset import Picture
-from finetune.report import charts, predictions
 from finetune.report import folder as folders
+from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.folder import logdir
 from finetune.report.mistakes import Maps, mistakes
-from finetune.report.predictions import Prediction
+from finetune.report.predictions import Prediction, read_predictions
 from finetune.report.tensorboard import flat
-from finetune.sweep.jobs import overrides_of
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
 FILE = "report.html"
 MISTAKES = 12
 MATRIX_CLASSES = 40  # more do not fit on a screen
-SIDES = {"test": "test", "val": "validation"}
+SPLITS = {"test": "test", "val": "validation"}
 
 
-def of_sweep(folder: Path) -> bool:
-    """Whether a run's folder is a job's of a sweep."""
-    return (folder.parent / "multirun.yaml").exists()
-
-
-def write(
-    folder: Path, summary: Mapping[str, Any], pictures: Sequence[Picture], maps: Maps | None = None
+def write_report(
+    folder: Path, summary: Mapping[str, Any], images: Sequence[Picture], maps: Maps | None = None
 ) -> Path:
     """Write the report of a finished run, from its summary and what else is in its folder.
 
-    pictures: the data set's, for those that are no files. maps: light pictures by what in them speaks for
+    images: the data set's, for those that are no files. maps: overlay images with what in them speaks for
     their answers; None leaves the maps out.
 
     Raises:
@@ -53,20 +45,25 @@ def write(
     """
     folders.check(folder, summary.get("files", {}))
     settings = read_json(folder / "settings.json", "the settings of a run")
-    answers = predictions.read(folder)
-    side = next((side for side in SIDES if any(one.split == side for one in answers)), None)
+    answers = read_predictions(folder)
+    split = next((split for split in SPLITS if any(one.split == split for one in answers)), None)
+    result = None
+    if split:
+        answers = [one for one in answers if one.split == split]
+        result = _result(answers, summary[split], summary)
+        result |= {"split": SPLITS[split], "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps)}
+    overrides = summary.get("overrides")
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
         "summary": summary,
         "data": Path(summary["data"]["name"]).name,
         "settings": flat(settings),
-        "command": _command(folder, summary.get("overrides")),
-        "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
-        "result": side
-        and _result([one for one in answers if one.split == side], side, summary, pictures, maps),
+        "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
+        "curves": _curves(read_table(folder / "metrics.csv"), summary["best_epoch"]),
+        "result": result,
         "labels": _labels(summary),
-        "skipped": _skipped(folder / "skipped.csv"),
+        "skipped": read_table(folder / "skipped.csv"),
         "time": _time(summary),
         "saved": _saved(summary),
     }
@@ -77,12 +74,9 @@ def write(
 
 @cache
 def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters.update(percent=percent, duration=duration)
     return templates.get_template("page.html")
@@ -112,98 +106,75 @@ def interval(right: int, total: int) -> tuple[float, float]:
 
 
 def _result(
-    answers: Sequence[Prediction],
-    side: str,
-    summary: Mapping[str, Any],
-    pictures: Sequence[Picture],
-    maps: Maps | None,
+    answers: Sequence[Prediction], measured: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the answers for one side of the split are worth."""
+    """What the answers for one split are worth, of which the summary has these numbers."""
     classes = summary["classes"]
     places = {name: place for place, name in enumerate(classes)}
     labels = torch.tensor([places[one.label] for one in answers])
     predicted = torch.tensor([places.get(one.predicted, len(classes)) for one in answers])
     outputs = max(len(classes), int(predicted.max()) + 1)
-    measured = measure_answers(labels, predicted, classes, outputs)
+    found = measure_answers(labels, predicted, classes, outputs)
+    drawn = len(classes) <= MATRIX_CLASSES
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
     return {
-        "side": SIDES[side],
+        **measured,
         "pictures": len(answers),
-        "accuracy": measured["accuracy"],
         "interval": interval(len(answers) - len(wrong), len(answers)),
         "commonest": commonest,
         "chance": count / len(answers),
-        "loss": summary[side]["loss"],
-        "balanced": measured["balanced_accuracy"],
-        "f1": measured["macro_f1"],
-        "table": sorted(measured["per_class"], key=_worst_first),
-        "matrix": _drawn(np.array(measured["confusion"]), classes),
+        "f1": found["macro_f1"],
+        "table": sorted(found["per_class"], key=_worst_first),
+        "matrix": confusion_chart(np.array(found["confusion"]), classes) if drawn else None,
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
-        "calibration": _calibration(answers, summary),
-        "wrong": len(wrong),
-        "mistakes": mistakes(wrong[:MISTAKES], pictures, maps),
+        "calibration": _calibration(answers, summary["calibration"]),
+        "wrong": wrong,
     }
-
-
-def _drawn(matrix: np.ndarray, classes: Sequence[str]) -> Markup | None:
-    return charts.confusion_matrix(matrix, classes) if len(classes) <= MATRIX_CLASSES else None
 
 
 def _worst_first(row: Mapping[str, Any]) -> tuple[float, str]:
     return (2.0 if row["recall"] is None else row["recall"], row["name"])
 
 
-def _calibration(answers: Sequence[Prediction], summary: Mapping[str, Any]) -> dict[str, Any]:
+def _calibration(answers: Sequence[Prediction], fitted: Mapping[str, Any] | None) -> dict[str, Any]:
     right = torch.tensor([one.right for one in answers])
-    raw = calibration_bins(torch.tensor([one.uncalibrated for one in answers]), right)
-    fitted = calibration_bins(torch.tensor([one.probability for one in answers]), right)
-    found = summary["calibration"]
+    before = calibration_bins(torch.tensor([one.uncalibrated for one in answers]), right)
+    after = calibration_bins(torch.tensor([one.probability for one in answers]), right)
     return {
-        "temperature": found and found["temperature"],
-        "fitted_on": found and found["fitted_on"],
-        "before": calibration_error(raw),
-        "after": calibration_error(fitted),
-        "diagram": charts.reliability({"before": raw, "after": fitted} if found else {"before": raw}),
+        "temperature": fitted and fitted["temperature"],
+        "fitted_on": fitted and fitted["fitted_on"],
+        "before": calibration_error(before),
+        "after": calibration_error(after),
+        "diagram": reliability_chart({"before": before, "after": after} if fitted else {"before": before}),
     }
 
 
 def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the run came to where a picture may have several labels; None elsewhere."""
-    side = next((side for side in SIDES if "per_label" in (summary[side] or {})), None)
-    if side is None:
+    """What the run came to where an image may have several labels; None elsewhere."""
+    split = next((split for split in SPLITS if "per_label" in (summary[split] or {})), None)
+    if split is None:
         return None
-    table = [{"name": name, **numbers} for name, numbers in summary[side]["per_label"].items()]
+    table = [{"name": name, **numbers} for name, numbers in summary[split]["per_label"].items()]
     return {
-        **summary[side],
-        "side": SIDES[side],
-        "pictures": summary["data"][side],
+        **summary[split],
+        "split": SPLITS[split],
+        "pictures": summary["data"][split],
         "table": sorted(table, key=lambda row: (row["average_precision"], row["name"])),
     }
 
 
-def _curves(file: Path, best: int) -> list[tuple[str, Any]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = list(csv.DictReader(opened))
+def _curves(rows: Sequence[Mapping[str, str]], best: int) -> list[tuple[str, Any]]:
     drawn = []
     for what, top in (("loss", None), ("accuracy", 1.0)):
         series = {
-            side: [(float(row["epoch"]), float(row[f"{what}/{side}"])) for row in rows]
-            for side in ("train", "val")
-            if rows and rows[0].get(f"{what}/{side}")
+            split: [(float(row["epoch"]), float(row[f"{what}/{split}"])) for row in rows]
+            for split in ("train", "val")
+            if rows and rows[0].get(f"{what}/{split}")
         }
         if series:
-            drawn.append((what, charts.curves(f"{what} over epochs", series, best, top)))
+            drawn.append((what, curve_chart(f"{what} over epochs", series, best, top)))
     return drawn
-
-
-def _skipped(file: Path) -> list[dict[str, str]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        return [*map(plain, csv.DictReader(opened))]
 
 
 def _time(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
@@ -226,10 +197,3 @@ def _saved(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     computed = features["computed"]
     each = features["seconds"] / computed if computed else None
     return {"passes": passes, "seconds": each and each * (passes - computed)}
-
-
-def _command(folder: Path, overrides: Sequence[str] | None) -> str | None:
-    """The command line that the run was asked for with; None where it was not by one."""
-    if overrides is None and (folder / ".hydra" / "overrides.yaml").exists():
-        overrides = overrides_of(folder)  # an older version did not keep them in the summary
-    return None if overrides is None else shlex.join(["finetune", "train", *overrides])

@@ -1,18 +1,16 @@
-"""What the best epoch answers for the pictures it did not train on: predictions.csv."""
+"""What the best epoch answers for the images it did not train on: predictions.csv."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from finetune.atomic import write_atomically
-from finetune.cells import cells, plain
+from finetune.cells import read_table, table_of
 from finetune.data.dataset import Dataset, Picture
 from finetune.errors import RequestError
 from finetune.training.metrics import probabilities
@@ -37,14 +35,17 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        """Whether the class predicted is the picture's own."""
+        """Whether the class predicted is the image's own."""
         return self.label == self.predicted
 
 
-def write(
+COLUMNS = [field.name for field in fields(Prediction)]
+
+
+def write_predictions(
     folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], loss: str, temperature: float
 ) -> None:
-    """Write the answers for each side of the split that has logits (N, outputs), in the order of the split.
+    """Write the answers for each split that has logits (N, outputs), in the order of the split.
 
     Data with label vectors has no single class to answer with, and gets no file.
 
@@ -52,66 +53,52 @@ def write(
         RunError: the file cannot be written.
     """
     rows = [
-        prediction
-        for side, values in logits.items()
+        [*asdict(one).values()]
+        for split, values in logits.items()
         if values is not None and dataset.labels.ndim == 1
-        for prediction in _predictions(dataset, side, values, loss, temperature)
+        for one in _predictions(dataset, split, values, loss=loss, temperature=temperature)
     ]
     if rows:
-        text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow([field.name for field in fields(Prediction)])
-        table.writerows(cells(astuple(one)) for one in rows)
-        # Names on disk may be bytes that are no UTF-8; they stay what they are.
-        content = text.getvalue().encode("utf-8", "surrogateescape")
-        write_atomically(folder / FILE, content)
+        write_atomically(folder / FILE, table_of([COLUMNS, *rows]))
 
 
 def _predictions(
-    dataset: Dataset, side: str, logits: Tensor, loss: str, temperature: float
+    dataset: Dataset, split: str, logits: Tensor, *, loss: str, temperature: float
 ) -> Iterator[Prediction]:
     classes = dataset.classes
-    sure = probabilities(logits, loss, temperature).amax(1).tolist()
+    calibrated = probabilities(logits, loss, temperature).amax(1).tolist()
     raw = probabilities(logits, loss).amax(1).tolist()
-    chosen = logits.argmax(1).tolist()
-    for row, index in enumerate(dataset.split[side]):
-        picture, answer = dataset.images[index], chosen[row]
+    for row, (index, answer) in enumerate(zip(dataset.split[split], logits.argmax(1).tolist(), strict=True)):
         yield Prediction(
-            side,
-            name_of(picture, int(index)),
-            classes[int(dataset.labels[index])],
-            classes[answer] if answer < len(classes) else f"output {answer}",
-            round(sure[row], 6),
-            round(raw[row], 6),
+            split=split,
+            picture=name_of(dataset.images[index], int(index)),
+            label=classes[int(dataset.labels[index])],
+            predicted=classes[answer] if answer < len(classes) else f"output {answer}",
+            probability=round(calibrated[row], 6),
+            uncalibrated=round(raw[row], 6),
         )
 
 
-def name_of(picture: Picture, index: int) -> str:
-    """A picture's file, its name in an archive or, lacking both, its place in the data set as `#12`."""
-    return f"#{index}" if isinstance(picture, np.ndarray) else str(picture)
+def name_of(image: Picture, index: int) -> str:
+    """An image's file, its name in an archive or, lacking both, its place in the data set as `#12`."""
+    return f"#{index}" if isinstance(image, np.ndarray) else str(image)
 
 
-def read(folder: Path) -> list[Prediction]:
-    """What `write` wrote; nothing where there is no file.
+def read_predictions(folder: Path) -> list[Prediction]:
+    """What `write_predictions` wrote; nothing where there is no file.
 
     Raises:
         RequestError: the file is damaged.
     """
-    path = folder / FILE
-    if not path.exists():
-        return []
+    file = folder / FILE
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [
-                Prediction(
-                    row["split"],
-                    row["picture"],
-                    row["label"],
-                    row["predicted"],
-                    float(row["probability"]),
-                    float(row["uncalibrated"]),
-                )
-                for row in map(plain, csv.DictReader(file))
-            ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path}: expected what the run wrote ({type(error).__name__}: {error})") from None
+        return [
+            Prediction(
+                **{name: row[name] for name in COLUMNS[:4]},
+                probability=float(row["probability"]),
+                uncalibrated=float(row["uncalibrated"]),
+            )
+            for row in read_table(file)
+        ]
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"{file}: expected what the run wrote ({type(error).__name__}: {error})") from None

@@ -25,82 +25,58 @@ MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
 def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:
     """The model, the weights really used, what is frozen and what trains."""
-    if model.weights.warning:
-        say(console, "warning", f"weights={model.weights.requested}: {model.weights.warning}")
-    say(console, "model", f"{model.name}, weights: {model.weights.used}")
-    for note in model.weights.notes:
+    weights, counts = model.weights, count_parameters(model.network)
+    if weights.warning:
+        say(console, "warning", f"weights={weights.requested}: {weights.warning}")
+    say(console, "model", f"{model.name}, weights: {weights.used}")
+    for note in weights.notes:
         say(console, "", note)
     if model.outputs > classes:
-        say(
-            console,
-            "warning",
-            f"head: {model.outputs} outputs for {classes} classes; the others can never be right",
-        )
-    counts = count_parameters(model.network)
-    frozen = counts["total"] - counts["trainable"]
-    head = (
-        f"the new head {model.head} with {model.outputs} outputs always trains"
-        if model.head
-        else "the head is kept"
-    )
-    say(
-        console,
-        "freeze",
-        f"{', '.join(patterns)}: {frozen:,} of {counts['total']:,} parameters are frozen,"
-        f" {counts['trainable']:,} train; {head}",
-    )
+        text = f"head: {model.outputs} outputs for {classes} classes; the others can never be right"
+        say(console, "warning", text)
+    head = "the head is kept"
+    if model.head:
+        head = f"the new head {model.head} with {model.outputs} outputs always trains"
+    frozen = f"{counts['total'] - counts['trainable']:,} of {counts['total']:,} parameters are frozen"
+    say(console, "freeze", f"{', '.join(patterns)}: {frozen}, {counts['trainable']:,} train; {head}")
 
 
 def data_lines(
     console: Console, dataset: Dataset, skipped: Sequence[BadImage], size: int, augment: str
 ) -> None:
-    """Classes, pictures and how they are prepared."""
+    """Classes, images and how they are prepared."""
     counts = dataset.counts()
+    classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
+    train, val, test = (f"{counts[split]:,}" for split in ("train", "val", "test"))
+    splits = f"{train} images to train, {val} to validate, {test} to test"
     own = ", as the data split them" if dataset.own_split else ""
-    say(
-        console,
-        "data",
-        f"{dataset.name}: {len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'},"
-        f" {counts['train']:,} pictures to train,"
-        f" {counts['val']:,} to validate, {counts['test']:,} to test{own}; {size} px,"
-        f" augmentation: {augment}",
-    )
+    prepared = f"{size} px, augmentation: {augment}"
+    say(console, "data", f"{dataset.name}: {classes}, {splits}{own}; {prepared}")
     if dataset.ignored_files:
-        say(
-            console,
-            "",
-            f"{dataset.ignored_files:,} files that are no pictures by their name were passed over",
-        )
+        say(console, "", f"{dataset.ignored_files:,} files that are no images by their name were passed over")
     if skipped:
-        say(
-            console,
-            "warning",
-            f"{len(skipped):,} picture{'s are' if len(skipped) > 1 else ' is'} broken and left out, listed in"
-            " skipped.csv:"
-            f" {brief([bad.path for bad in skipped], 2)}",
-        )
+        number = f"{len(skipped):,} image{'s are' if len(skipped) > 1 else ' is'}"
+        paths = brief([bad.path for bad in skipped], 2)
+        say(console, "warning", f"{number} broken and left out, listed in skipped.csv: {paths}")
 
 
 def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
-    """What the user should know of the classes: too few pictures, none, or nearly all in one."""
+    """What the user should know of the classes: too few images, none, or nearly all in one."""
     for text in dataset.warnings:
         say(console, "warning", text)
     counts = dataset.to_train()
     if none := [name for name, count in counts.items() if not count]:
-        say(console, "warning", f"there are no pictures to train on of {brief(none)}")
+        say(console, "warning", f"there are no images to train on of {brief(none)}")
     if dataset.multi_label or not counts:
         return
     name = max(counts, key=lambda one: counts[one])
     share = counts[name] / sum(counts.values())
     if share > MAJORITY:
-        weighed = "weighed down by class_weights=balanced"
-        advice = weighed if class_weights == "balanced" else "class_weights=balanced would weigh it down"
-        say(
-            console,
-            "warning",
-            f"{share:.0%} of the pictures to train on are {name}: always answering so is as often right;"
-            f" look at the balanced accuracy ({advice})",
-        )
+        advice = "class_weights=balanced would weigh it down"
+        if class_weights == "balanced":
+            advice = "weighed down by class_weights=balanced"
+        text = f"{share:.0%} of the images to train on are {name}: always answering so is as often right"
+        say(console, "warning", f"{text}; look at the balanced accuracy ({advice})")
 
 
 def feature_line(console: Console, ready: ModelInputs) -> None:
@@ -109,34 +85,32 @@ def feature_line(console: Console, ready: ModelInputs) -> None:
     if features is None:
         say(console, "cache", f"nothing: {plan.why}")
         return
-    text = f"{ready.plan.share:.0%} of the forward pass is constant and runs once a picture; "
+    found = f"all {features['reused']:,} were in the store"
     if features["computed"]:
         rate = features["computed"] / features["seconds"]
-        text += f"{features['computed']:,} computed in {features['seconds']:.1f} s"
-        text += f" ({rate:.0f}/s, {features['form']})"
-        text += f", {features['reused']:,} from the store" if features["reused"] else ""
-    else:
-        text += f"all {features['reused']:,} were in the store"
-    say(console, "cache", f"{text}; {readable(features['bytes'])}, {plan.why}")
+        found = f"{features['computed']:,} computed in {features['seconds']:.1f} s"
+        found += f" ({rate:.0f}/s, {features['form']})"
+        found += f", {features['reused']:,} from the store" if features["reused"] else ""
+    constant = f"{ready.plan.share:.0%} of the forward pass is constant and runs once an image"
+    say(console, "cache", f"{constant}; {found}; {readable(features['bytes'])}, {plan.why}")
 
 
 def training_line(
     console: Console, epochs: int, optimizer: dict[str, Any], device: str, precision: str, processes: int = 1
 ) -> None:
     """What the training will be."""
-    number = torch.get_num_threads()
-    threads = f" ({number} thread{'s' * (number > 1)})" if device == "cpu" else ""
+    where, threads = device, torch.get_num_threads()
+    if device == "cpu":
+        where += f" ({threads} thread{'s' * (threads > 1)})"
+    if processes > 1:
+        where += f", {processes} processes"
     precision = precision.removesuffix("-true").removesuffix("-mixed")
-    say(
-        console,
-        "train",
-        f"{epochs} epochs, {optimizer['name']} with lr {optimizer['lr']:g},"
-        f" on {device}{threads}{f', {processes} processes' * (processes > 1)}, precision {precision}",
-    )
+    how = f"{optimizer['name']} with lr {optimizer['lr']:g}"
+    say(console, "train", f"{epochs} epochs, {how}, on {where}, precision {precision}")
 
 
 def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
-    """Where an interrupted run goes on, and why its numbers may differ."""
+    """Where an interrupted run resumes, and why its numbers may differ."""
     say(console, "resume", f"after epoch {epochs}")
     if changed:
         say(console, "warning", changed)
@@ -145,18 +119,13 @@ def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
-    if summary["test"]:
-        test = summary["test"]
+    if test := summary["test"]:
         say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
     else:
         say(console, "done", f"{best}; there is no test split")
-    proof = summary["frozen_proof"]
-    if proof["tensors"]:
-        say(
-            console,
-            "proof",
-            f"{proof['tensors']} frozen parameters and buffers are bit-identical after training",
-        )
+    if tensors := summary["frozen_proof"]["tensors"]:
+        text = f"{tensors} frozen parameters and buffers are bit-identical after training"
+        say(console, "proof", text)
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
@@ -165,6 +134,6 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
 
 
 def scores(metrics: dict[str, Any]) -> str:
-    """accuracy 0.655, balanced 0.650; with several labels a picture mAP and macro-F1 first."""
+    """accuracy 0.655, balanced 0.650; with several labels an image mAP and macro-F1 first."""
     several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
     return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"

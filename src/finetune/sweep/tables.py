@@ -21,7 +21,7 @@ from finetune.sweep.leaderboard import Leaderboard, Spread
 from finetune.training.best import NAMES
 
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
-UNRANKED = "Not ranked: there are no pictures to validate with, and the test split chooses nothing."
+UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
 # What a narrow terminal does without, first to go first; the files have all of it.
 SPARED = ("time", "jobs", "test loss", "val loss")
