@@ -92,7 +92,7 @@ def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
 
 def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(RequestError, match=r"broken\.png: expected a picture; not a picture, or of an"):
+    with pytest.raises(RequestError, match=r"broken\.png: expected a picture; not an image, or of an"):
         run.load().predict(tmp_path / "broken.png")
     Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])

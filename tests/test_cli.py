@@ -211,7 +211,7 @@ def test_the_store_is_listed_and_cleared(command, few_pictures):
     assert command("train", *knobs, "cache_dir=store").code == 0
     listed = command("cache", "cache_dir=store").out.splitlines()
     assert len(listed) == 2
-    assert "60 pictures  timm/test_resnet at global_pool_flatten (96," in listed[0]
+    assert "60 images  timm/test_resnet at global_pool_flatten (96," in listed[0]
     assert "in 1 sets of features in store" in listed[1]
     assert "removed from store" in command("cache", "--clear", "cache_dir=store").out
     assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"

@@ -53,7 +53,7 @@ def test_steps_are_those_of_the_plain_loop(train: Train) -> None:
     from finetune.data.reader import Reader
     from finetune.model.preprocessing import Preprocessing
 
-    dataset, sizes = sources.load("random", None, 0.15, 0.15), Preprocessing().to(64)
+    dataset, sizes = sources.load_dataset("random", None, 0.15, 0.15), Preprocessing().to(64)
     reader = Reader(dataset.images, sizes)
     picture = Prepare(sizes, "none", 0)(reader(0)[None], False, 0)
     labels = torch.from_numpy(dataset.labels)

@@ -47,7 +47,7 @@ def test_the_main_job(tmp_path: Path) -> None:
     assert summary["parameters"] == {"total": 11_181_642, "trainable": 5_130}
     assert summary["frozen_proof"]["tensors"] == 120
     assert sum(summary["data"][side] for side in sources.SPLITS) == len(
-        sources.load("clipart", None, 0, 0).images
+        sources.load_dataset("clipart", None, 0, 0).images
     )
     for told in (
         "bundled",
@@ -126,7 +126,7 @@ def test_both_halves_of_a_run_make_the_whole_model_again(train: Train) -> None:
     folder = newest()
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict(whole_state(folder), strict=True)
-    dataset = sources.load("folder", "pictures", 0.15, 0.15)
+    dataset = sources.load_dataset("folder", "pictures", 0.15, 0.15)
     with safe_open(folder / "checkpoints" / "frozen.safetensors", "pt") as file:
         metadata = file.metadata()
     sizes = Preprocessing().to(32)

@@ -28,7 +28,7 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         RequestError: they are not there, or not as the settings need them.
     """
     knobs = settings.data
-    dataset = sources.load(
+    dataset = sources.load_dataset(
         knobs.source,
         knobs.root,
         knobs.val_fraction,

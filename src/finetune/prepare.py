@@ -215,8 +215,8 @@ def read_pictures(
         )
         ready = load_inputs(plan, model, dataset, loading)
     except ChangedImage as error:
-        if isinstance(error.picture, Path):
-            forget(error.picture, memo(settings))
+        if isinstance(error.image, Path):
+            forget(error.image, memo(settings))
         raise
     for line in ready.notes:
         say(console, "note", line)

@@ -1,4 +1,4 @@
-"""Augmentation shows parts of the picture and no more, decided by the seed and the batch's number alone."""
+"""Augmentation shows parts of the image and no more, decided by the seed and the batch's number alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune.model.preprocessing import Preprocessing
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def pictures(count: int = 16, size: int = 40) -> Tensor:
+def images(count: int = 16, size: int = 40) -> Tensor:
     return torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -24,7 +24,7 @@ def prepare(augment: str, seed: int = 0) -> Prepare:
 
 
 def test_normalisation_is_exact() -> None:
-    batch = pictures(size=32)
+    batch = images(size=32)
     inputs = prepare("none")(batch, True, 1)
     expected = (batch.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
         STD
@@ -35,7 +35,7 @@ def test_normalisation_is_exact() -> None:
 
 
 def test_the_pictures_stay_as_they_were() -> None:
-    for batch in (pictures(size=32), pictures(size=32).float()):
+    for batch in (images(size=32), images(size=32).float()):
         before = batch.clone()
         prepare("none")(batch, False, 0)
         prepare("standard")(batch, True, 1)
@@ -45,18 +45,18 @@ def test_the_pictures_stay_as_they_were() -> None:
 @pytest.mark.parametrize("augment", ["none", "flip"])
 @pytest.mark.parametrize("training", [True, False])
 def test_without_random_crops_the_middle_is_shown(augment: str, training: bool) -> None:
-    batch = pictures(size=41)
+    batch = images(size=41)
     inputs = prepare(augment)(batch, training, 3)
     assert torch.equal(inputs, prepare(augment).normalise(batch[..., 4:36, 4:36]))
 
 
 def test_evaluation_is_never_augmented() -> None:
-    batch = pictures()
+    batch = images()
     assert torch.equal(prepare("standard")(batch, False, 5), prepare("none")(batch, False, 7))
 
 
 def test_the_draw_depends_on_seed_and_number_alone() -> None:
-    batch = pictures()
+    batch = images()
     once = prepare("standard", 3)(batch, True, 11)
     torch.manual_seed(99)  # what is drawn elsewhere does not matter
     assert torch.equal(prepare("standard", 3)(batch, True, 11), once)
@@ -68,12 +68,12 @@ def test_the_draw_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    prepare("standard")(pictures(), True, 1)
+    prepare("standard")(images(), True, 1)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_crop_is_a_part_of_the_picture() -> None:
-    # Each pixel's value is its column, or its row: a crop shows a run of them, within the picture.
+    # Each pixel's value is its column, or its row: a crop shows a run of them, within the image.
     size, count = 64, 300
     columns = torch.arange(size).expand(size, size)
     batch = torch.stack([columns, columns.T, columns * 0]).to(torch.uint8).expand(count, 3, size, size)
@@ -105,7 +105,7 @@ def test_a_crop_of_one_colour_is_of_that_colour() -> None:
 
 
 def test_about_half_is_mirrored() -> None:
-    # Brightness grows to the right in each picture, so in a mirrored crop it falls.
+    # Brightness grows to the right in each image, so in a mirrored crop it falls.
     ramp = torch.arange(0, 160, 4).to(torch.uint8).expand(400, 3, 40, 40)
     inputs = prepare("standard")(ramp, True, 1)
     mirrored = inputs[:, 0, :, -1].mean(1) < inputs[:, 0, :, 0].mean(1)

@@ -1,4 +1,4 @@
-"""Broken pictures are named with their reason, and nothing else is raised."""
+"""Broken images are named with their reason, and nothing else is raised."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def bad(path: Path) -> BadImage:
 
 def test_empty_and_foreign_files_are_named_with_their_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "text.jpg").write_text("this is no image")
     for name in ("empty.png", "text.jpg"):
         path = str(tmp_path / name)
-        assert bad(tmp_path / name) == BadImage(0, path, "not a picture, or of an unknown format")
+        assert bad(tmp_path / name) == BadImage(0, path, "not an image, or of an unknown format")
 
 
 def test_a_format_that_is_not_offered_is_not_opened(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="PPM")
-    assert bad(tmp_path / "a.png").reason == "not a picture, or of an unknown format"
+    assert bad(tmp_path / "a.png").reason == "not an image, or of an unknown format"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -149,18 +149,18 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, si
 
 def test_decode_raises_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(BrokenPicture, match=r"^not a picture, or of an unknown format$"):
+    with pytest.raises(BrokenPicture, match=r"^not an image, or of an unknown format$"):
         decode(tmp_path / "a.png", Preprocessing(32, 36))
 
 
 @pytest.mark.parametrize("workers", [1, 3, "auto"])
 def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: int | str) -> None:
-    pictures: list[Path | np.ndarray] = [noise(32, 32, seed) for seed in range(40)]
+    images: list[Path | np.ndarray] = [noise(32, 32, seed) for seed in range(40)]
     for index in (7, 23):
-        pictures[index] = tmp_path / f"{index}.png"
+        images[index] = tmp_path / f"{index}.png"
     Image.fromarray(noise(32, 32, 23)).save(tmp_path / "23.png")
     done: list[int] = []
-    pixels, broken = Reader(pictures, Preprocessing(32, 32)).all(workers, done.append)
+    pixels, broken = Reader(images, Preprocessing(32, 32)).all(workers, done.append)
     assert [(one.index, one.path) for one in broken] == [(7, str(tmp_path / "7.png"))]
     assert sum(done) == 40
     for index in set(range(40)) - {7}:

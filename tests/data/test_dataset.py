@@ -1,4 +1,4 @@
-"""A data set with some of its pictures left out, and what it is known by."""
+"""A data set with some of its images left out, and what it is known by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune.data.dataset import Dataset
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.errors import RequestError
 from support.folders import check, fill, folder, save
 
@@ -33,7 +33,7 @@ def test_without_keeps_the_side_of_the_rest(tmp_path: Path) -> None:
 
 def test_without_all_that_trains_is_refused(tmp_path: Path) -> None:
     dataset = folder(fill(tmp_path, 10))
-    with pytest.raises(RequestError, match=r"^data.root: expected pictures to train on"):
+    with pytest.raises(RequestError, match=r"^data.root: expected images to train on"):
         dataset.without(dataset.split["train"].tolist())
 
 
@@ -55,7 +55,7 @@ def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) ->
         return len(seen) > before
 
     assert not changed()
-    save(root / "cat" / "0.png", 1000)  # another picture
+    save(root / "cat" / "0.png", 1000)  # another image
     assert changed()
     (root / "cat" / "1.png").rename(root / "dog" / "moved.png")  # another label
     assert changed()
@@ -71,7 +71,7 @@ def test_the_fingerprint_depends_on_pictures_labels_and_split(tmp_path: Path) ->
 
 
 def test_the_fingerprint_of_vectors_depends_on_them() -> None:
-    dataset = load("random", None, 0, 0)
+    dataset = load_dataset("random", None, 0, 0)
     assert dataset.fingerprint() != Dataset(**{**vars(dataset), "labels": dataset.labels * 2}).fingerprint()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.model.preprocessing import Preprocessing
 
 FORMATS = {
@@ -26,7 +26,7 @@ FORMATS = {
 
 def real_files(folder: Path) -> list[Path]:
     """Four pieces of clip art in each of five formats."""
-    images = load("clipart", None, 0, 0).images
+    images = load_dataset("clipart", None, 0, 0).images
     paths = []
     for number, (extension, options) in enumerate(4 * list(FORMATS.items())):
         paths.append(folder / f"{number}.{extension}")

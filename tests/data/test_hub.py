@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.data.dataset import Dataset, Stored
 from finetune.data.images import decode
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 
@@ -41,17 +41,17 @@ def table(labels: list[Any], kind: Any, first: int = 0, column: str = "label") -
 
 
 def hf(root: Path | None, **knobs: str) -> Dataset:
-    return load("hf", None if root is None else str(root), 0.15, 0.15, **knobs)
+    return load_dataset("hf", None if root is None else str(root), 0.15, 0.15, **knobs)
 
 
 NAMES = datasets.ClassLabel(names=["zebra", "ape", "never"])
 
 
 def test_a_folder_per_class_by_imagefolder(few_pictures: Path) -> None:
-    found, ours = hf(few_pictures, name="imagefolder"), load("folder", str(few_pictures), 0.15, 0.15)
+    found, ours = hf(few_pictures, name="imagefolder"), load_dataset("folder", str(few_pictures), 0.15, 0.15)
     assert found.name == "imagefolder"
     assert found.classes == ours.classes
-    assert found.fingerprint() == ours.fingerprint()  # the same pictures, labels and split
+    assert found.fingerprint() == ours.fingerprint()  # the same images, labels and split
 
 
 def test_a_saved_set_with_sides_keeps_its_classes_and_order(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_a_saved_set_with_sides_keeps_its_classes_and_order(tmp_path: Path) -> N
     found = hf(tmp_path / "saved")
     assert found.classes == ("zebra", "ape", "never")
     assert found.counts() == {"train": 10, "val": 2, "test": 1}
-    picture = found.images[11]
-    assert isinstance(picture, Stored)
-    assert np.array_equal(decode(picture, Preprocessing(8, 8)).permute(1, 2, 0).numpy(), pixels(11))
+    image = found.images[11]
+    assert isinstance(image, Stored)
+    assert np.array_equal(decode(image, Preprocessing(8, 8)).permute(1, 2, 0).numpy(), pixels(11))
 
 
 def test_a_single_part_is_split_by_content(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_side_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
     ("knobs", "told"),
     [
         ({"label_column": "kind"}, "data.label_column=kind: expected one of its columns, image, label"),
-        ({"image_column": "label"}, "data.image_column=label: expected a column of pictures"),
+        ({"image_column": "label"}, "data.image_column=label: expected a column of images"),
     ],
 )
 def test_a_wrong_column_is_told(tmp_path: Path, knobs: dict[str, str], told: str) -> None:
@@ -125,9 +125,7 @@ def test_columns_that_cannot_be_told_apart_are_asked_for(tmp_path: Path) -> None
 
 def test_pictures_without_labels_are_told(tmp_path: Path) -> None:
     table([0, 1] * 5, NAMES).select_columns(["image"]).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(
-        RequestError, match=r"expected a column of labels beside its pictures; there is none$"
-    ):
+    with pytest.raises(RequestError, match=r"expected a column of labels beside its images; there is none$"):
         hf(tmp_path / "saved")
 
 

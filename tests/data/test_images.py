@@ -1,4 +1,4 @@
-"""Pictures as a person sees them, cut as torchvision cuts them."""
+"""Images as a person sees them, cut as torchvision cuts them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 def test_the_cameras_turn_is_undone(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((16, 16, 3), np.uint8)
     upright[:8, :8], upright[:8, 8:], upright[8:, :8] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-    # What the camera stored, so that the viewer's turn gives the upright picture; the numbers are EXIF's.
+    # What the camera stored, so that the viewer's turn gives the upright image; the numbers are EXIF's.
     stored = {
         1: upright,
         2: upright[:, ::-1],

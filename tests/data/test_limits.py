@@ -1,4 +1,4 @@
-"""Files that would cost more than a picture is worth are refused before they are decoded."""
+"""Files that would cost more than an image is worth are refused before they are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: every picture once an epoch, in an order that seed and epoch decide; two views that alternate."""
+"""Batches: every image once an epoch, in an order that seed and epoch decide; two views that alternate."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_the_trainers_epoch_decides_the_order() -> None:
 
 @pytest.mark.parametrize(("count", "sizes"), [(22, [10, 12]), (26, [10, 10, 6])])
 def test_processes_share_every_batch(count: int, sizes: list[int]) -> None:
-    """A last batch of which a process would get a single picture joins the one before."""
+    """A last batch of which a process would get a single image joins the one before."""
     parts = [loader(10, count=count) for _ in range(3)]
     for which, one in enumerate(parts):
         one.__init__(one.inputs, one.labels, 10, one.indices, 0, lambda: 0, (which, 3))  # type: ignore[misc]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.data.dataset import Dataset
 from finetune.data.images import decode
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 
@@ -45,7 +45,7 @@ def write_samples(path: Path, seeds: range, labels: int = 2, **more: bytes) -> N
 
 
 def shards(root: Path) -> Dataset:
-    return load("webdataset", str(root), 0.2, 0.2)
+    return load_dataset("webdataset", str(root), 0.2, 0.2)
 
 
 def test_samples_of_all_shards(tmp_path: Path) -> None:

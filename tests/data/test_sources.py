@@ -1,4 +1,4 @@
-"""Where pictures come from: folders as people have them, and the sets that are built in."""
+"""Where images come from: folders as people have them, and the sets that are built in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetune.data import sources
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.data.sources.builtin import CLIPART
 from finetune.errors import RequestError
 from support.folders import check, fill, folder, names, save
@@ -19,7 +19,7 @@ from support.privilege import without_privilege
 
 
 def test_clipart_is_as_its_manifest_says() -> None:
-    dataset = load("clipart", None, 0.5, 0.4)  # its split is its own
+    dataset = load_dataset("clipart", None, 0.5, 0.4)  # its split is its own
     check(dataset)
     with (CLIPART / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -35,7 +35,7 @@ def test_clipart_is_as_its_manifest_says() -> None:
 
 
 def test_digits_are_scaled_to_eight_bits() -> None:
-    dataset = load("digits", None, 0.15, 0.15)
+    dataset = load_dataset("digits", None, 0.15, 0.15)
     check(dataset)
     assert len(dataset.images) == 1797
     pixels = np.stack([np.asarray(image) for image in dataset.images])
@@ -44,7 +44,7 @@ def test_digits_are_scaled_to_eight_bits() -> None:
 
 
 def test_random_is_one_picture_with_a_vector_and_always_the_same() -> None:
-    first, second = (load("random", None, 0.15, 0.15) for _ in range(2))
+    first, second = (load_dataset("random", None, 0.15, 0.15) for _ in range(2))
     assert first.counts() == {"train": 1, "val": 0, "test": 0}
     assert first.labels.shape == (1, 1000)
     assert first.fingerprint() == second.fingerprint()
@@ -56,7 +56,7 @@ def test_a_root_for_what_is_built_in_is_refused(name: str) -> None:
     with pytest.raises(
         RequestError, match=rf"^data.root=mine: expected data=folder with it; data={name} brings"
     ):
-        load(name, "mine", 0.15, 0.15)
+        load_dataset(name, "mine", 0.15, 0.15)
 
 
 # Folders
@@ -116,7 +116,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets" / "cat").symlink_to(tmp_path / "store" / "cat")  # a linked class
     (tmp_path / "pets" / "dog").mkdir()
-    for path in (tmp_path / "store" / "dog").iterdir():  # linked pictures
+    for path in (tmp_path / "store" / "dog").iterdir():  # linked images
         (tmp_path / "pets" / "dog" / path.name).symlink_to(path)
     (tmp_path / "link").symlink_to(tmp_path / "pets")  # a linked root
     dataset = folder(tmp_path / "link")
@@ -140,7 +140,7 @@ def test_a_broken_link_is_a_picture_that_decoding_reports(tmp_path: Path) -> Non
 def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
     fill(tmp_path, 5)
     (tmp_path / "README.txt").write_text("beside the classes")
-    save(tmp_path / "cover.png", 99)  # a picture beside the classes has none
+    save(tmp_path / "cover.png", 99)  # an image beside the classes has none
     (tmp_path / "cat" / "Thumbs.db").touch()
     (tmp_path / "cat" / "notes").touch()
     (tmp_path / "cat" / ".DS_Store").touch()
@@ -174,7 +174,7 @@ def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
         for extra in range(3):
             save(tmp_path / name / f"{extra}.png", 10 * number + extra)
     save(tmp_path / "beside.png", 99)
-    dataset = load("folder", str(tmp_path), 0.0, 0.0, nested=True)
+    dataset = load_dataset("folder", str(tmp_path), 0.0, 0.0, nested=True)
     assert dataset.classes == ("cat/black", "cat/tabby", "dog", "dog/large/grey")
     for path, label in zip(dataset.images, dataset.labels, strict=True):
         assert Path(str(path)).parent == tmp_path / dataset.classes[label]
@@ -184,7 +184,7 @@ def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
 def test_nested_folders_below_train_and_test(tmp_path: Path) -> None:
     for number, name in enumerate(("train/a/x", "train/a/y", "test/a/x", "test/a/y")):
         save(tmp_path / name / "0.png", number)
-    dataset = load("folder", str(tmp_path), 0.0, 0.0, nested=True)
+    dataset = load_dataset("folder", str(tmp_path), 0.0, 0.0, nested=True)
     assert dataset.classes == ("a/x", "a/y")
     assert dataset.counts() == {"train": 2, "val": 0, "test": 2}
 
@@ -196,7 +196,7 @@ def test_a_class_of_two_trains_and_is_told(tmp_path: Path) -> None:
             save(tmp_path / f"rare {seed}" / f"{extra}.png", 200 + 2 * seed + extra)
     dataset = folder(tmp_path, 0.4, 0.4)
     (warning,) = dataset.warnings
-    assert warning.startswith("classes with fewer than 3 pictures are used for training only: rare 0, rare 1")
+    assert warning.startswith("classes with fewer than 3 images are used for training only: rare 0, rare 1")
     rare = np.flatnonzero(dataset.labels >= 2)
     assert len(rare) == 16
     assert set(rare) <= set(dataset.split["train"])
@@ -206,7 +206,7 @@ STRANGE = ("two words", "Käse & Brötchen", "猫", 'it\'s "so"', "a=b,c", "[x]"
 
 
 def test_strange_names_are_names(tmp_path: Path) -> None:
-    root = tmp_path / "my 'own' pictures"
+    root = tmp_path / "my 'own' images"
     for number, name in enumerate(STRANGE):
         for extra in range(2):
             save(root / name / f"{name} {extra}.png", 10 * number + extra)
@@ -219,7 +219,7 @@ def test_strange_names_are_names(tmp_path: Path) -> None:
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path / "pets", 3)
-    assert len(load("folder", "~/pets", 0, 0).images) == 6
+    assert len(load_dataset("folder", "~/pets", 0, 0).images) == 6
 
 
 def test_classes_that_are_numbers_stand_in_their_order(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         without_privilege(),
         pytest.raises(RequestError, match=r"^data.root=pets: pets cannot be read: Permission"),
     ):
-        load("folder", "pets", 0.15, 0.15)
+        load_dataset("folder", "pets", 0.15, 0.15)
     (tmp_path / "pets").chmod(0o755)  # for the next to clean up
 
 
@@ -261,7 +261,7 @@ def test_a_picture_that_may_not_be_read_is_left_to_decoding(
     tmp_path.chmod(0o755)
     (fill(Path("pets"), 2) / "cat" / "0.png").chmod(0)
     with without_privilege():
-        assert "0.png" in names(load("folder", "pets", 0, 0))
+        assert "0.png" in names(load_dataset("folder", "pets", 0, 0))
 
 
 def test_a_folder_out_of_reach_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,5 +269,5 @@ def test_a_folder_out_of_reach_is_no_folder(tmp_path: Path, monkeypatch: pytest.
     fill(tmp_path / "pets", 2)
     tmp_path.chmod(0)
     with without_privilege(), pytest.raises(RequestError, match=r"^data.root=pets: expected a folder"):
-        load("folder", "pets", 0.15, 0.15)
+        load_dataset("folder", "pets", 0.15, 0.15)
     tmp_path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Tables of pictures: paths, labels and sides, and what is said of those that are no such tables."""
+"""Tables of images: paths, labels and sides, and what is said of those that are no such tables."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 from finetune.data.dataset import Dataset
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.errors import RequestError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures, 0.png to 11.png, in a folder below a table's."""
-    (tmp_path / "my pictures").mkdir()
+    """Twelve images, 0.png to 11.png, in a folder below a table's."""
+    (tmp_path / "my images").mkdir()
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "my pictures" / f"{number}.png")
+        Image.fromarray(pixels).save(tmp_path / "my images" / f"{number}.png")
     return tmp_path
 
 
@@ -30,18 +30,18 @@ def table(folder: Path, *rows: str, name: str = "labels.csv", encoding: str = "u
 
 
 def csv(path: Path, **knobs: str) -> Dataset:
-    return load("csv", str(path), 0.15, 0.15, **knobs)
+    return load_dataset("csv", str(path), 0.15, 0.15, **knobs)
 
 
 def rows(*labels: str) -> list[str]:
-    return [f"my pictures/{number}.png,{label}" for number, label in enumerate(labels)]
+    return [f"my images/{number}.png,{label}" for number, label in enumerate(labels)]
 
 
 def test_paths_start_at_the_tables_folder_and_labels_are_classes(folder: Path) -> None:
     found = csv(table(folder, "path,label", *rows(*["Hund", "Kätzchen", "猫"] * 4)))
     assert found.classes == ("Hund", "Kätzchen", "猫")
     assert found.labels.tolist() == [0, 1, 2] * 4
-    assert found.images[3] == folder / "my pictures" / "3.png"
+    assert found.images[3] == folder / "my images" / "3.png"
     assert not found.multi_label
     assert sum(found.counts().values()) == 12
 
@@ -49,12 +49,12 @@ def test_paths_start_at_the_tables_folder_and_labels_are_classes(folder: Path) -
 def test_an_absolute_path_is_taken_as_it_is(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     lines = [f"{folder}/{row}" for row in rows(*"abababababab")]
-    assert csv(table(elsewhere, "path,label", *lines)).images[0] == folder / "my pictures" / "0.png"
+    assert csv(table(elsewhere, "path,label", *lines)).images[0] == folder / "my images" / "0.png"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_tabs_quotes_and_the_mark_of_spreadsheets(folder: Path, encoding: str) -> None:
-    lines = ['"my pictures/0.png"\t"a, b"', "my pictures/1.png\tc", "my pictures/2.png\tc"]
+    lines = ['"my images/0.png"\t"a, b"', "my images/1.png\tc", "my images/2.png\tc"]
     found = csv(table(folder, "path\tlabel", *lines, name="labels.TSV", encoding=encoding))
     assert found.classes == ("a, b", "c")
 
@@ -108,7 +108,7 @@ def test_parquet_says_the_same(folder: Path) -> None:
     import pyarrow
 
     labels = ["a", "b", "b", "a"] * 3
-    columns = {"path": [f"my pictures/{n}.png" for n in range(12)], "label": labels}
+    columns = {"path": [f"my images/{n}.png" for n in range(12)], "label": labels}
     parquet.write_table(pyarrow.table(columns), folder / "labels.parquet")
     same = csv(table(folder, "path,label", *rows(*labels)))
     assert csv(folder / "labels.parquet").fingerprint() == same.fingerprint()
@@ -140,7 +140,7 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         (["path,label", "a.png,b", "b.png,b"], "expected two classes or more; there is only b"),
         (
             ["path,label,split", "a,x,train", "b,y,test", "c,z,train"],
-            "expected pictures to train on for every class; none for y",
+            "expected images to train on for every class; none for y",
         ),
     ],
 )
@@ -168,4 +168,4 @@ def test_another_encoding_is_told(folder: Path) -> None:
 @pytest.mark.parametrize("source", ["folder", "torchvision", "webdataset"])
 def test_a_knob_of_another_source_is_refused(folder: Path, source: str) -> None:
     with pytest.raises(RequestError, match=r"^data.label_column=kind: expected data=csv or hf with it$"):
-        load(source, str(folder), 0.15, 0.15, label_column="kind")
+        load_dataset(source, str(folder), 0.15, 0.15, label_column="kind")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.images import decode
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 
@@ -30,7 +30,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(folder: Path, names: dict[str, int]) -> None:
-    """So many small pictures for each name."""
+    """So many small images for each name."""
     folder.mkdir(parents=True)
     for name, count in names.items():
         for number in range(count):
@@ -44,7 +44,7 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for path in DEBIAN.glob("*.gz"):
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    found = load("torchvision", str(tmp_path), 0.15, 0.15, name="fashionmnist")
+    found = load_dataset("torchvision", str(tmp_path), 0.15, 0.15, name="fashionmnist")
     assert found.name == "FashionMNIST"
     assert found.classes[:2] == ("T-shirt/top", "Trouser")
     assert len(found.split["test"]) == 10_000
@@ -69,7 +69,7 @@ def test_cifar_in_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / name).write_bytes(pickle.dumps(content))
     names = {"label_names": list("abcdefghij")}
     (folder / "batches.meta").write_bytes(pickle.dumps(names))
-    found = load("torchvision", str(tmp_path), 0.2, 0.15, name="CIFAR10")
+    found = load_dataset("torchvision", str(tmp_path), 0.2, 0.15, name="CIFAR10")
     assert found.classes == tuple("abcdefghij")
     assert sum(found.counts().values()) == 120
     assert len(found.split["test"]) == 20
@@ -87,7 +87,7 @@ def test_pets_as_files(tmp_path: Path) -> None:
             for number in numbers
         ]
         (root / "annotations" / f"{side}.txt").write_text("\n".join(lines))
-    found = load("torchvision", str(tmp_path), 0.0, 0.15, name="OxfordIIITPet")
+    found = load_dataset("torchvision", str(tmp_path), 0.0, 0.15, name="OxfordIIITPet")
     assert found.classes == ("Abyssinian", "Beagle")
     assert found.counts() == {"train": 8, "val": 0, "test": 4}
     assert found.images[0] == root / "images" / "Abyssinian_0.jpg"
@@ -101,7 +101,7 @@ def test_food_as_files_that_we_decode_ourselves(tmp_path: Path) -> None:
     for side, numbers in (("train", range(4)), ("test", range(4, 6))):
         listed = {name: [f"{name}/{name}_{n}" for n in numbers] for name in ("apple_pie", "sushi")}
         (root / "meta" / f"{side}.json").write_text(str(listed).replace("'", '"'))
-    found = load("torchvision", str(tmp_path), 0.0, 0.15, name="Food101")
+    found = load_dataset("torchvision", str(tmp_path), 0.0, 0.15, name="Food101")
     assert found.classes == ("apple_pie", "sushi")
     assert found.counts() == {"train": 8, "val": 0, "test": 4}
     assert all(isinstance(image, Path) for image in found.images)
@@ -110,7 +110,7 @@ def test_food_as_files_that_we_decode_ourselves(tmp_path: Path) -> None:
 def test_a_set_without_sides_is_split_by_content(tmp_path: Path) -> None:
     for name in ("Forest", "River"):
         fill(tmp_path / "eurosat" / "2750" / name, {name: 30})
-    found = load("torchvision", str(tmp_path), 0.2, 0.2, name="EuroSAT")
+    found = load_dataset("torchvision", str(tmp_path), 0.2, 0.2, name="EuroSAT")
     assert found.classes == ("Forest", "River")
     assert all(found.counts().values())
 
@@ -125,7 +125,7 @@ def test_a_set_without_sides_is_split_by_content(tmp_path: Path) -> None:
 )
 def test_what_is_missing_is_named_with_its_place(tmp_path: Path, name: str, files: str) -> None:
     with pytest.raises(RequestError) as raised:
-        load("torchvision", str(tmp_path), 0.15, 0.15, name=name)
+        load_dataset("torchvision", str(tmp_path), 0.15, 0.15, name=name)
     told = str(raised.value)
     assert told.startswith(f"data.root={tmp_path}: expected ")
     assert files in told
@@ -135,11 +135,11 @@ def test_what_is_missing_is_named_with_its_place(tmp_path: Path, name: str, file
 @pytest.mark.parametrize("name", [None, "Imagenette2", "ImageFolders"])
 def test_a_set_that_torchvision_does_not_have(tmp_path: Path, name: str | None) -> None:
     with pytest.raises(RequestError, match=r"expected a data set of torchvision.datasets, such as CIFAR10"):
-        load("torchvision", str(tmp_path), 0.15, 0.15, name=name)
+        load_dataset("torchvision", str(tmp_path), 0.15, 0.15, name=name)
 
 
 def test_without_a_root_it_says_what_that_is() -> None:
     with pytest.raises(
         RequestError, match=r"^data.root: expected the folder that torchvision keeps the set in"
     ):
-        load("torchvision", None, 0.15, 0.15, name="CIFAR10")
+        load_dataset("torchvision", None, 0.15, 0.15, name="CIFAR10")

@@ -26,7 +26,7 @@ def store(command: Command) -> Store:  # in the test's folder
 def test_a_store_is_listed(command: Command, store: Store) -> None:
     ended = command("cache", "cache_dir=cache")
     assert (ended.code, ended.err) == (0, "")
-    what = "2 pictures  resnet18 at avgpool (3x2 + 4, fp32, plain)"
+    what = "2 images  resnet18 at avgpool (3x2 + 4, fp32, plain)"
     assert ended.out.splitlines() == [
         f"    80 B          {what}  cache/features/{store.folder.name}",
         "80 B in 1 sets of features in cache",

@@ -20,16 +20,16 @@ def prefix() -> fx.GraphModule:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randint(0, 256, (84, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
 PREPARE = Preprocessing(SIZE, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def rows_of(forward, pictures, rows):
+def rows_of(forward, images, rows):
     found = {}
-    for batch, tensors in extract(forward, pictures.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
+    for batch, tensors in extract(forward, images.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
         found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, row in enumerate(batch)}
     return found
 
@@ -38,8 +38,8 @@ def rows_of(forward, pictures, rows):
     ("form", "least", "most"),
     [(Form("fp32", folded=False), 0, 1e-6), (Form("fp32"), 0, 1e-5), (Form("bf16"), 1e-4, 2e-2)],
 )
-def test_every_form_gives_the_features_up_to_its_rounding(prefix, pictures, form, least, most):
-    batch = PREPARE.normalise(pictures[:8])
+def test_every_form_gives_the_features_up_to_its_rounding(prefix, images, form, least, most):
+    batch = PREPARE.normalise(images[:8])
     with torch.no_grad():
         exact = (prefix(batch),)
     fast = accelerate(prefix, form, "cpu")(batch)
@@ -57,23 +57,23 @@ def test_folding_leaves_the_prefix_itself_alone(prefix):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_feature_has_the_same_bits_whatever_it_is_computed_beside(prefix, pictures, dtype):
+def test_a_feature_has_the_same_bits_whatever_it_is_computed_beside(prefix, images, dtype):
     forward = accelerate(prefix, Form(dtype), "cpu")
-    together = rows_of(forward, pictures, range(len(pictures)))
-    assert sorted(together) == list(range(len(pictures)))
+    together = rows_of(forward, images, range(len(images)))
+    assert sorted(together) == list(range(len(images)))
     for rows in ([70], [83, 2, 70], list(range(83, 10, -1))):
-        again = rows_of(forward, pictures, rows)
+        again = rows_of(forward, images, rows)
         assert list(again) == rows
         assert all(torch.equal(again[row][0], together[row][0]) for row in rows)
 
 
-def test_broken_pictures_are_left_out(prefix, pictures):
+def test_broken_pictures_are_left_out(prefix, images):
     forward = accelerate(prefix, Form("fp32"), "cpu")
-    whole = rows_of(forward, pictures, range(6))
+    whole = rows_of(forward, images, range(6))
     seen = [
         (rows, tensors[0])
         for rows, tensors in extract(
-            forward, lambda i: None if i in (0, 3) else pictures[i], PREPARE.normalise, range(6), BATCH, "cpu"
+            forward, lambda i: None if i in (0, 3) else images[i], PREPARE.normalise, range(6), BATCH, "cpu"
         )
     ]
     ((rows, tensor),) = seen
@@ -85,14 +85,14 @@ def test_broken_pictures_are_left_out(prefix, pictures):
     ] == [[]]
 
 
-def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefix, pictures):
+def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefix, images):
     forward = accelerate(prefix, Form("fp32"), "cpu")
     threads = torch.get_num_threads()
 
     def read(index):
         if index == 40:
             raise MemoryError("no more")
-        return pictures[index]
+        return images[index]
 
     with pytest.raises(MemoryError, match="no more"):
         list(extract(forward, read, PREPARE.normalise, range(80), BATCH, "cpu"))
@@ -106,17 +106,17 @@ class Cancels(nn.Module):
         return (x + 1000.0) - 1000.0
 
 
-def test_where_bf16_is_too_far_off_fp32_is_used_and_the_difference_told(pictures):
+def test_where_bf16_is_too_far_off_fp32_is_used_and_the_difference_told(images):
     network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), Cancels(), nn.AdaptiveAvgPool2d(1)))
-    sample = PREPARE.normalise(pictures[:4])
+    sample = PREPARE.normalise(images[:4])
     forward, form, distance = settle(network, Form("bf16"), "cpu", sample)
     assert (form, distance > 0.05) == (Form("fp32", folded=False), True)
     with torch.no_grad():
         assert torch.allclose(forward(sample)[0], network(sample), atol=1e-5)
 
 
-def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, pictures):
-    _, form, distance = settle(prefix, Form("bf16"), "cpu", PREPARE.normalise(pictures[:4]))
+def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, images):
+    _, form, distance = settle(prefix, Form("bf16"), "cpu", PREPARE.normalise(images[:4]))
     assert form == Form("bf16")
     assert 1e-4 < distance < 2e-2
 
@@ -138,8 +138,8 @@ def test_the_form_is_a_function_of_machine_and_workload(precision, compile, devi
 
 
 @pytest.mark.slow
-def test_compiled_features_are_the_same_up_to_rounding(prefix, pictures):
-    batch = PREPARE.normalise(pictures[:BATCH])
+def test_compiled_features_are_the_same_up_to_rounding(prefix, images):
+    batch = PREPARE.normalise(images[:BATCH])
     with torch.no_grad():
         exact = (prefix(batch),)
     assert difference(exact, accelerate(prefix, Form("fp32", compiled=True), "cpu")(batch)) < 1e-5

@@ -24,7 +24,7 @@ def silent(*_):
 
 
 def digits(count: int) -> Dataset:
-    whole = sources.load("digits", None, 0.15, 0.15)
+    whole = sources.load_dataset("digits", None, 0.15, 0.15)
     return whole.without(range(count, len(whole.images)))
 
 
@@ -65,18 +65,18 @@ def test_training_on_features_follows_training_on_pictures(freeze, name):
     model = assemble(ModelConfig(name, "random", freeze, 10, image_size=SIZE), "abcdefghij")
     network = model.network.double()
     generator = torch.manual_seed(1)
-    pictures = torch.randn(24, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
+    images = torch.randn(24, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, 10, (24,), generator=generator)
     finals = []
     for cached in (False, True):
         net = copy.deepcopy(network)
         model.frozen.hold(net.train())
-        forward, inputs = net, pictures
+        forward, inputs = net, images
         if cached:
-            halves = split(net, pictures[:1])
+            halves = split(net, images[:1])
             assert halves.prefix is not None
             with torch.no_grad():
-                crossing = halves.prefix(pictures)
+                crossing = halves.prefix(images)
             forward = halves.suffix
             inputs = crossing
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
@@ -142,14 +142,14 @@ def test_what_invalidates_the_store_and_what_does_not(tmp_path, change, computed
 def folder(tmp_path, count=12):
     generator = np.random.default_rng(0)
     for i in range(count):
-        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i:02}.png"
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def load(root) -> Dataset:
-    return sources.load("folder", str(root), 0.15, 0.15)
+    return sources.load_dataset("folder", str(root), 0.15, 0.15)
 
 
 def test_a_changed_file_is_computed_anew_and_an_added_one_alone(tmp_path):
@@ -200,7 +200,7 @@ def test_what_fills_most_of_the_cache_serves_the_next_run(tmp_path):
 @pytest.mark.parametrize("cache", ["disk", "memory"])
 def test_flip_on_features_shows_in_each_epoch_what_flip_on_pictures_shows(tmp_path, cache):
     dataset = digits(70)
-    model, pictures = prepared(tmp_path, ["all"], dataset, augment="flip", cache="none")
+    model, images = prepared(tmp_path, ["all"], dataset, augment="flip", cache="none")
     _, features = prepared(tmp_path, ["all"], dataset, augment="flip", cache=cache)
     halves = features.plan.split
     model.network.eval()
@@ -208,7 +208,7 @@ def test_flip_on_features_shows_in_each_epoch_what_flip_on_pictures_shows(tmp_pa
     shown = []
     for epoch in (None, 0, 1, 2):
         with torch.no_grad():
-            wanted = halves.prefix(pictures.prepare(pictures.inputs(chosen, epoch), True, 1))
+            wanted = halves.prefix(images.prepare(images.inputs(chosen, epoch), True, 1))
         got = features.inputs(chosen, epoch)
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
         shown.append(got)

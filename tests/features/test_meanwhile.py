@@ -49,7 +49,7 @@ def plan(kept: str) -> FeaturePlan:
         device="cpu",
         multiplies_bf16=False,
     )
-    return plan_features(model(), sources.load("digits", None, 0.15, 0.15), settings)
+    return plan_features(model(), sources.load_dataset("digits", None, 0.15, 0.15), settings)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def paint(path: Path, seed: int) -> None:
 
 
 def load(root: Path, memo: Path | None = None) -> Dataset:
-    return sources.load("folder", str(root), 0.15, 0.15, memo)
+    return sources.load_dataset("folder", str(root), 0.15, 0.15, memo)
 
 
 def prepared(dataset: Dataset, folder: Path, kept: str = "disk") -> ModelInputs:
@@ -160,7 +160,7 @@ def test_an_image_of_an_archive_that_was_replaced_ends_the_run_too(root: Path, t
 
 
 def test_pixels_that_are_not_those_that_were_hashed_end_the_run_too(tmp_path: Path) -> None:
-    dataset = sources.load("digits", None, 0.15, 0.15)
+    dataset = sources.load_dataset("digits", None, 0.15, 0.15)
     dataset = dataset.without(range(20, len(dataset.images)))
     dataset.images[3][0, 0] ^= 1
     with pytest.raises(ChangedImage, match="changed since the run began"):

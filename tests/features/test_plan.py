@@ -64,7 +64,7 @@ def planned(model: Model, folder: Path, cache: str = "auto", augment: str = "non
         device="cpu",
         multiplies_bf16=False,
     )
-    return plan_features(model, sources.load("digits", None, 0.15, 0.15), settings)
+    return plan_features(model, sources.load_dataset("digits", None, 0.15, 0.15), settings)
 
 
 def test_boundary_of_resnet18_and_its_shares(tmp_path):

@@ -81,7 +81,7 @@ def test_nothing_is_calibrated_without_classes_that_exclude_each_other() -> None
 
 
 def test_a_run_fits_it_on_its_validation_split(run: finetune.Run, few_pictures: Path) -> None:
-    dataset = sources.load("folder", str(few_pictures), 0.15, 0.15)
+    dataset = sources.load_dataset("folder", str(few_pictures), 0.15, 0.15)
     rows = dataset.split["val"]
     predictor = Predictor(open_run(str(run.folder)), "32")
     answers = [answer for some in predictor(dataset.images[row] for row in rows) for answer in some]

@@ -132,11 +132,11 @@ def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Pa
     (Path("new") / "red" / "broken.png").write_bytes(b"no picture")
     ended, _ = evaluate("data.root=new", "--split", "all")
     assert ended.code == 2
-    assert ended.err.startswith("error: data.bad_images=error: 1 of 61 pictures cannot be used: new/red/")
+    assert ended.err.startswith("error: data.bad_images=error: 1 of 61 images cannot be used: new/red/")
     ended, found = evaluate("data.root=new", "data.bad_images=skip", "--split", "all")
     assert (ended.code, found["pictures"]) == (0, 60)
     assert found["skipped"] == [
-        {"path": "new/red/broken.png", "reason": "not a picture, or of an unknown format"}
+        {"path": "new/red/broken.png", "reason": "not an image, or of an unknown format"}
     ]
     assert "1 of 61 pictures cannot be read and are left out: new/red/broken.png" in ended.out
 

@@ -77,7 +77,7 @@ def test_broken_pictures_keep_their_place(saved: Saved, pictures: list[Picture],
     found = answers(predictor, mixed)
     assert [one.picture for one in found] == mixed
     assert [one.logits is None for one in found] == [one in (broken, missing) for one in mixed]
-    assert found[0].reason == "not a picture, or of an unknown format"
+    assert found[0].reason == "not an image, or of an unknown format"
     assert found[21].reason == "no such file or directory"
     assert torch.equal(found[22].logits, found[4].logits)
     assert [one.reason for one in answers(Predictor(saved), [broken])] == [found[0].reason]

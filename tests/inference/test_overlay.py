@@ -53,7 +53,7 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_done(
     ended = command("explain", str(run), "cut.png", "good.png", "notes.txt", "grid.png", "--out", "seen")
     assert ended.code == 1
     assert ended.err.startswith("error: 2 of 4 pictures cannot be read: cut.png (")
-    assert ended.err.endswith("notes.txt (not a picture, or of an unknown format)\n")
+    assert ended.err.endswith("notes.txt (not an image, or of an unknown format)\n")
     assert ended.err.count("\n") == 1
     assert sorted(path.name for path in Path("seen").iterdir()) == ["good.png", "grid-2.png", "grid.png"]
     alone = command("explain", str(run), "notes.txt", "--out", "none")

@@ -79,13 +79,13 @@ def test_a_bad_file_is_a_row_with_a_reason(predict: Command, strict: bool) -> No
     assert found[1] == {
         **dict.fromkeys(found[0], ""),
         "path": "bad, and.png",
-        "error": "not a picture, or of an unknown format",
+        "error": "not an image, or of an unknown format",
     }
     assert found[0]["class"]
     assert found[2]["class"]
     lines = ended.err.splitlines()
     assert "1 of them cannot be read" in lines[0]
-    told = "error: --strict: 1 of 3 pictures cannot be read; the first is bad, and.png: not a picture, or of"
+    told = "error: --strict: 1 of 3 pictures cannot be read; the first is bad, and.png: not an image, or of"
     assert [line[: len(told)] for line in lines[1:]] == [told] * strict
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.dataset import Dataset
-from finetune.data.sources import load
+from finetune.data.sources import load_dataset
 
 
 def save(path: Path, seed: int = 0) -> Path:
@@ -28,7 +28,7 @@ def fill(folder: Path, count: int = 20, first: int = 0) -> Path:
 
 
 def folder(root: Path, val: float = 0.15, test: float = 0.15) -> Dataset:
-    return load("folder", str(root), val, test)
+    return load_dataset("folder", str(root), val, test)
 
 
 def names(dataset: Dataset, side: str | None = None) -> list[str]:

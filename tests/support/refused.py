@@ -202,13 +202,13 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ("~seed", "seed: expected a value; it is missing", None),
     # data
     ("data.root=here", "data.root=here: expected data=folder", None),
-    ("data=folder", "data.root: expected the folder of your pictures", None),
+    ("data=folder", "data.root: expected the folder of your images", None),
     ("data=folder data.root=here", "data.root=here: expected a folder; there is none", None),
     ("data=folder data.root='~nobody-of-that-name/here'", "expected a folder; there is none", None),
     ("data=folder data.root=here", "data.root=here: expected a folder; this is a file", file_for_folder),
     ("data=folder data.root=here", "data.root=here: expected a folder per class", empty_folder),
     ("data=folder data.root=here", "data.root=here: expected a folder per class", pictures_without_classes),
-    ("data=folder data.root=here", "data.root=here: expected pictures .bmp, .gif, .jpeg", no_pictures),
+    ("data=folder data.root=here", "data.root=here: expected images .bmp, .gif, .jpeg", no_pictures),
     (
         "data=folder data.root=here",
         "data.root=here: expected two classes or more; there is only cat",
@@ -220,12 +220,12 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ("data=folder data.root=here", "in every class folder; none in horse", class_missing_in_train),
     (
         "data=folder data.root=here",
-        "data.bad_images=error: 1 of 24 pictures here/cat/0.png (",
+        "data.bad_images=error: 1 of 24 images here/cat/0.png (",
         broken_picture,
     ),
     (
         "data=folder data.root=here",
-        "data.bad_images=error: 1 of 24 here/dog/1.png (not a picture",
+        "data.bad_images=error: 1 of 24 here/dog/1.png (not an image",
         empty_picture,
     ),
     (

@@ -76,7 +76,7 @@ class AdamW(_Strict):
 class Data(_Strict):
     """The settings of `data`, of whatever source."""
 
-    source: Literal["clipart", "digits", "random", "folder", "csv", "torchvision", "hf", "webdataset"]
+    source: Text  # of the table in data/sources
     root: Text | None
     name: Text | None
     nested: bool

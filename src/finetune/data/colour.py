@@ -12,7 +12,7 @@ SPACES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB; as it is where it has no profile, sRGB's, or one that does not fit."""
+    """The image in sRGB; as it is where it has no profile, sRGB's, or one that does not fit."""
     transform = _transform(profile, image.mode) if profile else None
     if transform is None:
         return image

@@ -1,4 +1,4 @@
-"""Pictures with labels and a split, wherever they come from."""
+"""Images with labels and a split, wherever they come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data import splits
+from finetune.data.digests import content_digest
 from finetune.errors import RequestError
 
 SPLITS = ("train", "val", "test")
@@ -17,9 +17,9 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture inside something larger, such as an archive: its name there, and how its file is read.
+    """An image inside something larger, such as an archive: its name there, and how its file is read.
 
-    read: gives the bytes of a picture file, or the pixels as an array where there is no file.
+    read: gives the bytes of an image file, or the pixels as an array where there is no file.
     """
 
     name: str
@@ -34,13 +34,13 @@ Picture = Path | np.ndarray | Stored
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with labels and a split.
+    """Images with labels and a split.
 
-    images: files, uint8 arrays (H, W) or (H, W, 3), or pictures stored in something larger.
+    images: files, uint8 arrays (H, W) or (H, W, 3), or images stored in something larger.
     labels: int64 (N,) class indices, or float32 (N, outputs) label vectors.
     split: indices into images for train, val and test.
-    digests: SHA-256 of each picture's content.
-    ignored_files: how many files beside the pictures were passed over.
+    digests: SHA-256 of each image's content.
+    ignored_files: how many files beside the images were passed over.
     warnings: what the user should know of them, a line each.
     own_split: whether the data brought sides of their own.
     """
@@ -57,15 +57,15 @@ class Dataset:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a picture may have several of the classes, or none: its label is a vector of 0 and 1."""
+        """Whether an image may have several of the classes, or none: its label is a vector of 0 and 1."""
         return self.labels.ndim == 2 and bool(np.isin(self.labels, (0, 1)).all())
 
     def counts(self) -> dict[str, int]:
-        """How many pictures there are on each side of the split."""
+        """How many images there are on each side of the split."""
         return {side: len(self.split[side]) for side in SPLITS}
 
     def to_train(self) -> dict[str, int]:
-        """How many pictures of each class there are to train on; none where labels are numbers."""
+        """How many images of each class there are to train on; none where labels are numbers."""
         if self.labels.ndim == 2 and not self.multi_label:
             return {}
         labels = self.labels[self.split["train"]]
@@ -77,7 +77,7 @@ class Dataset:
         return np.setdiff1d(np.arange(len(self.images)), bad)
 
     def without(self, bad: Sequence[int]) -> Dataset:
-        """The same without some pictures; the rest keep their side.
+        """The same without some images; the rest keep their side.
 
         Raises:
             RequestError: nothing is left to train on.
@@ -88,7 +88,7 @@ class Dataset:
         rest = replace(self, images=images, labels=self.labels[kept], split=split, digests=digests)
         if not len(split["train"]):
             raise RequestError(
-                f"data.root: expected pictures to train on; {len(bad)} of {len(self.images)} are broken"
+                f"data.root: expected images to train on; {len(bad)} of {len(self.images)} are broken"
                 f" ({self.images[bad[0]]} for one), and none of the others falls to train"
             )
         return rest
@@ -105,10 +105,10 @@ class Dataset:
         return replace(self, classes=tuple(names), labels=labels)
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes when and only when pictures, labels or split do."""
+        """SHA-256 that changes when and only when images, labels or split do."""
         side = {int(i): name for name, indices in self.split.items() for i in indices}
         rows = [json.dumps([digest, self._label(i), side[i]]) for i, digest in enumerate(self.digests)]
-        return splits.digest_of_text("\n".join(sorted(rows)))
+        return content_digest("\n".join(sorted(rows)).encode())
 
     def _label(self, index: int) -> str | list[str]:
         label = self.labels[index]

@@ -1,4 +1,4 @@
-"""SHA-256 of picture files, remembered by path, size and time of change; and which cannot be decoded."""
+"""SHA-256 of image files, remembered by path, size and time of change; and which cannot be decoded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import PIL
 
 from finetune import private
@@ -35,16 +36,23 @@ def file_digests(
     None, or where it cannot be used: every file is read. advance: called with the number of files done.
     """
     if memo is None:
-        return _read(paths, advance)
+        return _hash_files(paths, advance)
     try:
         with _opened(memo) as base:
             return _remembered(paths, base, advance)
     except (OSError, sqlite3.Error):
-        return _read(paths, advance)
+        return _hash_files(paths, advance)
+
+
+def content_digest(content: bytes | np.ndarray) -> str:
+    """SHA-256 of an image's bytes, or of an array's shape, type and bytes."""
+    if isinstance(content, np.ndarray):
+        content = f"{content.shape}{content.dtype}".encode() + content.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
-    """The digests of pictures that an earlier run could not decode, and why; by this version of Pillow."""
+    """The digests of images that an earlier run could not decode, and why; by this version of Pillow."""
     try:
         with _opened(memo) as base:
             rows = base.execute("SELECT * FROM broken WHERE pillow = ?", (PIL.__version__,)).fetchall()
@@ -55,7 +63,7 @@ def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
 
 
 def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
-    """Remember why pictures cannot be decoded, by their digests."""
+    """Remember why images cannot be decoded, by their digests."""
     rows = [_row(digest, PIL.__version__, reason) for digest, reason in reasons.items()]
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:
         base.executemany("INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?)", rows)
@@ -82,23 +90,23 @@ def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]) -> list[str]:
-    found: dict[int, str] = {}
+    digests: dict[int, str] = {}
     facts = [_facts(path) for path in paths]
     query = "SELECT sha256, crc32 FROM hashed WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, fact in enumerate(facts):
         if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, row[0]):
-            found[i] = row[0]
-    new = [i for i in range(len(paths)) if i not in found]
-    advance(len(found))
-    found |= dict(zip(new, _read([paths[i] for i in new], advance), strict=True))
+            digests[i] = row[0]
+    new = [i for i in range(len(paths)) if i not in digests]
+    advance(len(digests))
+    digests |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
     rows = [
-        _row(*fact, found[i])
+        _row(*fact, digests[i])
         for i in new
         if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
     ]
     base.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?)", rows)
-    return [found[i] for i in range(len(paths))]
+    return [digests[i] for i in range(len(paths))]
 
 
 def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
@@ -111,13 +119,13 @@ def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
         return None
 
 
-def _read(paths: Sequence[Path], advance: Callable[[int], None]) -> list[str]:
-    found = []
+def _hash_files(paths: Sequence[Path], advance: Callable[[int], None]) -> list[str]:
+    digests = []
     with ThreadPoolExecutor() as pool:
         for digest in pool.map(_digest, paths):
-            found.append(digest)
+            digests.append(digest)
             advance(1)
-    return found
+    return digests
 
 
 def _digest(path: Path) -> str:

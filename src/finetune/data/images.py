@@ -1,8 +1,7 @@
-"""From a picture file to a square uint8 tensor, and what to do with files that are broken."""
+"""From an image file to a square uint8 tensor, and what to do with files that are broken."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import struct
@@ -16,9 +15,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from finetune.data import limits, splits
+from finetune.data import limits
 from finetune.data.colour import to_srgb
 from finetune.data.dataset import Picture, Stored
+from finetune.data.digests import content_digest
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
@@ -39,7 +39,7 @@ FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }
 
-# What is wrong with a picture is told by us, with its path.
+# What is wrong with an image is told by us, with its path.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -55,16 +55,16 @@ class BrokenPicture(Exception):
 
 
 class ChangedImage(RunError):
-    """A picture whose bytes are not those that its digest is of."""
+    """An image whose bytes are not those that its digest is of."""
 
-    def __init__(self, picture: Picture) -> None:
-        super().__init__(f"{picture}: changed since the run began, which goes by its content; run again")
-        self.picture = picture
+    def __init__(self, image: Picture) -> None:
+        super().__init__(f"{image}: changed since the run began, which goes by its content; run again")
+        self.image = image
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that cannot be decoded: its place in the data set, its file and the reason.
+    """An image that cannot be decoded: its place in the data set, its file and the reason.
 
     lasting: the reason lies in the content.
     """
@@ -75,7 +75,7 @@ class BadImage:
     lasting: bool = True
 
 
-def decode(picture: Picture, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
+def decode(image: Picture, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
     """Decode one image: shorter side to `resize_size`, then the central square of `crop_size` pixels.
 
     The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
@@ -85,9 +85,9 @@ def decode(picture: Picture, preprocessing: Preprocessing, digest: str | None = 
     Returns: uint8 (3, crop_size, crop_size).
     Raises: BrokenPicture; ChangedImage.
     """
-    content = _content(picture)
-    if digest is not None and digest != _digest(content):
-        raise ChangedImage(picture)
+    content = _content(image)
+    if digest is not None and digest != content_digest(content):
+        raise ChangedImage(image)
     with ExitStack() as memory:
         return _cut(_open(content, preprocessing.resize_size, memory), preprocessing)
 
@@ -109,16 +109,16 @@ def _cut(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _content(picture: Picture) -> bytes | np.ndarray:
-    """All that a picture is made of, read once: what is hashed and decoded are these very bytes."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    if isinstance(picture, Path) and _is_something_else(picture):
+def _content(image: Picture) -> bytes | np.ndarray:
+    """All that an image is made of, read once: what is hashed and decoded are these very bytes."""
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Path) and _is_something_else(image):
         raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
     try:
-        if isinstance(picture, Stored):
-            return picture.read()
-        with picture.open("rb") as file:
+        if isinstance(image, Stored):
+            return image.read()
+        with image.open("rb") as file:
             if os.fstat(file.fileno()).st_size > limits.BYTES:
                 raise BrokenPicture("more bytes than is safe to decode")
             return file.read()
@@ -128,12 +128,8 @@ def _content(picture: Picture) -> bytes | np.ndarray:
         raise BrokenPicture(reason(error), lasting=False) from error
 
 
-def _digest(content: bytes | np.ndarray) -> str:
-    return splits.digest(content) if isinstance(content, np.ndarray) else hashlib.sha256(content).hexdigest()
-
-
 def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.Image:
-    """The picture in RGB; `memory` holds what decoding takes of all threads' budget."""
+    """The image in RGB; `memory` holds what decoding takes of all threads' budget."""
     try:
         if isinstance(content, np.ndarray):
             return _as_rgb(Image.fromarray(content))
@@ -186,9 +182,9 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 
 def reason(error: Exception) -> str:
-    """Why a picture cannot be used, in a few words."""
+    """Why an image cannot be used, in a few words."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or of an unknown format"
+        return "not an image, or of an unknown format"
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than is safe to decode"
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""What a picture may cost, seen before it is decoded."""
+"""What an image may cost, seen before it is decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 
 
 def check(image: Image.Image, content: bytes) -> None:
-    """Raise an error where decoding a file's content would take more than a picture is worth.
+    """Raise an error where decoding a file's content would take more than an image is worth.
 
     image: the same, opened but not yet decoded.
     """

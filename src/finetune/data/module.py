@@ -18,7 +18,7 @@ class Loader:
     """Batches of one side of the split, as Lightning takes any iterable with a length.
 
     epoch: says which training epoch a pass is for: it is shuffled by seed and epoch, and a last batch of a
-        single picture joins the one before, as BatchNorm cannot learn from one. None: in order, as it is.
+        single image joins the one before, as BatchNorm cannot learn from one. None: in order, as it is.
     part: of each batch where several processes share it, as (which, of how many).
     """
 
@@ -35,7 +35,7 @@ class Loader:
         self.inputs, self.labels, self.indices, self.seed, self.epoch = inputs, labels, indices, seed, epoch
         self.part = part
         starts = list(range(0, len(indices), batch_size))
-        least = part[1] * (2 if epoch else 1)  # pictures of a batch
+        least = part[1] * (2 if epoch else 1)  # images of a batch
         if len(starts) > 1 and len(indices) - starts[-1] < least:
             starts.pop()
         self.ranges = list(zip(starts, [*starts[1:], len(indices)], strict=True))
@@ -58,7 +58,7 @@ class Batches(pl.LightningDataModule):
     """The three sides of a data set in batches.
 
     Args:
-        inputs: uint8 pictures or features by index.
+        inputs: uint8 images or features by index.
         labels: (N,) class indices or (N, outputs) label vectors.
         prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
             whether training, and the number of the batch counted over all epochs and processes.

@@ -29,7 +29,7 @@ class Reader:
         others are decoded as every later command does.
     """
 
-    pictures: Sequence[Picture]
+    images: Sequence[Picture]
     preprocessing: Preprocessing
     known: Mapping[int, BadImage] = field(default_factory=dict)
     digests: Sequence[str] = ()
@@ -43,14 +43,14 @@ class Reader:
         """
         if index in self.known:
             return self.known[index]
-        picture, digest = self.pictures[index], self.digests[index] if self.digests else None
+        image, digest = self.images[index], self.digests[index] if self.digests else None
         wanted = self.preprocessing
         if index in self.uncropped:
             wanted = replace(wanted, crop_size=wanted.resize_size)
         try:
-            return decode(picture, wanted, digest)
+            return decode(image, wanted, digest)
         except BrokenPicture as error:
-            return BadImage(index, str(picture), str(error), error.lasting)
+            return BadImage(index, str(image), str(error), error.lasting)
 
     def all(
         self,
@@ -67,18 +67,18 @@ class Reader:
         """
         sizes = self.preprocessing
         size = sizes.resize_size if self.uncropped else sizes.crop_size
-        pixels = room((len(self.pictures), 3, size, size))
+        pixels = room((len(self.images), 3, size, size))
 
         def fill(index: int) -> BadImage | None:
-            picture = self(index)
-            if isinstance(picture, BadImage):
-                return picture
-            center_crop(pixels[index], picture.shape[-1]).copy_(picture)
+            image = self(index)
+            if isinstance(image, BadImage):
+                return image
+            center_crop(pixels[index], image.shape[-1]).copy_(image)
             return None
 
         bad = []
         with ThreadPoolExecutor(workers if isinstance(workers, int) else os.cpu_count() or 1) as pool:
-            for one in pool.map(fill, range(len(self.pictures))):
+            for one in pool.map(fill, range(len(self.images))):
                 advance(1)
                 if one is not None:
                     bad.append(one)
@@ -96,6 +96,6 @@ def refuse_bad_images(bad: Sequence[BadImage], total: int, listed: Path | None =
     if len(bad) > NAMED:
         shown += f"; all are listed in {listed}" if listed else f" and {len(bad) - NAMED} more"
     raise RequestError(
-        f"data.bad_images=error: {len(bad)} of {total} pictures cannot be used: {shown};"
+        f"data.bad_images=error: {len(bad)} of {total} images cannot be used: {shown};"
         " mend them, or data.bad_images=skip leaves them out"
     )

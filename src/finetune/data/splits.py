@@ -1,34 +1,23 @@
-"""Which side of the split a picture is on: decided by its content, so that it never changes sides."""
+"""Which split an image is in: decided by its content, so that it never changes."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 3  # pictures of a class that can be split
+FEWEST = 3  # images of a class that can be split
 
 
-def digest(image: np.ndarray) -> str:
-    """SHA-256 of an array's shape and bytes."""
-    return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()
-
-
-def digest_of_text(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def by_content(
+def split_by_content(
     digests: Sequence[str], labels: np.ndarray, val_fraction: float, test_fraction: float
 ) -> dict[str, np.ndarray]:
-    """Split by thresholds on each picture's digest.
+    """Split by thresholds on each image's digest.
 
-    Every class is split in the same proportions up to chance; a picture keeps its side whatever is added or
+    Every class is split in the same proportions up to chance; an image keeps its split whatever is added or
     removed, and byte-identical files share one. Two exceptions leave every class something to learn from: a
-    class with fewer than three pictures goes wholly to train, and one of which nothing would fall there gives
-    it the picture that comes nearest.
+    class with fewer than three images goes wholly to train, and one of which nothing would fall there gives
+    it the image that comes nearest.
 
     labels: (N,) class indices or (N, outputs) label vectors.
     """
@@ -47,7 +36,7 @@ def by_content(
 
 
 def too_few(classes: Sequence[str], labels: np.ndarray) -> list[str]:
-    """The classes that have too few pictures to be split."""
+    """The classes that have too few images to be split."""
     return [
         name for name, members in zip(classes, _members(labels), strict=False) if 0 < members.sum() < FEWEST
     ]
@@ -58,12 +47,12 @@ def take_validation(
 ) -> dict[str, np.ndarray]:
     """Take a part of train for validation, likewise by content."""
     train = split["train"]
-    parts = by_content([digests[i] for i in train], labels[train], fraction, 0.0)
+    parts = split_by_content([digests[i] for i in train], labels[train], fraction, 0.0)
     return {"train": train[parts["train"]], "val": train[parts["val"]], "test": split["test"]}
 
 
 def _members(labels: np.ndarray) -> list[np.ndarray]:
-    """For each class, which pictures belong to it."""
+    """For each class, which images belong to it."""
     if labels.ndim == 2:
         return list((labels == 1).T)
     return [labels == label for label in range(int(labels.max(initial=-1)) + 1)]

@@ -15,11 +15,11 @@ Rows = Callable[[Tensor], Inputs]
 
 @dataclass(frozen=True)
 class Views:
-    """The inputs of pictures by their index, (B, ...): uint8 pictures, or features of the prefix.
+    """The inputs of images by their index, (B, ...): uint8 images, or features of the prefix.
 
-    mirrored: gives the same of the mirrored pictures. While training each picture is mirrored in every other
+    mirrored: gives the same of the mirrored images. While training each image is mirrored in every other
         epoch; a coin says in which, as in Jordan 2024 (airbench). So two stored views serve every epoch, and
-        features follow exactly what pictures would.
+        features follow exactly what images would.
     """
 
     plain: Rows
@@ -40,7 +40,7 @@ class Views:
 
 
 def views(plain: Rows, mirrored: Rows | None, count: int, seed: int) -> Views:
-    """Views of so many pictures; the coins are drawn from the seed."""
+    """Views of so many images; the coins are drawn from the seed."""
     return Views(plain, mirrored, torch.from_numpy(np.random.default_rng([seed, count]).random(count) < 0.5))
 
 

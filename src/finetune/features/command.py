@@ -19,7 +19,7 @@ def list_store(folder: Path, screen: Console) -> None:
         if "row" in one:
             shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
             what = (
-                f"{one['rows']:>9,} pictures  {one['model']} at {', '.join(one['boundary'])}"
+                f"{one['rows']:>9,} images  {one['model']} at {', '.join(one['boundary'])}"
                 f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
             )
         screen.print(f"{readable(one['bytes']):>8}  {what}")

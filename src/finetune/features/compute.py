@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -15,10 +15,10 @@ from finetune import signals
 from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.data.sources.found import Progress
+from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs
 from finetune.errors import RunError
-from finetune.features.extract import DTYPES, Form, extract, settle
+from finetune.features.extract import DTYPES, Form, Tensors, extract, settle
 from finetune.features.plan import FeaturePlan
 from finetune.features.rows import Layout, MemoryStore
 from finetune.features.store import Store, opened
@@ -124,8 +124,8 @@ class FeatureComputer:
             RunError: the store cannot be written or read back.
         """
         started, plan = time.perf_counter(), self.plan
-        assert plan.split is not None
-        assert plan.split.prefix is not None
+        assert plan.split
+        assert plan.split.prefix
         layout = Layout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         with self._opened(view, form, layout) as store:
             if damaged := store.verify(self.digests):
@@ -150,16 +150,9 @@ class FeatureComputer:
                 )
                 with self.progress(f"computing {view} features", len(first)) as advance:
                     advance(len(first) - len(missing))
-                    for indices, tensors in batches:
-                        signals.check()
-                        if indices:  # a batch may be of broken images alone
-                            store.append([self.digests[index] for index in indices], tensors)
-                        computed += len(indices)
-                        advance(len(indices))
-            if computed and store.verify(self.digests):
-                raise RunError(
-                    "cache_dir: features are not read back as they were written; is the disk failing?"
-                )
+                    computed = self._add(store, batches, advance)
+            if computed:
+                self._check_read_back(store)
             if store.removed():
                 self.notes.append("the stored features were removed meanwhile; they serve this run alone")
             rows, places = self._rows(store)
@@ -179,6 +172,26 @@ class FeatureComputer:
             return nullcontext(MemoryStore(layout))
         key = self.plan.keys[self.plan.views.index(view)]
         return opened(self.plan.cache_dir, {**key, **form.describe()}, layout, self.on_wait)
+
+    def _add(
+        self,
+        store: Store | MemoryStore,
+        batches: Iterable[tuple[list[int], Tensors]],
+        advance: Callable[[int], None],
+    ) -> int:
+        """Add features to the store as they are computed; returns of how many images."""
+        computed = 0
+        for indices, tensors in batches:
+            signals.check()
+            if indices:  # a batch may be of broken images alone
+                store.append([self.digests[index] for index in indices], tensors)
+            computed += len(indices)
+            advance(len(indices))
+        return computed
+
+    def _check_read_back(self, store: Store | MemoryStore) -> None:
+        if store.verify(self.digests):
+            raise RunError("cache_dir: features are not read back as they were written; is the disk failing?")
 
     def _rows(self, store: Store | MemoryStore) -> tuple[Tensor, np.ndarray]:
         """All rows (N, row_bytes), on the GPU where they fit well, and where the row of each image is."""

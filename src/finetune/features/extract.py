@@ -1,4 +1,4 @@
-"""The prefix over the pictures, once each, as fast as the machine allows."""
+"""The prefix over the images, once each, as fast as the machine allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from finetune.machine import has_compiler
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
-# core computes one, and what 16 pictures make on the way stays in its cache.
+# core computes one, and what 16 images make on the way stays in its cache.
 BATCHES = {"cpu": 16, "cuda": 64, "mps": 64}
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,9 +62,9 @@ def choose_form(precision: str, compile: str | bool, device: str, *, macs: float
 
 
 def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
-    """A copy of the prefix in the given form: normalised float32 pictures (B, 3, H, W) to its tensors.
+    """A copy of the prefix in the given form: normalised float32 images (B, 3, H, W) to its tensors.
 
-    B is at most the form's batch, to which the pictures are padded.
+    B is at most the form's batch, to which the images are padded.
     """
     dtype = DTYPES[form.dtype]
     network: nn.Module = copy.deepcopy(prefix).eval()
@@ -74,10 +74,10 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
     if form.compiled:
         network.compile(dynamic=False, options={"freezing": True})  # of this network alone: others train
 
-    def forward(pictures: Tensor) -> Tensors:
-        count = len(pictures)
-        padding = pictures[:1].expand(form.batch - count, -1, -1, -1)
-        padded = torch.cat([pictures, padding]).to(device, dtype, memory_format=torch.channels_last)
+    def forward(images: Tensor) -> Tensors:
+        count = len(images)
+        padding = images[:1].expand(form.batch - count, -1, -1, -1)
+        padded = torch.cat([images, padding]).to(device, dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
             output = network(padded)
         return tuple(tensor[:count] for tensor in (output if isinstance(output, tuple) else (output,)))
@@ -94,7 +94,7 @@ def difference(exact: Tensors, fast: Tensors) -> float:
 def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
 
-    sample: a few normalised pictures to measure the difference on. Returns the forward, its form and the
+    sample: a few normalised images to measure the difference on. Returns the forward, its form and the
     relative difference of the form asked for.
     """
     plain = Form("fp32", folded=False, batch=form.batch)
@@ -114,12 +114,12 @@ def extract(
     batch: int,
     device: str,
 ) -> Iterator[tuple[list[int], Tensors]]:
-    """Compute the features of some pictures, in their order, in batches of the given size.
+    """Compute the features of some images, in their order, in batches of the given size.
 
     Decoding and computing overlap. On a CPU each core takes whole batches, decoding and computing them on one
     thread: no thread waits for another, and there are never more at work than cores.
 
-    read: decodes the picture of a row to uint8 (3, H, W); None leaves it out.
+    read: decodes the image of a row to uint8 (3, H, W); None leaves it out.
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
     Yields the rows of a batch and their tensors on the CPU.
     """
@@ -133,14 +133,14 @@ def extract(
 
     def task(chosen: Sequence[int]) -> tuple[list[int], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
-        decoded = {row: picture for row in chosen if (picture := read(row)) is not None}
+        decoded = {row: image for row in chosen if (image := read(row)) is not None}
         if not decoded:
             return [], ()
-        pictures = torch.stack([*decoded.values()])
-        return list(decoded), compute(pictures) if on_cpu else pictures
+        images = torch.stack([*decoded.values()])
+        return list(decoded), compute(images) if on_cpu else images
 
-    def compute(pictures: Tensor) -> Tensors:
-        return tuple(tensor.cpu() for tensor in forward(normalise(pictures.to(device))))
+    def compute(images: Tensor) -> Tensors:
+        return tuple(tensor.cpu() for tensor in forward(normalise(images.to(device))))
 
     waiting: deque[Future[tuple[list[int], Any]]] = deque()
     with ThreadPoolExecutor(workers) as pool:

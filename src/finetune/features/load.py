@@ -20,7 +20,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.data.sources.found import Progress
+from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs, Views, views
 from finetune.features.compute import FeatureComputer, Features, Images
 from finetune.features.plan import FeaturePlan
@@ -168,7 +168,7 @@ def _sample_of(dataset: Dataset) -> np.ndarray:
 
 def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
     """Some training images as the first epoch may show them; decoded unless they are held."""
-    reader = replace(reader, pictures=dataset.images, known={}, digests=dataset.digests)  # numbered anew
+    reader = replace(reader, images=dataset.images, known={}, digests=dataset.digests)  # numbered anew
     found = []
     for index in _sample_of(dataset).tolist():
         digest = dataset.digests[index]

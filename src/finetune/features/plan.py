@@ -25,6 +25,7 @@ from finetune.model.hashing import digest
 from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
+NOWHERE: Where = "none"
 VIEWS = ("plain", "mirrored")
 
 # A byte read back costs about a nanosecond, a multiply-add a hundredth of one: below this, computing is as
@@ -100,23 +101,17 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
     images = len(set(dataset.digests))
     views = VIEWS if augment == "flip" else VIEWS[:1]
     rows = images * len(views)
-    form = choose_form(
-        settings.precision,
-        settings.compile,
-        settings.device,
-        macs=prefix_macs * rows,
-        bf16=settings.multiplies_bf16,
-    )
+    precision, device, bf16 = settings.precision, settings.device, settings.multiplies_bf16
+    form = choose_form(precision, settings.compile, device, macs=prefix_macs * rows, bf16=bf16)
     keys: tuple[dict[str, Any], ...] = ()
-    where: Where = "none"
-    size = 0
+    where, size = NOWHERE, 0
     if halves and augment == "standard":
         why = "augmentation shows other images in every epoch"
     elif halves:
-        row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * form.itemsize
         if cache in ("auto", "disk"):
-            about = _about(model, halves, settings.device)
+            about = _about(model, halves, device)
             keys = tuple({**about, "view": view} for view in views)
+        row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * form.itemsize
         size = row_bytes * rows
         where, why = decide(cache, row_bytes, rows, prefix_macs, _measure(settings, keys, form))
     if augment == "auto":
@@ -134,7 +129,7 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
         why=why,
         augment=augment,
         cache_dir=settings.cache_dir,
-        device=settings.device,
+        device=device,
     )
 
 

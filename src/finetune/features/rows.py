@@ -20,7 +20,7 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one picture's features."""
+        """Bytes of one image's features."""
         return sum(map(math.prod, self.shapes)) * self.dtype.itemsize
 
     def pack(self, tensors: Sequence[Tensor]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Features on disk, known by what they were computed with and from; whole or absent, never trusted unread.
 
-A store is a folder: `about.json` says what it holds; `data.bin` has one row of fixed length per picture;
-`rows.txt` has one line per row, the SHA-256 of the picture file and the CRC-32 of both. A row counts once its
+A store is a folder: `about.json` says what it holds; `data.bin` has one row of fixed length per image;
+`rows.txt` has one line per row, the SHA-256 of the image file and the CRC-32 of both. A row counts once its
 line is there, so a killed run leaves all that it had finished; one that counts is never changed.
 Only the holder of the lock on `data.bin` writes, and only into the files that it opened then: a store that is
 removed meanwhile still serves its holder, and whoever comes next begins another.
@@ -31,7 +31,7 @@ from finetune.atomic import not_written, read_json, sha256_of
 from finetune.errors import RequestError, RunError
 from finetune.features.rows import Layout
 
-VERSION = 3  # to be raised when a row has another form, or a picture decodes to other pixels
+VERSION = 3  # to be raised when a row has another form, or an image decodes to other pixels
 GONE = "0" * 64
 LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
 LINE_BYTES = 74
@@ -74,7 +74,7 @@ class Store:
         self.sums += sums
 
     def verify(self, digests: Sequence[str]) -> list[str]:
-        """Read the rows of these pictures; forget the damaged ones and return their digests."""
+        """Read the rows of these images; forget the damaged ones and return their digests."""
         rows, place = self.mapped(), self.place
         known = [digest for digest in dict.fromkeys(digests) if digest in place]
         bad = [one for one in known if _sum(one, rows[place[one]]) != self.sums[place[one]]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.folder import files_below, is_picture
+from finetune.data.sources.folder import files_below, is_image
 from finetune.errors import RequestError
 
 
@@ -55,7 +55,7 @@ def _found(argument: str) -> Iterator[Path]:
         for match in sorted(glob.iglob(argument, recursive=True)):
             yield from _found(glob.escape(match) if not os.path.lexists(match) else match)
     elif os.path.isdir(argument):
-        yield from filter(is_picture, files_below(Path(argument)))
+        yield from filter(is_image, files_below(Path(argument)))
     elif os.path.lexists(argument):
         yield Path(argument)
 

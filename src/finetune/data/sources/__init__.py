@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: one function for each source, and the table that names them."""
+"""Where images and labels come from: one function for each source, and the table that names them."""
 
 from __future__ import annotations
 
@@ -11,106 +11,118 @@ import numpy as np
 from finetune.data import splits
 from finetune.data.dataset import SPLITS, Dataset
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
-from finetune.data.sources.found import Found, Progress, silent
+from finetune.data.sources.labeled import LabeledImages, Progress, silent
 from finetune.errors import RequestError, brief
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source and the knobs it takes beside `data.root`.
+    """A source and the settings of `data` that it takes.
 
-    root: what `data.root` is to it; empty where it brings its own pictures.
+    root: what `data.root` is to it; empty where it brings its own images.
+    needs_root: whether that must be given.
     """
 
-    find: Callable[..., Found]
+    find: Callable[..., LabeledImages]
     root: str = ""
     takes: tuple[str, ...] = ()
+    needs_root: bool = True
 
 
+COLUMNS = ("image_column", "label_column")
 SOURCES = {
-    "clipart": Source(builtin.clipart),
-    "digits": Source(builtin.digits),
-    "random": Source(builtin.random),
-    "folder": Source(folder.find, "the folder of your pictures", ("nested",)),
-    "csv": Source(
-        table.find, "a table of your pictures, .csv, .tsv or .parquet", ("image_column", "label_column")
+    "clipart": Source(builtin.find_clipart),
+    "digits": Source(builtin.find_digits),
+    "random": Source(builtin.make_noise),
+    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested",)),
+    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", COLUMNS),
+    "torchvision": Source(
+        torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
     ),
-    "torchvision": Source(torchvision_sets.find, "the folder that torchvision keeps the set in", ("name",)),
-    "hf": Source(hub.find, "a folder of the set's files", ("name", "image_column", "label_column")),
+    "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
     "webdataset": Source(shards.find_in_shards, "a folder of .tar shards"),
 }
 
 
-def load(
+def load_dataset(
     source: str,
     root: str | None,
     val_fraction: float,
     test_fraction: float,
     memo: Path | None = None,
     progress: Progress = silent,
-    **knobs: str | bool | None,
+    **settings: str | bool | None,
 ) -> Dataset:
-    """Find the pictures of a source by the knobs of `data`; nothing is decoded yet.
+    """Find the images of a source by the settings of `data`; nothing is decoded yet.
 
-    memo: the file that remembers the digests of pictures. progress: a progress bar of a name and a length.
-    knobs: `name`, `nested`, `image_column`, `label_column`, for the sources that take them.
+    memo: the file that remembers the digests of images. progress: a progress bar of a name and a length.
+    settings: `name`, `nested`, `image_column`, `label_column`, for the sources that take them.
 
     Raises:
-        RequestError: there are no pictures as the source expects them, fewer than two classes, a knob that
-            the source does not take, or nothing falls to train.
+        RequestError: there are no images as the source expects them, fewer than two classes, a setting that
+            the source does not take, no such source, or nothing falls to train.
     """
-    chosen = SOURCES[source]
-    if root is not None and not chosen.root:
+    if source not in SOURCES:
+        raise RequestError(f"data.source={source}: expected {', '.join(SOURCES)}")
+    entry = SOURCES[source]
+    if root is not None and not entry.root:
         raise RequestError(
-            f"data.root={root}: expected data=folder with it; data={source} brings its own pictures"
+            f"data.root={root}: expected data=folder with it; data={source} brings its own images"
         )
-    for knob, value in knobs.items():
-        if value not in (None, False) and knob not in chosen.takes:
-            takers = [name for name, one in SOURCES.items() if knob in one.takes]
+    for name, value in settings.items():
+        if value not in (None, False) and name not in entry.takes:
+            takers = [one for one, other in SOURCES.items() if name in other.takes]
             shown = "true" if value is True else value
-            raise RequestError(f"data.{knob}={shown}: expected data={' or '.join(takers)} with it")
-    if root is None and chosen.root and source != "hf":  # a set of the hub needs none
-        raise RequestError(f"data.root: expected {chosen.root} with data={source}: data.root=path/to/it")
-    taken = {knob: knobs[knob] for knob in chosen.takes if knob in knobs}
-    found = chosen.find(root, memo=memo, progress=progress, **taken) if chosen.root else chosen.find()
-    return _split(found, val_fraction, test_fraction)
+            raise RequestError(f"data.{name}={shown}: expected data={' or '.join(takers)} with it")
+    if root is None and entry.root and entry.needs_root:
+        raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
+    if not entry.root:
+        return _split(entry.find(), val_fraction, test_fraction)
+    taken = {name: settings[name] for name in entry.takes if name in settings}
+    return _split(entry.find(root, memo=memo, progress=progress, **taken), val_fraction, test_fraction)
 
 
-def _split(found: Found, val_fraction: float, test_fraction: float) -> Dataset:
-    digests, labels, warnings = found.digests, found.labels, found.warnings
-    if len(found.classes) < 2 and labels.ndim == 1:
+def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:
+    if len(found.classes) < 2 and found.labels.ndim == 1:
         only = f"there is only {found.classes[0]}" if found.classes else "there are none"
-        raise RequestError(f"{found.asked}: expected two classes or more; {only}")
-    if found.sides is None:
-        split = splits.by_content(digests, labels, val_fraction, test_fraction)
+        raise RequestError(f"{found.setting}: expected two classes or more; {only}")
+    warnings = found.warnings
+    if found.splits is None:
+        split = splits.split_by_content(found.digests, found.labels, val_fraction, test_fraction)
+        if few := splits.too_few(found.classes, found.labels):
+            warnings += (
+                f"classes with fewer than {splits.FEWEST} images are used for training only: {brief(few)}",
+            )
     else:
-        split = {side: np.flatnonzero(np.array(found.sides) == side) for side in SPLITS}
-        if "val" not in (found.given or found.sides):  # validation is taken out of train, never out of test
-            split = splits.take_validation(split, digests, labels, val_fraction)
-    if found.sides is None and (few := splits.too_few(found.classes, labels)):
-        warnings += (
-            f"classes with fewer than {splits.FEWEST} pictures are used for training only: {brief(few)}",
-        )
+        split = {name: np.flatnonzero(np.array(found.splits) == name) for name in SPLITS}
+        if "val" not in (found.declared or found.splits):  # taken out of train, never out of test
+            split = splits.take_validation(split, found.digests, found.labels, val_fraction)
     dataset = Dataset(
-        found.name,
-        found.classes,
-        found.images,
-        labels,
-        split,
-        digests,
-        found.ignored_files,
-        warnings,
-        own_split=found.sides is not None,
+        name=found.name,
+        classes=found.classes,
+        images=found.images,
+        labels=found.labels,
+        split=split,
+        digests=found.digests,
+        ignored_files=found.ignored_files,
+        warnings=warnings,
+        own_split=found.splits is not None,
     )
-    if not len(split["train"]):
-        raise RequestError(
-            f"data.val_fraction and data.test_fraction: expected pictures to train on; none of the"
-            f" {len(found.images)} falls to train"
-        )
-    untaught = [name for name, count in dataset.to_train().items() if not count]
-    elsewhere = set(labels.tolist()) if labels.ndim == 1 else set()
-    if untaught := [name for name in untaught if found.classes.index(name) in elsewhere]:
-        raise RequestError(
-            f"{found.asked}: expected pictures to train on for every class; none for {brief(untaught)}"
-        )
+    _check_something_trains(dataset, found.setting)
     return dataset
+
+
+def _check_something_trains(dataset: Dataset, setting: str) -> None:
+    """Raise RequestError where nothing falls to train, or nothing of a class that is validated or tested."""
+    if not len(dataset.split["train"]):
+        raise RequestError(
+            f"data.val_fraction and data.test_fraction: expected images to train on; none of the"
+            f" {len(dataset.images)} falls to train"
+        )
+    if dataset.labels.ndim == 1:
+        present = set(dataset.labels.tolist())
+        counts = enumerate(dataset.to_train().items())
+        if untaught := [name for i, (name, count) in counts if not count and i in present]:
+            raise RequestError(
+                f"{setting}: expected images to train on for every class; none for {brief(untaught)}"
+            )

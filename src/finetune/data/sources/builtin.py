@@ -7,46 +7,59 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data import splits
 from finetune.data.dataset import SPLITS
-from finetune.data.sources.found import Found, numbered
+from finetune.data.digests import content_digest
+from finetune.data.sources.labeled import LabeledImages, number_classes
 
 CLIPART = Path(__file__).parents[2] / "assets" / "clipart"
 
 
-def clipart() -> Found:
-    """Ten kinds of clip art, split so that no family of drawings is on two sides."""
+def find_clipart() -> LabeledImages:
+    """Ten kinds of clip art, split so that no family of drawings is in two splits."""
     with (CLIPART / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    classes, labels = numbered([row["class"] for row in rows])
-    return Found(
-        "clipart",
-        "data=clipart",
-        classes,
-        [CLIPART / row["file"] for row in rows],
-        labels,
-        [row["sha256"] for row in rows],
-        [row["split"] for row in rows],
-        SPLITS,
+    classes, labels = number_classes([row["class"] for row in rows])
+    return LabeledImages(
+        name="clipart",
+        setting="data=clipart",
+        classes=classes,
+        images=[CLIPART / row["file"] for row in rows],
+        labels=labels,
+        digests=[row["sha256"] for row in rows],
+        splits=[row["split"] for row in rows],
+        declared=SPLITS,
     )
 
 
-def digits() -> Found:
+def find_digits() -> LabeledImages:
     """scikit-learn's handwritten digits, scaled to eight bits."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = [np.round(image * (255 / 16)).astype(np.uint8) for image in loaded.images]
-    digests = [splits.digest(image) for image in images]
-    return Found(
-        "digits", "data=digits", tuple("0123456789"), images, loaded.target.astype(np.int64), digests
+    return LabeledImages(
+        name="digits",
+        setting="data=digits",
+        classes=tuple("0123456789"),
+        images=images,
+        labels=loaded.target.astype(np.int64),
+        digests=[content_digest(image) for image in images],
     )
 
 
-def random() -> Found:
-    """One picture of noise with a random label vector, as PyTorch's introduction to autograd has it."""
+def make_noise() -> LabeledImages:
+    """One image of noise with a random label vector, as PyTorch's introduction to autograd has it."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     labels = generator.random((1, 1000), dtype=np.float32)
     classes = tuple(f"output {i}" for i in range(1000))
-    return Found("random", "data=random", classes, [image], labels, [splits.digest(image)], ["train"], SPLITS)
+    return LabeledImages(
+        name="random",
+        setting="data=random",
+        classes=classes,
+        images=[image],
+        labels=labels,
+        digests=[content_digest(image)],
+        splits=["train"],
+        declared=SPLITS,
+    )

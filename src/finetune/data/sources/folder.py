@@ -1,4 +1,4 @@
-"""A folder of pictures in a folder per class."""
+"""A folder of images in a folder per class."""
 
 from __future__ import annotations
 
@@ -11,78 +11,77 @@ import numpy as np
 from finetune.data.dataset import SPLITS
 from finetune.data.digests import file_digests
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.found import Found, Progress, existing_folder, numbered
+from finetune.data.sources.labeled import LabeledImages, Progress, existing_folder, number_classes
 from finetune.errors import RequestError, brief
 
 
-def find(root: str, memo: Path | None, progress: Progress, nested: bool = False) -> Found:
-    """The pictures below a folder per class, or below the classes in train, val and test.
+def find_in_folder(root: str, memo: Path | None, progress: Progress, nested: bool = False) -> LabeledImages:
+    """The images below a folder per class, or below the classes in train, val and test.
 
-    nested: a class is the whole path of a picture's folder, not the first part of it.
+    nested: a class is the whole path of an image's folder, not the first part of it.
 
     Raises:
         RequestError: the folder is missing or cannot be read, or a class has nothing to train on.
     """
-    folder, asked = existing_folder(root), f"data.root={root}"
-    given = _given_sides(folder, asked)
-    tops = given or {"train": folder}
-    pictures: list[Path] = []
-    names, sides, empty = [], [], set()
+    folder, setting = existing_folder(root), f"data.root={root}"
+    declared = _declared_splits(folder, setting)
+    tops = declared or {"train": folder}
+    images: list[Path] = []
+    names, splits, empty = [], [], set()
     ignored = sum(map(os.path.isfile, (path for top in tops.values() for path in top.iterdir())))
-    for side, top in tops.items():
-        for child in _subfolders(top, asked):
+    for split, top in tops.items():
+        for child in _subfolders(top, setting):
             files = list(files_below(child))
-            found = [path for path in files if is_picture(path)]
-            ignored += len(files) - len(found)
-            pictures += found
-            names += [path.parent.relative_to(top).as_posix() if nested else child.name for path in found]
-            sides += [side] * len(found)
-            empty |= set() if found or nested else {child.name}
-    classes, _ = numbered([*names, *empty])
-    present = {name for name, side in zip(names, sides, strict=True) if side == "train"}
-    _check_classes(classes, present, asked)
+            paths = [path for path in files if is_image(path)]
+            ignored += len(files) - len(paths)
+            images += paths
+            names += [path.parent.relative_to(top).as_posix() if nested else child.name for path in paths]
+            splits += [split] * len(paths)
+            empty |= set() if paths or nested else {child.name}
+    classes, _ = number_classes([*names, *empty])
+    present = {name for name, split in zip(names, splits, strict=True) if split == "train"}
+    _check_classes(classes, present, setting)
     place = {name: label for label, name in enumerate(classes)}
-    with progress("hashing pictures", len(pictures)) as advance:
-        digests = file_digests(pictures, memo, advance)
-    labels = np.array([place[name] for name in names])
-    return Found(
-        str(folder),
-        asked,
-        classes,
-        pictures,
-        labels,
-        digests,
-        sides if given else None,
-        tuple(given),
-        ignored,
+    with progress("hashing images", len(images)) as advance:
+        digests = file_digests(images, memo, advance)
+    return LabeledImages(
+        name=str(folder),
+        setting=setting,
+        classes=classes,
+        images=images,
+        labels=np.array([place[name] for name in names]),
+        digests=digests,
+        splits=splits if declared else None,
+        declared=tuple(declared),
+        ignored_files=ignored,
     )
 
 
-def _given_sides(folder: Path, asked: str) -> dict[str, Path]:
-    """The folders train, val and test where the user has split the pictures."""
-    subfolders = _subfolders(folder, asked)
-    given = {path.name: path for path in subfolders if path.name in SPLITS}
-    others = [p.name for p in subfolders if p.name not in SPLITS and any(map(is_picture, files_below(p)))]
-    if given and ("train" not in given or others):
+def _declared_splits(folder: Path, setting: str) -> dict[str, Path]:
+    """The folders train, val and test where the user has split the images."""
+    subfolders = _subfolders(folder, setting)
+    declared = {path.name: path for path in subfolders if path.name in SPLITS}
+    others = [p.name for p in subfolders if p.name not in SPLITS and any(map(is_image, files_below(p)))]
+    if declared and ("train" not in declared or others):
         raise RequestError(
-            f"{asked}: expected either a folder per class, or only train, val and test with the classes below"
-            f" them; there are {brief([*given, *others])}"
+            f"{setting}: expected either a folder per class, or only train, val and test with the classes"
+            f" below them; there are {brief([*declared, *others])}"
         )
-    return given
+    return declared
 
 
-def _check_classes(classes: Sequence[str], present: set[str], asked: str) -> None:
+def _check_classes(classes: Sequence[str], present: set[str], setting: str) -> None:
     if strange := [name for name in classes if not _is_text(name)]:
-        raise RequestError(f"{asked}: expected class folders with names in UTF-8; {strange[0]!r} is not")
+        raise RequestError(f"{setting}: expected class folders with names in UTF-8; {strange[0]!r} is not")
     if not classes:
-        raise RequestError(f"{asked}: expected a folder per class with pictures in it; there are no folders")
+        raise RequestError(f"{setting}: expected a folder per class with images in it; there are no folders")
     if not present:
         raise RequestError(
-            f"{asked}: expected pictures ({', '.join(EXTENSIONS)}) in its class folders; there are none"
+            f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its class folders; there are none"
         )
     if empty := [name for name in classes if name not in present]:
         raise RequestError(
-            f"{asked}: expected pictures to train on in every class folder; none in {brief(empty)}"
+            f"{setting}: expected images to train on in every class folder; none in {brief(empty)}"
         )
 
 
@@ -91,16 +90,16 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's name is that of a picture; what is in it is seen when it is decoded."""
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image; what is in it is seen when it is decoded."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _subfolders(folder: Path, asked: str) -> list[Path]:
+def _subfolders(folder: Path, setting: str) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
-        raise RequestError(f"{asked}: {folder} cannot be read: {error.strerror}") from None
+        raise RequestError(f"{setting}: {folder} cannot be read: {error.strerror}") from None
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,56 @@ import numpy as np
 
 from finetune.data.dataset import Picture, Stored
 from finetune.data.digests import file_digests
-from finetune.data.sources.found import SIDES, Found, Progress, brought, existing_folder, numbered, vectors
+from finetune.data.sources.labeled import (
+    SPLIT_NAMES,
+    LabeledImages,
+    Progress,
+    existing_folder,
+    label_vectors,
+    number_classes,
+    own_splits,
+)
 from finetune.errors import RequestError, brief
 
 
-def find(
+def find_in_hub(
     root: str | None,
     memo: Path | None,
     progress: Progress,
     name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> Found:
+) -> LabeledImages:
     """A data set by its name on the hub, by a loader (`imagefolder`) and a folder, or by a folder alone.
 
-    The columns are found by their types: the pictures', and the one of classes or that named label.
+    The columns are found by their types: the images', and the one of classes or that named label.
 
     Raises:
         RequestError: `datasets` is not installed, or the set cannot be loaded or has no such columns.
     """
     if not importlib.util.find_spec("datasets"):
         raise RequestError("data=hf: expected the package datasets: pip install 'finetune-toolkit[hf]'")
-    asked = f"data.name={name}" if name else f"data.root={root}"
-    parts, warnings = _parts(root, name, asked)
+    setting = f"data.name={name}" if name else f"data.root={root}"
+    parts, warnings = _parts(root, name, setting)
     images: list[Picture] = []
     digests: list[str] = []
     names: list[list[str]] = []
-    sides: list[str] = []
+    splits: list[str] = []
     several, known = False, None
-    for side, part in parts.items():
-        image, label = _columns(part.features, image_column, label_column, asked)
-        several, known, told = _labels(part, label, asked, side)
+    for split, part in parts.items():
+        image, label = _columns(part.features, image_column, label_column, setting)
+        several, known, told = _labels(part, label, setting, split)
         if told is None:
-            warnings += (f"{side} has no labels and is left out",)
+            warnings += (f"{split} has no labels and is left out",)
             continue
-        with progress(f"hashing pictures, {side}", len(part)) as advance:
-            rows, hashes = _pictures(part, image, side, memo, advance)
+        with progress(f"hashing images, {split}", len(part)) as advance:
+            rows, hashes = _images(part, image, split, memo, advance)
         images, digests, names = images + rows, digests + hashes, names + told
-        sides += [side] * len(rows)
-    if not images or "train" not in sides:
-        raise RequestError(f"{asked}: expected pictures with labels to train on; there are none")
-    classes, labels = vectors(names) if several else numbered([one for (one,) in names])
-    if known is not None:  # in their own order, and those without pictures, too
+        splits += [split] * len(rows)
+    if not images or "train" not in splits:
+        raise RequestError(f"{setting}: expected images with labels to train on; there are none")
+    classes, labels = label_vectors(names) if several else number_classes([one for (one,) in names])
+    if known is not None:  # in their own order, and those without images, too
         order = [known.index(one) for one in classes]
         if several:
             wide = np.zeros((len(labels), len(known)), np.float32)
@@ -69,11 +77,19 @@ def find(
         else:
             labels = np.array(order, dtype=np.int64)[labels]
         classes = tuple(known)
-    name = name or str(root)
-    return Found(name, asked, classes, images, labels, digests, brought(sides), warnings=warnings)
+    return LabeledImages(
+        name=name or str(root),
+        setting=setting,
+        classes=classes,
+        images=images,
+        labels=labels,
+        digests=digests,
+        splits=own_splits(splits),
+        warnings=warnings,
+    )
 
 
-def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     import datasets
 
     if name is None and root is None:
@@ -87,7 +103,7 @@ def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, An
         datasets.disable_progress_bars()
     try:
         if name is not None:
-            with _offline(folder is None and not _reachable()):
+            with nullcontext() if folder else _offline_unless_reachable():
                 loaded = datasets.load_dataset(name, data_dir=folder)
         elif any((Path(str(folder)) / one).exists() for one in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(folder)
@@ -95,62 +111,55 @@ def _parts(root: str | None, name: str | None, asked: str) -> tuple[dict[str, An
             loaded = datasets.load_dataset(folder)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         told = str(error).partition("\n")[0].replace("OfflineModeIsEnabled", "no connection")
-        raise RequestError(f"{asked}: cannot be loaded by the package datasets ({told})") from None
+        raise RequestError(f"{setting}: cannot be loaded by the package datasets ({told})") from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    others = [one for one in loaded if one not in SIDES]
+    others = [one for one in loaded if one not in SPLIT_NAMES]
     warnings = (f"parts that are not train, val or test are left out: {brief(others)}",) if others else ()
-    return {SIDES[one]: part for one, part in loaded.items() if one in SIDES}, warnings
-
-
-def _reachable() -> bool:
-    """Whether the hub answers at all; the library would find out by five attempts that take a minute."""
-    from huggingface_hub import constants
-
-    hub = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((str(hub.hostname), hub.port or 443), timeout=10):
-            return True
-    except OSError:
-        return bool(getproxies())  # the way to it may be another
+    return {SPLIT_NAMES[one]: part for one, part in loaded.items() if one in SPLIT_NAMES}, warnings
 
 
 @contextmanager
-def _offline(offline: bool) -> Iterator[None]:
-    """The library's own offline mode: it loads what it has on disk and tells at once what it has not."""
+def _offline_unless_reachable() -> Iterator[None]:
+    """The library's own offline mode where the hub does not answer: it loads what it has on disk.
+
+    Without it five attempts to connect would take a minute.
+    """
     import datasets
     from huggingface_hub import constants
 
-    modules = (datasets.config, constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module, was in zip(modules, before, strict=True):
-        module.HF_HUB_OFFLINE = was or offline
+    hub = urlsplit(constants.ENDPOINT)
+    reachable = bool(getproxies())  # the way to the hub may lead through them
+    with suppress(OSError), socket.create_connection((str(hub.hostname), hub.port or 443), timeout=10):
+        reachable = True
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if not reachable:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for module, was in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = was
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _columns(features: Any, image: str | None, label: str | None, asked: str) -> tuple[str, str]:
+def _columns(features: Any, image: str | None, label: str | None, setting: str) -> tuple[str, str]:
     import datasets
 
-    pictures = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [key for key, kind in features.items() if isinstance(_inner(kind), datasets.ClassLabel)]
     labels = labels or [key for key in ("label", "labels") if key in features]
     chosen = []
-    for knob, wanted, found in (("image_column", image, pictures), ("label_column", label, labels)):
+    for name, wanted, found in (("image_column", image, images), ("label_column", label, labels)):
         if wanted is not None and wanted not in features:
-            raise RequestError(f"data.{knob}={wanted}: expected one of its columns, {brief(list(features))}")
-        if wanted is None and not set(features) - set(pictures):
-            raise RequestError(f"{asked}: expected a column of labels beside its pictures; there is none")
+            raise RequestError(f"data.{name}={wanted}: expected one of its columns, {brief(list(features))}")
+        if wanted is None and not set(features) - set(images):
+            raise RequestError(f"{setting}: expected a column of labels beside its images; there is none")
         if wanted is None and len(found) != 1:
             raise RequestError(
-                f"{asked}: expected data.{knob}=… with it, one of its columns, {brief(list(features))}"
+                f"{setting}: expected data.{name}=… with it, one of its columns, {brief(list(features))}"
             )
         chosen.append(wanted or found[0])
-    if chosen[0] not in pictures:
-        raise RequestError(f"data.image_column={chosen[0]}: expected a column of pictures")
+    if chosen[0] not in images:
+        raise RequestError(f"data.image_column={chosen[0]}: expected a column of images")
     return chosen[0], chosen[1]
 
 
@@ -160,11 +169,11 @@ def _inner(kind: Any) -> Any:
 
 
 def _labels(
-    part: Any, column: str, asked: str, side: str
+    part: Any, column: str, setting: str, split: str
 ) -> tuple[bool, list[str] | None, list[list[str]] | None]:
-    """Whether there are several a picture, the classes the set itself names, and each picture's labels.
+    """Whether there are several an image, the classes the set itself names, and each image's labels.
 
-    Where the set has none for this side (-1 or nothing), the last is None.
+    Where the set has none for this split (-1 or nothing), the last is None.
     """
     kind, values = part.features[column], part[column]
     values = list(values)
@@ -175,15 +184,15 @@ def _labels(
         if missing == len(values):
             return several, known, None
         if missing:
-            raise RequestError(f"{asked}: expected a label for every picture; {missing} of {side} have none")
+            raise RequestError(f"{setting}: expected a label for every image; {missing} of {split} have none")
     lists = values if several else [[value] for value in values]
     return several, known, [[known[one] if known else str(one) for one in some] for some in lists]
 
 
-def _pictures(
-    part: Any, column: str, side: str, memo: Path | None, advance: Any
+def _images(
+    part: Any, column: str, split: str, memo: Path | None, advance: Any
 ) -> tuple[list[Picture], list[str]]:
-    """Files where the set refers to them, else pictures stored in it; and the digest of each."""
+    """Files where the set refers to them, else images stored in it; and the digest of each."""
     import datasets
 
     raw = part.cast_column(column, datasets.Image(decode=False)).select_columns([column])
@@ -194,7 +203,7 @@ def _pictures(
         if content is None:
             images.append(Path(path))
             continue
-        images.append(Stored(f"{side} {index}: {path or column}", partial(_content, raw, column, index)))
+        images.append(Stored(f"{split} {index}: {path or column}", partial(_content, raw, column, index)))
         digests[index] = hashlib.sha256(content).hexdigest()
         advance(1)
     files = [index for index in range(len(images)) if index not in digests]

@@ -14,7 +14,14 @@ from typing import BinaryIO
 
 from finetune.data.dataset import Picture, Stored
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.found import SIDES, Found, Progress, brought, existing_folder, numbered
+from finetune.data.sources.labeled import (
+    SPLIT_NAMES,
+    LabeledImages,
+    Progress,
+    existing_folder,
+    number_classes,
+    own_splits,
+)
 from finetune.errors import RequestError, brief
 
 # A sample's files stand one after the other; their names differ in what follows the first dot alone.
@@ -22,7 +29,7 @@ NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
 Sample = tuple[Stored, str, str]  # an image, its digest and its label
 
 
-def find_in_shards(root: str, memo: Path | None, progress: Progress) -> Found:
+def find_in_shards(root: str, memo: Path | None, progress: Progress) -> LabeledImages:
     """The samples of every shard in a folder, the text of `.cls` as label.
 
     Shards named train-…, val-… and test-… are these splits. Images stay in their shard until decoded.
@@ -30,45 +37,53 @@ def find_in_shards(root: str, memo: Path | None, progress: Progress) -> Found:
     Raises:
         RequestError: there are no shards, or one is damaged or lacks a label.
     """
-    folder, asked = existing_folder(root), f"data.root={root}"
+    folder, setting = existing_folder(root), f"data.root={root}"
     shards = sorted(folder.glob("*.tar"))
     if not shards:
-        raise RequestError(f"{asked}: expected a folder of .tar shards; there are none")
+        raise RequestError(f"{setting}: expected a folder of .tar shards; there are none")
     samples: list[Sample] = []
-    sides: list[str] = []
+    splits: list[str] = []
     ignored = 0
     with progress("reading shards", len(shards)) as advance:
         for shard in shards:
             try:
-                found, without_image = _read_shard(shard, asked)
+                found, without_image = _read_shard(shard, setting)
             except (tarfile.TarError, OSError) as error:
-                raise RequestError(f"{asked}: {shard.name} is damaged ({error})") from None
+                raise RequestError(f"{setting}: {shard.name} is damaged ({error})") from None
             samples += found
             ignored += without_image
-            sides += [SIDES.get(shard.stem.partition("-")[0], "")] * len(found)
+            splits += [SPLIT_NAMES.get(shard.stem.partition("-")[0], "")] * len(found)
             advance(1)
     if not samples:
         raise RequestError(
-            f"{asked}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
+            f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
         )
-    _check_names(shards, sides, asked)
+    _check_names(shards, splits, setting)
     images: list[Picture] = [image for image, _, _ in samples]
-    classes, labels = numbered([label for _, _, label in samples])
-    digests = [digest for _, digest, _ in samples]
-    return Found(str(folder), asked, classes, images, labels, digests, brought(sides), ignored_files=ignored)
+    classes, labels = number_classes([label for _, _, label in samples])
+    return LabeledImages(
+        name=str(folder),
+        setting=setting,
+        classes=classes,
+        images=images,
+        labels=labels,
+        digests=[digest for _, digest, _ in samples],
+        splits=own_splits(splits),
+        ignored_files=ignored,
+    )
 
 
-def _check_names(shards: Sequence[Path], sides: Iterable[str], asked: str) -> None:
+def _check_names(shards: Sequence[Path], splits: Iterable[str], setting: str) -> None:
     """Raise RequestError where the names of some shards say which split they are, but not of all."""
-    given = set(sides)
-    if given - {""} and ("" in given or "train" not in given):
+    declared = set(splits)
+    if declared - {""} and ("" in declared or "train" not in declared):
         raise RequestError(
-            f"{asked}: expected the names of all shards, or of none, to begin with train-, val- or test-;"
+            f"{setting}: expected the names of all shards, or of none, to begin with train-, val- or test-;"
             f" there are {brief([shard.name for shard in shards])}"
         )
 
 
-def _read_shard(shard: Path, asked: str) -> tuple[list[Sample], int]:
+def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], int]:
     """The samples with an image, and how many have none."""
     samples, without_image = [], 0
     with shard.open("rb") as file:
@@ -78,7 +93,7 @@ def _read_shard(shard: Path, asked: str) -> tuple[list[Sample], int]:
                 without_image += 1
                 continue
             if "cls" not in files:
-                raise RequestError(f"{asked}: expected {key}.cls in {shard.name}, an image's label")
+                raise RequestError(f"{setting}: expected {key}.cls in {shard.name}, an image's label")
             member = files[extension]
             content = partial(_content, shard, member.offset_data, member.size)
             label = _content(shard, files["cls"].offset_data, files["cls"].size)

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
-from finetune.data import splits
 from finetune.data.dataset import Picture, Stored
-from finetune.data.digests import file_digests
-from finetune.data.sources.found import Found, Progress, brought, expanded
+from finetune.data.sources.labeled import LabeledImages, Progress, expand_home, image_digests, own_splits
 from finetune.errors import RequestError
 from finetune.network import connect_timeout
 
@@ -29,14 +27,16 @@ FILES = {
     "Food101": "food-101/images/ and meta/",
     "OxfordIIITPet": "oxford-iiit-pet/images/ and annotations/",
 }
-TRIED = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}  # words for `split`
+WORDS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}  # words for `split`
 
 
-def find(root: str, memo: Path | None, progress: Progress, name: str | None = None) -> Found:
+def find_in_torchvision(
+    root: str, memo: Path | None, progress: Progress, name: str | None = None
+) -> LabeledImages:
     """A data set of torchvision's by its name there, from the disk or, where the network allows, fetched.
 
     Raises:
-        RequestError: there is no such set, it is not on the disk and cannot be fetched, or its pictures have
+        RequestError: there is no such set, it is not on the disk and cannot be fetched, or its images have
             no class each.
     """
     by_name = {one.lower(): one for one in dir(datasets) if _is_set(getattr(datasets, one))}
@@ -49,25 +49,25 @@ def find(root: str, memo: Path | None, progress: Progress, name: str | None = No
     images: list[Picture] = []
     digests: list[str] = []
     labels: list[int] = []
-    sides: list[str] = []
+    splits: list[str] = []
     classes: Sequence[str] = ()
-    for side, part in _parts(name, expanded(root)).items():
+    for split, part in _parts(name, expand_home(root)).items():
         rows, targets = _rows(part, name)
         if not all(isinstance(target, int | np.integer) for target in targets):
-            raise RequestError(f"data.name={name}: expected one class for each picture; it has other labels")
-        with progress(f"reading {name}, {side}", len(rows)) as advance:
-            digests += _digests(rows, memo, advance)
-        images, labels, sides = images + rows, labels + list(map(int, targets)), sides + [side] * len(rows)
+            raise RequestError(f"data.name={name}: expected one class for each image; it has other labels")
+        with progress(f"reading {name}, {split}", len(rows)) as advance:
+            digests += image_digests(rows, memo, advance)
+        images, labels, splits = images + rows, labels + list(map(int, targets)), splits + [split] * len(rows)
         classes = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     classes = tuple(classes) or tuple(map(str, range(max(labels) + 1)))
-    return Found(
-        name,
-        f"data.name={name}",
-        tuple(map(str, classes)),
-        images,
-        np.array(labels, dtype=np.int64),
-        digests,
-        brought(sides),
+    return LabeledImages(
+        name=name,
+        setting=f"data.name={name}",
+        classes=tuple(map(str, classes)),
+        images=images,
+        labels=np.array(labels, dtype=np.int64),
+        digests=digests,
+        splits=own_splits(splits),
     )
 
 
@@ -76,31 +76,31 @@ def _is_set(value: Any) -> bool:
 
 
 def _parts(name: str, root: Path) -> dict[str, Any]:
-    """The sides of the set that torchvision offers; all of it as train where there are none."""
+    """The splits of the set that torchvision offers; all of it as train where there are none."""
     parameters = inspect.signature(getattr(datasets, name).__init__).parameters
     if "train" in parameters:
         return {"train": _opened(name, root, train=True), "test": _opened(name, root, train=False)}
     if "split" not in parameters:
         return {"train": _opened(name, root)}
-    found: dict[str, Any] = {}
-    for side, words in TRIED.items():
+    parts: dict[str, Any] = {}
+    for split, words in WORDS.items():
         for word in words:
             try:
-                found[side] = _opened(name, root, split=word)
+                parts[split] = _opened(name, root, split=word)
                 break
             except ValueError as error:  # a word that this set does not know
                 if isinstance(error, RequestError):
                     raise
-    if "train" not in found:
+    if "train" not in parts:
         raise RequestError(f"data.name={name}: expected a set with a part to train on")
-    return found
+    return parts
 
 
 def _opened(name: str, root: Path, **part: Any) -> Any:
     kind = getattr(datasets, name)
     parameters = inspect.signature(kind.__init__).parameters
     if "loader" in parameters:
-        part["loader"] = Path  # pictures as the paths of their files, which we decode ourselves
+        part["loader"] = Path  # images as the paths of their files, which we decode ourselves
     try:
         return kind(root, **part)
     except (RuntimeError, FileNotFoundError) as error:
@@ -121,7 +121,7 @@ def _opened(name: str, root: Path, **part: Any) -> Any:
 
 
 def _rows(part: Any, name: str) -> tuple[list[Picture], list[Any]]:
-    """Pictures and labels, as files or arrays wherever the set has them so."""
+    """Images and labels, as files or arrays wherever the set has them so."""
     for files in ("_images", "_image_files"):
         if hasattr(part, files) and hasattr(part, "_labels"):
             return [Path(path) for path in getattr(part, files)], list(part._labels)
@@ -133,37 +133,22 @@ def _rows(part: Any, name: str) -> tuple[list[Picture], list[Any]]:
         if pixels.ndim == 4 and pixels.shape[1] == 3:
             pixels = pixels.transpose(0, 2, 3, 1)
         return [np.ascontiguousarray(one) for one in pixels], np.asarray(labels).tolist()
-    pictures: list[Picture] = []
+    images: list[Picture] = []
     targets = []
     for index in range(len(part)):
-        picture, target = _item(part, name, index)
-        is_file = isinstance(picture, Path)
-        pictures.append(
-            picture if is_file else Stored(f"{name} {index}", partial(_pixels, part, name, index))
-        )
+        image, target = _item(part, name, index)
+        is_file = isinstance(image, Path)
+        images.append(image if is_file else Stored(f"{name} {index}", partial(_pixels, part, name, index)))
         targets.append(target)
-    return pictures, targets
+    return images, targets
 
 
 def _item(part: Any, name: str, index: int) -> tuple[Any, Any]:
     try:
         return part[index]
     except OSError as error:
-        raise RequestError(f"data.name={name}: its picture {index} cannot be read ({error})") from None
+        raise RequestError(f"data.name={name}: its image {index} cannot be read ({error})") from None
 
 
 def _pixels(part: Any, name: str, index: int) -> np.ndarray:
     return np.asarray(_item(part, name, index)[0].convert("RGB"))
-
-
-def _digests(rows: Sequence[Picture], memo: Path | None, advance: Any) -> list[str]:
-    paths = [row for row in rows if isinstance(row, Path)]
-    if len(paths) == len(rows):
-        return file_digests(paths, memo, advance)
-    found = []
-    for row in rows:
-        pixels = row.read() if isinstance(row, Stored) else row
-        assert isinstance(pixels, np.ndarray)
-        found.append(splits.digest(pixels))
-        advance(1)
-    return found

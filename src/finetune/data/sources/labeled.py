@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.dataset import SPLITS, Picture
+from finetune.data.dataset import SPLITS, Picture, Stored
+from finetune.data.digests import content_digest, file_digests
 from finetune.errors import RequestError
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-SIDES = {side: side for side in SPLITS} | {
+SPLIT_NAMES = {split: split for split in SPLITS} | {
     "training": "train",
     "validation": "val",
     "valid": "val",
@@ -23,22 +24,22 @@ SIDES = {side: side for side in SPLITS} | {
 
 
 @dataclass(frozen=True)
-class Found:
-    """Pictures with labels, before they are split.
+class LabeledImages:
+    """Images with labels, before they are split.
 
-    asked: the knob that asked for them, as an error names it.
-    sides: the side of each picture, where the data itself brings a split; None: to be split by content.
-    given: the sides that the data brings, where one of them may be empty.
+    setting: what asked for them, as an error names it.
+    splits: the split of each image, where the data itself brings a split; None: to be split by content.
+    declared: the splits that the data brings, where one of them may be empty.
     """
 
     name: str
-    asked: str
+    setting: str
     classes: tuple[str, ...]
     images: Sequence[Picture]
     labels: np.ndarray
     digests: Sequence[str]
-    sides: Sequence[str] | None = None
-    given: Sequence[str] = ()
+    splits: Sequence[str] | None = None
+    declared: Sequence[str] = ()
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -49,12 +50,12 @@ def silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def brought(sides: Sequence[str]) -> Sequence[str] | None:
-    """The sides of pictures, unless all are on the same: a single part is a set to be split."""
-    return sides if len(set(sides)) > 1 else None
+def own_splits(splits: Sequence[str]) -> Sequence[str] | None:
+    """The splits of images, unless all are in the same: a single part is a set to be split."""
+    return splits if len(set(splits)) > 1 else None
 
 
-def expanded(root: str) -> Path:
+def expand_home(root: str) -> Path:
     """The path that `data.root` means; `~` is the user's own."""
     return Path(os.path.expanduser(root))
 
@@ -65,14 +66,14 @@ def existing_folder(root: str) -> Path:
     Raises:
         RequestError: there is none.
     """
-    path = expanded(root)
+    path = expand_home(root)
     if not os.path.isdir(path):
         there = "this is a file" if os.path.exists(path) else "there is none"
         raise RequestError(f"data.root={root}: expected a folder; {there}")
     return path
 
 
-def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes that occur, numbers in their order, and the index (N,) of each name among them."""
     whole = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=(lambda name: (int(name), name)) if whole else None))
@@ -80,10 +81,25 @@ def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return classes, np.array([place[name] for name in names], dtype=np.int64)
 
 
-def vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The same for several labels a picture: float32 (N, classes) of 0 and 1."""
-    classes, _ = numbered([name for some in names for name in some])
+def label_vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The same for several labels an image: float32 (N, classes) of 0 and 1."""
+    classes, _ = number_classes([name for some in names for name in some])
     labels = np.zeros((len(names), len(classes)), dtype=np.float32)
     for row, some in zip(labels, names, strict=True):
         row[[classes.index(name) for name in some]] = 1
     return classes, labels
+
+
+def image_digests(
+    images: Sequence[Picture], memo: Path | None, advance: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
+    files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
+    digests = []
+    for image in images:
+        if isinstance(image, Path):
+            digests.append(next(files))
+            continue
+        digests.append(content_digest(image.read() if isinstance(image, Stored) else image))
+        advance(1)
+    return digests
