@@ -135,7 +135,7 @@ def open_run(run: str) -> Saved:
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
-    replace_head(network, head, outputs, settings.head_hidden, settings.head_dropout)
+    replace_head(network, head, outputs, hidden=settings.head_hidden, dropout=settings.head_dropout)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from finetune.model.boundary import fingerprint, split
+from finetune.model.boundary import split
+from finetune.model.tracing import fingerprint
 from support.halves import MODELS, SMALL, Backbone, backbone, check, images, with_head
 
 # Residuals, stochastic depth, concatenations, windows, tokens.

@@ -20,9 +20,9 @@ from finetune.features.extract import Form, choose_form
 from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model.assemble import Model
-from finetune.model.boundary import NotTraceable, Split, fingerprint, split
+from finetune.model.boundary import NotTraceable, Split, split
 from finetune.model.hashing import digest
-from finetune.model.tracing import keep_modes
+from finetune.model.tracing import fingerprint, keep_modes
 
 Where = Literal["disk", "memory", "none"]
 NOWHERE: Where = "none"

@@ -78,17 +78,17 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     outputs = _choose_outputs(config, len(classes), names, count_outputs(network, head))
     if config.head != "keep":
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
-        replace_head(network, head, outputs, config.hidden, config.dropout)
+        replace_head(network, head, outputs, hidden=config.hidden, dropout=config.dropout)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     _check_image_size(network, example, config.name)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)
     return Model(
-        config.name,
-        network,
-        weights,
-        preprocessing,
+        name=config.name,
+        network=network,
+        weights=weights,
+        preprocessing=preprocessing,
         head=new_head,
         outputs=outputs,
         frozen=frozen,

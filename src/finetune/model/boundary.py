@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from finetune.model.tracing import NotTraceable, Seen, fingerprint, observe, storages, trace, undone
-
-__all__ = ["Crossing", "NotTraceable", "Split", "fingerprint", "split"]
+from finetune.model.tracing import NotTraceable, Seen, observe, storages, trace, undone
 
 
 class Crossing(NamedTuple):
@@ -200,10 +198,11 @@ def _constants(traced: fx.GraphModule, cut: _Cut) -> fx.GraphModule:
 def _prefix(traced: fx.GraphModule, cut: _Cut, rows: Mapping[fx.Node, int]) -> fx.GraphModule:
     graph, env = fx.Graph(), dict[fx.Node, Any]()
     _copy(traced, cut.prefix, graph, env)
-    for node, k in rows.items():
-        if k > 1:
-            env[node] = graph.call_method("unflatten", (env[node], 0, (-1, k)))
-    outputs = [env[node] for node in rows]
+    outputs = []
+    for node, per_image in rows.items():
+        if per_image > 1:
+            env[node] = graph.call_method("unflatten", (env[node], 0, (-1, per_image)))
+        outputs.append(env[node])
     graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     return fx.GraphModule(traced, graph, "Prefix")
 
@@ -212,30 +211,30 @@ def _suffix(
     traced: fx.GraphModule, cut: _Cut, rows: Mapping[fx.Node, int], sizes: Mapping[fx.Node, tuple[Any, Any]]
 ) -> fx.GraphModule:
     graph, env = fx.Graph(), dict[fx.Node, Any]()
-    features = graph.placeholder("features")
-    parts = [features]
+    parts = [graph.placeholder("features")]
     if len(rows) > 1:
-        parts = [graph.call_function(operator.getitem, (features, i)) for i in range(len(rows))]
-
-    def size(two: Any, three: Any) -> Any:
-        """The size for any batch, from what it is for two images and for three."""
-        if isinstance(two, tuple):
-            return tuple(map(size, two, three))
-        if two == three:
-            return two
-        if not isinstance(two, int) or 3 * two != 2 * three:
-            raise NotTraceable(
-                f"a value that is {two} for two images and {three} for three comes from the prefix"
-            )
-        return graph.call_function(operator.mul, (graph.call_method("size", (parts[0], 0)), two // 2))
-
-    for part, (node, k) in zip(parts, rows.items(), strict=True):
-        env[node] = graph.call_method("flatten", (part, 0, 1)) if k > 1 else part
+        parts = [graph.call_function(operator.getitem, (parts[0], i)) for i in range(len(rows))]
+    for part, (node, per_image) in zip(parts, rows.items(), strict=True):
+        env[node] = graph.call_method("flatten", (part, 0, 1)) if per_image > 1 else part
         if node in cut.cloned:  # what is stored must stay as it is
             env[node] = graph.call_method("clone", (env[node],))
-    env |= {node: size(*values) for node, values in sizes.items()}
+    for node, (two, three) in sizes.items():
+        env[node] = _size(graph, parts[0], two, three)
     _copy(traced, cut.needs_grad | cut.recomputed, graph, env)
     return fx.GraphModule(traced, graph, "Suffix")
+
+
+def _size(graph: fx.Graph, batch: fx.Node, two: Any, three: Any) -> Any:
+    """A size for any batch, from what it is for two images and for three."""
+    if isinstance(two, tuple):
+        return tuple(_size(graph, batch, *pair) for pair in zip(two, three, strict=True))
+    if two == three:
+        return two
+    if not isinstance(two, int) or 3 * two != 2 * three:
+        raise NotTraceable(
+            f"a value that is {two} for two images and {three} for three comes from the prefix"
+        )
+    return graph.call_function(operator.mul, (graph.call_method("size", (batch, 0)), two // 2))
 
 
 def _outermost(traced: fx.GraphModule, cut: _Cut) -> tuple[str, ...]:

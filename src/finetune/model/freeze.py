@@ -53,7 +53,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
         patterns: entries read like a .gitignore, later ones win: `all`, `none`, `through:<module>`, a full
             name of a module or parameter with `*` and `?`, `@norm` or `@bias`; a leading `-` takes out.
         head: full name of the replaced head, which always trains; None where the old head was kept.
-        example: one batch of pictures, (N, 3, H, W), to learn the order of execution from.
+        example: one batch of images, (N, 3, H, W), to learn the order of execution from.
 
     Raises:
         RequestError: an entry matches nothing.
@@ -61,26 +61,27 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
     backbone = [name for name, _ in model.named_parameters() if not _is_below(name, head)]
     frozen = set(backbone) if patterns[0].startswith("-") else set()
     for pattern in patterns:
-        matched = _match(model, pattern, backbone, head, example)
+        entry = pattern.removeprefix("-")
+        if entry in ("all", "none"):
+            matched = set(backbone)
+        elif entry.startswith("through:"):
+            matched = _through(model, pattern, head, example).intersection(backbone)
+        else:
+            matched = _match(model, pattern, backbone, head)
         frozen = frozen - matched if pattern.startswith("-") or pattern == "none" else frozen | matched
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    evals = _eval_modules(model, backbone, frozen, head)
-    buffers = frozenset(name for name, _ in model.named_buffers() if name.rpartition(".")[0] in evals)
-    result = Frozen(frozenset(frozen), buffers, evals)
+    eval_modules = _eval_modules(model, backbone, frozen, head)
+    buffers = frozenset(name for name, _ in model.named_buffers() if name.rpartition(".")[0] in eval_modules)
+    result = Frozen(frozenset(frozen), buffers, eval_modules)
     model.train()
     result.hold(model)
     return result
 
 
-def _match(
-    model: nn.Module, pattern: str, backbone: list[str], head: str | None, example: Tensor
-) -> set[str]:
+def _match(model: nn.Module, pattern: str, backbone: list[str], head: str | None) -> set[str]:
+    """The backbone's parameters that an entry means: of a kind, or by name."""
     entry = pattern.removeprefix("-")
-    if entry in ("all", "none"):
-        return set(backbone)
-    if entry.startswith("through:"):
-        return _through(model, pattern, head, example) & set(backbone)
     if entry == "@bias":
         matched = {name for name in backbone if name.endswith("bias")}
     elif entry == "@norm":
@@ -90,23 +91,19 @@ def _match(
         raise RequestError(f"freeze={pattern}: expected @norm or @bias")
     else:
         matched = _named(backbone, entry)
-    if not matched and head and (_is_below(entry, head) or _named([f"{head}.weight"], entry)):
+    if matched:
+        return matched
+    if head and (_is_below(entry, head) or _named([f"{head}.weight"], entry)):
         raise RequestError(
             f"freeze={pattern}: expected a part of the backbone; {head} is the new head, which always"
             f" trains (head=keep keeps the old one, as part of the backbone)"
         )
-    if not matched:
-        raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
-    return matched
+    raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
 
 
 def _named(names: list[str], entry: str) -> set[str]:
     """The names that match the entry themselves or lie below what matches it."""
-
-    def ends(name: str) -> list[int]:  # layer1, layer1.0, layer1.0.conv1, layer1.0.conv1.weight
-        return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
-
-    return {name for name in names if any(fnmatchcase(name[:end], entry) for end in ends(name))}
+    return {name for name in names if any(fnmatchcase(path, entry) for path in [*_owners(name)[1:], name])}
 
 
 class _Uses(TorchFunctionMode):
@@ -147,10 +144,10 @@ def _through(model: nn.Module, pattern: str, head: str | None, example: Tensor) 
         return ended[0]
     # A module that its parent never calls but whose parameters it hands to a function: attention's out_proj.
     order = list(uses.order)
-    places = [place for place, name in enumerate(order) if name.startswith(f"{target}.")]
-    if not places:
+    own = [index for index, name in enumerate(order) if name.startswith(f"{target}.")]
+    if not own:
         raise RequestError(f"freeze={pattern}: expected a module that the forward pass uses")
-    return set(order[: places[-1] + 1])
+    return set(order[: own[-1] + 1])
 
 
 def _eval_modules(
@@ -187,10 +184,8 @@ def _is_below(name: str, head: str | None) -> bool:
 def _what_there_is(model: nn.Module, entry: str) -> str:
     """The names at the place where an entry stops making sense: layer4.2.conv1 → layer4.0, layer4.1."""
     modules = dict(model.named_modules())
-    place = next(owner for owner in reversed(_owners(entry)) if owner in modules)
-    children = [
-        name for name, child in modules[place].named_children() if any(True for _ in child.parameters())
-    ]
-    own = [name for name, _ in modules[place].named_parameters(recurse=False)]
-    names = [f"{place}.{name}" if place else name for name in own + children]
-    return f"{brief(names, 12)} (finetune inspect --parameters lists all)"
+    owner = next(name for name in reversed(_owners(entry)) if name in modules)
+    names = [name for name, _ in modules[owner].named_parameters(recurse=False)]
+    names += [name for name, child in modules[owner].named_children() if list(child.parameters())]
+    full_names = [f"{owner}.{name}" if owner else name for name in names]
+    return f"{brief(full_names, 12)} (finetune inspect --parameters lists all)"

@@ -95,17 +95,18 @@ class _Tracer(fx.Tracer):
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
         self.inside.append(name)  # where tracing fails, this stays and tells the place
-        result = _refusing_random(super().call_module, m, forward, args, kwargs)
+        with _refuse_random_numbers():
+            result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
         return result
 
 
-def _refusing_random(function: Callable[..., Any], *args: Any) -> Any:
+@contextmanager
+def _refuse_random_numbers() -> Iterator[None]:
     before = torch.get_rng_state()
-    result = function(*args)
+    yield
     if not torch.equal(before, torch.get_rng_state()):
         raise ValueError("forward draws a random number, which tracing would make a constant")
-    return result
 
 
 def _trace(model: nn.Module, whole: set[str | type], mode: bool) -> fx.GraphModule:
@@ -113,7 +114,8 @@ def _trace(model: nn.Module, whole: set[str | type], mode: bool) -> fx.GraphModu
         module.training = mode
     tracer, before = _Tracer(whole), set(vars(model))
     try:
-        graph = _refusing_random(tracer.trace, model)
+        with _refuse_random_numbers():
+            graph = tracer.trace(model)
         return fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:  # a forward given proxies may fail in any way
         reason = str(error).strip() or type(error).__name__
