@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from finetune.cells import cells, uncelled
 from finetune.data.images import BadImage
 from finetune.inference.predict import WRITERS
-from finetune.report import folder, predictions
+from finetune.report import predictions
+from finetune.runs import folder
 
 FORMULA = '=cmd|"/c calc"!A1'
 

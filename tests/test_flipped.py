@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from finetune import resuming
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError
 from finetune.model.hashing import digest
 from finetune.model.statedict import read_state_dict
 from finetune.report.page import write_report
 from finetune.run import run
-from finetune.saved import open_run, settings_of
+from finetune.runs import resume as resuming
+from finetune.runs.open import open_run, settings_of
 from finetune.say import Screen
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
@@ -89,12 +89,12 @@ def opened(folder: Path) -> list[Any]:
 
 def found(folder: Path) -> list[Any]:
     """All that an interrupted run goes on from."""
-    going_on = resuming.find(settings_of(folder), folder)
-    assert going_on is not None
+    resume_state = resuming.find(settings_of(folder), folder)
+    assert resume_state is not None
     held = resuming.newest(folder)
     assert held is not None
-    asked = resuming.asked(folder, settings_of(folder), going_on)
-    return [going_on, digest(held[1]["state_dict"]), str(held[1]["optimizer_states"]), asked]
+    asked = resuming.asked(folder, settings_of(folder), resume_state)
+    return [resume_state, digest(held[1]["state_dict"]), str(held[1]["optimizer_states"]), asked]
 
 
 @pytest.mark.parametrize(("name", "look"), [("finished", opened), ("interrupted", found)])

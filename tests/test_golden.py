@@ -15,7 +15,7 @@ import torchvision
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from support.ended import Ended
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ import pytest
 from finetune.config.compose import compose, override_settings
 from finetune.errors import RequestError
 from finetune.launch import search_again
-from finetune.saved import settings_of
+from finetune.runs.open import settings_of
 from finetune.sweep import resume
 from finetune.sweep.jobs import overrides_of
 from finetune.sweep.leaderboard import compare

@@ -132,7 +132,7 @@ def points(run: Path) -> list[tuple[str, int]]:
 
 def came_to(run: Path, exactly: bool = True) -> dict[str, Any]:
     """All that a finished run answers, to be compared with another's."""
-    from finetune.saved import open_run
+    from finetune.runs.open import open_run
     from finetune.training.checkpoint import AtomicCheckpointIO
 
     summary = summary_of(run)

@@ -22,7 +22,7 @@ from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
 from finetune.inference.forward import Predictor
 from finetune.run import run
-from finetune.saved import Saved, open_run
+from finetune.runs.open import Saved, open_run
 from finetune.say import Screen
 
 Given = str | Path | Image.Image | np.ndarray

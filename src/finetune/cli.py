@@ -182,10 +182,10 @@ def export(
 def report(run: str = RUN) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     import_torch()
+    from finetune.build import find_data
     from finetune.inference.overlay import maps
-    from finetune.parts import find_data
     from finetune.report.page import write_report
-    from finetune.saved import find, open_run, settings_of, summary_of
+    from finetune.runs.open import find, open_run, settings_of, summary_of
     from finetune.training.device import threads
 
     folder = find(run)

@@ -22,7 +22,7 @@ from finetune.config.compose import REFUSALS, quoted, refused, settings_from_con
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.report.folder import LATEST
+from finetune.runs.folder import LATEST
 from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import HELD, SWEEP, sweep_folder
@@ -202,7 +202,7 @@ def resume_any(run: str) -> int:
         run_hydra()
     import_torch()
     from finetune import run as runs
-    from finetune.saved import find
+    from finetune.runs.open import find
     from finetune.sweep.resume import resume_sweep
 
     console = Screen()
@@ -230,7 +230,7 @@ def _latest(run: str) -> Path:
     if plans and not (LATEST.exists() and LATEST.stat().st_mtime >= max(plans)):
         return plans[max(plans)]  # stopped before any of its jobs had begun
     import_torch()
-    from finetune.saved import find
+    from finetune.runs.open import find
 
     last = find(run)
     return next(filter(is_sweep, last.parents), last)

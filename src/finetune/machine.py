@@ -1,12 +1,17 @@
-"""What this machine has: its memory, a share of it for which threads wait, and compilers."""
+"""What this machine has: memory, a share of it for which threads wait, compilers, versions."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from threading import Condition
+
+import finetune
 
 
 def ram() -> int:
@@ -41,3 +46,14 @@ class Budget:
             with self.changed:
                 self.used -= size
                 self.changed.notify_all()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "pillow", "numpy")
+    return {
+        "finetune": finetune.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

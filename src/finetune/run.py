@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,32 +11,31 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from finetune import processes, resuming
-from finetune.atomic import linked, not_written, write_sealed
+from finetune import build, processes
+from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
-from finetune.errors import Interrupted, RunError
+from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.inference.calibration import temperature_of
 from finetune.inference.overlay import maps
-from finetune.model.head import find_head
-from finetune.prepare import Prepared, prepare
-from finetune.report import folder as folders
+from finetune.machine import versions
+from finetune.model.hashing import Proof
+from finetune.prepared import Prepared, as_opened, job_of, start_log
 from finetune.report import terminal
 from finetune.report.page import write_report
 from finetune.report.predictions import write_predictions
-from finetune.report.tensorboard import Board, restore_log
-from finetune.resuming import GoingOn, changed
-from finetune.saved import Saved, settings_of
-from finetune.say import Screen, say
-from finetune.signals import Signal, signals
-from finetune.summary import summarise, versions
+from finetune.report.tensorboard import Board
+from finetune.runs import folder as folders
+from finetune.runs import resume as resuming
+from finetune.runs.open import settings_of
+from finetune.runs.resume import ResumeState
+from finetune.say import Screen, progress, say
+from finetune.summary import summarise
 from finetune.sweep.jobs import is_sweep
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal
-from finetune.training.checkpoint import save_frozen
-from finetune.training.distributed import Place
-from finetune.training.fit import Fitted, Options, fit
-from finetune.training.learner import Job
+from finetune.training.distributed import ALONE, Place
+from finetune.training.fit import Fitted, fit
 from finetune.training.monitor import GradientMonitor
 
 
@@ -60,10 +56,12 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         device = devices.accelerator(settings.trainer.accelerator)
         console = console if place.leads else Screen(quiet=True)
         alone = folders.one_writer(folder) if place.leads else nullcontext()
-        with _told_how_to_resume(folder), distributed.joined(place, device), alone:
+        with folders.interruptible(folder), distributed.joined(place, device), alone:
             if place.size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
-            return run_prepared(_in_turn(settings, folder, console, place), console)
+            with distributed.one_after_the_other(place):  # the first one computes, the others find it stored
+                prepared = prepare(settings, folder, console, place)
+            return run_prepared(prepared, console)
     except BaseException as error:
         if place is None or place.leads:
             folders.give_reason(folder, error)
@@ -79,19 +77,86 @@ def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any]
     return summary
 
 
-def _in_turn(settings: Settings, folder: Path, console: Console, place: Place) -> Prepared:
-    """Prepared by a machine's first process before the others, which then find everything computed."""
-    if place.local:
-        distributed.wait()
-    prepared = prepare(settings, folder, console, place)
-    if place.size > 1 and not place.local:
-        distributed.wait()
-    return prepared
+def resume(folder: Path, console: Console) -> dict[str, Any]:
+    """Resume the run in a folder, with the settings that it began with, and return the summary."""
+    return run(settings_of(folder).model_copy(update={"resume": "auto"}), folder, console)
+
+
+def prepare(
+    settings: Settings,
+    folder: Path,
+    console: Console,
+    place: Place = ALONE,
+    resume_state: ResumeState | None = None,
+) -> Prepared:
+    """Find data and model, compute what is constant, and begin the run's folder.
+
+    place: among processes that train together; only the one that leads writes.
+    resume_state: where a job that trained together with others goes on.
+
+    Raises:
+        RequestError: the request was wrong.
+    """
+    started = time.perf_counter()
+    resume_state = resuming.find(settings, folder) if settings.resume else resume_state
+    if resume_state is None and place.leads:
+        folders.refuse_used(folder)
+    asked, settings = settings, resuming.decided(settings, resume_state)
+    devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
+
+    dataset = build.find_data(settings, partial(progress, console))
+    model = build.build_model(settings, dataset)
+    dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
+    build.refuse_untrainable(settings, model, dataset)
+    origin = resuming.found(model, dataset)
+    if resume_state:
+        resuming.check(resume_state, origin)
+    elif place.leads:
+        folders.begin(folder, asked.model_dump())
+    terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
+    for line in settings.idle():
+        say(console, "note", line)
+
+    inputs = build.build_inputs(settings, dataset, model, console)
+    listed = folder / "skipped.csv" if place.leads else None
+    if listed and len(inputs.bad) > NAMED:
+        folders.list_bad(folder, inputs.bad)
+    if settings.data.bad_images == "error":
+        refuse_bad_images(inputs.bad, len(dataset.images), listed)
+    batches = build.build_batches(settings, inputs, place.size)
+    terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
+
+    options = build.build_options(settings, inputs, place)
+    epochs_images = settings.epochs * len(batches.split["train"])
+    compiled = devices.compiles(settings.compile, options.device, epochs_images)
+    proof = Proof(model.network, model.frozen)
+    origin |= resuming.asked(folder, asked, resume_state)
+    origin |= resuming.chosen(inputs, proof.sha256, options, compiled)
+    if resume_state:
+        resuming.check(resume_state, origin)
+    if place.leads:
+        folders.start(folder, None if resume_state else asked.model_dump(), inputs.bad)
+    classifier = build.build_classifier(settings, model, inputs, batches)
+    if compiled:
+        classifier.network.compile()
+    return Prepared(
+        settings=settings,
+        folder=folder,
+        model=model,
+        inputs=inputs,
+        batches=batches,
+        classifier=classifier,
+        options=options,
+        proof=proof,
+        started=started,
+        origin=origin,
+        resume_state=resume_state,
+    )
 
 
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """The same for a run that stands ready; a process that does not lead returns nothing."""
-    board = start(prepared) if prepared.place.leads else None
+    """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
+    board = start_log(prepared) if prepared.options.place.leads else None
     ready_at = time.perf_counter()
     fitted = train(prepared, board, console)
     if board is None or fitted is None:
@@ -99,102 +164,25 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
 
 
-def resume(folder: Path, console: Console) -> dict[str, Any]:
-    """Go on with the run in a folder, with the settings that it began with, and return the summary."""
-    return run(settings_of(folder).model_copy(update={"resume": "auto"}), folder, console)
-
-
-@contextmanager
-def _told_how_to_resume(folder: Path) -> Iterator[None]:
-    """Signals and errors of the system while a run works in its folder, as errors of ours."""
-    code, reason = 0, ""
-    try:
-        with signals():
-            yield
-    except Signal as received:  # while preparing or finishing
-        code, reason = 128 + received.number, f"interrupted by {signal.Signals(received.number).name}"
-    except Interrupted as error:
-        code, reason = error.exit_code, str(error)
-    except OSError as error:
-        raise RunError(not_written(folder, error)) from None
-    if code:
-        if (folder / "settings.json").exists():
-            reason += f"; finetune resume {shlex.quote(str(folder))} goes on"
-        raise Interrupted(reason, code)
-
-
-def start(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
-    """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
-
-    like: of a run with the same frozen part and pictures; the frozen part then is stored once for both.
-    """
-    folder, name = prepared.folder, "checkpoints/frozen.safetensors"
-    kept = prepared.going_on and (folder / name).exists()  # and whole, as has been checked
-    if not kept and (like is None or not linked(like.folder / name, folder / name)):
-        save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
-    started = _reopened(folder, prepared.going_on) if prepared.going_on else False
-    board = Board(folder, figures)
-    if not started:
-        board.start(prepared.settings.model_dump(), prepared.model, prepared.ready.sample, like)
-    return board
-
-
-def _reopened(folder: Path, going_on: GoingOn) -> bool:
-    """Make the curves what they were at the checkpoint; whether TensorBoard's has its beginning."""
-    folders.reopen(folder, going_on.curves)
-    started, whole = restore_log(folder, going_on.steps, going_on.curves)
-    if not (started and whole):
-        text = "damaged; the points of metrics.csv are written again, others that were lost are not"
-        say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
-    return started
-
-
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:
     """Train, and evaluate the test split with the best epoch; what is frozen is proven not to have moved."""
-    settings, place = prepared.settings, prepared.place
-    share = max(1, torch.get_num_threads() // place.here)  # never more threads than cores
-    with devices.threads(1 if prepared.light else share), devices.freed_memory_kept():
-        terminal.training_line(
-            console,
-            settings.epochs,
-            settings.optimizer.model_dump(),
-            prepared.device,
-            prepared.precision,
-            place.size,
-        )
-        if prepared.going_on:
-            terminal.resume_lines(console, prepared.going_on.epochs, changed(prepared.going_on, versions()))
-        options = Options(
-            epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            accumulate_batches=settings.trainer.accumulate_batches,
-            clip_norm=settings.trainer.clip_norm,
-            device=prepared.device,
-            precision=prepared.precision,
-            place=place,
-        )
-        job = job_of(prepared, board)
+    settings, options, state = prepared.settings, prepared.options, prepared.resume_state
+    share = max(1, torch.get_num_threads() // options.place.here)  # never more threads than cores
+    light = build.is_light(settings, prepared.inputs)
+    with devices.threads(1 if light else share), devices.freed_memory_kept():
+        terminal.training_line(console, settings.optimizer.model_dump(), options)
+        if state:
+            terminal.resume_lines(console, state.epochs, resuming.changed(state, versions()))
         callbacks: list[Any] = []
         if board:
             batches = len(prepared.batches.train_dataloader())
-            callbacks.append(Terminal(console, settings.epochs, batches))  # says so when all is kept
+            callbacks.append(Terminal(console, settings.epochs, batches))
             if settings.monitor_gradients:
                 callbacks.append(GradientMonitor(board.writer, console))
-        path = prepared.going_on.path if prepared.going_on else None
+        job, path = job_of(prepared, board), state.path if state else None
         found = fit(prepared.classifier, prepared.batches, [job], options, callbacks, resume=path)
     prepared.proof.check_unchanged(prepared.model.network)
     return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
-
-
-def job_of(prepared: Prepared, board: Board | None) -> Job:
-    """What training writes of a run, and where."""
-    return Job(
-        prepared.folder,
-        board.writer if board else None,
-        frozen_sha256=prepared.proof.sha256,
-        patience=prepared.settings.patience,
-        origin={**prepared.origin, "versions": versions()},
-    )
 
 
 def finish(
@@ -203,38 +191,16 @@ def finish(
     """Write what the run came to, after so many seconds of training, and return the summary."""
     total = time.perf_counter() - prepared.started
     timing = {"preparing": total - training, "training": training, "total": total}
-    summary = summarise(prepared, fitted, timing)
-    dataset = prepared.dataset
+    summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
     test_labels = prepared.batches.labels[dataset.split["test"]]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
-        write_predictions(
-            prepared.folder,
-            dataset,
-            answers,
-            loss=prepared.settings.loss,
-            temperature=temperature_of(summary),
-        )
-        summary["files"] = folders.digests(prepared.folder)
-        if not is_sweep(prepared.folder.parent):
-            write_report(prepared.folder, summary, dataset.images, partial(maps, _saved(prepared)))
-    write_sealed(prepared.folder / "summary.json", summary)
-    terminal.result_lines(console, summary, prepared.folder)
+        loss, temperature = prepared.settings.loss, temperature_of(summary)
+        write_predictions(folder, dataset, answers, loss=loss, temperature=temperature)
+        summary["files"] = folders.digests(folder)
+        if not is_sweep(folder.parent):
+            write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
+    write_sealed(folder / "summary.json", summary)
+    terminal.result_lines(console, summary, folder)
     return summary
-
-
-def _saved(prepared: Prepared) -> Saved:
-    """The run as it could be opened again, its model as it stands."""
-    model, network = prepared.model, prepared.model.network.eval()
-    head = model.head or find_head(network)
-    return Saved(
-        prepared.folder,
-        prepared.settings,
-        network,
-        head,
-        model.outputs,
-        prepared.dataset.classes,
-        model.preprocessing,
-        None,
-    )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-from functools import cache
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import finetune
 from finetune.inference.calibration import calibrate
+from finetune.machine import versions
 from finetune.model.parameters import count_parameters
-from finetune.prepare import Prepared
 from finetune.training.fit import Fitted
+
+if TYPE_CHECKING:
+    from finetune.prepared import Prepared
 
 
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
     """The summary of a finished run whose proof held; times in seconds."""
-    settings, model, ready = prepared.settings, prepared.model, prepared.ready
-    dataset, proof, labels = ready.dataset, prepared.proof, prepared.batches.labels
+    settings, model, inputs = prepared.settings, prepared.model, prepared.inputs
+    dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.labels
     return {
         "status": "finished",
         "val": fitted.val,
@@ -50,28 +49,17 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
             "name": dataset.name,
             **dataset.counts(),
             "fingerprint": dataset.fingerprint(),
-            "skipped": len(ready.bad),
+            "skipped": len(inputs.bad),
             "ignored_files": dataset.ignored_files,
         },
         "preprocessing": vars(model.preprocessing),
-        "augment": ready.plan.augment,
-        "boundary": {"share": ready.plan.share, "why": ready.plan.why},
-        "features": ready.features,
+        "augment": inputs.plan.augment,
+        "boundary": {"share": inputs.plan.share, "why": inputs.plan.why},
+        "features": inputs.features,
         "timing": timing,
-        "device": prepared.device,
-        "precision": prepared.precision,
+        "device": prepared.options.device,
+        "precision": prepared.options.precision,
         "seed": settings.seed,
         "overrides": prepared.origin.get("overrides"),
         "versions": versions(),
-    }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "pillow", "numpy")
-    return {
-        "finetune": finetune.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
     }

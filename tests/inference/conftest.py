@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune.saved import Saved, open_run
+from finetune.runs.open import Saved, open_run
 from support.runs import SMALL
 
 

@@ -13,7 +13,7 @@ import finetune
 from finetune.data import sources
 from finetune.inference.calibration import BOUNDS, calibrate, fit_temperature
 from finetune.inference.forward import Predictor
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from finetune.training.metrics import calibration
 
 CLASSES = ("cat", "dog", "fish", "owl")

@@ -12,7 +12,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from finetune.config.compose import compose
 from finetune.inference.explain import grad_cam, heatmaps, input_gradients, last_feature_map
 from finetune.model.preprocessing import Preprocessing
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 
 
 class Cam(nn.Module):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.data.images import decode
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from support.ended import Ended
 from support.runs import CHECKOUT, QUICK, summary_of
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.data.dataset import Picture
 from finetune.data.images import decode
 from finetune.inference.forward import Answer, Predictor
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 
 
 def answers(predictor: Predictor, pictures: list[Picture]) -> list[Answer]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from finetune.inference.overlay import answers, overlay, pair
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from support.ended import Ended
 from support.runs import newest
 

@@ -18,7 +18,7 @@ import torch
 import finetune
 from finetune.errors import RunError
 from finetune.inference.forward import Answer, Predictor
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 from support.ended import Ended
 
 Command = Callable[..., Ended]

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from finetune.atomic import write_sealed
 from finetune.report import page, predictions
-from finetune.report.folder import digests
+from finetune.runs.folder import digests
 from support.ended import Ended
 from support.runs import QUICK, newest, summary_of, trained
 

@@ -86,7 +86,7 @@ class Training:
         epochs: int = 3,
         patience: int | None = None,
         monitor_gradients: bool = False,
-        going_on: Path | None = None,
+        resume_state: Path | None = None,
         **options: Any,
     ) -> Fitted:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,12 @@ class Training:
         job = Job(self.folder, writer, "abc", patience)
         with writer:
             (fitted,) = fit(
-                self.classifier, self.batches, [job], Options(epochs, **options), callbacks, resume=going_on
+                self.classifier,
+                self.batches,
+                [job],
+                Options(epochs, **options),
+                callbacks,
+                resume=resume_state,
             )
         assert isinstance(fitted, Fitted)
         return fitted

@@ -21,7 +21,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.atomic import read_json
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from finetune.say import Bar, progress
 from finetune.sweep.resume import resume_sweep
 from finetune.training import device as devices

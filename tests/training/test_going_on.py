@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.errors import RunError
-from finetune.report.folder import reopen
+from finetune.runs.folder import reopen
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Fitted
 from support.small import Training, same
@@ -36,7 +36,7 @@ def gone_on(training: Training, **options: Any) -> Fitted:
     found = newest(training.folder)
     assert found is not None
     reopen(training.folder, found[1]["curves"])
-    return training.fit(going_on=found[0], **options)
+    return training.fit(resume_state=found[0], **options)
 
 
 def assert_the_same(one: Training, other: Training) -> None:
@@ -109,7 +109,7 @@ def kill_and_go_on(training: Training, hook: str, epoch: int) -> None:
     found = newest(training.folder)
     assert found is not None
     reopen(training.folder, found[1]["curves"])
-    killed_in(training, hook, epoch, epochs=6, going_on=found[0])
+    killed_in(training, hook, epoch, epochs=6, resume_state=found[0])
 
 
 @pytest.mark.parametrize(

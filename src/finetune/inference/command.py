@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic import write_json
+from finetune.build import find_data
 from finetune.config.compose import override_settings
 from finetune.config.schema import Data, Settings
 from finetune.errors import RequestError
@@ -16,8 +17,7 @@ from finetune.inference.evaluate import choose_images, evaluate_images
 from finetune.inference.export import example_inputs, export_target, loads_into, write_export
 from finetune.inference.formats import FORMATS
 from finetune.inference.forward import Predictor
-from finetune.parts import find_data
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules import pooling
 
 from finetune.model.hooks import ModuleCall, watch_calls
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 
 POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd)
 BATCH = 16

@@ -21,7 +21,7 @@ from finetune.inference.formats import FORMATS
 from finetune.model.build import OPTIONS
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import sealed_text
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 
 if TYPE_CHECKING:
     from finetune.inference.formats import Convert

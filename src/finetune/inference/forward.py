@@ -15,7 +15,7 @@ from finetune.data.images import BadImage, BrokenPicture, decode
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
 from finetune.inference.calibration import temperature_of
 from finetune.model.boundary import NotTraceable, split
-from finetune.saved import Saved
+from finetune.runs.open import Saved
 from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 

@@ -22,7 +22,7 @@ from finetune.errors import RequestError, RunError, brief
 from finetune.inference.calibration import temperature_of
 from finetune.inference.explain import heatmaps
 from finetune.inference.paths import find_images
-from finetune.saved import Saved, open_run
+from finetune.runs.open import Saved, open_run
 from finetune.say import Screen, progress, say
 from finetune.training.metrics import probabilities
 

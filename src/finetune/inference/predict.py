@@ -23,7 +23,7 @@ from finetune.features.extract import Form
 from finetune.inference.forward import Predictor, Ranked
 from finetune.inference.paths import find_images
 from finetune.output import failure
-from finetune.saved import open_run
+from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
 Write = Callable[[str, Ranked, str], object]

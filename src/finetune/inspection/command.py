@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from finetune.build import build_loss, build_model, find_data, optimizer_groups, plan_inputs
 from finetune.config.schema import Settings
 from finetune.inspection import drawing, graph, modules, table
 from finetune.model.parameters import count_parameters
-from finetune.parts import find_data, make_loss, make_model, optimizer_groups
-from finetune.prepare import look_ahead
 from finetune.say import say
 
 EVERY_MODULE = 2**31
@@ -52,12 +51,12 @@ def inspect(
 def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     """Find data and model, and all that follows from them without training."""
     dataset = find_data(settings)
-    model = make_model(settings, dataset)
+    model = build_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
-    plan = look_ahead(settings, dataset, model)
+    plan = plan_inputs(settings, dataset, model)
     auto = plan
     if settings.cache != "auto":
-        auto = look_ahead(settings.model_copy(update={"cache": "auto"}), dataset, model)
+        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model)
     rows = modules.module_rows(
         model.network,
         modules.execute_modules(model.network, model.example),
@@ -72,7 +71,7 @@ def draw_graph(found: table.Inspected, file: Path, depth: int | None) -> list[gr
     """Draw the autograd graph of one training step into a file, and return its nodes."""
     settings, model = found.settings, found.model
     labels = torch.from_numpy(found.dataset.labels)
-    loss = make_loss(settings, labels[found.dataset.split["train"]], model.outputs)
+    loss = build_loss(settings, labels[found.dataset.split["train"]], model.outputs)
     calls = graph.record_step(model.network, lambda *batch: loss(*batch)[0], model.example, labels[:1])
     nodes = graph.fold_calls(calls, model.network, depth)
     freeze = ",".join(settings.freeze)

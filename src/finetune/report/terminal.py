@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 
 from finetune.data.dataset import Dataset
-from finetune.data.images import BadImage
 from finetune.errors import brief
 from finetune.features.load import ModelInputs
 from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
-from finetune.report.folder import logdir
+from finetune.runs.folder import logdir
 from finetune.say import say
+from finetune.training.fit import Options
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
@@ -41,16 +41,22 @@ def model_lines(console: Console, model: Model, patterns: Sequence[str], classes
     say(console, "freeze", f"{', '.join(patterns)}: {frozen}, {counts['trainable']:,} train; {head}")
 
 
-def data_lines(
-    console: Console, dataset: Dataset, skipped: Sequence[BadImage], size: int, augment: str
-) -> None:
-    """Classes, images and how they are prepared."""
-    counts = dataset.counts()
+def input_lines(console: Console, inputs: ModelInputs, size: int, class_weights: str) -> None:
+    """The data, what the user should know of its classes, and what of the model is computed once."""
+    for note in inputs.notes:
+        say(console, "note", note)
+    _data_lines(console, inputs, size)
+    _balance_lines(console, inputs.dataset, class_weights)
+    _feature_line(console, inputs)
+
+
+def _data_lines(console: Console, inputs: ModelInputs, size: int) -> None:
+    dataset, skipped, counts = inputs.dataset, inputs.bad, inputs.dataset.counts()
     classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
     train, val, test = (f"{counts[split]:,}" for split in ("train", "val", "test"))
     splits = f"{train} images to train, {val} to validate, {test} to test"
     own = ", as the data split them" if dataset.own_split else ""
-    prepared = f"{size} px, augmentation: {augment}"
+    prepared = f"{size} px, augmentation: {inputs.plan.augment}"
     say(console, "data", f"{dataset.name}: {classes}, {splits}{own}; {prepared}")
     if dataset.ignored_files:
         say(console, "", f"{dataset.ignored_files:,} files that are no images by their name were passed over")
@@ -60,8 +66,7 @@ def data_lines(
         say(console, "warning", f"{number} broken and left out, listed in skipped.csv: {paths}")
 
 
-def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
-    """What the user should know of the classes: too few images, none, or nearly all in one."""
+def _balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
     for text in dataset.warnings:
         say(console, "warning", text)
     counts = dataset.to_train()
@@ -79,9 +84,8 @@ def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> Non
         say(console, "warning", f"{text}; look at the balanced accuracy ({advice})")
 
 
-def feature_line(console: Console, ready: ModelInputs) -> None:
-    """What of the model runs once, and where its output is kept."""
-    plan, features = ready.plan, ready.features
+def _feature_line(console: Console, inputs: ModelInputs) -> None:
+    plan, features = inputs.plan, inputs.features
     if features is None:
         say(console, "cache", f"nothing: {plan.why}")
         return
@@ -91,22 +95,19 @@ def feature_line(console: Console, ready: ModelInputs) -> None:
         found = f"{features['computed']:,} computed in {features['seconds']:.1f} s"
         found += f" ({rate:.0f}/s, {features['form']})"
         found += f", {features['reused']:,} from the store" if features["reused"] else ""
-    constant = f"{ready.plan.share:.0%} of the forward pass is constant and runs once an image"
+    constant = f"{plan.share:.0%} of the forward pass is constant and runs once an image"
     say(console, "cache", f"{constant}; {found}; {readable(features['bytes'])}, {plan.why}")
 
 
-def training_line(
-    console: Console, epochs: int, optimizer: dict[str, Any], device: str, precision: str, processes: int = 1
-) -> None:
+def training_line(console: Console, optimizer: dict[str, Any], options: Options) -> None:
     """What the training will be."""
-    where, threads = device, torch.get_num_threads()
-    if device == "cpu":
-        where += f" ({threads} thread{'s' * (threads > 1)})"
+    device, processes, threads = options.device, options.place.size, torch.get_num_threads()
+    where = f"{device} ({threads} thread{'s' * (threads > 1)})" if device == "cpu" else device
     if processes > 1:
         where += f", {processes} processes"
-    precision = precision.removesuffix("-true").removesuffix("-mixed")
+    precision = options.precision.removesuffix("-true").removesuffix("-mixed")
     how = f"{optimizer['name']} with lr {optimizer['lr']:g}"
-    say(console, "train", f"{epochs} epochs, {how}, on {where}, precision {precision}")
+    say(console, "train", f"{options.epochs} epochs, {how}, on {where}, precision {precision}")
 
 
 def resume_lines(console: Console, epochs: int, changed: str | None) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import RequestError, tell
-from finetune.report.folder import one_writer, refuse_used
+from finetune.runs.folder import one_writer, refuse_used
 from finetune.sweep.jobs import is_sweep
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.

@@ -47,7 +47,7 @@ class Planned:
         if self.wrong:
             raise RequestError(self.wrong)
         if self.settings is not None:
-            from finetune.saved import completed  # it imports torch
+            from finetune.runs.open import completed  # it imports torch
 
             return validate(completed(self.settings))
         for one in self.overrides:

@@ -17,7 +17,7 @@ from finetune.sweep.jobs import plain, ranges
 from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch
-    from finetune.resuming import GoingOn
+    from finetune.runs.resume import ResumeState
 
 # What the jobs of a group may differ in; of `optimizer` its numbers.
 OWN = (
@@ -40,7 +40,7 @@ class Plan:
     overrides: of this job, as on the command line; shown: those of them that tell it from the others.
     settings: None where the request was wrong, as `wrong` says.
     code: exit code. score: in validation, at its best, by the metric that decides.
-    together: whether it trained in a group before the sweep was interrupted. going_on: where it goes on then.
+    together: whether it trained in a group before the sweep was interrupted. resume_state: where it then was.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Plan:
     score: float | None = None
     ended: bool = False
     together: bool = False
-    going_on: GoingOn | None = None
+    resume_state: ResumeState | None = None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Note what a job came to."""
@@ -114,7 +114,7 @@ def groups(plans: Sequence[Plan]) -> list[list[Plan]]:
         if plan.settings is not None:
             alone = alone_because(plan.settings) or plan.settings.resume
             key = f"alone {plan.number}" if alone else common(plan.settings)
-            key += f" after {plan.going_on.epochs}" if plan.going_on else ""
+            key += f" after {plan.resume_state.epochs}" if plan.resume_state else ""
             found.setdefault(key, []).append(plan)
     return [group[i : i + MOST] for group in found.values() for i in range(0, len(group), MOST)]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
-from finetune import saved
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.report.folder import one_writer
-from finetune.resuming import find_any
+from finetune.runs import open as saved
+from finetune.runs.folder import one_writer
+from finetune.runs.resume import find_any
 from finetune.say import say
 from finetune.sweep.planned import Planned, planned
 from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
@@ -36,7 +36,7 @@ def resume_sweep(folder: Path, console: Console) -> int:
             say(console, "done", f"every job of {folder} has finished")
             return 0
         tell_apart(plans)
-        groups = {common(plan.settings) for plan in plans if plan.settings and plan.going_on}
+        groups = {common(plan.settings) for plan in plans if plan.settings and plan.resume_state}
         for plan in plans:
             plan.together = plan.settings is not None and common(plan.settings) in groups
             if plan.wrong:
@@ -57,11 +57,11 @@ def _unfinished(folder: Path) -> list[Plan]:
             kept = (job.folder / "settings.json").is_file()
             plan.settings = saved.settings_of(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
-            going_on = None if status == "failed" else find_any(job.folder)
-            if going_on is None:
+            resume_state = None if status == "failed" else find_any(job.folder)
+            if resume_state is None:
                 _make_anew(job, plan.settings)
-            elif going_on.together:
-                plan.going_on = going_on
+            elif resume_state.together:
+                plan.resume_state = resume_state
             else:
                 plan.settings = plan.settings.model_copy(update={"resume": "auto"})
         except RequestError as error:

@@ -11,25 +11,25 @@ from typing import Any
 from rich.console import Console
 from torch.utils._pytree import tree_map
 
-from finetune import resuming
 from finetune.atomic import not_written
+from finetune.build import build_class_weights, build_schedule, is_light, optimizer_groups
 from finetune.data.module import Batches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.machine import versions
 from finetune.model.head import initial_head
-from finetune.parts import make_class_weights, make_schedule, optimizer_groups
-from finetune.prepare import Prepared, prepare
-from finetune.report import folder as folders
+from finetune.prepared import Prepared, job_of, start_log
 from finetune.report import terminal
-from finetune.run import finish, job_of, run, run_prepared, start
+from finetune.run import finish, prepare, run, run_prepared
+from finetune.runs import folder as folders
+from finetune.runs import resume as resuming
 from finetune.say import Bar, Screen, say
-from finetune.summary import versions
 from finetune.sweep.plans import Plan, alone_because, groups, numbers, varying
 from finetune.training import device as devices
 from finetune.training.batched_checkpoints import Pair
 from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
-from finetune.training.fit import Options, fit
+from finetune.training.fit import fit
 from finetune.training.stacked import JobConfig, Network, StackedBatches, StackedClassifier, why_not_stacked
 
 
@@ -73,7 +73,7 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
     with ExitStack() as held:
         for plan in plans:
             try:
-                if plan.going_on is None:
+                if plan.resume_state is None:
                     folders.refuse_used(plan.folder)
                 held.enter_context(folders.one_writer(plan.folder))
                 fresh.append(plan)
@@ -97,10 +97,10 @@ def _try_together(
     first = plans[0]
     assert first.settings is not None
     try:
-        prepared = prepare(first.settings, first.folder, console, going_on=first.going_on)
+        prepared = prepare(first.settings, first.folder, console, resume_state=first.resume_state)
         for plan in plans:
-            if plan.going_on:
-                resuming.check(plan.going_on, prepared.origin)
+            if plan.resume_state:
+                resuming.check(plan.resume_state, prepared.origin)
         if why := _why_alone(prepared):
             return prepared, why
         _train_together(plans, prepared, console, reach)
@@ -133,19 +133,19 @@ def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None)
 
 def _why_alone(prepared: Prepared) -> str | None:
     """Why jobs prepared like this one cannot train together; None where they can."""
-    if prepared.ready.features is None:
+    if prepared.inputs.features is None:
         return "nothing of the model is kept"
-    if not prepared.light:
+    if not is_light(prepared.settings, prepared.inputs):
         return "one step keeps the machine busy"
     inputs, _ = next(iter(prepared.batches.train_dataloader()))
-    inputs = tree_map(lambda one: one.to(prepared.device), inputs)
+    inputs = tree_map(lambda one: one.to(prepared.options.device), inputs)
     return why_not_stacked(_network(prepared), inputs)
 
 
 def _network(prepared: Prepared) -> Network:
     model = prepared.model
-    model.network.to(prepared.device)
-    return Network(model.network, prepared.ready.network, model.frozen)
+    model.network.to(prepared.options.device)
+    return Network(model.network, prepared.inputs.network, model.frozen)
 
 
 def _train_together(
@@ -153,11 +153,11 @@ def _train_together(
 ) -> None:
     differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
     say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
-    if going_on := prepared.going_on:
-        terminal.resume_lines(console, going_on.epochs, resuming.changed(going_on, versions()))
+    if resume_state := prepared.resume_state:
+        terminal.resume_lines(console, resume_state.epochs, resuming.changed(resume_state, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
-    boards = [start(jobs[0], figures=False)]
-    boards += [start(job, boards[0], figures=False) for job in jobs[1:]]
+    boards = [start_log(jobs[0], figures=False)]
+    boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
     network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
     learner = StackedClassifier(
         network,
@@ -166,22 +166,15 @@ def _train_together(
         lambda number, error: plans[number].fail(error),
     )
     settings = first.settings
-    busy = prepared.ready.plan.suffix_macs * settings.batch_size * len(jobs) >= devices.LIGHT_MACS
-    options = Options(
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        accumulate_batches=settings.trainer.accumulate_batches,
-        clip_norm=settings.trainer.clip_norm,
-        device=prepared.device,
-    )
-    with devices.threads(None if busy else 1), devices.freed_memory_kept():
+    light = is_light(settings, prepared.inputs, len(jobs))
+    with devices.threads(1 if light else None), devices.freed_memory_kept():
         fitted = fit(
             learner,
             StackedBatches([job.batches for job in jobs]),
             [job_of(job, board) for job, board in zip(jobs, boards, strict=True)],
-            options,
+            prepared.options,
             callbacks=[_Lines(console, settings.epochs, reach)],
-            resume=_checkpoints(plans) if prepared.going_on else None,
+            resume=_checkpoints(plans) if prepared.resume_state else None,
         )
     prepared.proof.check_unchanged(network.model)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
@@ -203,20 +196,20 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     settings = plan.settings
     assert settings is not None
     if plan.folder != prepared.folder:
-        going_on = plan.going_on
-        folders.start(plan.folder, None if going_on else settings.model_dump(), prepared.ready.bad)
-    shared, inputs = prepared.batches, prepared.ready.inputs
+        resume_state = plan.resume_state
+        folders.start(plan.folder, None if resume_state else settings.model_dump(), prepared.inputs.bad)
+    shared, inputs = prepared.batches, prepared.inputs.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
-    origin = {**prepared.origin, **resuming.asked(plan.folder, settings, plan.going_on)}
+    origin = {**prepared.origin, **resuming.asked(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
-    return replace(begun, going_on=plan.going_on)
+    return replace(begun, resume_state=plan.resume_state)
 
 
 def _checkpoints(plans: list[Plan]) -> list[Pair]:
     """Of each job the newest and the best."""
     load = AtomicCheckpointIO().load_checkpoint
-    paths = [plan.going_on.path for plan in plans if plan.going_on]
+    paths = [plan.resume_state.path for plan in plans if plan.resume_state]
     return [(load(path), load(path.with_name("best.ckpt"))) for path in paths]
 
 
@@ -227,13 +220,14 @@ def _initial(job: Prepared) -> dict[str, Any]:
 def _config(job: Prepared) -> JobConfig:
     settings, batches = job.settings, job.batches
     name, options, groups = optimizer_groups(settings, job.model)
+    labels = batches.labels[batches.split["train"]]
     return JobConfig(
         optimizer=name,
         groups=groups,
         options=options,
-        schedule=make_schedule(settings, len(batches.train_dataloader())),
+        schedule=build_schedule(settings, len(batches.train_dataloader())),
         label_smoothing=settings.label_smoothing,
-        class_weights=make_class_weights(settings, batches.labels[batches.split["train"]], job.model.outputs),
+        class_weights=build_class_weights(settings, labels, job.model.outputs),
     )
 
 

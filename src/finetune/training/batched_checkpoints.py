@@ -11,7 +11,7 @@ import torch
 
 from finetune import sealed
 from finetune.errors import RunError
-from finetune.report.folder import curves_until
+from finetune.runs.folder import curves_until
 from finetune.training import optim
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetune import sealed, signals
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
-from finetune.report.folder import curves_until
+from finetune.runs.folder import curves_until
 from finetune.training import distributed
 from finetune.training.learner import Job, Learner
 

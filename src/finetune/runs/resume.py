@@ -18,11 +18,12 @@ from finetune.errors import RequestError, RunError
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
-from finetune.report.folder import curves_until
 from finetune.report.tensorboard import flat
-from finetune.saved import check_settings, settings_of, summary_of
+from finetune.runs.folder import curves_until
+from finetune.runs.open import check_settings, settings_of, summary_of
 from finetune.sweep.jobs import overrides_of
 from finetune.training.checkpoint import newest
+from finetune.training.fit import Options
 
 # Knobs that change no number of a run.
 FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
@@ -47,7 +48,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class GoingOn:
+class ResumeState:
     """Where an interrupted run goes on: its checkpoint, after so many whole epochs and optimiser steps.
 
     origin: what the checkpoint says of where it came from, as `found` and `chosen` give it.
@@ -76,26 +77,26 @@ def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def find(settings: Settings, folder: Path) -> GoingOn | None:
+def find(settings: Settings, folder: Path) -> ResumeState | None:
     """Where `resume=auto` goes on in a folder; None where no epoch was finished, so that it starts.
 
     Raises:
         RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
     """
-    going_on = find_any(folder)
-    if going_on is None:
+    resume_state = find_any(folder)
+    if resume_state is None:
         return None
-    if going_on.together:
+    if resume_state.together:
         sweep, job = (shlex.quote(str(path)) for path in (folder.parent, folder))
         raise RequestError(
-            f"{going_on.path}: expected the checkpoint of a run that trained by itself; finetune resume"
+            f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
             f" {sweep} goes on with its sweep, and weights={job} starts anew from its weights"
         )
     _same_settings(settings, folder)
-    return going_on
+    return resume_state
 
 
-def find_any(folder: Path) -> GoingOn | None:
+def find_any(folder: Path) -> ResumeState | None:
     """Where a run, or a sweep's job, was interrupted; None where no epoch was finished.
 
     Raises:
@@ -118,7 +119,7 @@ def find_any(folder: Path) -> GoingOn | None:
     _check_frozen(path.with_name("frozen.safetensors"), content)
     epochs = content["epoch"] + 1
     curves = content.get("curves") or curves_until(folder, epochs)
-    return GoingOn(path, epochs, content["global_step"], content["origin"], together, curves)
+    return ResumeState(path, epochs, content["global_step"], content["origin"], together, curves)
 
 
 def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -143,11 +144,11 @@ def _same_settings(settings: Settings, folder: Path) -> None:
             )
 
 
-def decided(settings: Settings, going_on: GoingOn | None) -> Settings:
+def decided(settings: Settings, resume_state: ResumeState | None) -> Settings:
     """The settings with what `auto` came to when the run began, where that can be asked for."""
-    if going_on is None:
+    if resume_state is None:
         return settings
-    origin = going_on.origin
+    origin = resume_state.origin
     device = "cpu" if origin["device"] == "cpu" else "gpu"
     return settings.model_copy(
         update={
@@ -158,10 +159,12 @@ def decided(settings: Settings, going_on: GoingOn | None) -> Settings:
     )
 
 
-def asked(folder: Path, settings: Settings, going_on: GoingOn | None) -> dict[str, Any]:
+def asked(folder: Path, settings: Settings, resume_state: ResumeState | None) -> dict[str, Any]:
     """What a run began with: the SHA-256 of its settings and, where there are any, Hydra's overrides."""
-    if going_on:
-        return {key: going_on.origin[key] for key in ("settings", "overrides") if key in going_on.origin}
+    if resume_state:
+        return {
+            key: resume_state.origin[key] for key in ("settings", "overrides") if key in resume_state.origin
+        }
     own = overrides_of(folder) if (folder / ".hydra" / "overrides.yaml").exists() else None
     return {"settings": sha256_of(settings.model_dump()), "overrides": own}
 
@@ -178,29 +181,27 @@ def found(model: Model, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def chosen(
-    ready: ModelInputs, frozen: str, device: str, precision: str, compiled: bool, processes: int
-) -> dict[str, Any]:
+def chosen(inputs: ModelInputs, frozen: str, options: Options, compiled: bool) -> dict[str, Any]:
     """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
     return {
-        "skipped": len(ready.bad),
+        "skipped": len(inputs.bad),
         "frozen": frozen,
-        "device": device,
-        "precision": precision,
-        "form": ready.features and ready.features["form"],
-        "kept": ready.features is not None,
-        "augment": ready.plan.augment,
+        "device": options.device,
+        "precision": options.precision,
+        "form": inputs.features and inputs.features["form"],
+        "kept": inputs.features is not None,
+        "augment": inputs.plan.augment,
         "compiled": compiled,
-        "processes": processes,
+        "processes": options.place.size,
     }
 
 
-def check(going_on: GoingOn, now: Mapping[str, Any]) -> None:
+def check(resume_state: ResumeState, now: Mapping[str, Any]) -> None:
     """Raise RequestError, naming the difference, where a run would go on with what it did not begin with."""
     for key in filter(now.__contains__, TOLD):
-        before, after = going_on.origin.get(key, now[key]), now[key]  # an older version told less
+        before, after = resume_state.origin.get(key, now[key]), now[key]  # an older version told less
         if before != after:
-            folder = shlex.quote(str(going_on.path.parents[1]))
+            folder = shlex.quote(str(resume_state.path.parents[1]))
             raise RequestError(
                 f"{TOLD[key]} differs from the run's beginning: {_short(before)} then, {_short(after)} now;"
                 f" expected the same to go on, while weights={folder} starts anew from its weights"
@@ -212,8 +213,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
-def changed(going_on: GoingOn, now: Mapping[str, str]) -> str | None:
+def changed(resume_state: ResumeState, now: Mapping[str, str]) -> str | None:
     """What to say where the versions of what decides the numbers are others."""
-    before = going_on.origin["versions"]
+    before = resume_state.origin["versions"]
     names = [f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name) != now[name]]
     return f"numbers may differ: {'; '.join(names)}" if names else None

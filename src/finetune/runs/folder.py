@@ -7,16 +7,19 @@ import fcntl
 import hashlib
 import io
 import os
+import shlex
 import shutil
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetune.atomic import write_atomically, write_sealed
+from finetune.atomic import not_written, write_atomically, write_sealed
 from finetune.cells import cells
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.signals import Signal, signals
 from finetune.sweep.jobs import is_sweep
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
@@ -60,6 +63,25 @@ def _locked(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Signals and errors of the system while a run works in its folder, as errors that say how to resume."""
+    code, reason = 0, ""
+    try:
+        with signals():
+            yield
+    except Signal as received:  # while preparing or finishing
+        code, reason = 128 + received.number, f"interrupted by {signal.Signals(received.number).name}"
+    except Interrupted as error:
+        code, reason = error.exit_code, str(error)
+    except OSError as error:
+        raise RunError(not_written(folder, error)) from None
+    if code:
+        if (folder / "settings.json").exists():
+            reason += f"; finetune resume {shlex.quote(str(folder))} goes on"
+        raise Interrupted(reason, code)
 
 
 def logdir(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import RequestError
-from finetune.report.folder import logdir, one_writer
+from finetune.runs.folder import logdir, one_writer
 from support.ended import Ended
 from support.runs import QUICK, summary_of
 

@@ -21,7 +21,7 @@ from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
-from finetune.report.folder import LATEST
+from finetune.runs.folder import LATEST
 
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 

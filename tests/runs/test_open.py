@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.errors import RequestError
-from finetune.saved import find, open_run, settings_of
+from finetune.runs.open import find, open_run, settings_of
 from support.ended import Ended
 from support.older import as_older
 from support.runs import QUICK, newest, whole_state

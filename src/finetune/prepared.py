@@ -1,0 +1,100 @@
+"""A run that stands ready to train, and what is written of it before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import linked
+from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
+from finetune.data.module import Batches
+from finetune.features.load import ModelInputs
+from finetune.machine import versions
+from finetune.model.assemble import Model
+from finetune.model.hashing import Proof
+from finetune.model.head import find_head
+from finetune.report.tensorboard import Board, restore_log
+from finetune.runs import folder as folders
+from finetune.runs.open import Saved
+from finetune.runs.resume import ResumeState
+from finetune.say import Screen, say
+from finetune.training.checkpoint import save_frozen
+from finetune.training.classifier import Classifier
+from finetune.training.fit import Options
+from finetune.training.learner import Job
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that stands ready to train; its folder has been begun.
+
+    started: by `time.perf_counter()`. origin: what a checkpoint must know to be resumed from.
+    resume_state: where an interrupted run goes on.
+    """
+
+    settings: Settings
+    folder: Path
+    model: Model
+    inputs: ModelInputs
+    batches: Batches
+    classifier: Classifier
+    options: Options
+    proof: Proof
+    started: float
+    origin: dict[str, Any]
+    resume_state: ResumeState | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images in use: without those that were left out."""
+        return self.inputs.dataset
+
+
+def start_log(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
+    """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
+
+    like: of a run with the same frozen part and images; the frozen part then is stored once for both.
+    """
+    folder, name, state = prepared.folder, "checkpoints/frozen.safetensors", prepared.resume_state
+    kept = state and (folder / name).exists()  # and whole, as has been checked
+    if not kept and (like is None or not linked(like.folder / name, folder / name)):
+        save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
+    started = False
+    if state:
+        folders.reopen(folder, state.curves)
+        started, whole = restore_log(folder, state.steps, state.curves)
+        if not (started and whole):
+            text = "damaged; the points of metrics.csv are written again, others that were lost are not"
+            say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
+    board = Board(folder, figures)
+    if not started:
+        board.start(prepared.settings.model_dump(), prepared.model, prepared.inputs.sample, like)
+    return board
+
+
+def job_of(prepared: Prepared, board: Board | None) -> Job:
+    """What training writes of a run, and where."""
+    return Job(
+        prepared.folder,
+        board.writer if board else None,
+        frozen_sha256=prepared.proof.sha256,
+        patience=prepared.settings.patience,
+        origin={**prepared.origin, "versions": versions()},
+    )
+
+
+def as_opened(prepared: Prepared) -> Saved:
+    """The run as it could be opened again, its model as it stands."""
+    model, network = prepared.model, prepared.model.network.eval()
+    return Saved(
+        folder=prepared.folder,
+        settings=prepared.settings,
+        network=network,
+        head=model.head or find_head(network),
+        outputs=model.outputs,
+        classes=prepared.dataset.classes,
+        preprocessing=model.preprocessing,
+        summary=None,
+    )
