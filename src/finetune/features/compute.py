@@ -137,17 +137,11 @@ class FeatureComputer:
                 batch = normalise(torch.stack(sample))
                 forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
                 if actual != form:
-                    far = f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
-                    self.notes.append(far)
+                    told = f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
+                    self.notes.append(told)
                     return self.compute(view, actual, normalise)
-                batches = extract(
-                    forward,
-                    self.images.decode,
-                    normalise,
-                    missing,
-                    batch=form.batch,
-                    device=plan.device,
-                )
+                decode, batch_size, device = self.images.decode, form.batch, plan.device
+                batches = extract(forward, decode, normalise, missing, batch=batch_size, device=device)
                 with self.progress(f"computing {view} features", len(first)) as advance:
                     advance(len(first) - len(missing))
                     computed = self._add(store, batches, advance)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from finetune.data import splits
-from finetune.data.dataset import SPLITS, Dataset
+from finetune.data.dataset import SPLITS, Dataset, Picture, Stored
+from finetune.data.digests import content_digest, file_digests
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
 from finetune.data.sources.labeled import LabeledImages, Progress, silent
 from finetune.errors import RequestError, brief
@@ -76,10 +77,25 @@ def load_dataset(
             raise RequestError(f"data.{name}={shown}: expected data={' or '.join(takers)} with it")
     if root is None and entry.root and entry.needs_root:
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
-    if not entry.root:
-        return _split(entry.find(), val_fraction, test_fraction)
     taken = {name: settings[name] for name in entry.takes if name in settings}
-    return _split(entry.find(root, memo=memo, progress=progress, **taken), val_fraction, test_fraction)
+    found = entry.find(root, **taken) if entry.root else entry.find()
+    if not found.digests:
+        with progress("hashing images", len(found.images)) as advance:
+            found = replace(found, digests=_digests(found.images, memo, advance))
+    return _split(found, val_fraction, test_fraction)
+
+
+def _digests(images: Sequence[Picture], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
+    """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
+    files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
+    digests = []
+    for image in images:
+        if isinstance(image, Path):
+            digests.append(next(files))
+            continue
+        digests.append(content_digest(image.read() if isinstance(image, Stored) else image))
+        advance(1)
+    return digests
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:

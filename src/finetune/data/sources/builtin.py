@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data.dataset import SPLITS
-from finetune.data.digests import content_digest
 from finetune.data.sources.labeled import LabeledImages, number_classes
 
 CLIPART = Path(__file__).parents[2] / "assets" / "clipart"
@@ -43,7 +42,6 @@ def find_digits() -> LabeledImages:
         classes=tuple("0123456789"),
         images=images,
         labels=loaded.target.astype(np.int64),
-        digests=[content_digest(image) for image in images],
     )
 
 
@@ -59,7 +57,6 @@ def make_noise() -> LabeledImages:
         classes=classes,
         images=[image],
         labels=labels,
-        digests=[content_digest(image)],
         splits=["train"],
         declared=SPLITS,
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data.dataset import SPLITS
-from finetune.data.digests import file_digests
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.labeled import LabeledImages, Progress, existing_folder, number_classes
+from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes
 from finetune.errors import RequestError, brief
 
 
-def find_in_folder(root: str, memo: Path | None, progress: Progress, nested: bool = False) -> LabeledImages:
+def find_in_folder(root: str, nested: bool = False) -> LabeledImages:
     """The images below a folder per class, or below the classes in train, val and test.
 
     nested: a class is the whole path of an image's folder, not the first part of it.
@@ -42,15 +41,12 @@ def find_in_folder(root: str, memo: Path | None, progress: Progress, nested: boo
     present = {name for name, split in zip(names, splits, strict=True) if split == "train"}
     _check_classes(classes, present, setting)
     place = {name: label for label, name in enumerate(classes)}
-    with progress("hashing images", len(images)) as advance:
-        digests = file_digests(images, memo, advance)
     return LabeledImages(
         name=str(folder),
         setting=setting,
         classes=classes,
         images=images,
         labels=np.array([place[name] for name in names]),
-        digests=digests,
         splits=splits if declared else None,
         declared=tuple(declared),
         ignored_files=ignored,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,9 @@ from urllib.request import getproxies
 import numpy as np
 
 from finetune.data.dataset import Picture, Stored
-from finetune.data.digests import file_digests
 from finetune.data.sources.labeled import (
     SPLIT_NAMES,
     LabeledImages,
-    Progress,
     existing_folder,
     label_vectors,
     number_classes,
@@ -33,8 +30,6 @@ from finetune.errors import RequestError, brief
 
 def find_in_hub(
     root: str | None,
-    memo: Path | None,
-    progress: Progress,
     name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -51,7 +46,6 @@ def find_in_hub(
     setting = f"data.name={name}" if name else f"data.root={root}"
     parts, warnings = _parts(root, name, setting)
     images: list[Picture] = []
-    digests: list[str] = []
     names: list[list[str]] = []
     splits: list[str] = []
     several, known = False, None
@@ -61,32 +55,36 @@ def find_in_hub(
         if told is None:
             warnings += (f"{split} has no labels and is left out",)
             continue
-        with progress(f"hashing images, {split}", len(part)) as advance:
-            rows, hashes = _images(part, image, split, memo, advance)
-        images, digests, names = images + rows, digests + hashes, names + told
-        splits += [split] * len(rows)
+        images += _images(part, image, split)
+        names += told
+        splits += [split] * len(told)
     if not images or "train" not in splits:
         raise RequestError(f"{setting}: expected images with labels to train on; there are none")
-    classes, labels = label_vectors(names) if several else number_classes([one for (one,) in names])
-    if known is not None:  # in their own order, and those without images, too
-        order = [known.index(one) for one in classes]
-        if several:
-            wide = np.zeros((len(labels), len(known)), np.float32)
-            wide[:, order] = labels
-            labels = wide
-        else:
-            labels = np.array(order, dtype=np.int64)[labels]
-        classes = tuple(known)
+    classes, labels = _number_labels(names, several, known)
     return LabeledImages(
         name=name or str(root),
         setting=setting,
         classes=classes,
         images=images,
         labels=labels,
-        digests=digests,
         splits=own_splits(splits),
         warnings=warnings,
     )
+
+
+def _number_labels(
+    names: Sequence[Sequence[str]], several: bool, known: Sequence[str] | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes and the labels; where the set names its classes, in their order and all of them."""
+    classes, labels = label_vectors(names) if several else number_classes([one for (one,) in names])
+    if known is None:
+        return classes, labels
+    order = [known.index(one) for one in classes]
+    if not several:
+        return tuple(known), np.array(order, dtype=np.int64)[labels]
+    wide = np.zeros((len(labels), len(known)), np.float32)
+    wide[:, order] = labels
+    return tuple(known), wide
 
 
 def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -189,26 +187,19 @@ def _labels(
     return several, known, [[known[one] if known else str(one) for one in some] for some in lists]
 
 
-def _images(
-    part: Any, column: str, split: str, memo: Path | None, advance: Any
-) -> tuple[list[Picture], list[str]]:
-    """Files where the set refers to them, else images stored in it; and the digest of each."""
+def _images(part: Any, column: str, split: str) -> list[Picture]:
+    """Files where the set refers to them, else images stored in it."""
     import datasets
 
     raw = part.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     images: list[Picture] = []
-    digests: dict[int, str] = {}
     for index, row in enumerate(raw):
-        content, path = row[column]["bytes"], row[column]["path"]
-        if content is None:
+        path = row[column]["path"]
+        if row[column]["bytes"] is None:
             images.append(Path(path))
-            continue
-        images.append(Stored(f"{split} {index}: {path or column}", partial(_content, raw, column, index)))
-        digests[index] = hashlib.sha256(content).hexdigest()
-        advance(1)
-    files = [index for index in range(len(images)) if index not in digests]
-    digests |= zip(files, file_digests([Path(str(images[i])) for i in files], memo, advance), strict=True)
-    return images, [digests[index] for index in range(len(images))]
+        else:
+            images.append(Stored(f"{split} {index}: {path or column}", partial(_content, raw, column, index)))
+    return images
 
 
 def _content(raw: Any, column: str, index: int) -> bytes:

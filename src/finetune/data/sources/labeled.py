@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.dataset import SPLITS, Picture, Stored
-from finetune.data.digests import content_digest, file_digests
+from finetune.data.dataset import SPLITS, Picture
 from finetune.errors import RequestError
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -30,6 +29,7 @@ class LabeledImages:
     setting: what asked for them, as an error names it.
     splits: the split of each image, where the data itself brings a split; None: to be split by content.
     declared: the splits that the data brings, where one of them may be empty.
+    digests: SHA-256 of each image's content, where they are known.
     """
 
     name: str
@@ -37,11 +37,11 @@ class LabeledImages:
     classes: tuple[str, ...]
     images: Sequence[Picture]
     labels: np.ndarray
-    digests: Sequence[str]
     splits: Sequence[str] | None = None
     declared: Sequence[str] = ()
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
+    digests: Sequence[str] = ()
 
 
 @contextmanager
@@ -88,18 +88,3 @@ def label_vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.n
     for row, some in zip(labels, names, strict=True):
         row[[classes.index(name) for name in some]] = 1
     return classes, labels
-
-
-def image_digests(
-    images: Sequence[Picture], memo: Path | None, advance: Callable[[int], None] = lambda _: None
-) -> list[str]:
-    """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
-    files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
-    digests = []
-    for image in images:
-        if isinstance(image, Path):
-            digests.append(next(files))
-            continue
-        digests.append(content_digest(image.read() if isinstance(image, Stored) else image))
-        advance(1)
-    return digests

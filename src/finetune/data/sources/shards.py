@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tarfile
@@ -12,12 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune.data.dataset import Picture, Stored
+from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.labeled import (
     SPLIT_NAMES,
     LabeledImages,
-    Progress,
     existing_folder,
     number_classes,
     own_splits,
@@ -26,10 +24,10 @@ from finetune.errors import RequestError, brief
 
 # A sample's files stand one after the other; their names differ in what follows the first dot alone.
 NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
-Sample = tuple[Stored, str, str]  # an image, its digest and its label
+Sample = tuple[Stored, str]  # an image and its label
 
 
-def find_in_shards(root: str, memo: Path | None, progress: Progress) -> LabeledImages:
+def find_in_shards(root: str) -> LabeledImages:
     """The samples of every shard in a folder, the text of `.cls` as label.
 
     Shards named train-…, val-… and test-… are these splits. Images stay in their shard until decoded.
@@ -44,30 +42,26 @@ def find_in_shards(root: str, memo: Path | None, progress: Progress) -> LabeledI
     samples: list[Sample] = []
     splits: list[str] = []
     ignored = 0
-    with progress("reading shards", len(shards)) as advance:
-        for shard in shards:
-            try:
-                found, without_image = _read_shard(shard, setting)
-            except (tarfile.TarError, OSError) as error:
-                raise RequestError(f"{setting}: {shard.name} is damaged ({error})") from None
-            samples += found
-            ignored += without_image
-            splits += [SPLIT_NAMES.get(shard.stem.partition("-")[0], "")] * len(found)
-            advance(1)
+    for shard in shards:
+        try:
+            found, without_image = _read_shard(shard, setting)
+        except (tarfile.TarError, OSError) as error:
+            raise RequestError(f"{setting}: {shard.name} is damaged ({error})") from None
+        samples += found
+        ignored += without_image
+        splits += [SPLIT_NAMES.get(shard.stem.partition("-")[0], "")] * len(found)
     if not samples:
         raise RequestError(
             f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
         )
     _check_names(shards, splits, setting)
-    images: list[Picture] = [image for image, _, _ in samples]
-    classes, labels = number_classes([label for _, _, label in samples])
+    classes, labels = number_classes([label for _, label in samples])
     return LabeledImages(
         name=str(folder),
         setting=setting,
         classes=classes,
-        images=images,
+        images=[image for image, _ in samples],
         labels=labels,
-        digests=[digest for _, digest, _ in samples],
         splits=own_splits(splits),
         ignored_files=ignored,
     )
@@ -97,13 +91,8 @@ def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], int]:
             member = files[extension]
             content = partial(_content, shard, member.offset_data, member.size)
             label = _content(shard, files["cls"].offset_data, files["cls"].size)
-            samples.append(
-                (
-                    Stored(f"{shard}/{key}.{extension}", content),
-                    hashlib.sha256(content()).hexdigest(),
-                    label.decode(errors="replace").strip(),
-                )
-            )
+            image = Stored(f"{shard}/{key}.{extension}", content)
+            samples.append((image, label.decode(errors="replace").strip()))
     return samples, without_image
 
 

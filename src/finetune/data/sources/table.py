@@ -7,11 +7,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from finetune.data.digests import file_digests
 from finetune.data.sources.labeled import (
     SPLIT_NAMES,
     LabeledImages,
-    Progress,
     expand_home,
     label_vectors,
     number_classes,
@@ -23,11 +21,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def find_in_table(
-    root: str,
-    memo: Path | None,
-    progress: Progress,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    root: str, image_column: str | None = None, label_column: str | None = None
 ) -> LabeledImages:
     """The images that a table names; a relative path starts at the table's folder.
 
@@ -56,8 +50,6 @@ def find_in_table(
                 raise RequestError(f"{where}: expected train, val or test as its split, not {row['split']!r}")
             splits.append(SPLIT_NAMES[row["split"]])
     images = [path.parent / row[image] for row in rows]
-    with progress("hashing images", len(images)) as advance:
-        digests = file_digests(images, memo, advance)
     if several:
         parts = [[part.strip() for part in row[label].split("|")] for row in rows]
         classes, labels = label_vectors([list(filter(None, some)) for some in parts])
@@ -69,7 +61,6 @@ def find_in_table(
         classes=classes,
         images=images,
         labels=labels,
-        digests=digests,
         splits=own_splits(splits),
     )
 

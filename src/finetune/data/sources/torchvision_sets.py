@@ -13,7 +13,7 @@ import numpy as np
 from torchvision import datasets
 
 from finetune.data.dataset import Picture, Stored
-from finetune.data.sources.labeled import LabeledImages, Progress, expand_home, image_digests, own_splits
+from finetune.data.sources.labeled import LabeledImages, expand_home, own_splits
 from finetune.errors import RequestError
 from finetune.network import connect_timeout
 
@@ -30,9 +30,7 @@ FILES = {
 WORDS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}  # words for `split`
 
 
-def find_in_torchvision(
-    root: str, memo: Path | None, progress: Progress, name: str | None = None
-) -> LabeledImages:
+def find_in_torchvision(root: str, name: str | None = None) -> LabeledImages:
     """A data set of torchvision's by its name there, from the disk or, where the network allows, fetched.
 
     Raises:
@@ -47,7 +45,6 @@ def find_in_torchvision(
         )
     name = by_name[name.lower()]
     images: list[Picture] = []
-    digests: list[str] = []
     labels: list[int] = []
     splits: list[str] = []
     classes: Sequence[str] = ()
@@ -55,8 +52,6 @@ def find_in_torchvision(
         rows, targets = _rows(part, name)
         if not all(isinstance(target, int | np.integer) for target in targets):
             raise RequestError(f"data.name={name}: expected one class for each image; it has other labels")
-        with progress(f"reading {name}, {split}", len(rows)) as advance:
-            digests += image_digests(rows, memo, advance)
         images, labels, splits = images + rows, labels + list(map(int, targets)), splits + [split] * len(rows)
         classes = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     classes = tuple(classes) or tuple(map(str, range(max(labels) + 1)))
@@ -66,7 +61,6 @@ def find_in_torchvision(
         classes=tuple(map(str, classes)),
         images=images,
         labels=np.array(labels, dtype=np.int64),
-        digests=digests,
         splits=own_splits(splits),
     )
 
