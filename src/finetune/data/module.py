@@ -84,7 +84,10 @@ class Batches(pl.LightningDataModule):
         # Once trained, one process alone judges the whole of a side.
         alone = self.trainer is not None and self.trainer.world_size == 1
         part = (self.trainer.global_rank if self.trainer else 0, 1 if alone else self.processes)
-        return Loader(self.inputs, self.labels, self.batch_size, self.split[side], self.seed, epoch, part)
+        indices = self.split[side]
+        return Loader(
+            self.inputs, self.labels, self.batch_size, indices, seed=self.seed, epoch=epoch, part=part
+        )
 
     def train_dataloader(self) -> Loader:
         return self._side("train", self.epoch)

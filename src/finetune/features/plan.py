@@ -113,7 +113,7 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * form.itemsize
         size = row_bytes * rows
-        where, why = decide(cache, row_bytes, rows, prefix_macs, _measure(settings, keys, form))
+        where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(settings, keys, form))
     if augment == "auto":
         augment = "standard" if where == "none" and model.backbone_trains() else "none"
     return FeaturePlan(
