@@ -13,8 +13,8 @@ from finetune.config.compose import compose, override_settings
 from finetune.errors import RequestError
 from finetune.launch import search_again
 from finetune.runs.open import settings_of
+from finetune.runs.sweeps import overrides_of
 from finetune.sweep import resume
-from finetune.sweep.jobs import overrides_of
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import check_stored
 from support.ended import Ended

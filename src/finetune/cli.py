@@ -19,8 +19,8 @@ from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
 from finetune.inference.formats import FORMATS
 from finetune.launch import import_torch
+from finetune.runs.sweeps import find_sweep
 from finetune.say import Screen
-from finetune.sweep.jobs import find_sweep
 
 app = Typer(
     no_args_is_help=True,
@@ -185,11 +185,12 @@ def report(run: str = RUN) -> None:
     from finetune.build import find_data
     from finetune.inference.overlay import maps
     from finetune.report.page import write_report
-    from finetune.runs.open import find, open_run, settings_of, summary_of
+    from finetune.runs.folder import read_summary
+    from finetune.runs.open import find, open_run, settings_of
     from finetune.training.device import threads
 
     folder = find(run)
-    summary = summary_of(folder)
+    summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
     try:

@@ -22,11 +22,11 @@ from finetune.config.compose import REFUSALS, quoted, refused, settings_from_con
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST
+from finetune.runs.folder import LATEST, PLAN, is_sweep
+from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import HELD, SWEEP, sweep_folder
-from finetune.sweep.jobs import PLAN, SWEEPS, is_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import asked, check_stored, searched
 from finetune.sweep.plans import Plan, refuse_several, tell_apart

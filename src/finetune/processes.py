@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RequestError, RunError
-from finetune.runs.open import summary_of
+from finetune.runs.folder import read_summary
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training import device as devices
 from finetune.training import distributed
@@ -69,7 +69,7 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
             came = received.number
             _end(started, came)
         _judge(started, exchange, came)
-    summary = summary_of(folder)
+    summary = read_summary(folder)
     assert summary is not None
     return summary
 

@@ -26,11 +26,11 @@ from finetune.report.predictions import write_predictions
 from finetune.report.tensorboard import Board
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
+from finetune.runs.folder import is_sweep
 from finetune.runs.open import settings_of
 from finetune.runs.resume import ResumeState
 from finetune.say import Screen, progress, say
 from finetune.summary import summarise
-from finetune.sweep.jobs import is_sweep
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal

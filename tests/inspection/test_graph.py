@@ -42,7 +42,7 @@ def autograd(root: Any) -> Counter[str]:
 def test_the_nodes_are_those_of_a_plain_step(patterns: list[str], loss: str) -> None:
     model = assembled(*patterns)
     pictures, labels = torch.randn(2, 3, 32, 32), torch.cat([LABEL, LABEL])
-    real = autograd(losses.build(loss)(model.network(pictures), labels).grad_fn)
+    real = autograd(losses.build(loss)(model.network(pictures), labels)[0].grad_fn)
     leaves = real.pop("AccumulateGrad")
     nodes = graph(model, loss)
     assert sum((node.grad_fns for node in nodes), Counter()) == real

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
 from finetune.errors import RequestError
-from finetune.sweep.jobs import find_sweep
+from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.tables import as_csv, as_markdown, show
 from support.ended import Ended

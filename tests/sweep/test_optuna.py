@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError
-from finetune.sweep.jobs import find_sweep
+from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
 from hydra_plugins.finetune._space import Space, read_space
 from hydra_plugins.finetune._study import SAMPLERS, ended_trials, open_study, tell_trial

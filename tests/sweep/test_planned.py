@@ -15,8 +15,8 @@ import yaml
 
 from finetune.atomic import write_sealed
 from finetune.errors import RequestError
+from finetune.runs.sweeps import find_sweep
 from finetune.sweep import resume
-from finetune.sweep.jobs import find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import planned
 from finetune.sweep.plans import Plan

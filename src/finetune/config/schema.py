@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -195,3 +196,18 @@ def configs_folder() -> Path:
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parents[1] / "configs"
+
+
+def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
+    """Settings by dotted names, what is no number as on the command line."""
+    found: dict[str, float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{above}{key}.")
+        elif isinstance(value, list):
+            found[above + key] = f"[{','.join(map(str, value))}]"
+        elif value is None or isinstance(value, bool):
+            found[above + key] = json.dumps(value)
+        else:
+            found[above + key] = value
+    return found

@@ -72,7 +72,7 @@ def draw_graph(found: table.Inspected, file: Path, depth: int | None) -> list[gr
     settings, model = found.settings, found.model
     labels = torch.from_numpy(found.dataset.labels)
     loss = build_loss(settings, labels[found.dataset.split["train"]], model.outputs)
-    calls = graph.record_step(model.network, lambda *batch: loss(*batch)[0], model.example, labels[:1])
+    calls = graph.record_step(model.network, loss, model.example, labels[:1])
     nodes = graph.fold_calls(calls, model.network, depth)
     freeze = ",".join(settings.freeze)
     if len(settings.freeze) > 1:

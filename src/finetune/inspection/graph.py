@@ -7,7 +7,7 @@ What is frozen has no `grad_fn`: there the calls of the forward pass themselves 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from finetune.inspection.modules import fold_to
 from finetune.model.hooks import ModuleCall, watch_calls
 from finetune.model.tracing import undone
+from finetune.training.losses import Loss
 
 NODES = 26  # more than this fold into the modules around them
 LOSS = ModuleCall("loss", 0)
@@ -121,9 +122,7 @@ def _walk(root: Any, known: set[Any]) -> Iterator[Any]:
             todo += [before for before, _ in node.next_functions]
 
 
-def record_step(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Tensor, label: Tensor
-) -> list[Call]:
+def record_step(model: nn.Module, loss: Loss, example: Tensor, label: Tensor) -> list[Call]:
     """Run one training step's forward pass on two images of noise and tell its calls, the loss the last.
 
     example: (1, C, H, W), of which only the size matters. label: of one image, (1,) or (1, outputs).
@@ -138,7 +137,7 @@ def record_step(
         with _Recorder(leaves, images, inside) as recorder:
             logits = model(images)
             inside.append(LOSS)
-            value = loss(logits, labels)
+            value, _ = loss(logits, labels)
         return _needed(recorder.calls, set(_walk(value.grad_fn, set())))
 
 

@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from finetune.atomic import read_json, write_atomically
 from finetune.cells import read_table
+from finetune.config.schema import flat
 from finetune.data.dataset import Picture
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
-from finetune.report.tensorboard import flat
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers

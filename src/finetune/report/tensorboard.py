@@ -24,6 +24,7 @@ from torch.utils.tensorboard.summary import hparams, image, scalar
 from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
+from finetune.config.schema import flat
 from finetune.model.assemble import Model
 from finetune.model.parameters import parameters_as_markdown
 from finetune.training.metrics import confusion_matrix
@@ -134,21 +135,6 @@ def restore_log(folder: Path, step: int, curves: str) -> tuple[bool, bool]:
     for path in paths[1:]:
         path.unlink()
     return started, len(events) == found
-
-
-def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
-    """Settings by dotted names, as the HPARAMS page takes them: what is no number as on the command line."""
-    found: dict[str, float | str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{above}{key}.")
-        elif isinstance(value, list):
-            found[above + key] = f"[{','.join(map(str, value))}]"
-        elif value is None or isinstance(value, bool):
-            found[above + key] = json.dumps(value)
-        else:
-            found[above + key] = value
-    return found
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:

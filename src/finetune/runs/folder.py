@@ -16,16 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetune.atomic import not_written, write_atomically, write_sealed
+from finetune.atomic import not_written, read_json, write_atomically, write_sealed
 from finetune.cells import cells
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals
-from finetune.sweep.jobs import is_sweep
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
     from finetune.data.images import BadImage
 
 LATEST = Path("outputs") / "latest"
+PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
 LOCK = ".lock"  # in a folder while a process writes there
 
 
@@ -84,6 +84,21 @@ def interruptible(folder: Path) -> Iterator[None]:
         raise Interrupted(reason, code)
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's; Hydra's own file is not there from the beginning."""
+    return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run; None where there is none yet.
+
+    Raises:
+        RequestError: summary.json is damaged.
+    """
+    file = folder / "summary.json"
+    return read_json(file, "the summary of a run") if file.exists() else None
+
+
 def logdir(folder: Path) -> Path:
     """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
     alone = LATEST.parent if LATEST.parent in folder.parents else folder
@@ -114,13 +129,6 @@ def reopen(folder: Path, curves: str) -> None:
     _drop_parts(folder)
     if curves:
         write_atomically(folder / "metrics.csv", curves.encode())
-
-
-def curves_until(folder: Path, epoch: int) -> str:
-    """The head of metrics.csv and its rows until after an epoch; empty where there is no such file."""
-    table = folder / "metrics.csv"
-    text = table.read_bytes().decode("utf-8", "replace") if table.exists() else ""
-    return "".join(text.splitlines(keepends=True)[: epoch + 1])
 
 
 def _drop_parts(folder: Path) -> None:

@@ -21,7 +21,7 @@ from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
-from finetune.runs.folder import LATEST
+from finetune.runs.folder import LATEST, read_summary
 
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
@@ -105,16 +105,6 @@ def _shipped(name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
 
 
-def summary_of(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run; None where there is none yet.
-
-    Raises:
-        RequestError: summary.json is damaged.
-    """
-    file = folder / "summary.json"
-    return read_json(file, "the summary of a run") if file.exists() else None
-
-
 def open_run(run: str) -> Saved:
     """Open a run by its folder or `latest`.
 
@@ -149,6 +139,6 @@ def open_run(run: str) -> Saved:
         outputs,
         tuple(json.loads(about["classes"])),
         preprocessing,
-        summary_of(folder),
+        read_summary(folder),
         about.get("data"),
     )

@@ -12,16 +12,16 @@ from typing import Any
 from safetensors import SafetensorError
 
 from finetune.atomic import sha256_of
-from finetune.config.schema import Settings
+from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
-from finetune.report.tensorboard import flat
-from finetune.runs.folder import curves_until
-from finetune.runs.open import check_settings, settings_of, summary_of
-from finetune.sweep.jobs import overrides_of
+from finetune.runs.folder import read_summary
+from finetune.runs.open import check_settings, settings_of
+from finetune.runs.sweeps import overrides_of
+from finetune.training.callbacks import curves_until
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Options
 
@@ -70,7 +70,7 @@ def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: these settings are not the run's.
     """
-    summary = summary_of(folder)
+    summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         return None
     _same_settings(settings, folder)

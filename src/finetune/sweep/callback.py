@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import RequestError, tell
-from finetune.runs.folder import one_writer, refuse_used
-from finetune.sweep.jobs import is_sweep
+from finetune.runs.folder import is_sweep, one_writer, refuse_used
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.sweep.jobs import Job, read
+from finetune.runs.sweeps import Job, read_job
 from finetune.sweep.planned import planned
 from finetune.training.best import deciding
 
@@ -85,7 +85,7 @@ def compare(sweep: Path) -> Leaderboard:
     Raises:
         RequestError: there are no jobs in the folder, or a summary is damaged.
     """
-    jobs = [read(job.folder, job.overrides) for job in planned(sweep)]
+    jobs = [read_job(job.folder, job.overrides) for job in planned(sweep)]
     finished = [job for job in jobs if job.status == "finished"]
     done = [job.overrides for job in finished]
     # A resumed search trains in a new job what was stopped in an old one.

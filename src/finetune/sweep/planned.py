@@ -20,7 +20,8 @@ from finetune.config.compose import GROUPS, compose_config
 from finetune.config.messages import known_keys, validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError, one_line
-from finetune.sweep.jobs import PLAN, folders, has_begun, in_order, overrides_of, read_yaml
+from finetune.runs.folder import PLAN
+from finetune.runs.sweeps import has_begun, in_order, job_folders, overrides_of, read_yaml
 
 OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins anew"
 
@@ -116,7 +117,7 @@ def listed(sweep: Path) -> list[Planned]:
         return [Planned(sweep / one.folder, one.overrides, one.settings, one.wrong) for one in jobs]
     if (sweep / "multirun.yaml").is_file():
         return _older(sweep)
-    return [Planned(job, overrides_of(job)) for job in folders(sweep)]
+    return [Planned(job, overrides_of(job)) for job in job_folders(sweep)]
 
 
 def _read(sweep: Path) -> _File:
@@ -138,7 +139,7 @@ def _older(sweep: Path) -> list[Planned]:
     """Begun jobs by their folders; the others from what was asked for, with the numbers that are left."""
     noted = asked(sweep)
     searched = noted.sweeper != "basic"
-    known = {job: overrides_of(job) for job in folders(sweep) if searched or has_begun(job)}
+    known = {job: overrides_of(job) for job in job_folders(sweep) if searched or has_begun(job)}
     jobs = [Planned(job, overrides) for job, overrides in known.items()]
     left = list(known.values())
     free = (place for number in count() if (place := sweep / str(number)) not in known)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
 from finetune.errors import RequestError, RunError, one_line, shown
-from finetune.sweep.jobs import plain, ranges
+from finetune.runs.sweeps import plain, ranges
 from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch

@@ -12,7 +12,7 @@ from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
 from finetune.runs import open as saved
-from finetune.runs.folder import one_writer
+from finetune.runs.folder import one_writer, read_summary
 from finetune.runs.resume import find_any
 from finetune.say import say
 from finetune.sweep.planned import Planned, planned
@@ -49,7 +49,7 @@ def _unfinished(folder: Path) -> list[Plan]:
     """The jobs without a result, in folders that hold nothing but what Hydra writes there, or a run."""
     plans = []
     for place, job in enumerate(planned(folder)):
-        status = (saved.summary_of(job.folder) or {}).get("status")
+        status = (read_summary(job.folder) or {}).get("status")
         if status == "finished":
             continue
         plan = Plan(int(job.folder.name) if job.folder.name.isdigit() else place, job.folder, job.overrides)

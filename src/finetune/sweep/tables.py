@@ -15,8 +15,8 @@ from rich.text import Text
 from finetune.atomic import write_atomically
 from finetune.cells import cells
 from finetune.errors import shown
+from finetune.runs.sweeps import Job, ranges
 from finetune.say import say
-from finetune.sweep.jobs import Job, ranges
 from finetune.sweep.leaderboard import Leaderboard, Spread
 from finetune.training.best import NAMES
 

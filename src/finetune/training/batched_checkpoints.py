@@ -11,8 +11,8 @@ import torch
 
 from finetune import sealed
 from finetune.errors import RunError
-from finetune.runs.folder import curves_until
 from finetune.training import optim
+from finetune.training.callbacks import curves_until
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Snapshot, StackedClassifier

@@ -124,3 +124,10 @@ def write_point(
         if new:
             rows.writeheader()
         rows.writerow(row)
+
+
+def curves_until(folder: Path, epoch: int) -> str:
+    """The head of metrics.csv and its rows until after an epoch; empty where there is no such file."""
+    table = folder / "metrics.csv"
+    text = table.read_bytes().decode("utf-8", "replace") if table.exists() else ""
+    return "".join(text.splitlines(keepends=True)[: epoch + 1])

@@ -15,8 +15,8 @@ from torch import Tensor
 from finetune import sealed, signals
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
-from finetune.runs.folder import curves_until
 from finetune.training import distributed
+from finetune.training.callbacks import curves_until
 from finetune.training.learner import Job, Learner
 
 

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, shown, tell
+from finetune.runs.folder import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.jobs import summary_of
 from finetune.sweep.planned import listed, write
 from finetune.sweep.planning import plan
 from finetune.training.best import NAMES, deciding
@@ -148,7 +148,7 @@ def _value(job: JobReturn) -> float | None:
 
 
 def _summary(job: JobReturn) -> dict[str, Any]:
-    return summary_of(Path(job.hydra_cfg.hydra.runtime.output_dir))  # type: ignore[union-attr]
+    return read_summary(Path(job.hydra_cfg.hydra.runtime.output_dir)) or {}  # type: ignore[union-attr]
 
 
 def _expect_validation(unscored: list[JobReturn]) -> None:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from finetune.errors import RequestError
-from finetune.sweep.jobs import PLAN
+from finetune.runs.folder import PLAN
 from finetune.sweep.planned import Planned, own_configs, write
 from finetune.sweep.planning import plan
 

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as their folders tell of them."""
+"""Sweeps on disk: the folders of their jobs, and what those tell of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError, brief, one_line
+from finetune.runs.folder import PLAN, is_sweep, read_summary
 
 SWEEPS = Path("outputs") / "sweeps"
-PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,12 @@ def find_sweep(sweep: str) -> Path:
     return folder
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's; Hydra's own file is not there from the beginning."""
-    return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
-
-
 def has_begun(job: Path) -> bool:
     """Whether a job has got beyond what Hydra wrote, or was told what is wrong with it."""
     return any((job / name).exists() for name in ("settings.json", "summary.json"))
 
 
-def folders(sweep: Path) -> list[Path]:
+def job_folders(sweep: Path) -> list[Path]:
     """The folders of jobs in a sweep's, in the order of their numbers."""
     # Hydra opens its file before it writes: an empty one is of a process that was killed.
     found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml") if file.stat().st_size]
@@ -123,13 +118,13 @@ def ranges(names: Iterable[str]) -> str:
     return brief([run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs], 20)
 
 
-def read(folder: Path, asked: list[str]) -> Job:
+def read_job(folder: Path, asked: list[str]) -> Job:
     """The job in a folder, of which that was asked for.
 
     Raises:
         RequestError: its summary is damaged.
     """
-    summary = summary_of(folder)
+    summary = read_summary(folder) or {}
     overrides = {
         key.lstrip("+~"): value
         for key, _, value in (plain(one).partition("=") for one in summary.get("overrides") or asked)
@@ -138,16 +133,6 @@ def read(folder: Path, asked: list[str]) -> Job:
     reason = "" if summary.get("status") == "finished" else summary.get("reason") or _how_far(folder)
     seconds = summary.get("timing", {}).get("total")
     return Job(folder, overrides, status, reason, summary.get("val"), summary.get("test"), seconds)
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """What a job came to; empty where it has not ended.
-
-    Raises:
-        RequestError: it is damaged.
-    """
-    file = folder / "summary.json"
-    return read_json(file, "the summary of a run") if file.exists() else {}
 
 
 def _how_far(folder: Path) -> str:

@@ -1,0 +1,58 @@
+"""Imports run down one order of rooms."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import finetune
+
+SOURCE = Path(finetune.__file__).parent
+# From what a user calls to what everything rests on; what stands on one line may not import each other.
+LAYERS = [
+    {"cli", "__init__"},
+    {"api", "launch", "rank"},
+    {"sweep"},
+    {"run"},
+    {"processes", "prepared", "summary"},
+    {"inference", "inspection"},
+    {"build"},
+    {"report"},
+    {"runs"},
+    {"training"},
+    {"features"},
+    {"data"},
+    {"model"},
+    {"config"},
+]
+# Import nothing but each other: files, what is said, signals, the machine.
+LEAVES = {"atomic", "cells", "errors", "machine", "network", "output", "private", "say", "sealed", "signals"}
+MAY = {("summary", "prepared")}  # a type only
+
+
+def imported(file: Path) -> set[str]:
+    """The rooms of this package that a file imports, also where it does so late."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = node.module == "finetune"
+            names = [f"finetune.{name.name}" for name in node.names] if whole else [node.module]
+            found |= {name.split(".")[1] for name in names if name.startswith("finetune.")}
+    return found
+
+
+def test_no_room_imports_one_above_it() -> None:
+    floor = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+    floor |= dict.fromkeys(LEAVES, len(LAYERS))
+    wrong = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        here = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for room in imported(file) & floor.keys() - {here}:
+            level = floor[room] == floor[here] and here not in LEAVES
+            if (floor[room] < floor[here] or level) and (here, room) not in MAY:
+                wrong.append(f"{file.relative_to(SOURCE)} imports {room}")
+    assert wrong == []
+    rooms = {path.stem for path in SOURCE.glob("*.py")} | {
+        path.parent.name for path in SOURCE.glob("*/__init__.py")
+    }
+    assert rooms <= floor.keys()  # a new room has its place
