@@ -177,7 +177,7 @@ def test_jobs_whose_pictures_are_broken_say_so_in_their_summaries(
     for number in range(2):
         summary = summary_of(Path("here") / str(number))
         assert summary["status"] == "failed"
-        assert "1 of 60 pictures" in summary["reason"]
+        assert "1 of 60 images" in summary["reason"]
 
 
 def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
