@@ -71,7 +71,7 @@ def cache_dir(settings: Settings) -> Path:
     return folder
 
 
-def build_model(settings: Settings, dataset: Dataset) -> Model:
+def make_model(settings: Settings, dataset: Dataset) -> Model:
     """The model that the settings describe, for the classes of a data set."""
     config = ModelConfig(
         settings.model,
@@ -181,7 +181,7 @@ def build_options(settings: Settings, inputs: ModelInputs, place: Place = ALONE)
     Raises:
         RequestError: the device or the precision asked for is not to be had.
     """
-    device = devices.accelerator(settings.trainer.accelerator)
+    device, train = devices.accelerator(settings.trainer.accelerator), len(inputs.dataset.split["train"])
     precision = "32" if settings.precision == "auto" and is_light(settings, inputs) else settings.precision
     return Options(
         epochs=settings.epochs,
@@ -190,6 +190,7 @@ def build_options(settings: Settings, inputs: ModelInputs, place: Place = ALONE)
         clip_norm=settings.trainer.clip_norm,
         device=device,
         precision=devices.precision(precision, device),
+        compiled=devices.compiles(settings.compile, device, settings.epochs * train),
         place=place,
     )
 
@@ -206,8 +207,12 @@ def build_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses
     return losses.build(settings.loss, settings.label_smoothing, weights)
 
 
-def build_classifier(settings: Settings, model: Model, inputs: ModelInputs, batches: Batches) -> Classifier:
-    """The network with its loss, optimiser and schedule."""
+def build_classifier(
+    settings: Settings, model: Model, inputs: ModelInputs, batches: Batches, compiled: bool
+) -> Classifier:
+    """The network, compiled or not, with its loss, optimiser and schedule."""
+    if compiled:
+        inputs.network.compile()
     name, options, groups = optimizer_groups(settings, model)
     schedule = build_schedule(settings, len(batches.train_dataloader()))
     return Classifier(

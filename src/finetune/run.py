@@ -14,10 +14,13 @@ from rich.console import Console
 from finetune import build, processes
 from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
+from finetune.features.load import ModelInputs
 from finetune.inference.calibration import temperature_of
 from finetune.inference.overlay import maps
 from finetune.machine import versions
+from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
 from finetune.prepared import Prepared, as_opened, job_of, start_log
 from finetune.report import terminal
@@ -104,54 +107,63 @@ def prepare(
     asked, settings = settings, resuming.decided(settings, resume_state)
     devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
 
-    dataset = build.find_data(settings, partial(progress, console))
-    model = build.build_model(settings, dataset)
-    dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
-    build.refuse_untrainable(settings, model, dataset)
+    model, dataset = _find_model_and_data(settings, resume_state, console)
     origin = resuming.found(model, dataset)
-    if resume_state:
-        resuming.check(resume_state, origin)
-    elif place.leads:
+    if resume_state is None and place.leads:
         folders.begin(folder, asked.model_dump())
+    resuming.check(resume_state, origin)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
 
-    inputs = build.build_inputs(settings, dataset, model, console)
-    listed = folder / "skipped.csv" if place.leads else None
-    if listed and len(inputs.bad) > NAMED:
-        folders.list_bad(folder, inputs.bad)
-    if settings.data.bad_images == "error":
-        refuse_bad_images(inputs.bad, len(dataset.images), listed)
+    inputs = _load_inputs(settings, model, dataset, folder if place.leads else None, console)
     batches = build.build_batches(settings, inputs, place.size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
 
     options = build.build_options(settings, inputs, place)
-    epochs_images = settings.epochs * len(batches.split["train"])
-    compiled = devices.compiles(settings.compile, options.device, epochs_images)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.asked(folder, asked, resume_state)
-    origin |= resuming.chosen(inputs, proof.sha256, options, compiled)
-    if resume_state:
-        resuming.check(resume_state, origin)
+    origin |= resuming.chosen(inputs, proof.sha256, options)
+    resuming.check(resume_state, origin)
     if place.leads:
         folders.start(folder, None if resume_state else asked.model_dump(), inputs.bad)
-    classifier = build.build_classifier(settings, model, inputs, batches)
-    if compiled:
-        classifier.network.compile()
     return Prepared(
         settings=settings,
         folder=folder,
         model=model,
         inputs=inputs,
         batches=batches,
-        classifier=classifier,
+        classifier=build.build_classifier(settings, model, inputs, batches, options.compiled),
         options=options,
         proof=proof,
         started=started,
         origin=origin,
         resume_state=resume_state,
     )
+
+
+def _find_model_and_data(
+    settings: Settings, resume_state: ResumeState | None, console: Console
+) -> tuple[Model, Dataset]:
+    """The model, and the data set with its classes numbered as the model's outputs are."""
+    dataset = build.find_data(settings, partial(progress, console))
+    model = build.make_model(settings, dataset)
+    dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
+    build.refuse_untrainable(settings, model, dataset)
+    return model, dataset
+
+
+def _load_inputs(
+    settings: Settings, model: Model, dataset: Dataset, folder: Path | None, console: Console
+) -> ModelInputs:
+    """Every image, or what is computed of it once; folder: gets the list of those that are broken."""
+    inputs = build.build_inputs(settings, dataset, model, console)
+    listed = folder / "skipped.csv" if folder else None
+    if folder and len(inputs.bad) > NAMED:
+        folders.list_bad(folder, inputs.bad)
+    if settings.data.bad_images == "error":
+        refuse_bad_images(inputs.bad, len(dataset.images), listed)
+    return inputs
 
 
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.data.module import Batches
+from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze
@@ -21,7 +22,7 @@ from finetune.training import losses, optim
 from finetune.training.classifier import Classifier
 from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
-from finetune.training.stacked import JobConfig, Network, StackedBatches, StackedClassifier, why_not_stacked
+from finetune.training.stacked import JobConfig, Network, StackedClassifier, why_not_stacked
 
 FEATURES, OUTPUTS = 6, 3
 SIDES = {"train": np.arange(33), "val": np.arange(33, 50), "test": np.arange(50, 64)}

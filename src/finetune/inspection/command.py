@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetune.build import build_loss, build_model, find_data, optimizer_groups, plan_inputs
+from finetune.build import build_loss, find_data, make_model, optimizer_groups, plan_inputs
 from finetune.config.schema import Settings
 from finetune.inspection import drawing, graph, modules, table
 from finetune.model.parameters import count_parameters
@@ -51,7 +51,7 @@ def inspect(
 def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     """Find data and model, and all that follows from them without training."""
     dataset = find_data(settings)
-    model = build_model(settings, dataset)
+    model = make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
     plan = plan_inputs(settings, dataset, model)
     auto = plan

@@ -181,7 +181,7 @@ def found(model: Model, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def chosen(inputs: ModelInputs, frozen: str, options: Options, compiled: bool) -> dict[str, Any]:
+def chosen(inputs: ModelInputs, frozen: str, options: Options) -> dict[str, Any]:
     """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
     return {
         "skipped": len(inputs.bad),
@@ -191,13 +191,15 @@ def chosen(inputs: ModelInputs, frozen: str, options: Options, compiled: bool) -
         "form": inputs.features and inputs.features["form"],
         "kept": inputs.features is not None,
         "augment": inputs.plan.augment,
-        "compiled": compiled,
+        "compiled": options.compiled,
         "processes": options.place.size,
     }
 
 
-def check(resume_state: ResumeState, now: Mapping[str, Any]) -> None:
+def check(resume_state: ResumeState | None, now: Mapping[str, Any]) -> None:
     """Raise RequestError, naming the difference, where a run would go on with what it did not begin with."""
+    if resume_state is None:
+        return
     for key in filter(now.__contains__, TOLD):
         before, after = resume_state.origin.get(key, now[key]), now[key]  # an older version told less
         if before != after:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from finetune.atomic import not_written
 from finetune.build import build_class_weights, build_schedule, is_light, optimizer_groups
 from finetune.data.module import Batches
+from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.machine import versions
@@ -30,7 +31,7 @@ from finetune.training.batched_checkpoints import Pair
 from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
 from finetune.training.fit import fit
-from finetune.training.stacked import JobConfig, Network, StackedBatches, StackedClassifier, why_not_stacked
+from finetune.training.stacked import JobConfig, Network, StackedClassifier, why_not_stacked
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
@@ -99,8 +100,7 @@ def _try_together(
     try:
         prepared = prepare(first.settings, first.folder, console, resume_state=first.resume_state)
         for plan in plans:
-            if plan.resume_state:
-                resuming.check(plan.resume_state, prepared.origin)
+            resuming.check(plan.resume_state, prepared.origin)
         if why := _why_alone(prepared):
             return prepared, why
         _train_together(plans, prepared, console, reach)

@@ -51,7 +51,10 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """How long and on what to train; place: among processes that train together."""
+    """How long and on what to train.
+
+    compiled: whether the network is. place: of this process among those that train together.
+    """
 
     epochs: int
     max_steps: int | None = None
@@ -59,6 +62,7 @@ class Options:
     clip_norm: float | None = None
     device: Device = "cpu"
     precision: Precision = "32-true"
+    compiled: bool = False
     place: Place = ALONE
 
 
