@@ -182,8 +182,8 @@ def _end_sweep() -> int:
 def show_leaderboard(folder: Path) -> bool:
     """Write and show a leaderboard; whether every job finished."""
     board = compare(folder)
-    tables.write(board)
-    tables.show(board, Screen())
+    tables.write_leaderboard(board)
+    tables.print_leaderboard(board, Screen())
     return not board.others
 
 

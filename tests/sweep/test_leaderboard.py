@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.tables import as_csv, as_markdown, show
+from finetune.sweep.tables import as_csv, as_markdown, print_leaderboard
 from support.ended import Ended
 from support.runs import QUICK, summary_of
 
@@ -55,7 +55,7 @@ def finished(accuracy: float, loss: float = 1.0, test: float = 0.5, seconds: flo
 
 def shown(sweep: Path, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    show(compare(sweep), console)
+    print_leaderboard(compare(sweep), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -90,7 +90,7 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> Non
     assert spread is not None
     assert (spread.mean, spread.std) == (pytest.approx(0.7), pytest.approx(statistics.stdev(accuracies)))
     assert second.best.folder.name == "1"  # the best of the seeds by validation
-    (alone,) = (line for line in csv.DictReader(io.StringIO(as_csv(board))) if line["lr"] == "2")
+    (alone,) = (line for line in csv.DictReader(io.StringIO(as_csv(board).decode())) if line["lr"] == "2")
     assert (alone["n"], alone["val_accuracy"], alone["val_accuracy_std"]) == ("1", "0.8", "")
     assert "0.700 ± 0.200" in shown(tmp_path)
 
@@ -111,7 +111,7 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
         ("3", "unfinished", "2 of 20 epochs so far"),
         ("4", "unfinished", "not begun"),
     ]
-    lines = list(csv.DictReader(io.StringIO(as_csv(board))))
+    lines = list(csv.DictReader(io.StringIO(as_csv(board).decode())))
     assert [line["status"] for line in lines] == ["finished", "failed", "failed", "unfinished", "unfinished"]
     assert lines[1]["rank"] == ""
     text = shown(tmp_path)
@@ -194,7 +194,7 @@ def test_settings_stand_without_hydras_backslashes(tmp_path: Path) -> None:
     for number, freeze in enumerate((r"freeze=through\:layer3", "freeze=all")):
         job(tmp_path, number, [freeze], finished(0.5))
     board = compare(tmp_path)
-    for text in (shown(tmp_path, 120), as_csv(board), as_markdown(board)):
+    for text in (shown(tmp_path, 120), as_csv(board).decode(), as_markdown(board)):
         assert "through:layer3" in text
         assert "\\" not in text
 
@@ -220,7 +220,7 @@ def test_what_a_setting_says_is_no_formula_and_no_markup(tmp_path: Path) -> None
     for number, root in enumerate(roots):
         job(tmp_path, number, [f"data.root={root}"], finished(number / 10))
     board = compare(tmp_path)
-    rows = list(csv.DictReader(io.StringIO(as_csv(board))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(board).decode())))
     assert [row["data.root"] for row in rows] == ["-0.5", *roots[3:0:-1], "'=1+1"]
     written = as_markdown(board)
     assert all(line.count("|") == 9 for line in written.splitlines() if line.startswith("|"))

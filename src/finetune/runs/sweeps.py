@@ -84,7 +84,7 @@ def overrides_of(job: Path) -> list[str]:
     return list(map(str, overrides))
 
 
-def plain(override: str) -> str:
+def unescaped(override: str) -> str:
     """An override without the backslashes that Hydra's grammar wants: freeze=through:layer3."""
     return re.sub(r"\\(.)", r"\1", override)
 
@@ -127,7 +127,7 @@ def read_job(folder: Path, asked: list[str]) -> Job:
     summary = read_summary(folder) or {}
     overrides = {
         key.lstrip("+~"): value
-        for key, _, value in (plain(one).partition("=") for one in summary.get("overrides") or asked)
+        for key, _, value in (unescaped(one).partition("=") for one in summary.get("overrides") or asked)
     }
     status = summary.get("status", "unfinished")
     reason = "" if summary.get("status") == "finished" else summary.get("reason") or _how_far(folder)

@@ -65,7 +65,7 @@ class Leaderboard:
     def metrics(self) -> list[str]:
         """What is shown of each row, as `Row.spread` takes it."""
         names = [*self.deciding, "loss"]
-        return [*(f"{side}_{name}" for side in ("val", "test") for name in names), "seconds"]
+        return [*(f"{split}_{name}" for split in ("val", "test") for name in names), "seconds"]
 
     def name(self, job: Job) -> str:
         """The folder of a job within the sweep's: its number."""
@@ -75,8 +75,8 @@ class Leaderboard:
 def _metric(job: Job, metric: str) -> float | None:
     if metric == "seconds":
         return job.seconds
-    side, _, name = metric.partition("_")
-    return ((job.val if side == "val" else job.test) or {}).get(name)
+    split, _, name = metric.partition("_")
+    return ((job.val if split == "val" else job.test) or {}).get(name)
 
 
 def compare(sweep: Path) -> Leaderboard:

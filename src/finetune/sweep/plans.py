@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
 from finetune.errors import RequestError, RunError, one_line, shown
-from finetune.runs.sweeps import plain, ranges
+from finetune.runs.sweeps import ranges, unescaped
 from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch
@@ -123,7 +123,7 @@ def tell_apart(plans: Sequence[Plan]) -> None:
     """Set what each job is called by: the overrides that not all of them share."""
     shared = set.intersection(*(set(plan.overrides) for plan in plans))
     for plan in plans:
-        plan.shown = shown(" ".join(plain(one) for one in plan.overrides if one not in shared))
+        plan.shown = shown(" ".join(unescaped(one) for one in plan.overrides if one not in shared))
 
 
 def varying(plans: Sequence[Plan]) -> list[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
+from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from finetune.atomic import write_atomically
-from finetune.cells import cells
+from finetune.cells import table_of
 from finetune.errors import shown
 from finetune.runs.sweeps import Job, ranges
 from finetune.say import say
@@ -23,41 +23,36 @@ from finetune.training.best import NAMES
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
-# What a narrow terminal does without, first to go first; the files have all of it.
-SPARED = ("time", "jobs", "test loss", "val loss")
+SPARED = ("time", "jobs", "test loss", "val loss")  # what a narrow terminal does without; the files have it
 MOST = 30  # rows on the terminal
 WORDS = {"interrupted": "stopped"}  # at most eight letters
 
 
-def write(board: Leaderboard) -> None:
+def write_leaderboard(board: Leaderboard) -> None:
     """Write leaderboard.csv and leaderboard.md into the sweep's folder.
 
     Raises:
         RunError: they cannot be written.
     """
-    for name, text in (("leaderboard.csv", as_csv(board)), ("leaderboard.md", as_markdown(board))):
-        write_atomically(board.sweep / name, text.encode("utf-8", "surrogateescape"))
+    write_atomically(board.sweep / "leaderboard.csv", as_csv(board))
+    write_atomically(board.sweep / "leaderboard.md", as_markdown(board).encode("utf-8", "surrogateescape"))
 
 
-def as_csv(board: Leaderboard) -> str:
+def as_csv(board: Leaderboard) -> bytes:
     """A line for each set of settings, then one for each job without a result; exact numbers, seconds."""
     columns = [name for metric in board.metrics for name in (metric, f"{metric}_std")]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rank", *cells(board.varying), "n", *columns, "best_run", "jobs", "status", "reason"])
+    rows: list[list[Any]] = [["rank", *board.varying, "n", *columns, "best_run", "jobs", "status", "reason"]]
     for rank, row in enumerate(board.rows, 1):
         spreads = [row.spread(metric) for metric in board.metrics]
-        numbers = [n for one in spreads for n in ((one.mean, one.std) if one else (None, None))]
+        numbers = [number for one in spreads for number in ((one.mean, one.std) if one else (None, None))]
         jobs = " ".join(board.name(job) for job in row.jobs)
         settings = row.settings.values()
-        table.writerow(
-            cells([rank, *settings, len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""])
-        )
+        rows.append([rank, *settings, len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""])
     for job in board.others:
         own = [job.overrides.get(key) for key in board.varying]
         blank = [None] * len(columns)
-        table.writerow(cells([None, *own, None, *blank, None, board.name(job), job.status, job.reason]))
-    return text.getvalue()
+        rows.append([None, *own, None, *blank, None, board.name(job), job.status, job.reason])
+    return table_of(rows, lineterminator="\n")
 
 
 def as_markdown(board: Leaderboard) -> str:
@@ -79,18 +74,18 @@ def as_markdown(board: Leaderboard) -> str:
     return "\n".join(lines)
 
 
-def show(board: Leaderboard, console: Console) -> None:
+def print_leaderboard(board: Leaderboard, console: Console) -> None:
     """The table as far as the terminal is wide, the best run's folder, and what has no result."""
     console.print()
     if board.rows:
         columns = {title: cells[:MOST] for title, cells in _columns(board).items()}
-        console.print(_fitting(columns, [_title(metric) for metric in board.metrics], console))
+        console.print(_fitting(columns, [_title(metric) for metric in board.metrics], console.width))
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
         seeds = f"the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
-        told = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
-        say(console, *(("best", f"{best.best.folder}: {told}") if best.best.val else ("note", UNRANKED)))
+        text = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
+        say(console, *(("best", f"{best.best.folder}: {text}") if best.best.val else ("note", UNRANKED)))
     ended = [job for job in board.others if job.status != "unfinished"]
     for job in ended[:MOST]:
         settings = _settings(board, job, "seed")
@@ -120,29 +115,32 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
     return columns
 
 
-def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console) -> Table:
-    """The widest table that the terminal has room for."""
-    anywhere = console.options.update(max_width=10_000)
-    measured = [title for title in columns if title in ("n", *metrics, "jobs")]
-    for spared in range(len(SPARED) + 1):
-        whole = _table({title: cells for title, cells in columns.items() if title not in SPARED[:spared]})
-        if console.measure(whole, options=anywhere).maximum <= console.width:
-            return whole
-    # Many settings, or long ones: all of them in one column that takes as many lines as it needs.
-    named = [title for title in columns if title not in ("#", *measured)]
-    rows = zip(*(columns[title] for title in named), strict=True)
+def _fitting(columns: dict[str, list[str]], metrics: list[str], width: int) -> Table:
+    """The widest of three tables that a terminal of so many columns has room for.
+
+    The last has all settings in one column, which takes as many lines as it needs, and the metric that ranks.
+    """
+    shorter = {title: cells for title, cells in columns.items() if title not in SPARED}
+    named = [title for title in shorter if title not in ("#", "n", *metrics)]
+    rows = zip(*(shorter[title] for title in named), strict=True)
     settings = [
-        " ".join(f"{title}={cell}" for title, cell in zip(named, row, strict=True) if cell) for row in rows
+        " ".join(f"{name}={cell}" for name, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    longest = [max(text.split(), key=len, default="") for text in settings]
-    kept = [title for title in measured if title not in SPARED]
+    others = {title: cells for title, cells in shorter.items() if title not in named}
+    joined = {"#": others.pop("#"), "settings": settings, **others}
+    for one in (columns, shorter, joined):
+        if _width(one) <= width:
+            return _table(one)
+    first = next(title for title in joined if title in metrics)
+    return _table({title: joined[title] for title in ("#", "settings", first)})
 
-    def table(texts: list[str]) -> Table:
-        return _table({"#": columns["#"], "settings": texts, **{title: columns[title] for title in kept}})
 
-    while len(kept) > 1 and console.measure(table(longest), options=anywhere).maximum > console.width:
-        kept.remove("n" if kept[:-1] == ["n"] else kept[-1])
-    return table(settings)
+def _width(columns: dict[str, list[str]]) -> int:
+    """How wide a table is, of whose column `settings` only the words are kept whole."""
+    pieces = {
+        title: " ".join(cells).split() if title == "settings" else cells for title, cells in columns.items()
+    }
+    return sum(max(map(cell_len, [title, *each])) + 3 for title, each in pieces.items())
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
@@ -186,8 +184,8 @@ def _brief(value: str) -> str:
 
 def _title(metric: str) -> str:
     """val acc for val_accuracy."""
-    side, _, name = metric.partition("_")
-    return f"{side} {SHORT.get(name, name)}" if name else "time"
+    split, _, name = metric.partition("_")
+    return f"{split} {SHORT.get(name, name)}" if name else "time"
 
 
 def _spread(metric: str, spread: Spread | None) -> str:
