@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from finetune.atomic import write_sealed
+from finetune.errors import RequestError
 from finetune.report import page, predictions
 from finetune.runs.folder import digests
 from support.ended import Ended
@@ -206,6 +207,12 @@ def test_a_damaged_table_is_named(command: Command, run: Path) -> None:
     ended = command("report", str(run))
     assert ended.code == 2
     assert "predictions.csv: expected what the run wrote" in ended.err
+
+
+def test_damaged_curves_are_named(run: Path) -> None:
+    (run / "metrics.csv").write_text("epoch,loss/train\n1,zero\n", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"metrics.csv: expected what the run wrote; damaged"):
+        again(run)
 
 
 @pytest.mark.parametrize(("right", "total"), [(73, 114), (0, 10), (10, 10), (1, 1)])

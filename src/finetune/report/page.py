@@ -18,6 +18,7 @@ from finetune.atomic import read_json, write_atomically
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.data.dataset import Picture
+from finetune.errors import RequestError
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
@@ -60,7 +61,7 @@ def write_report(
         "data": Path(summary["data"]["name"]).name,
         "settings": flat(settings),
         "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
-        "curves": _curves(read_table(folder / "metrics.csv"), summary["best_epoch"]),
+        "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
         "result": result,
         "labels": _labels(summary),
         "skipped": read_table(folder / "skipped.csv"),
@@ -164,14 +165,17 @@ def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _curves(rows: Sequence[Mapping[str, str]], best: int) -> list[tuple[str, Any]]:
-    drawn = []
+def _curves(file: Path, best: int) -> list[tuple[str, Any]]:
+    rows, drawn = read_table(file), []
     for what, top in (("loss", None), ("accuracy", 1.0)):
-        series = {
-            split: [(float(row["epoch"]), float(row[f"{what}/{split}"])) for row in rows]
-            for split in ("train", "val")
-            if rows and rows[0].get(f"{what}/{split}")
-        }
+        splits = [split for split in ("train", "val") if rows and rows[0].get(f"{what}/{split}")]
+        try:
+            series = {
+                split: [(float(row["epoch"]), float(row[f"{what}/{split}"])) for row in rows]
+                for split in splits
+            }
+        except (KeyError, ValueError) as error:
+            raise RequestError(f"{file}: expected what the run wrote; damaged: {error}") from None
         if series:
             drawn.append((what, curve_chart(f"{what} over epochs", series, best, top)))
     return drawn

@@ -55,7 +55,7 @@ def find_sweep(sweep: str) -> Path:
 
 
 def has_begun(job: Path) -> bool:
-    """Whether a job has got beyond what Hydra wrote, or was told what is wrong with it."""
+    """Whether a job has got beyond what Hydra wrote, or was refused."""
     return any((job / name).exists() for name in ("settings.json", "summary.json"))
 
 
@@ -130,9 +130,15 @@ def read_job(folder: Path, asked: list[str]) -> Job:
         for key, _, value in (unescaped(one).partition("=") for one in summary.get("overrides") or asked)
     }
     status = summary.get("status", "unfinished")
-    reason = "" if summary.get("status") == "finished" else summary.get("reason") or _how_far(folder)
-    seconds = summary.get("timing", {}).get("total")
-    return Job(folder, overrides, status, reason, summary.get("val"), summary.get("test"), seconds)
+    return Job(
+        folder,
+        overrides,
+        status=status,
+        reason="" if status == "finished" else summary.get("reason") or _how_far(folder),
+        val=summary.get("val"),
+        test=summary.get("test"),
+        seconds=summary.get("timing", {}).get("total"),
+    )
 
 
 def _how_far(folder: Path) -> str:
@@ -141,5 +147,5 @@ def _how_far(folder: Path) -> str:
     if not settings.exists():
         return "not begun"
     epochs = read_json(settings, "the settings of a run")["epochs"]
-    done = max(len(table.read_text(encoding="utf-8").splitlines()) - 1, 0) if table.exists() else 0
+    done = max(table.read_bytes().count(b"\n") - 1, 0) if table.exists() else 0
     return f"{done} of {epochs} epochs so far"
