@@ -36,7 +36,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     Raises:
         RequestError: another process writes there.
     """
-    new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
@@ -51,9 +51,9 @@ def one_writer(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if new:  # what was asked for was wrong
+            for empty in made:  # what was asked for was wrong
                 with suppress(OSError):
-                    folder.rmdir()
+                    empty.rmdir()
 
 
 def _locked(file: BinaryIO, path: Path) -> bool:
