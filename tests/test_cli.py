@@ -126,9 +126,9 @@ def test_many_processes_that_start_at_once_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    started = [Started("train", "epochs=0") for _ in range(6)]
-    assert [process.ended().code for process in started] == [2] * 6
-    assert len(list(tmp_path.glob("outputs/*/*/.hydra/overrides.yaml"))) == 6
+    started = [Started("train", "epochs=0") for _ in range(4)]
+    assert [process.ended().code for process in started] == [2] * 4
+    assert len(list(tmp_path.glob("outputs/*/*/.hydra/overrides.yaml"))) == 4
 
 
 def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from support.runs import CHECKOUT, QUICK, summary_of
 
 Command = Callable[..., Ended]
 Finished = Callable[..., Path]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v3_small", "timm/resnet18")]
+MORE = ("resnet18", "mobilenet_v3_small", "timm/resnet18")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MORE]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def expected(run: Path, inputs: Tensor) -> Tensor:
         return open_run(str(run)).network(inputs)
 
 
-@pytest.mark.parametrize("model", ["resnet18", "timm/test_resnet", *SLOW])
+@pytest.mark.parametrize("model", ["timm/test_resnet", *SLOW])
 def test_a_state_dict_loads_into_the_plain_model(
     finished_run: Finished, command: Command, model: str
 ) -> None:

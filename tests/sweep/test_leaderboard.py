@@ -332,6 +332,7 @@ def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
     assert command("leaderboard", "elsewhere").code == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_several_labels(train: Command, several: Path) -> None:
     table = ("data=csv", f"data.root={several.name}", "loss=bce")
     ended = train("-m", *QUICK, *table, "optimizer.lr=0.001,0.1", "epochs=4")

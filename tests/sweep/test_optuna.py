@@ -111,12 +111,15 @@ def tried(sampler: str, seed: int, number: int) -> list[float]:
     return rates
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_best_is() -> None:
     distances = [abs(math.log10(rate) + 2) for rate in tried("tpe", 1, 30)]
     assert statistics.fmean(distances[15:]) < 0.7 * statistics.fmean(distances[:10])
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in SAMPLERS]
+)
 def test_every_sampler_tries_the_same_again_with_the_same_seed(sampler: str) -> None:
     first = tried(sampler, 0, 10)
     assert len(set(first)) == 10
@@ -278,6 +281,7 @@ def test_a_search_without_validation_ends_with_its_first_batch(
     assert len(study_in(sweep).trials) == 2
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_the_choices_that_it_began_with(
     train: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +318,8 @@ def test_resume_goes_on_with_the_study(
     assert (folder / "2" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("launcher", ["batched", pytest.param("basic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["batched", "basic"])
 def test_a_search_over_several_labels_looks_for_mean_average_precision(
     train: Callable[..., Ended], several: Path, launcher: str
 ) -> None:

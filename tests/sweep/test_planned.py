@@ -85,7 +85,11 @@ def test_a_sweep_killed_while_it_plans_has_lost_no_job(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "number", "code"), [("batched", signal.SIGKILL, -9), ("basic", signal.SIGINT, 130)]
+    ("launcher", "number", "code"),
+    [
+        ("batched", signal.SIGKILL, -9),
+        pytest.param("basic", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_resume_trains_every_planned_job(
     command: Command, knobs: list[str], launcher: str, number: int, code: int

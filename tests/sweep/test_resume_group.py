@@ -88,6 +88,7 @@ def test_a_killed_group_ends_as_one_that_was_not(
     assert command("resume", "cut").out.startswith("done     every job of cut has finished")
 
 
+@pytest.mark.slow
 def test_what_has_changed_or_is_damaged_is_refused(command: Command, knobs: list[str]) -> None:
     kill(8, *knobs, "seed=0,1,2", "hydra.sweep.dir=cut")
     damaged = Path("cut/1/checkpoints/last.ckpt")

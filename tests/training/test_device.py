@@ -87,6 +87,7 @@ print(0, held())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_freed_memory_serves_again_and_is_given_back() -> None:
     ended = Started(work=code(MEMORY)).ended()
