@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import finetune
@@ -56,3 +57,13 @@ def test_no_room_imports_one_above_it() -> None:
         path.parent.name for path in SOURCE.glob("*/__init__.py")
     }
     assert rooms <= floor.keys()  # a new room has its place
+
+
+def test_the_map_names_files_that_there_are() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+\.py)`", text))
+    named -= {"tests/test_layers.py"}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (SOURCE / name).is_file()] == []
+    rooms = {room for rooms in LAYERS for room in rooms} - {"__init__", "rank"}
+    assert [room for room in sorted(rooms) if f"`{room}`" not in text] == []
