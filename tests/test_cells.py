@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from finetune.cells import cells, uncelled
 from finetune.data.images import BadImage
-from finetune.inference.predict import WRITERS
+from finetune.evaluation.predict import WRITERS
 from finetune.report import predictions
 from finetune.runs import folder
 

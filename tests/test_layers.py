@@ -16,7 +16,7 @@ LAYERS = [
     {"sweep"},
     {"run"},
     {"processes", "prepared", "summary"},
-    {"inference", "inspection"},
+    {"evaluation", "inspection"},
     {"build"},
     {"report"},
     {"runs"},

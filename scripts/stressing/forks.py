@@ -192,7 +192,14 @@ def preload() -> None:
     import torch
     from hydra.core.plugins import Plugins
 
-    for name in ("api", "cli", "inference.command", "inference.predict", "inference.overlay", "sweep.resume"):
+    for name in (
+        "api",
+        "cli",
+        "evaluation.command",
+        "evaluation.predict",
+        "evaluation.overlay",
+        "sweep.resume",
+    ):
         importlib.import_module(f"finetune.{name}")
     torch.set_num_threads(1)
     gc.freeze()  # what is there already need not be looked through in each process

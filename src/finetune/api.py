@@ -20,7 +20,7 @@ from finetune.config.schema import SECTIONS, Settings
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
-from finetune.inference.forward import Predictor
+from finetune.evaluation.forward import Predictor
 from finetune.run import run
 from finetune.runs.open import Saved, open_run
 from finetune.say import Screen

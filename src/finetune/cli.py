@@ -17,7 +17,7 @@ from typer import Argument, Context, Option, Typer
 from finetune import launch, output
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
-from finetune.inference.formats import FORMATS
+from finetune.evaluation.formats import FORMATS
 from finetune.launch import import_torch
 from finetune.runs.sweeps import find_sweep
 from finetune.say import Screen
@@ -106,7 +106,7 @@ def explain(
 ) -> None:
     """Show what in an image speaks for the answer (Grad-CAM): finetune explain latest photographs."""
     import_torch()
-    from finetune.inference.overlay import explain_paths
+    from finetune.evaluation.overlay import explain_paths
 
     explain_paths(run, paths, out)
 
@@ -121,7 +121,7 @@ def evaluate(
 ) -> None:
     """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
     import_torch()
-    from finetune.inference.command import evaluate_run
+    from finetune.evaluation.command import evaluate_run
 
     evaluate_run(run, context.args, out=out, split=split, raw=raw)
 
@@ -137,8 +137,8 @@ def predict(
     format: str | None = Option(None, help="csv or jsonl, whatever the file's extension."),
 ) -> None:
     """Classify images: finetune predict latest photographs --out classes.csv."""
-    import_torch("finetune.inference.predict")
-    from finetune.inference.predict import predict_paths
+    import_torch("finetune.evaluation.predict")
+    from finetune.evaluation.predict import predict_paths
 
     tally = predict_paths(run, paths, out, top=top, raw=raw, format=format)
     if strict:
@@ -173,7 +173,7 @@ def export(
 ) -> None:
     """Write a run's model for other programs: finetune export latest --format onnx."""
     import_torch()
-    from finetune.inference.command import export_run
+    from finetune.evaluation.command import export_run
 
     export_run(run, format, out, softmax)
 
@@ -183,7 +183,7 @@ def report(run: str = RUN) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     import_torch()
     from finetune.build import find_data
-    from finetune.inference.overlay import maps
+    from finetune.evaluation.overlay import maps
     from finetune.report.page import write_report
     from finetune.runs.folder import read_summary
     from finetune.runs.open import find, open_run, settings_of

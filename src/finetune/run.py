@@ -16,9 +16,9 @@ from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
+from finetune.evaluation.calibration import temperature_of
+from finetune.evaluation.overlay import maps
 from finetune.features.load import ModelInputs
-from finetune.inference.calibration import temperature_of
-from finetune.inference.overlay import maps
 from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.inference.calibration import calibrate
+from finetune.evaluation.calibration import calibrate
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
 from finetune.training.fit import Fitted

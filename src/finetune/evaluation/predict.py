@@ -19,9 +19,9 @@ from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import Picture
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.evaluation.forward import Predictor, Ranked
+from finetune.evaluation.paths import find_images
 from finetune.features.extract import Form
-from finetune.inference.forward import Predictor, Ranked
-from finetune.inference.paths import find_images
 from finetune.output import failure
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say

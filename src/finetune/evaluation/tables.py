@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.errors import brief, shown
-from finetune.inference.evaluate import Chosen, Evaluation
+from finetune.evaluation.evaluate import Chosen, Evaluation
 from finetune.say import say
 
 MOST = 40  # classes on the terminal, the worst ones where there are more

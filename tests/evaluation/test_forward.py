@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
 from finetune.data.images import decode
-from finetune.inference.forward import Answer, Predictor
+from finetune.evaluation.forward import Answer, Predictor
 from finetune.runs.open import Saved
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.inference.overlay import answers, overlay, pair
+from finetune.evaluation.overlay import answers, overlay, pair
 from finetune.runs.open import open_run
 from support.ended import Ended
 from support.runs import newest

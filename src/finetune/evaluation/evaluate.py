@@ -13,7 +13,7 @@ from finetune.data.images import BadImage
 from finetune.data.reader import refuse_bad_images
 from finetune.data.sources import SPLITS, Dataset
 from finetune.errors import RequestError, brief
-from finetune.inference.forward import Predictor
+from finetune.evaluation.forward import Predictor
 from finetune.runs.open import Saved
 from finetune.training.metrics import measure_classes, measure_labels
 

@@ -19,9 +19,9 @@ from finetune.data.dataset import Picture
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError, brief
-from finetune.inference.calibration import temperature_of
-from finetune.inference.explain import heatmaps
-from finetune.inference.paths import find_images
+from finetune.evaluation.calibration import temperature_of
+from finetune.evaluation.explain import heatmaps
+from finetune.evaluation.paths import find_images
 from finetune.runs.open import Saved, open_run
 from finetune.say import Screen, progress, say
 from finetune.training.metrics import probabilities

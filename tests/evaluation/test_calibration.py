@@ -11,8 +11,8 @@ from torch import Tensor
 
 import finetune
 from finetune.data import sources
-from finetune.inference.calibration import BOUNDS, calibrate, fit_temperature
-from finetune.inference.forward import Predictor
+from finetune.evaluation.calibration import BOUNDS, calibrate, fit_temperature
+from finetune.evaluation.forward import Predictor
 from finetune.runs.open import open_run
 from finetune.training.metrics import calibration
 

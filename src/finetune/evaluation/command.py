@@ -11,12 +11,12 @@ from finetune.build import find_data
 from finetune.config.compose import override_settings
 from finetune.config.schema import Data, Settings
 from finetune.errors import RequestError
-from finetune.inference import tables
-from finetune.inference.calibration import temperature_of
-from finetune.inference.evaluate import choose_images, evaluate_images
-from finetune.inference.export import example_inputs, export_target, loads_into, write_export
-from finetune.inference.formats import FORMATS
-from finetune.inference.forward import Predictor
+from finetune.evaluation import tables
+from finetune.evaluation.calibration import temperature_of
+from finetune.evaluation.evaluate import choose_images, evaluate_images
+from finetune.evaluation.export import example_inputs, export_target, loads_into, write_export
+from finetune.evaluation.formats import FORMATS
+from finetune.evaluation.forward import Predictor
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices

@@ -161,7 +161,7 @@ def test_a_program_is_loaded_without_the_model(run: Path, command: Command) -> N
 
 
 def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.inference.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("finetune.evaluation.export.TOLERANCE", -1.0)
     ended = command("export", "run", "--format", "torch")
     assert ended.code == 1
     assert "model.pt2: not written: its outputs differ" in ended.err
@@ -195,7 +195,7 @@ def test_softmax_gives_calibrated_probabilities_checked_on_random_inputs_without
 def test_a_wrong_request_is_told(
     run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], line: str
 ) -> None:
-    monkeypatch.setattr("finetune.inference.export.find_spec", lambda name: None)
+    monkeypatch.setattr("finetune.evaluation.export.find_spec", lambda name: None)
     ended = command("export", "run", *arguments)
     assert ended.code == 2
     assert line in ended.err

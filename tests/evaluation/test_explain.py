@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from finetune.config.compose import compose
-from finetune.inference.explain import grad_cam, heatmaps, input_gradients, last_feature_map
+from finetune.evaluation.explain import grad_cam, heatmaps, input_gradients, last_feature_map
 from finetune.model.preprocessing import Preprocessing
 from finetune.runs.open import Saved
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import torch
 
-from finetune.inference.evaluate import Evaluation
-from finetune.inference.tables import MOST, show_evaluation
+from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.tables import MOST, show_evaluation
 from finetune.say import Screen
 from finetune.training.metrics import measure_classes
 

@@ -17,14 +17,14 @@ from finetune.atomic import write_atomically, write_json
 from finetune.data.dataset import Dataset
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
-from finetune.inference.formats import FORMATS
+from finetune.evaluation.formats import FORMATS
 from finetune.model.build import OPTIONS
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import sealed_text
 from finetune.runs.open import Saved
 
 if TYPE_CHECKING:
-    from finetune.inference.formats import Convert
+    from finetune.evaluation.formats import Convert
 
 TOLERANCE = 1e-4
 EXAMPLES = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import RequestError
-from finetune.inference.paths import find_images
+from finetune.evaluation.paths import find_images
 
 FILES = ("a/1.png", "a/b/2.JPG", "a/b/notes.txt", "a/.hidden/3.png", "c/[4].png", "c/5.webp")
 

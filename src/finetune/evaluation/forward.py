@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, BrokenPicture, decode
+from finetune.evaluation.calibration import temperature_of
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
-from finetune.inference.calibration import temperature_of
 from finetune.model.boundary import NotTraceable, split
 from finetune.runs.open import Saved
 from finetune.training import device as devices

@@ -17,7 +17,7 @@ import torch
 
 import finetune
 from finetune.errors import RunError
-from finetune.inference.forward import Answer, Predictor
+from finetune.evaluation.forward import Answer, Predictor
 from finetune.runs.open import Saved
 from support.ended import Ended
 
