@@ -27,7 +27,7 @@ from finetune.say import progress, say
 from finetune.training import device as devices
 from finetune.training import losses, optim
 from finetune.training.classifier import Classifier
-from finetune.training.distributed import ALONE, Place
+from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Options
 
 
@@ -175,7 +175,7 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
     )
 
 
-def build_options(settings: Settings, inputs: ModelInputs, place: Place = ALONE) -> Options:
+def build_options(settings: Settings, inputs: ModelInputs, rank: Rank = SINGLE) -> Options:
     """How long and on what to train; a step that is so small needs no other precision than 32.
 
     Raises:
@@ -191,7 +191,7 @@ def build_options(settings: Settings, inputs: ModelInputs, place: Place = ALONE)
         device=device,
         precision=devices.precision(precision, device),
         compiled=devices.compiles(settings.compile, device, settings.epochs * train),
-        place=place,
+        rank=rank,
     )
 
 

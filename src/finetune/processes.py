@@ -20,21 +20,21 @@ from finetune.runs.folder import read_summary
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training import device as devices
 from finetune.training import distributed
-from finetune.training.distributed import Place
+from finetune.training.distributed import Rank
 
 GRACE = 10.0  # seconds that the others have to end once one has failed
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}
 
 
-def place(settings: Settings) -> Place | None:
-    """This process's place among those that train a run; None where they are still to be started.
+def find_rank(settings: Settings) -> Rank | None:
+    """This process's rank among those that train a run; None where they are still to be started.
 
     Raises:
         RequestError: the devices asked for are not there, or as many processes were not started.
     """
     trainer = settings.trainer
     here = devices.count(trainer.devices, devices.accelerator(trainer.accelerator))
-    return distributed.place(here, trainer.nodes)
+    return distributed.find_rank(here, trainer.nodes)
 
 
 def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:

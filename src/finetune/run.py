@@ -37,7 +37,7 @@ from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal
-from finetune.training.distributed import ALONE, Place
+from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Fitted, fit
 from finetune.training.monitor import GradientMonitor
 
@@ -51,22 +51,22 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
     """
     if summary := _ended(settings, folder, console):
         return summary
-    place: Place | None = None
+    rank: Rank | None = None
     try:
-        place = processes.place(settings)
-        if place is None:
+        rank = processes.find_rank(settings)
+        if rank is None:
             return processes.launch(settings, folder, console.quiet)
         device = devices.accelerator(settings.trainer.accelerator)
-        console = console if place.leads else Screen(quiet=True)
-        alone = folders.one_writer(folder) if place.leads else nullcontext()
-        with folders.interruptible(folder), distributed.joined(place, device), alone:
-            if place.size == 1 and (summary := _ended(settings, folder, console)):
+        console = console if rank.is_main else Screen(quiet=True)
+        alone = folders.one_writer(folder) if rank.is_main else nullcontext()
+        with folders.interruptible(folder), distributed.joined(rank, device), alone:
+            if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
-            with distributed.one_after_the_other(place):  # the first one computes, the others find it stored
-                prepared = prepare(settings, folder, console, place)
+            with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
+                prepared = prepare(settings, folder, console, rank)
             return run_prepared(prepared, console)
     except BaseException as error:
-        if place is None or place.leads:
+        if rank is None or rank.is_main:
             folders.give_reason(folder, error)
         raise
 
@@ -89,12 +89,12 @@ def prepare(
     settings: Settings,
     folder: Path,
     console: Console,
-    place: Place = ALONE,
+    rank: Rank = SINGLE,
     resume_state: ResumeState | None = None,
 ) -> Prepared:
     """Find data and model, compute what is constant, and begin the run's folder.
 
-    place: among processes that train together; only the one that leads writes.
+    rank: among processes that train together; only the one that leads writes.
     resume_state: where a job that trained together with others goes on.
 
     Raises:
@@ -102,30 +102,30 @@ def prepare(
     """
     started = time.perf_counter()
     resume_state = resuming.find(settings, folder) if settings.resume else resume_state
-    if resume_state is None and place.leads:
+    if resume_state is None and rank.is_main:
         folders.refuse_used(folder)
     asked, settings = settings, resuming.decided(settings, resume_state)
     devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
 
     model, dataset = _find_model_and_data(settings, resume_state, console)
     origin = resuming.found(model, dataset)
-    if resume_state is None and place.leads:
+    if resume_state is None and rank.is_main:
         folders.begin(folder, asked.model_dump())
     resuming.check(resume_state, origin)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
 
-    inputs = _load_inputs(settings, model, dataset, folder if place.leads else None, console)
-    batches = build.build_batches(settings, inputs, place.size)
+    inputs = _load_inputs(settings, model, dataset, folder if rank.is_main else None, console)
+    batches = build.build_batches(settings, inputs, rank.world_size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
 
-    options = build.build_options(settings, inputs, place)
+    options = build.build_options(settings, inputs, rank)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.asked(folder, asked, resume_state)
     origin |= resuming.chosen(inputs, proof.sha256, options)
     resuming.check(resume_state, origin)
-    if place.leads:
+    if rank.is_main:
         folders.start(folder, None if resume_state else asked.model_dump(), inputs.bad)
     return Prepared(
         settings=settings,
@@ -168,7 +168,7 @@ def _load_inputs(
 
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
-    board = start_log(prepared) if prepared.options.place.leads else None
+    board = start_log(prepared) if prepared.options.rank.is_main else None
     ready_at = time.perf_counter()
     fitted = train(prepared, board, console)
     if board is None or fitted is None:
@@ -179,7 +179,7 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:
     """Train, and evaluate the test split with the best epoch; what is frozen is proven not to have moved."""
     settings, options, state = prepared.settings, prepared.options, prepared.resume_state
-    share = max(1, torch.get_num_threads() // options.place.here)  # never more threads than cores
+    share = max(1, torch.get_num_threads() // options.rank.local_world_size)  # never more threads than cores
     light = build.is_light(settings, prepared.inputs)
     with devices.threads(1 if light else share), devices.freed_memory_kept():
         terminal.training_line(console, settings.optimizer.model_dump(), options)

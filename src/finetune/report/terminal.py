@@ -101,7 +101,7 @@ def _feature_line(console: Console, inputs: ModelInputs) -> None:
 
 def training_line(console: Console, optimizer: dict[str, Any], options: Options) -> None:
     """What the training will be."""
-    device, processes, threads = options.device, options.place.size, torch.get_num_threads()
+    device, processes, threads = options.device, options.rank.world_size, torch.get_num_threads()
     where = f"{device} ({threads} thread{'s' * (threads > 1)})" if device == "cpu" else device
     if processes > 1:
         where += f", {processes} processes"

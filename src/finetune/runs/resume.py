@@ -192,7 +192,7 @@ def chosen(inputs: ModelInputs, frozen: str, options: Options) -> dict[str, Any]
         "kept": inputs.features is not None,
         "augment": inputs.plan.augment,
         "compiled": options.compiled,
-        "processes": options.place.size,
+        "processes": options.rank.world_size,
     }
 
 

@@ -21,32 +21,35 @@ TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among `size` that train together; local: its number among the `here` of its machine."""
+class Rank:
+    """Which of the processes that train together this is, in the words of torchrun.
+
+    rank, world_size: among all. local_rank, local_world_size: among those of its machine.
+    """
 
     rank: int = 0
-    size: int = 1
-    local: int = 0
-    here: int = 1
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that speaks and writes; the others only compute."""
         return self.rank == 0
 
 
-ALONE = Place()
+SINGLE = Rank()
 
 
-def place(here: int, nodes: int) -> Place | None:
-    """This process's place, as torchrun's variables tell it; None where the processes are not yet started.
+def find_rank(here: int, nodes: int) -> Rank | None:
+    """This process's rank, as torchrun's variables tell it; None where the processes are not yet started.
 
     Raises:
         RequestError: they were started, but not as many; or there is no way to start them from here.
     """
     size, names = here * nodes, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if size == 1:
-        return ALONE
+        return SINGLE
     if not all(name in os.environ for name in names):
         if nodes == 1:
             return None
@@ -59,29 +62,29 @@ def place(here: int, nodes: int) -> Place | None:
         raise RequestError(
             f"trainer.devices={here} trainer.nodes={nodes}: expected {size} processes; {started} were started"
         )
-    return Place(rank, size, local, here)
+    return Rank(rank, size, local, here)
 
 
 @contextmanager
-def joined(place: Place, device: Device) -> Iterator[None]:
+def joined(rank: Rank, device: Device) -> Iterator[None]:
     """In touch with the other processes; alone there is nothing to do."""
-    if place.size == 1:
+    if rank.world_size == 1:
         yield
         return
     if device == "cuda":
-        torch.cuda.set_device(place.local)
+        torch.cuda.set_device(rank.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # after an error the others may never come to it: the process just ends
 
 
 @contextmanager
-def one_after_the_other(place: Place) -> Iterator[None]:
+def one_after_the_other(rank: Rank) -> Iterator[None]:
     """A machine's first process does something before the others, which then find it done."""
-    if place.local:
+    if rank.local_rank:
         dist.barrier()
     yield
-    if place.size > 1 and not place.local:
+    if rank.world_size > 1 and not rank.local_rank:
         dist.barrier()
 
 

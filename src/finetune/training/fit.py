@@ -27,7 +27,7 @@ from finetune.training.callbacks import Curves
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints, RunCheckpoints
 from finetune.training.classifier import Classifier
 from finetune.training.device import Device, Precision
-from finetune.training.distributed import ALONE, Place
+from finetune.training.distributed import SINGLE, Rank
 from finetune.training.learner import Job, Learner
 from finetune.training.stacked import StackedClassifier
 
@@ -53,7 +53,7 @@ class Fitted:
 class Options:
     """How long and on what to train.
 
-    compiled: whether the network is. place: of this process among those that train together.
+    compiled: whether the network is. rank: of this process among those that train together.
     """
 
     epochs: int
@@ -63,7 +63,7 @@ class Options:
     device: Device = "cpu"
     precision: Precision = "32-true"
     compiled: bool = False
-    place: Place = ALONE
+    rank: Rank = SINGLE
 
 
 def fit(
@@ -91,15 +91,15 @@ def fit(
         checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
     else:
         checkpoints = RunCheckpoints(jobs, options.max_steps)
-    torch.manual_seed(batches.seed + options.place.rank * 1_000_003)  # for dropout, whatever has drawn before
+    torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
-        writes = [Curves()] if options.place.leads else []
+        writes = [Curves()] if options.rank.is_main else []
         trainer = _trainer(learner, options, [*writes, checkpoints, *callbacks])
         path = resume if isinstance(resume, Path) else None
         trainer.fit(learner, batches, ckpt_path=path, weights_only=True)
-        if not options.place.leads:
+        if not options.rank.is_main:
             return []
-        if options.place.size > 1:  # the rest is for one
+        if options.rank.world_size > 1:  # the rest is for one
             trainer = _trainer(learner, Options(options.epochs), [])
         _load_best(learner, jobs, checkpoints)
         return _evaluate(learner, batches, trainer)
@@ -107,14 +107,14 @@ def fit(
 
 def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's, which leaves signals to us: its own handler waits, inside it, for the other processes."""
-    place = options.place
-    environment = [] if place.size > 1 else [LightningEnvironment()]
+    rank = options.rank
+    environment = [] if rank.world_size > 1 else [LightningEnvironment()]
     trainer = pl.Trainer(
         accelerator=options.device,
         precision=options.precision,
-        devices=place.here,
-        num_nodes=place.size // place.here,
-        strategy=_ddp(learner) if place.size > 1 else "auto",
+        devices=rank.local_world_size,
+        num_nodes=rank.world_size // rank.local_world_size,
+        strategy=_ddp(learner) if rank.world_size > 1 else "auto",
         plugins=[AtomicCheckpointIO(), *environment],
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulate_batches,
