@@ -89,11 +89,11 @@ def opened(folder: Path) -> list[Any]:
 
 def found(folder: Path) -> list[Any]:
     """All that an interrupted run goes on from."""
-    resume_state = resuming.find(settings_of(folder), folder)
+    resume_state = resuming.find_resume_state(settings_of(folder), folder)
     assert resume_state is not None
     held = resuming.newest(folder)
     assert held is not None
-    asked = resuming.asked(folder, settings_of(folder), resume_state)
+    asked = resuming.origin_of_request(folder, settings_of(folder), resume_state)
     return [resume_state, digest(held[1]["state_dict"]), str(held[1]["optimizer_states"]), asked]
 
 

@@ -28,7 +28,7 @@ from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import HELD, SWEEP, sweep_folder
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.planned import asked, check_stored, searched
+from finetune.sweep.planned import check_stored, hydra_request, searched
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
 
 # What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
@@ -217,7 +217,7 @@ def search_again(folder: Path) -> list[str] | None:
     """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
     if not searched(folder):
         return None
-    recorded, place = asked(folder), ("hydra.sweep.dir=", "hydra.mode=")
+    recorded, place = hydra_request(folder), ("hydra.sweep.dir=", "hydra.mode=")
     again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
     for one in again:
         check_stored(one, SEARCH)

@@ -73,7 +73,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
 
 def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any] | None:
     """The summary of a run that is to be resumed and has ended; None where there is something to train."""
-    summary = resuming.finished(settings, folder) if settings.resume else None
+    summary = resuming.finished_summary(settings, folder) if settings.resume else None
     if summary:
         text = f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
         say(console, "finished", text)
@@ -101,17 +101,17 @@ def prepare(
         RequestError: the request was wrong.
     """
     started = time.perf_counter()
-    resume_state = resuming.find(settings, folder) if settings.resume else resume_state
+    resume_state = resuming.find_resume_state(settings, folder) if settings.resume else resume_state
     if resume_state is None and rank.is_main:
         folders.refuse_used(folder)
-    asked, settings = settings, resuming.decided(settings, resume_state)
+    asked, settings = settings, resuming.as_decided(settings, resume_state)
     devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
 
     model, dataset = _find_model_and_data(settings, resume_state, console)
-    origin = resuming.found(model, dataset)
+    origin = resuming.origin_of_data(model, dataset)
     if resume_state is None and rank.is_main:
         folders.begin(folder, asked.model_dump())
-    resuming.check(resume_state, origin)
+    resuming.check_origin(resume_state, origin)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
@@ -122,9 +122,9 @@ def prepare(
 
     options = build.build_options(settings, inputs, rank)
     proof = Proof(model.network, model.frozen)
-    origin |= resuming.asked(folder, asked, resume_state)
-    origin |= resuming.chosen(inputs, proof.sha256, options)
-    resuming.check(resume_state, origin)
+    origin |= resuming.origin_of_request(folder, asked, resume_state)
+    origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
+    resuming.check_origin(resume_state, origin)
     if rank.is_main:
         folders.start(folder, None if resume_state else asked.model_dump(), inputs.bad)
     return Prepared(
@@ -184,7 +184,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
     with devices.threads(1 if light else share), devices.freed_memory_kept():
         terminal.training_line(console, settings.optimizer.model_dump(), options)
         if state:
-            terminal.resume_lines(console, state.epochs, resuming.changed(state, versions()))
+            terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
         callbacks: list[Any] = []
         if board:
             batches = len(prepared.batches.train_dataloader())

@@ -23,7 +23,7 @@ class WrongDigest(ValueError):
     """A checkpoint that is no longer what was written."""
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically, as a file that `torch.load` reads; the digest is its archive's comment.
 
     Raises:
@@ -37,7 +37,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, file.getvalue())
 
 
-def read(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
     """What a file of torch.save holds, as plain data; an older run's, without digest, is told of.
 
     Raises:

@@ -56,7 +56,7 @@ def at_checkpoint(call: int) -> None:
     from finetune.training import batched_checkpoints
 
     batched_checkpoints.WRITE_EVERY = 0
-    write, seen = batched_checkpoints.sealed.write, 0
+    write, seen = batched_checkpoints.sealed.write_checkpoint, 0
 
     def counted(path: Path, checkpoint: dict[str, Any]) -> None:
         nonlocal seen
@@ -65,5 +65,5 @@ def at_checkpoint(call: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, checkpoint)
 
-    batched_checkpoints.sealed.write = counted
+    batched_checkpoints.sealed.write_checkpoint = counted
     cli.main()

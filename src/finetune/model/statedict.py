@@ -46,7 +46,7 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     try:
         if file.suffix == ".safetensors":
             return _safetensors(file)
-        loaded = sealed.read(file)
+        loaded = sealed.read_checkpoint(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
     except pickle.UnpicklingError:

@@ -44,7 +44,7 @@ def write_report(
         RequestError: a file that it is made of has been changed.
         RunError: the file cannot be written.
     """
-    folders.check(folder, summary.get("files", {}))
+    folders.check_tables(folder, summary.get("files", {}))
     settings = read_json(folder / "settings.json", "the settings of a run")
     answers = read_predictions(folder)
     split = next((split for split in SPLITS if any(one.split == split for one in answers)), None)

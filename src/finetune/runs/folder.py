@@ -161,7 +161,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tables if one.exists()}
 
 
-def check(folder: Path, known: Mapping[str, str]) -> None:
+def check_tables(folder: Path, known: Mapping[str, str]) -> None:
     """Raise RequestError where one of these tables is not what the summary says; older ones say nothing."""
     now = digests(folder)
     for name in known:

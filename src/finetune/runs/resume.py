@@ -64,7 +64,7 @@ class ResumeState:
     curves: str = ""
 
 
-def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
+def finished_summary(settings: Settings, folder: Path) -> dict[str, Any] | None:
     """The summary of the run in a folder, if it has ended well.
 
     Raises:
@@ -77,13 +77,13 @@ def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def find(settings: Settings, folder: Path) -> ResumeState | None:
+def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
     """Where `resume=auto` goes on in a folder; None where no epoch was finished, so that it starts.
 
     Raises:
         RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
     """
-    resume_state = find_any(folder)
+    resume_state = read_resume_state(folder)
     if resume_state is None:
         return None
     if resume_state.together:
@@ -96,7 +96,7 @@ def find(settings: Settings, folder: Path) -> ResumeState | None:
     return resume_state
 
 
-def find_any(folder: Path) -> ResumeState | None:
+def read_resume_state(folder: Path) -> ResumeState | None:
     """Where a run, or a sweep's job, was interrupted; None where no epoch was finished.
 
     Raises:
@@ -144,7 +144,7 @@ def _same_settings(settings: Settings, folder: Path) -> None:
             )
 
 
-def decided(settings: Settings, resume_state: ResumeState | None) -> Settings:
+def as_decided(settings: Settings, resume_state: ResumeState | None) -> Settings:
     """The settings with what `auto` came to when the run began, where that can be asked for."""
     if resume_state is None:
         return settings
@@ -159,7 +159,7 @@ def decided(settings: Settings, resume_state: ResumeState | None) -> Settings:
     )
 
 
-def asked(folder: Path, settings: Settings, resume_state: ResumeState | None) -> dict[str, Any]:
+def origin_of_request(folder: Path, settings: Settings, resume_state: ResumeState | None) -> dict[str, Any]:
     """What a run began with: the SHA-256 of its settings and, where there are any, Hydra's overrides."""
     if resume_state:
         return {
@@ -169,7 +169,7 @@ def asked(folder: Path, settings: Settings, resume_state: ResumeState | None) ->
     return {"settings": sha256_of(settings.model_dump()), "overrides": own}
 
 
-def found(model: Model, dataset: Dataset) -> dict[str, Any]:
+def origin_of_data(model: Model, dataset: Dataset) -> dict[str, Any]:
     """What is known of a run's origin before any picture is decoded."""
     return {
         "model": model.name,
@@ -181,7 +181,7 @@ def found(model: Model, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def chosen(inputs: ModelInputs, frozen: str, options: Options) -> dict[str, Any]:
+def origin_of_choices(inputs: ModelInputs, frozen: str, options: Options) -> dict[str, Any]:
     """What is known of it when everything stands ready; frozen: SHA-256 of what is frozen."""
     return {
         "skipped": len(inputs.bad),
@@ -196,7 +196,7 @@ def chosen(inputs: ModelInputs, frozen: str, options: Options) -> dict[str, Any]
     }
 
 
-def check(resume_state: ResumeState | None, now: Mapping[str, Any]) -> None:
+def check_origin(resume_state: ResumeState | None, now: Mapping[str, Any]) -> None:
     """Raise RequestError, naming the difference, where a run would go on with what it did not begin with."""
     if resume_state is None:
         return
@@ -215,7 +215,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
-def changed(resume_state: ResumeState, now: Mapping[str, str]) -> str | None:
+def changed_versions(resume_state: ResumeState, now: Mapping[str, str]) -> str | None:
     """What to say where the versions of what decides the numbers are others."""
     before = resume_state.origin["versions"]
     names = [f"{name} {before[name]} then, {now[name]} now" for name in now if before.get(name) != now[name]]

@@ -84,7 +84,7 @@ def check_stored(override: str, also: Sequence[str] = ()) -> None:
         )
 
 
-def write(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
+def write_plan(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
     """Write the list atomically; of a search it has what was asked for so far.
 
     Raises:
@@ -96,7 +96,7 @@ def write(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
 
 def searched(sweep: Path) -> bool:
     """Whether a sweep is a search, whose study knows what comes next."""
-    return _read(sweep).searched if (sweep / PLAN).is_file() else asked(sweep)[0] != "basic"
+    return _read(sweep).searched if (sweep / PLAN).is_file() else hydra_request(sweep)[0] != "basic"
 
 
 def planned(sweep: Path) -> list[Planned]:
@@ -137,7 +137,7 @@ def _read(sweep: Path) -> _File:
 
 def _older(sweep: Path) -> list[Planned]:
     """Begun jobs by their folders; the others from what was asked for, with the numbers that are left."""
-    noted = asked(sweep)
+    noted = hydra_request(sweep)
     searched = noted.sweeper != "basic"
     known = {job: overrides_of(job) for job in job_folders(sweep) if searched or has_begun(job)}
     jobs = [Planned(job, overrides) for job, overrides in known.items()]
@@ -162,7 +162,7 @@ class Asked(NamedTuple):
     sources: list[dict[str, str]]
 
 
-def asked(sweep: Path) -> Asked:
+def hydra_request(sweep: Path) -> Asked:
     """Read it, with nothing interpolated.
 
     Raises:

@@ -13,7 +13,7 @@ from finetune.config.schema import Settings
 from finetune.errors import RequestError
 from finetune.runs import open as saved
 from finetune.runs.folder import one_writer, read_summary
-from finetune.runs.resume import find_any
+from finetune.runs.resume import read_resume_state
 from finetune.say import say
 from finetune.sweep.planned import Planned, planned
 from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
@@ -57,7 +57,7 @@ def _unfinished(folder: Path) -> list[Plan]:
             kept = (job.folder / "settings.json").is_file()
             plan.settings = saved.settings_of(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
-            resume_state = None if status == "failed" else find_any(job.folder)
+            resume_state = None if status == "failed" else read_resume_state(job.folder)
             if resume_state is None:
                 _make_anew(job, plan.settings)
             elif resume_state.together:

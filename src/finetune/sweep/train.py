@@ -100,7 +100,7 @@ def _try_together(
     try:
         prepared = prepare(first.settings, first.folder, console, resume_state=first.resume_state)
         for plan in plans:
-            resuming.check(plan.resume_state, prepared.origin)
+            resuming.check_origin(plan.resume_state, prepared.origin)
         if why := _why_alone(prepared):
             return prepared, why
         _train_together(plans, prepared, console, reach)
@@ -154,7 +154,9 @@ def _train_together(
     differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
     say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
     if resume_state := prepared.resume_state:
-        terminal.resume_lines(console, resume_state.epochs, resuming.changed(resume_state, versions()))
+        terminal.resume_lines(
+            console, resume_state.epochs, resuming.changed_versions(resume_state, versions())
+        )
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start_log(jobs[0], figures=False)]
     boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
@@ -201,7 +203,7 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     shared, inputs = prepared.batches, prepared.inputs.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
-    origin = {**prepared.origin, **resuming.asked(plan.folder, settings, plan.resume_state)}
+    origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
     return replace(begun, resume_state=plan.resume_state)
 

@@ -82,11 +82,13 @@ class BatchedCheckpoints(Checkpoints):
         folder = job.folder / "checkpoints"
         if new_best:
             best = self._content(number, self.best, job.best.epoch, self.best_steps[number])
-            sealed.write(folder / "best.ckpt", best)
+            sealed.write_checkpoint(folder / "best.ckpt", best)
         if job.best.epoch == job.best.kept:
             copy_best(folder)
         else:
-            sealed.write(folder / "last.ckpt", self._content(number, self.last, job.best.kept, job.steps))
+            sealed.write_checkpoint(
+                folder / "last.ckpt", self._content(number, self.last, job.best.kept, job.steps)
+            )
 
     def _content(self, number: int, tensors: Snapshot, epoch: int, steps: int) -> dict[str, Any]:
         job = self.jobs[number]

@@ -26,13 +26,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        sealed.write(Path(path), checkpoint)
+        sealed.write_checkpoint(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         try:
-            return sealed.read(Path(path))
+            return sealed.read_checkpoint(Path(path))
         except Exception as error:  # there is no telling what damaged bytes make an unpickler raise
             raise RunError(f"{path}: is missing or damaged ({type(error).__name__})") from None
 

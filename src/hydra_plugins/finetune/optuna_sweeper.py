@@ -21,7 +21,7 @@ from finetune.atomic import write_atomically
 from finetune.errors import RequestError, shown, tell
 from finetune.runs.folder import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import listed, write
+from finetune.sweep.planned import listed, write_plan
 from finetune.sweep.planning import plan
 from finetune.training.best import NAMES, deciding
 
@@ -124,7 +124,7 @@ class OptunaSweeper(Sweeper):
         known = listed(folder)
         first = max(len(known), _next_number(folder))
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
-        write(folder, [*known, *new], searched=True)
+        write_plan(folder, [*known, *new], searched=True)
         returns = list(self.launcher.launch(jobs, initial_job_idx=first))
         each = len(space.seeds)
         for place, trial in zip(range(0, len(jobs), each), trials, strict=True):

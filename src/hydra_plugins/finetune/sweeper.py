@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from finetune.errors import RequestError
 from finetune.runs.folder import PLAN
-from finetune.sweep.planned import Planned, own_configs, write
+from finetune.sweep.planned import Planned, own_configs, write_plan
 from finetune.sweep.planning import plan
 
 
@@ -31,7 +31,7 @@ class ListedSweeper(BasicSweeper):
         folder, wrong = self._folder(), own_configs(self.config.hydra.runtime.config_sources)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = enumerate(chain.from_iterable(batches))
-        write(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
+        write_plan(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
         return batches
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -42,7 +42,7 @@ class ListedSweeper(BasicSweeper):
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
         try:
-            write(self._folder(), plan(self.hydra_context.config_loader, self.config, jobs))
+            write_plan(self._folder(), plan(self.hydra_context.config_loader, self.config, jobs))
         except (HydraException, RequestError):  # no job will begin
             (self._folder() / PLAN).unlink()
             raise
