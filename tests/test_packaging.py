@@ -96,7 +96,7 @@ def test_the_installed_package_is_used_from_any_folder(installed: Path, tmp_path
         PYTHONPATH=str(installed),
     )
     assert where.split() == [
-        str(installed / "finetune" / "settings.py"),
+        str(installed / "finetune" / "config" / "schema.py"),
         str(installed / "finetune" / "configs"),
     ]
 

@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from optuna.trial import TrialState
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
-from finetune.sweep.callback import HELD
 from finetune.sweep.leaderboard import compare
 from hydra_plugins.finetune._space import Space, read_space
 from hydra_plugins.finetune._study import SAMPLERS, ended_trials, open_study, tell_trial
@@ -53,11 +52,9 @@ def search(
         sys, "argv", ["t", "-m", "hydra/sweeper=optuna", "hydra/launcher=basic", dir_, *arguments]
     )
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with ExitStack() as held:
-        HELD.set(held)
-        hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="config")(
-            lambda c: job(c)
-        )()
+    hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="config")(
+        lambda c: job(c)
+    )()
     return tried
 
 

@@ -41,13 +41,11 @@ class FolderCallback(Callback):
                 refuse_used(Path(os.path.relpath(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
-        with _refusing():
-            folder = Path(os.path.relpath(config.hydra.sweep.dir))
-            if basic:  # a search goes on with new jobs
+        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
+            with _refusing():
+                folder = Path(os.path.relpath(config.hydra.sweep.dir))
                 _refuse_used_sweep(folder)
-            HELD.get().enter_context(one_writer(folder))
-        if basic:
+                HELD.get().enter_context(one_writer(folder))
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.sweeper.ListedSweeper"
         SWEEP.set(config)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, shown, tell
-from finetune.runs.folder import read_summary
+from finetune.runs.folder import one_writer, read_summary
 from finetune.say import Screen, say
 from finetune.sweep.planned import listed, write_plan
 from finetune.sweep.planning import plan
@@ -89,13 +89,18 @@ class OptunaSweeper(Sweeper):
             Interrupted, SystemExit: a resumed study begins with what was being trained.
         """
         from hydra_plugins.finetune._space import read_space
-        from hydra_plugins.finetune._study import best_so_far, ended_trials, open_study
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_space(parser.parse_overrides(arguments))
         self.validate_batch_is_legal(space.examples())  # a choice that Hydra refuses is told now
-        folder, options = Path(os.path.relpath(self.config.hydra.sweep.dir)), self.options
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(os.path.relpath(self.config.hydra.sweep.dir))
+        with one_writer(folder):
+            return self._search(folder, space)
+
+    def _search(self, folder: Path, space: Any) -> list[JobReturn]:
+        from hydra_plugins.finetune._study import best_so_far, ended_trials, open_study
+
+        options = self.options
         write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         storage = options.storage or str(folder / "study.db")
         study = open_study(storage, options.study, options.sampler, options.seed)
