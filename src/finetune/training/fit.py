@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def fit(
         if not options.rank.is_main:
             return []
         if options.rank.world_size > 1:  # the rest is for one
-            trainer = _trainer(learner, Options(options.epochs), [])
+            trainer = _trainer(learner, replace(options, rank=SINGLE), [checkpoints])
         _load_best(learner, jobs, checkpoints)
         return _evaluate(learner, batches, trainer)
 
