@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stressing import flips, kills, stores
+from stressing import corruptions, flips, kills, stores
 from stressing.forks import preload
 from stressing.pool import run_trials
 from stressing.world import Outcome, Undisturbed, World
@@ -51,6 +51,12 @@ KINDS = {
         flips.prepare,
         partial(flips.flips, curves=True),
     ),
+    "corruptions": Kind(
+        "a file damaged: cut, emptied, overwritten, gone",
+        500,
+        corruptions.prepare,
+        corruptions.corruptions,
+    ),
     "clears": Kind("the cache cleared under two runs", 100, stores.prepare, stores.clears),
     "replaced": Kind("images replaced under a run", 100, stores.prepare, stores.replaced, own_images=True),
     "races": Kind("three runs with one empty cache", 40, stores.prepare, stores.races),
@@ -77,15 +83,15 @@ def stress(
     folder: an empty one, where trials work.
     """
     preload()
-    found, known, looks = {}, dict[str, Undisturbed](), dict[str, Any]()
+    found, known, looks = dict[str, Counter[str]](), dict[str, Undisturbed](), dict[str, Any]()
     for name in names:
         kind, began = KINDS[name], time.monotonic()
         world = World(folder / name, seed, jobs, kind.own_images, known, looks)
         kind.prepare(world)
         numbers = range(times or kind.times) if only is None else [only]
-        found[name] = Counter[str]()
         for number, outcome in run_trials(world, name, kind.trial, numbers):
-            found[name][outcome.kind] += 1
+            row = f"{name}: {outcome.about}" if outcome.about else name
+            found.setdefault(row, Counter[str]())[outcome.kind] += 1
             if outcome.kind in ("silent", "broken"):
                 line = f"{name} --seed {seed} --only {number}: {outcome.kind}: {outcome.note}"
                 print(line, file=sys.stderr, flush=True)
@@ -99,8 +105,13 @@ def table(found: dict[str, Counter[str]]) -> str:
         "| | tried | times | ended whole | resumed equal, harmless | told | silent | traceback |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, counts in found.items():
-        cells = [name, KINDS[name].what, str(counts.total()), *(str(counts[end]) for end in ENDS)]
+    for name, counts in sorted(found.items()):
+        cells = [
+            name,
+            KINDS[name.partition(":")[0]].what,
+            str(counts.total()),
+            *(str(counts[end]) for end in ENDS),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

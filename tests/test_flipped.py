@@ -18,7 +18,8 @@ from finetune.model.statedict import read_state_dict
 from finetune.report.page import write_report
 from finetune.run import run
 from finetune.runs import resume as resuming
-from finetune.runs.open import open_run, settings_of
+from finetune.runs.open import open_run
+from finetune.runs.settings import read_settings
 from finetune.say import Screen
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
@@ -89,11 +90,11 @@ def opened(folder: Path) -> list[Any]:
 
 def found(folder: Path) -> list[Any]:
     """All that an interrupted run goes on from."""
-    resume_state = resuming.find_resume_state(settings_of(folder), folder)
+    resume_state = resuming.find_resume_state(read_settings(folder), folder)
     assert resume_state is not None
     held = resuming.newest(folder)
     assert held is not None
-    asked = resuming.origin_of_request(folder, settings_of(folder), resume_state)
+    asked = resuming.origin_of_request(folder, read_settings(folder), resume_state)
     return [resume_state, digest(held[1]["state_dict"]), str(held[1]["optimizer_states"]), asked]
 
 

@@ -12,7 +12,7 @@ import pytest
 from finetune.config.compose import compose, override_settings
 from finetune.errors import RequestError
 from finetune.launch import search_again
-from finetune.runs.open import settings_of
+from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import overrides_of
 from finetune.sweep import resume
 from finetune.sweep.leaderboard import compare
@@ -32,7 +32,7 @@ def test_stored_settings_come_through_as_they_are(command: Command) -> None:
     values["data"] |= {"root": "${seed}", "label_column": "${"}
     Path("run").mkdir()
     Path("run/settings.json").write_text(json.dumps(values))
-    stored = settings_of(Path("run"))
+    stored = read_settings(Path("run"))
     now = override_settings(
         stored, ["data.workers=2", "seed=${oc.decode:'7'}"], ["data", "data.workers", "seed"]
     )

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
-from support.killed import in_phase
+from support.killed import at_checkpoint, in_phase
 from support.older import as_older
 from support.privilege import without_privilege
 from support.processes import Started
@@ -162,6 +162,20 @@ def test_twenty_kills(command: Command, tmp_path: Path, whole: Path) -> None:
     assert {line.split(" in ")[1].split()[0] for line in table} == set(most)
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_each_epochs_gradients_stand_once_after_a_kill_around_its_checkpoint(
+    command: Command, after: bool
+) -> None:
+    work = partial(at_checkpoint, 2, after)
+    ended = Started("train", *RUN, "epochs=3", "cache_dir=cache", "monitor_gradients=true", work=work).ended()
+    assert ended.code == -signal.SIGKILL, ended.err
+    ended = command("resume", "run")
+    assert (ended.code, ended.err) == (0, "")
+    found = [point for point in points(Path("run")) if point[0].startswith(("gradients/", "updates/"))]
+    layers = [f"{tag}/{layer}" for tag in ("gradients", "updates") for layer in ("fc", "layer4")]
+    assert found == sorted((layer, step) for layer in layers for step in (5, 10, 15))
+
+
 # by the command
 
 
@@ -246,8 +260,8 @@ def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b"green", b"greem", 1)):
         file.write_bytes(damaged)
         assert resumed().err == (
-            f"error: {file}: expected what was frozen in that run; this file is damaged or another run's:"
-            " without it the run writes it again\n"
+            f"error: {file}: expected what was frozen in that run; it is damaged or another run's; without it"
+            " the run writes it again\n"
         )
     file.unlink()
     assert resumed().code == 0

@@ -18,7 +18,8 @@ from stressing.world import BASE, RUN, SWEEPS, Outcome, World, came_to, rows_of,
 
 # What tells a user that something is not as it was.
 WORDS = re.compile(
-    r"warning|note |damaged|changed|missing|differ|expected|computed again|cannot|refused|older|unknown"
+    r"warning|note |not ended|damaged|changed|missing|differ|expected|computed again|cannot|refused|older"
+    r"|unknown"
 )
 CURVES = ("metrics.csv", "tensorboard")  # what only shows how a run went
 Look = Callable[[Path], list[tuple[Ended, Any]]]
@@ -32,7 +33,7 @@ def prepare(world: World) -> None:
     world.undisturbed("batched", *SWEEPS["batched"], "hydra.sweep.dir=sweep")
     half = world.furnish("undisturbed/half/0")
     shutil.copytree(world.known["run"].folder / "store", half / "store")
-    stopped = command(half, *RUN, before=_stop_after_two_epochs)
+    stopped = command(half, *RUN, before=stop_after_two_epochs)
     assert stopped.code == -9, stopped.err
     world.known["half"] = replace(world.known["run"], folder=half)
     for kind, (look, _) in KINDS.items():
@@ -42,7 +43,7 @@ def prepare(world: World) -> None:
             assert ended.code == 0, ended.err
 
 
-def _stop_after_two_epochs() -> None:
+def stop_after_two_epochs() -> None:
     import os
     import signal
 
@@ -78,7 +79,7 @@ def look_at_run(place: Path) -> list[tuple[Ended, Any]]:
         (measured, _held(place / "found.json", lambda file: json.loads(file.read_text(encoding="utf-8")))),
         (predicted, _held(place / "answers.csv", rows_of)),
         (report, None),
-        (begun, _held(place / "next" / "summary.json", lambda file: _measures(file.parent))),
+        (begun, _held(place / "next" / "summary.json", lambda file: measures_of(file.parent))),
     ]
 
 
@@ -103,14 +104,14 @@ def look_at_sweep(place: Path) -> list[tuple[Ended, Any]]:
 def look_at_store(place: Path) -> list[tuple[Ended, Any]]:
     """What a run with these features comes to."""
     ended = command(place, *RUN[:-1], "hydra.run.dir=again")
-    return [(ended, _held(place / "again" / "summary.json", lambda file: _measures(file.parent)))]
+    return [(ended, _held(place / "again" / "summary.json", lambda file: measures_of(file.parent)))]
 
 
 def _held(file: Path, read: Callable[[Path], Any]) -> Any:
     return read(file) if file.exists() else None
 
 
-def _measures(run: Path) -> Any:
+def measures_of(run: Path) -> Any:
     summary = summary_of(run)
     return [summary["val"], summary["test"], summary["classes"], summary["data"]["fingerprint"]]
 

@@ -32,10 +32,14 @@ JOBS = {"batched": 8, "basic": 3}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: whole, equal, told, silent or broken; note: on what it was and how to see it."""
+    """What came of a trial: whole, equal, told, silent or broken.
+
+    note: on what it was and how to see it. about: the kind of file, where trials are counted by it.
+    """
 
     kind: str
     note: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class World:
     seed: int
     jobs: int = 2
     own_images: bool = False
+    images: Path = GOLDEN / "images"
     known: dict[str, Undisturbed] = field(default_factory=dict)
     looks: dict[str, Any] = field(default_factory=dict)
 
@@ -66,9 +71,9 @@ class World:
         place.mkdir(parents=True)
         (place / "backbone.safetensors").symlink_to(GOLDEN / "backbone.safetensors")
         if self.own_images:
-            shutil.copytree(GOLDEN / "images", place / "images")
+            shutil.copytree(self.images, place / "images")
         else:
-            (place / "images").symlink_to(GOLDEN / "images")
+            (place / "images").symlink_to(self.images)
         return place
 
     def undisturbed(self, name: str, *arguments: str) -> Undisturbed:

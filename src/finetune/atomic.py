@@ -8,10 +8,13 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
 from finetune.errors import RequestError, RunError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def not_written(place: Path, error: OSError) -> str:
@@ -67,22 +70,32 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, f"{text}\n".encode())
 
 
-def read_json(file: Path, what: str) -> dict[str, Any]:
+def read_json(
+    file: Path, what: str, shape: TypeAdapter[Any] | None = None, way: str | None = None
+) -> dict[str, Any]:
     """The JSON object in a file, without the SHA-256 that `write_sealed` put into it.
 
-    what: it is, to say so where it is not.
+    what: it is, to say so where it is not. shape: what a file without a SHA-256 must have.
+    way: what can be done without the file.
 
     Raises:
         RequestError: it cannot be read, is something else, or has been changed.
     """
+    expected, way = f"{file}: expected {what}", f"; {way}" if way else ""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: expected {what} ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{expected} ({error}){way}") from None
     if not isinstance(value, dict):
-        raise RequestError(f"{file}: expected {what} (a JSON object)")
-    if value.pop("sha256", None) not in (None, sha256_of(value)):  # older files have none
-        raise RequestError(f"{file}: expected {what} as it was written; it has been changed since (SHA-256)")
+        raise RequestError(f"{expected} (a JSON object){way}")
+    sha256 = value.pop("sha256", None)  # older files have none
+    if sha256 not in (None, sha256_of(value)):
+        raise RequestError(f"{expected} as it was written; it has been changed since (SHA-256){way}")
+    try:
+        if shape and sha256 is None:
+            shape.validate_python(value)
+    except ValueError:
+        raise RequestError(f"{expected}; it holds something else{way}") from None
     return value
 
 

@@ -52,7 +52,7 @@ def read_table(file: Path) -> list[dict[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
             return [*map(uncelled, csv.DictReader(opened))]
-    except (TypeError, AttributeError, csv.Error) as error:
+    except (OSError, TypeError, AttributeError, csv.Error) as error:
         raise RequestError(f"{file}: expected a table as it was written; damaged: {error}") from None
 
 

@@ -185,16 +185,18 @@ def report(run: str = RUN) -> None:
     from finetune.build import find_data
     from finetune.evaluation.overlay import maps
     from finetune.report.page import write_report
-    from finetune.runs.folder import read_summary
-    from finetune.runs.open import find, open_run, settings_of
+    from finetune.runs.folder import find_run
+    from finetune.runs.open import open_run
+    from finetune.runs.settings import read_settings
+    from finetune.runs.summary import read_summary
     from finetune.training.device import threads
 
-    folder = find(run)
+    folder = find_run(run)
     summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
     try:
-        images = find_data(settings_of(folder)).images
+        images = find_data(read_settings(folder)).images
     except RequestError:  # only the thumbnails are lacking then
         images = []
     with threads(1):  # as the run itself writes it

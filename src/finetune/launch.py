@@ -22,7 +22,7 @@ from finetune.config.compose import REFUSALS, quoted, refused, settings_from_con
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST, PLAN, is_sweep
+from finetune.runs.folder import LATEST, PLAN, find_run, is_sweep
 from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
@@ -202,12 +202,11 @@ def resume_any(run: str) -> int:
         run_hydra()
     import_torch()
     from finetune import run as runs
-    from finetune.runs.open import find
     from finetune.sweep.resume import resume_sweep
 
     console = Screen()
     if not sweep:
-        runs.resume(find(str(folder)), console)
+        runs.resume(find_run(str(folder)), console)
         return 0
     code = resume_sweep(folder, console)
     return max(code, int(not show_leaderboard(folder)))
@@ -229,8 +228,5 @@ def _latest(run: str) -> Path:
     plans = {file.stat().st_mtime: file.parent for file in SWEEPS.glob(f"*/*/{PLAN}")}
     if plans and not (LATEST.exists() and LATEST.stat().st_mtime >= max(plans)):
         return plans[max(plans)]  # stopped before any of its jobs had begun
-    import_torch()
-    from finetune.runs.open import find
-
-    last = find(run)
+    last = find_run(run)
     return next(filter(is_sweep, last.parents), last)

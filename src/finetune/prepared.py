@@ -61,27 +61,26 @@ def start_log(prepared: Prepared, like: Board | None = None, figures: bool = Tru
     kept = state and (folder / name).exists()  # and whole, as has been checked
     if not kept and (like is None or not linked(like.folder / name, folder / name)):
         save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
-    started = False
     if state:
         folders.reopen(folder, state.curves)
-        started, whole = restore_log(folder, state.steps, state.curves)
-        if not (started and whole):
+        if not restore_log(folder, state.steps, state.curves):
             text = "damaged; the points of metrics.csv are written again, others that were lost are not"
             say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
     board = Board(folder, figures)
-    if not started:
-        board.start(prepared.settings.model_dump(), prepared.model, prepared.inputs.sample, like)
+    board.start(prepared.settings.model_dump(), prepared.model, prepared.inputs.sample, like)
     return board
 
 
 def job_of(prepared: Prepared, board: Board | None) -> Job:
     """What training writes of a run, and where."""
+    state = prepared.resume_state
     return Job(
         prepared.folder,
         board.writer if board else None,
         frozen_sha256=prepared.proof.sha256,
         patience=prepared.settings.patience,
         origin={**prepared.origin, "versions": versions()},
+        curves=state.curves.splitlines(keepends=True) if state else [],
     )
 
 

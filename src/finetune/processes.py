@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune.config.schema import Settings
 from finetune.errors import Interrupted, RequestError, RunError
-from finetune.runs.folder import read_summary
+from finetune.runs.summary import read_summary
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training import device as devices
 from finetune.training import distributed

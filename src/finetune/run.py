@@ -30,8 +30,8 @@ from finetune.report.tensorboard import Board
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.runs.folder import is_sweep
-from finetune.runs.open import settings_of
 from finetune.runs.resume import ResumeState
+from finetune.runs.settings import read_settings
 from finetune.say import Screen, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
@@ -82,7 +82,7 @@ def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any]
 
 def resume(folder: Path, console: Console) -> dict[str, Any]:
     """Resume the run in a folder, with the settings that it began with, and return the summary."""
-    return run(settings_of(folder).model_copy(update={"resume": "auto"}), folder, console)
+    return run(read_settings(folder).model_copy(update={"resume": "auto"}), folder, console)
 
 
 def prepare(
@@ -126,7 +126,7 @@ def prepare(
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
     resuming.check_origin(resume_state, origin)
     if rank.is_main:
-        folders.start(folder, None if resume_state else asked.model_dump(), inputs.bad)
+        folders.start(folder, inputs.bad)
     return Prepared(
         settings=settings,
         folder=folder,

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from finetune.errors import RequestError
-from finetune.runs.open import find, open_run, settings_of
+from finetune.runs.folder import find_run
+from finetune.runs.open import open_run
+from finetune.runs.settings import read_settings
 from support.ended import Ended
 from support.older import as_older
 from support.runs import QUICK, newest, whole_state
@@ -58,7 +60,7 @@ def test_settings_that_were_changed_by_hand_or_are_another_runs_are_refused(
         file.write_text(text)
         Path("one/summary.json").unlink(missing_ok=True)  # there would be nothing to do
         for words in (("resume", "one"), ("evaluate", "one"), ("predict", "one", "pictures")):
-            assert command(*words).err == f"error: {line}\n"
+            assert command(*words).err == f"error: {line}; weights=one starts anew from its weights\n"
 
 
 def test_a_run_without_a_checkpoint_cannot_be_opened(train: Train, few_pictures: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_run_without_a_checkpoint_cannot_be_opened(train: Train, few_pictures:
 def test_what_is_no_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=rf"^{run.replace('.', '[.]')}: expected"):
-        find(run)
+        find_run(run)
 
 
 def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
@@ -82,13 +84,13 @@ def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
     Path("pictures").symlink_to(few_pictures)
     assert train(*QUICK, "optimizer=adamw").code == 0
     run = newest()
-    file, before = run / "settings.json", settings_of(run)
+    file, before = run / "settings.json", read_settings(run)
     values = json.loads(file.read_text())
     del values["head_dropout"], values["trainer"]["clip_norm"], values["data"]["nested"]
     del values["optimizer"]["weight_decay"], values["sha256"]  # another decay for sgd
     as_older(run)
     file.write_text(json.dumps(values))
-    assert settings_of(run) == before
+    assert read_settings(run) == before
     assert before.optimizer.weight_decay == 0.01
     (run / "summary.json").unlink()  # as if it had been killed before its last words
     again = train(*QUICK, "optimizer=adamw", f"hydra.run.dir={run}", "resume=auto")
@@ -105,4 +107,4 @@ def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
         (unchosen, "data.source: expected a value; it is missing"),
     ):
         file.write_text(json.dumps(wrong))
-        assert command("evaluate", str(run)).err == f"error: {line}\n"
+        assert command("evaluate", str(run)).err.endswith(f"error: {file}: {line}\n")

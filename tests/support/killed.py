@@ -51,8 +51,11 @@ def in_phase(phase: str, call: int, delay: float, number: int) -> None:
     cli.main()
 
 
-def at_checkpoint(call: int) -> None:
-    """Run the command, its groups writing checkpoints after every epoch, until that of a number is due."""
+def at_checkpoint(call: int, after: bool = False) -> None:
+    """Run the command, its groups writing checkpoints after every epoch, until that of a number is due.
+
+    after: until it has been written.
+    """
     from finetune.training import batched_checkpoints
 
     batched_checkpoints.WRITE_EVERY = 0
@@ -61,9 +64,12 @@ def at_checkpoint(call: int) -> None:
     def counted(path: Path, checkpoint: dict[str, Any]) -> None:
         nonlocal seen
         seen += 1
+        if after:
+            write(path, checkpoint)
         if seen == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, checkpoint)
+        if not after:
+            write(path, checkpoint)
 
     batched_checkpoints.sealed.write_checkpoint = counted
     cli.main()

@@ -93,7 +93,8 @@ class Training:
         writer, console = SummaryWriter(str(self.folder / "tensorboard")), Console(file=self.text, width=200)
         callbacks: list[Any] = [Terminal(console, epochs, len(self.batches.train_dataloader()))]
         callbacks += [GradientMonitor(writer, console)] if monitor_gradients else []
-        job = Job(self.folder, writer, "abc", patience)
+        curves = torch.load(resume_state, weights_only=True)["curves"] if resume_state else ""
+        job = Job(self.folder, writer, "abc", patience, curves=curves.splitlines(keepends=True))
         with writer:
             (fitted,) = fit(
                 self.classifier,

@@ -19,6 +19,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
+from finetune.atomic import write_sealed
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
@@ -40,7 +41,7 @@ def job(sweep: Path, number: int, overrides: list[str], summary: dict[str, Any] 
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
     if summary is not None:
-        (folder / "summary.json").write_text(json.dumps(summary))
+        write_sealed(folder / "summary.json", summary)
     return folder
 
 

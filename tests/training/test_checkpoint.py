@@ -143,7 +143,18 @@ def test_a_damaged_last_checkpoint_beside_a_whole_best_one_is_told_with_a_way_on
     assert (newest(tmp_path) or (None,))[0] == best
     last.write_bytes(whole)
     best.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match=r"best\.ckpt: is missing or damaged \(WrongDigest\); expected whole"):
+    for kind in ("WrongDigest", "FileNotFoundError"):
+        told = rf"best\.ckpt: is missing or damaged \({kind}\); .*weights=.*last\.ckpt starts anew"
+        with pytest.raises(RunError, match=told):
+            newest(tmp_path)
+        best.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("content", [[1], {}, {"epoch": "3"}])
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path, content: object) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(content, tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(RunError, match=r"best\.ckpt: is no checkpoint of a run"):
         newest(tmp_path)
 
 

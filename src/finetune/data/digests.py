@@ -16,6 +16,7 @@ import numpy as np
 import PIL
 
 from finetune import private
+from finetune.say import Screen, say
 
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
 # Each row ends with a checksum of all before it. Tables of other names are of versions that had none.
@@ -40,7 +41,11 @@ def file_digests(
     try:
         with _opened(memo) as base:
             return _remembered(paths, base, advance)
-    except (OSError, sqlite3.Error):
+    except (OSError, sqlite3.Error) as error:
+        if type(error) is sqlite3.DatabaseError or memo.is_dir():  # others, as a lock, pass
+            with suppress(OSError):
+                memo.unlink()
+            say(Screen(stderr=True), "note", f"{memo}: is damaged ({error}); every image file is read again")
         return _hash_files(paths, advance)
 
 

@@ -153,7 +153,7 @@ def opened(
             store.load_index()
         except OSError as error:
             raise RequestError(
-                f"cache_dir={cache}: expected a folder that can be written to ({error.strerror})"
+                f"cache_dir={cache}: expected a folder that can be written to ({not_written(folder, error)})"
             ) from None
         yield store
 
@@ -212,7 +212,8 @@ def contents(cache: Path) -> list[dict[str, Any]]:
     found = []
     for folder in _folders(cache):
         index = folder / "rows.txt"
-        rows = index.stat().st_size // LINE_BYTES if index.exists() else 0
+        lines = LINE.findall(index.read_bytes()) if index.is_file() else []
+        rows = sum(digest != GONE.encode() for digest, _ in lines)
         found.append({"folder": str(folder), "rows": rows, "bytes": _bytes(folder), **_about(folder)})
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune import sealed
@@ -43,6 +43,7 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if not file.exists():
         raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
+    named = f"weights={path}" if file == path else file
     try:
         if file.suffix == ".safetensors":
             return _safetensors(file)
@@ -51,7 +52,7 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
             return _run(loaded, file)
     except pickle.UnpicklingError:
         raise RequestError(
-            f"weights={path}: expected a plain state dict; this file is damaged or holds other objects,"
+            f"{named}: expected a plain state dict; this file is damaged or holds other objects,"
             f" which are never loaded as they can run code"
         ) from None
     except RequestError:
@@ -59,9 +60,9 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
         line = (str(error).splitlines() or [""])[0]
         raise RequestError(
-            f"weights={path}: expected a readable state dict ({type(error).__name__}: {line})"
+            f"{named}: expected a readable state dict ({type(error).__name__}: {line})"
         ) from None
-    return _unwrapped(loaded, path), {}
+    return _unwrapped(loaded, f"{named}"), {}
 
 
 def fit_state_dict(
@@ -128,26 +129,27 @@ def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[
     """What was frozen in the run of a checkpoint, and the text stored with it.
 
     Raises:
-        RequestError: it is not what the run wrote.
-        Exception: it is no safetensors file.
+        RequestError: it is missing, damaged or another run's.
     """
-    frozen, text = _safetensors(file)
+    refused = RequestError(f"{file}: expected what was frozen in that run; it is damaged or another run's")
+    try:
+        frozen, text = _safetensors(file)
+    except (OSError, SafetensorError, RequestError):
+        raise refused from None
     origin = checkpoint.get("origin", {})
     # Runs of older versions tell the classes, but not how images are prepared; the oldest neither.
     about = origin.get("about") or {"classes": json.dumps(origin["classes"])} if origin else {}
     if digest(frozen) != checkpoint["frozen_sha256"] or not about.items() <= text.items():
-        raise RequestError(
-            f"{file}: expected what was frozen in that run; this file has been changed or is another run's"
-        )
+        raise refused
     return frozen, text
 
 
-def _unwrapped(loaded: Any, path: Path) -> State:
+def _unwrapped(loaded: Any, named: str) -> State:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not (isinstance(loaded, dict) and loaded and all(isinstance(v, Tensor) for v in loaded.values())):
-        raise RequestError(f"weights={path}: expected a state dict, that is names with tensors")
+        raise RequestError(f"{named}: expected a state dict, that is names with tensors")
     return loaded
 
 

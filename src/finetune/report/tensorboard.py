@@ -29,15 +29,16 @@ from finetune.model.assemble import Model
 from finetune.model.parameters import parameters_as_markdown
 from finetune.training.metrics import confusion_matrix
 
-# What `Board.start` writes.
-START = {
-    "_hparams_/session_start_info",
-    "settings/text_summary",
-    "parameters/text_summary",
-    "pictures/train",
+# What `Board.start` and `Board.finish` write.
+ENDS = (
+    "_hparams_/",
+    "settings/",
+    "parameters/",
+    "pictures/",
     "custom_scalars__config__",
-}
-FINAL = ("hp/", "confusion/")  # what `Board.finish` writes
+    "hp/",
+    "confusion/",
+)
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
 LAYOUT = {
     "curves": {
@@ -97,8 +98,8 @@ class Board:
         self.writer.close()
 
 
-def restore_log(folder: Path, step: int, curves: str) -> tuple[bool, bool]:
-    """Make a run's log what it was after a step, in one file, without the final metrics.
+def restore_log(folder: Path, step: int, curves: str) -> bool:
+    """Make a run's log what it was after a step, in one file, without what `Board` writes at either end.
 
     Records are read until the first whose checksum is wrong. Points that are missing then are written again.
     Telling TensorBoard to drop what came after the step (`purge_step`) would not: it purges nothing at the
@@ -106,18 +107,17 @@ def restore_log(folder: Path, step: int, curves: str) -> tuple[bool, bool]:
 
     curves: metrics.csv as it was after that step.
 
-    Returns: whether what `Board.start` writes is there, and whether all points were.
+    Returns: whether none of these points was missing.
     """
-    paths = sorted((folder / "tensorboard").glob("events.out.tfevents.*"))
+    log = folder / "tensorboard"
+    log.mkdir(exist_ok=True)
+    paths = sorted(path for path in log.glob("events.out.tfevents.*") if path.is_file())
     events: dict[tuple[str, int], Event] = {}
     for path in paths:
         for event in map(Event.FromString, RawEventFileLoader(str(path)).Load()):
             for value in event.summary.value:  # torch writes one an event
-                if event.step <= step and not value.tag.startswith(FINAL):
+                if event.step <= step and not value.tag.startswith(ENDS):
                     events.setdefault((value.tag, event.step), event)
-    started = {tag for tag, _ in events} >= START
-    if not started:
-        events = {point: event for point, event in events.items() if point[0] not in START}
     found = len(events)
     for row in csv.DictReader(io.StringIO(curves)):
         at = int(row.pop("step"))
@@ -129,12 +129,10 @@ def restore_log(folder: Path, step: int, curves: str) -> tuple[bool, bool]:
     records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
     for event in sorted(events.values(), key=lambda one: one.step):
         records.write(event.SerializeToString())
-    kept = paths[0] if paths else folder / "tensorboard" / "events.out.tfevents.0"
-    kept.parent.mkdir(exist_ok=True)
-    write_atomically(kept, content.getvalue())
+    write_atomically(paths[0] if paths else log / "events.out.tfevents.0", content.getvalue())
     for path in paths[1:]:
         path.unlink()
-    return started, len(events) == found
+    return len(events) == found
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:

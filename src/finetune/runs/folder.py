@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
-import io
 import os
 import shlex
 import shutil
@@ -16,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetune.atomic import not_written, read_json, write_atomically, write_sealed
-from finetune.cells import cells
+from finetune.atomic import not_written, write_atomically, write_sealed
+from finetune.cells import table_of
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals
 
@@ -89,14 +87,25 @@ def is_sweep(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run; None where there is none yet.
+def find_run(run: str) -> Path:
+    """The folder that `RUN` on the command line means: a path, or `latest`.
 
     Raises:
-        RequestError: summary.json is damaged.
+        RequestError: there is no such folder, or it holds no run.
     """
-    file = folder / "summary.json"
-    return read_json(file, "the summary of a run") if file.exists() else None
+    folder, where = Path(run), ""
+    if run == "latest" and not folder.exists():
+        if not LATEST.exists():
+            raise RequestError(f"latest: expected {LATEST}, which the first run writes; there is none here")
+        try:
+            folder = Path(LATEST.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{LATEST}: expected the path of the newest run ({error})") from None
+        where = f", which {LATEST} names"
+    if not (folder / "settings.json").is_file():
+        what = "settings.json in it" if folder.is_dir() else "there is no such folder"
+        raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
+    return folder
 
 
 def logdir(folder: Path) -> Path:
@@ -138,18 +147,13 @@ def _drop_parts(folder: Path) -> None:
             part.unlink()
 
 
-def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadImage]) -> None:
-    """Write what is known when settings and data are found valid, and make this run the latest.
-
-    settings: None leaves settings.json as it is.
-    """
+def start(folder: Path, skipped: Sequence[BadImage]) -> None:
+    """Write what is known when settings and data are found valid, and make this run the latest."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         LATEST.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
-    if settings is not None:
-        write_sealed(folder / "settings.json", settings)
     if skipped:
         list_bad(folder, skipped)
     write_atomically(LATEST, f"{folder}\n".encode())
@@ -158,7 +162,7 @@ def start(folder: Path, settings: dict[str, Any] | None, skipped: Sequence[BadIm
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of each table in a run's folder that its report is made of."""
     tables = [folder / name for name in ("metrics.csv", "predictions.csv", "skipped.csv")]
-    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tables if one.exists()}
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tables if one.is_file()}
 
 
 def check_tables(folder: Path, known: Mapping[str, str]) -> None:
@@ -166,15 +170,17 @@ def check_tables(folder: Path, known: Mapping[str, str]) -> None:
     now = digests(folder)
     for name in known:
         if now.get(name) != known[name]:
-            raise RequestError(f"{folder / name}: expected what the run wrote; it has been changed (SHA-256)")
+            raise RequestError(
+                f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); without"
+                f" summary.json, finetune resume {shlex.quote(str(folder))} writes it again"
+            )
 
 
-def list_bad(folder: Path, pictures: Sequence[BadImage]) -> None:
-    """Write skipped.csv: the path of each picture that cannot be used, and why."""
-    text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *(cells([bad.path, bad.reason]) for bad in pictures)])
-    content = text.getvalue().encode("utf-8", "surrogateescape")  # a file's name may be no text
-    write_atomically(folder / "skipped.csv", content)
+def list_bad(folder: Path, images: Sequence[BadImage]) -> None:
+    """Write skipped.csv: the path of each image that cannot be used, and why."""
+    write_atomically(
+        folder / "skipped.csv", table_of([["path", "reason"], *([bad.path, bad.reason] for bad in images)])
+    )
 
 
 def give_reason(folder: Path, error: BaseException) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import numpy as np
 
 from finetune.atomic import sha256_of
 from finetune.config.schema import Settings, flat
@@ -18,10 +18,9 @@ from finetune.errors import RequestError, RunError
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
-from finetune.runs.folder import read_summary
-from finetune.runs.open import check_settings, settings_of
+from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import overrides_of
-from finetune.training.callbacks import curves_until
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Options
 
@@ -110,16 +109,36 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         return None
     path, content = checkpoint
     together = "together" in content
-    if not ({"together", "origin"} if together else {"loops", "callbacks", "origin"}) <= content.keys():
+    if (
+        not {"global_step", "origin", *(["together"] if together else ["loops", "callbacks"])}
+        <= content.keys()
+    ):
         raise RequestError(
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
             " anew from its weights"
         )
-    check_settings(folder, content["origin"].get("settings"))
+    read_settings(folder, content["origin"].get("settings"))
     _check_frozen(path.with_name("frozen.safetensors"), content)
     epochs = content["epoch"] + 1
-    curves = content.get("curves") or curves_until(folder, epochs)
+    curves = content.get("curves") or _table_until(folder / "metrics.csv", epochs)
     return ResumeState(path, epochs, content["global_step"], content["origin"], together, curves)
+
+
+def _table_until(file: Path, epochs: int) -> str:
+    """metrics.csv until after an epoch; the first version's checkpoints do not hold it."""
+    if not file.exists():
+        return ""
+    try:
+        lines = file.read_bytes().decode().splitlines()[: epochs + 1]
+        rows = np.loadtxt(lines, delimiter=",", skiprows=1, ndmin=2)  # the epochs are the first column
+        whole = rows.size > 0 and rows[:, 0].tolist() == list(range(1, epochs + 1))
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise RequestError(
+            f"{file}: expected numbers for each of {epochs} epochs; without it the run goes on"
+        )
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -127,15 +146,12 @@ def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
         return  # the run writes it again
     try:
         read_frozen(file, checkpoint)
-    except (RequestError, OSError, SafetensorError):
-        raise RequestError(
-            f"{file}: expected what was frozen in that run; this file is damaged or another run's: without it"
-            " the run writes it again"
-        ) from None
+    except RequestError as error:
+        raise RequestError(f"{error}; without it the run writes it again") from None
 
 
 def _same_settings(settings: Settings, folder: Path) -> None:
-    before, now = (flat(one.model_dump()) for one in (settings_of(folder), settings))
+    before, now = (flat(one.model_dump()) for one in (read_settings(folder), settings))
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE and before.get(key) != now.get(key):
             raise RequestError(

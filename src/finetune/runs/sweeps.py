@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from finetune.atomic import read_json
+from finetune.cells import read_table
 from finetune.errors import RequestError, brief, one_line
-from finetune.runs.folder import PLAN, is_sweep, read_summary
+from finetune.runs.folder import PLAN, is_sweep
+from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary
 
 SWEEPS = Path("outputs") / "sweeps"
 
@@ -143,9 +145,9 @@ def read_job(folder: Path, asked: list[str]) -> Job:
 
 def _how_far(folder: Path) -> str:
     """What an unfinished job has done: metrics.csv has a row for each epoch."""
-    table, settings = folder / "metrics.csv", folder / "settings.json"
-    if not settings.exists():
+    if not (folder / "settings.json").exists():
         return "not begun"
-    epochs = read_json(settings, "the settings of a run")["epochs"]
-    done = max(table.read_bytes().count(b"\n") - 1, 0) if table.exists() else 0
-    return f"{done} of {epochs} epochs so far"
+    rows = read_table(folder / "metrics.csv")
+    if [row.get("epoch") for row in rows] != [str(epoch) for epoch in range(1, len(rows) + 1)]:
+        return "metrics.csv is damaged; finetune resume mends it"
+    return f"{len(rows)} of {read_settings(folder).epochs} epochs so far"

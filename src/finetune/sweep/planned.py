@@ -21,6 +21,7 @@ from finetune.config.messages import known_keys, validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError, one_line
 from finetune.runs.folder import PLAN
+from finetune.runs.settings import completed
 from finetune.runs.sweeps import has_begun, in_order, job_folders, overrides_of, read_yaml
 
 OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins anew"
@@ -48,8 +49,6 @@ class Planned:
         if self.wrong:
             raise RequestError(self.wrong)
         if self.settings is not None:
-            from finetune.runs.open import completed  # it imports torch
-
             return validate(completed(self.settings))
         for one in self.overrides:
             check_stored(one)

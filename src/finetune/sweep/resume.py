@@ -11,9 +11,10 @@ from rich.console import Console
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.runs import open as saved
-from finetune.runs.folder import one_writer, read_summary
+from finetune.runs.folder import one_writer
 from finetune.runs.resume import read_resume_state
+from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary
 from finetune.say import say
 from finetune.sweep.planned import Planned, planned
 from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
@@ -55,7 +56,7 @@ def _unfinished(folder: Path) -> list[Plan]:
         plan = Plan(int(job.folder.name) if job.folder.name.isdigit() else place, job.folder, job.overrides)
         try:
             kept = (job.folder / "settings.json").is_file()
-            plan.settings = saved.settings_of(job.folder) if kept else job.checked()
+            plan.settings = read_settings(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
             resume_state = None if status == "failed" else read_resume_state(job.folder)
             if resume_state is None:

@@ -198,8 +198,9 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     settings = plan.settings
     assert settings is not None
     if plan.folder != prepared.folder:
-        resume_state = plan.resume_state
-        folders.start(plan.folder, None if resume_state else settings.model_dump(), prepared.inputs.bad)
+        if plan.resume_state is None:
+            folders.begin(plan.folder, settings.model_dump())
+        folders.start(plan.folder, prepared.inputs.bad)
     shared, inputs = prepared.batches, prepared.inputs.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
     batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)

@@ -12,7 +12,6 @@ import torch
 from finetune import sealed
 from finetune.errors import RunError
 from finetune.training import optim
-from finetune.training.callbacks import curves_until
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Snapshot, StackedClassifier
@@ -100,7 +99,7 @@ class BatchedCheckpoints(Checkpoints):
             "optimizer_states": [self._optimizer_state(number, tensors, steps)],
             "frozen_sha256": job.frozen_sha256,
             "origin": dict(job.origin),
-            "curves": curves_until(job.folder, epoch),
+            "curves": "".join(job.curves[: epoch + 1]),
             # Trained beside others: it has no state of Lightning's loops.
             "together": job.best.state(),
         }

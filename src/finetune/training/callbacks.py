@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from finetune.atomic import not_written
 from finetune.errors import RunError
 from finetune.say import Bar
+from finetune.training.learner import Job
 
 
 class EpochLines(pl.Callback):
@@ -100,7 +98,7 @@ class Curves(pl.Callback):
             job = learner.jobs[number]
             values = metrics[number] | self.rates[number] | {"gradient_norm": norms[number]}
             try:
-                write_point(job.writer, job.folder / "metrics.csv", values, epoch=epoch, step=step)
+                write_point(job, values, epoch, step)
             except OSError as error:
                 learner.fail(number, RunError(not_written(job.folder, error)))
 
@@ -110,24 +108,15 @@ class Curves(pl.Callback):
                 job.writer.close()
 
 
-def write_point(
-    writer: SummaryWriter, table: Path, values: dict[str, float], *, epoch: int, step: int
-) -> None:
+def write_point(job: Job, values: dict[str, float], epoch: int, step: int) -> None:
     """An epoch's values as points in TensorBoard and as a row in metrics.csv."""
+    assert job.writer is not None
     for name, value in {**values, "epoch": epoch}.items():
-        writer.add_scalar(name, value, step)
-    writer.flush()
+        job.writer.add_scalar(name, value, step)
+    job.writer.flush()
     row = {"epoch": epoch, "step": step, **values}
-    new = not table.exists()
-    with table.open("a", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, list(row))
-        if new:
-            rows.writeheader()
-        rows.writerow(row)
-
-
-def curves_until(folder: Path, epoch: int) -> str:
-    """The head of metrics.csv and its rows until after an epoch; empty where there is no such file."""
-    table = folder / "metrics.csv"
-    text = table.read_bytes().decode("utf-8", "replace") if table.exists() else ""
-    return "".join(text.splitlines(keepends=True)[: epoch + 1])
+    lines = [] if job.curves else [",".join(row) + "\r\n"]
+    lines.append(",".join(map(str, row.values())) + "\r\n")
+    job.curves += lines
+    with (job.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
+        file.writelines(lines)

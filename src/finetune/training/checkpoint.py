@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from finetune import sealed, signals
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
 from finetune.training import distributed
-from finetune.training.callbacks import curves_until
 from finetune.training.learner import Job, Learner
 
 
@@ -48,17 +48,26 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     found, damaged = list[tuple[Path, dict[str, Any]]](), ""
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
         try:
-            found += [(path, AtomicCheckpointIO().load_checkpoint(path))] if path.exists() else []
+            if path.exists() or found:  # last.ckpt is never there without best.ckpt
+                found.append((path, _of_epoch(path)))
         except RunError as error:
             damaged = damaged or str(error)
-    if damaged and found and found[0][0].stem == "best":
-        epochs = found[0][1]["epoch"] + 1
-        damaged += (
-            f"; {found[0][0]} is whole: without last.ckpt the run goes on from it, after epoch {epochs}"
-        )
+    if damaged and found:
+        path, content = found[0]
+        way = f"weights={shlex.quote(str(path))} starts anew from its weights"
+        if path.stem == "best":
+            way = f"without last.ckpt the run goes on from it, after epoch {content['epoch'] + 1}"
+        damaged += f"; {path} is whole: {way}"
     if damaged:
         raise RunError(f"{damaged}; expected whole checkpoints to go on from")
     return max(found, key=lambda one: one[1]["epoch"], default=None)
+
+
+def _of_epoch(path: Path) -> dict[str, Any]:
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
+        raise RunError(f"{path}: is no checkpoint of a run")
+    return content
 
 
 def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -150,7 +159,7 @@ class RunCheckpoints(Checkpoints):
     ) -> None:
         device = pl_module.device.type
         checkpoint["frozen_sha256"] = self.job.frozen_sha256
-        checkpoint["curves"] = curves_until(self.job.folder, trainer.current_epoch + 1)
+        checkpoint["curves"] = "".join(self.job.curves)
         checkpoint["origin"] = dict(self.job.origin)
         # Nothing but dropout draws from these: order and augmentation follow from seed and epoch.
         own = {"cpu": torch.get_rng_state()}

@@ -94,7 +94,8 @@ def fit(
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
         writes = [Curves()] if options.rank.is_main else []
-        trainer = _trainer(learner, options, [*writes, checkpoints, *callbacks])
+        # A checkpoint says that its epoch is done: all else that is written of the epoch comes before.
+        trainer = _trainer(learner, options, [*writes, *callbacks, checkpoints])
         path = resume if isinstance(resume, Path) else None
         trainer.fit(learner, batches, ckpt_path=path, weights_only=True)
         if not options.rank.is_main:

@@ -26,7 +26,8 @@ class Job:
 
     writer: of the folder's TensorBoard log; None in a process that does not write.
     patience: epochs without a better one after which it ends. origin: what its checkpoints say of where they
-        came from. steps: of the optimiser, at the last epoch that was kept. error: why it failed.
+        came from. curves: the lines of metrics.csv. steps: of the optimiser, at the last epoch that was kept.
+    error: why it failed.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Job:
     frozen_sha256: str = ""
     patience: int | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    curves: list[str] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     steps: int = 0
     error: RunError | None = None

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
 from finetune.errors import RequestError, shown, tell
-from finetune.runs.folder import one_writer, read_summary
+from finetune.runs.folder import one_writer
+from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
 from finetune.sweep.planned import listed, write_plan
 from finetune.sweep.planning import plan

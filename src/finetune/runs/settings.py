@@ -1,0 +1,55 @@
+"""settings.json of a run, read back."""
+
+from __future__ import annotations
+
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from finetune.atomic import read_json, sha256_of
+from finetune.config.messages import validate
+from finetune.config.schema import Settings, configs_folder
+from finetune.errors import RequestError
+
+FILE = "settings.json"
+CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
+
+
+def read_settings(folder: Path, sha256: str | None = None) -> Settings:
+    """The settings that a run began with; one that did not exist yet has its default.
+
+    sha256: of the settings, as a checkpoint of the run has it; those of older versions have none.
+
+    Raises:
+        RequestError: the file is damaged, has a setting that there is not, or is another run's.
+    """
+    file, way = folder / FILE, f"weights={shlex.quote(str(folder))} starts anew from its weights"
+    values = read_json(file, "the settings of a run", way=way)
+    if sha256 not in (None, sha256_of(values)):
+        raise RequestError(f"{file}: expected the settings that this run began with; these are others; {way}")
+    try:
+        return validate(completed(values))
+    except RequestError as error:
+        raise RequestError(f"{file}: {error}") from None
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings over the defaults of the shipped configs, of its own choice in each group."""
+    top = _shipped("config.yaml")
+    known = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
+    completed = known | values
+    for group, by in CHOSEN.items():
+        section = values.get(group)
+        if isinstance(section, dict):
+            completed[group] = top.get(group, {}) | _shipped(f"{group}/{section.get(by)}.yaml") | section
+    return completed
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    """The values in a shipped config; none where there is no such file."""
+    file = configs_folder() / name
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
