@@ -24,6 +24,20 @@ def test_a_model_is_torchvisions_own():
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "googlenet", "timm/vit_tiny_patch16_224"])
+def test_where_weights_will_be_loaded_none_are_drawn_and_the_rest_is_as_ever(name):
+    state = torch.get_rng_state()
+    blank = build.build_model(name, initialised=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    full = build.build_model(name)
+    assert not torch.equal(torch.get_rng_state(), state)
+    drawn = [key for key, p in full.named_parameters() if len(p.unique()) > 1]
+    assert drawn
+    assert not any(blank.get_parameter(key).any() for key in drawn)
+    theirs, tensors = full.state_dict() | dict(full.named_buffers()), blank.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in tensors.items() if key not in drawn)
+
+
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads_are_gone_and_train_mode_gives_plain_logits(name):
     model = build.build_model(name)

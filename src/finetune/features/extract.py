@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from finetune.machine import has_compiler
+from finetune.model.tracing import keep_modes
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
 # core computes one, and what 16 images make on the way stays in its cache.
@@ -91,6 +92,15 @@ def difference(exact: Tensors, fast: Tensors) -> float:
     return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
 
 
+def _exact(prefix: nn.Module, device: str, sample: Tensor) -> Tensors:
+    """The prefix's tensors of a few images in fp32, by the prefix itself where it is on the device."""
+    if device != "cpu":
+        prefix = copy.deepcopy(prefix).to(device)
+    with keep_modes(prefix), torch.inference_mode():
+        output = prefix.eval()(sample.to(device))
+    return output if isinstance(output, tuple) else (output,)
+
+
 def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
 
@@ -98,7 +108,7 @@ def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[
     relative difference of the form asked for.
     """
     plain = Form("fp32", folded=False, batch=form.batch)
-    exact = accelerate(prefix, plain, device)(sample)
+    exact = _exact(prefix, device, sample)
     forward = accelerate(prefix, form, device)
     distance = difference(exact, forward(sample))
     if distance <= TOLERANCE[form.dtype]:

@@ -68,7 +68,9 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         RequestError: the model, weights, head, freeze or image size cannot be had.
     """
     torch.manual_seed(config.seed)
-    network = build_model(config.name, enum_of(config.name, config.weights))
+    network = build_model(
+        config.name, enum_of(config.name, config.weights), initialised=config.weights == "random"
+    )
     weights = load_weights(network, config.name, config.weights, keep_head=config.head == "keep")
     preprocessing = weights.preprocessing
     if config.image_size != "auto":

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from finetune.errors import RequestError, brief
 
@@ -18,16 +20,32 @@ from finetune.errors import RequestError, brief
 # expect images on a scale of their own, which the model itself changes to.
 OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
+RANDOM = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "erfinv_")
+
+
+class _Zeros(TorchFunctionMode):
+    """Zeros in place of random numbers: drawing them takes most of the time in which a model is built.
+
+    torch's truncated normal draws until all its numbers lie within its bounds, as zeros do.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in RANDOM:
+            return (args[0] if args else kwargs["tensor"]).data.zero_()
+        return func(*args, **kwargs)
+
 
 def model_names() -> list[str]:
     """Every classification model of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def build_model(name: str, enum: Any | None = None) -> nn.Module:
+def build_model(name: str, enum: Any | None = None, initialised: bool = True) -> nn.Module:
     """Build a model by its name in torchvision, or `timm/<name>` in timm; its head has 1,000 outputs.
 
-    `enum` is the entry of torchvision's weights to be loaded: some vision transformers' need another size.
+    enum: the entry of torchvision's weights to be loaded; some vision transformers' need another size.
+    initialised: False where weights will be loaded, so that none need be drawn.
 
     Raises:
         RequestError: there is no such model, or timm is not installed.
@@ -36,11 +54,12 @@ def build_model(name: str, enum: Any | None = None) -> nn.Module:
     if name.startswith("timm/"):
         import timm
 
-        return timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1000)
+        with nullcontext() if initialised else _Zeros():
+            return timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1000)
     options: dict[str, Any] = {**OPTIONS.get(name, {})}
     if name.startswith("vit_") and enum is not None:
         options["image_size"] = enum.meta["min_size"][0]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), nullcontext() if initialised else _Zeros():
         warnings.simplefilter("ignore", FutureWarning)  # their note on slow initialisation
         return torchvision.models.get_model(name, weights=None, **options)
 

@@ -64,7 +64,7 @@ def open_run(run: str) -> Saved:
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
     torch.manual_seed(settings.seed)
-    network = build_model(settings.model, enum_of(settings.model, settings.weights))
+    network = build_model(settings.model, enum_of(settings.model, settings.weights), initialised=False)
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
