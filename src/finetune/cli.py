@@ -194,7 +194,8 @@ def report(run: str = RUN) -> None:
     folder = find_run(run)
     summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
-        raise RequestError(f"{folder}: expected a finished run; finetune resume {folder} goes on with it")
+        wanted = "expected a finished run, with summary.json in it"
+        raise RequestError(f"{folder}: {wanted}; finetune resume {folder} goes on with it")
     try:
         images = find_data(read_settings(folder)).images
     except RequestError:  # only the thumbnails are lacking then

@@ -20,7 +20,9 @@ from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
 from finetune.atomic import write_sealed
+from finetune.config.compose import compose
 from finetune.errors import RequestError
+from finetune.runs.folder import begin
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.tables import as_csv, as_markdown, print_leaderboard
@@ -72,7 +74,7 @@ def test_ranked_by_validation_and_never_by_test(tmp_path: Path) -> None:
 def test_a_folder_of_a_refused_request_is_no_job(tmp_path: Path) -> None:
     refused = job(tmp_path, 0, ["freeze=layr4"])
     started = job(tmp_path, 1, [])
-    (started / "settings.json").write_text('{"epochs": 3}')
+    begin(started, compose([]).model_dump())
     assert [one.folder for one in compare(tmp_path).others] == [refused, started]  # of a sweep: it waits
     (tmp_path / "multirun.yaml").unlink()
     assert [one.folder for one in compare(tmp_path).others] == [started]
@@ -101,9 +103,12 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
     job(tmp_path, 1, ["lr=-1"], {"status": "failed", "reason": "lr=-1: expected a number above 0"})
     job(tmp_path, 2, ["lr=2"], finished(0.5))
     running = job(tmp_path, 3, ["lr=3"])
-    (running / "settings.json").write_text('{"epochs": 20}')
-    (running / "metrics.csv").write_text("epoch,loss\n0,1\n1,1\n")
+    begin(running, compose(["epochs=20"]).model_dump())
+    (running / "metrics.csv").write_text("epoch,loss\n1,1\n2,1\n")
     job(tmp_path, 4, ["lr=4"])
+    damaged = job(tmp_path, 5, ["lr=5"])
+    begin(damaged, compose([]).model_dump())
+    (damaged / "metrics.csv").write_text("epoch,loss\n1,1\n?,1\n")
     board = compare(tmp_path)
     told = [(one.folder.name, one.status, one.reason) for one in board.others]
     assert told == [
@@ -111,13 +116,14 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
         ("1", "failed", "lr=-1: expected a number above 0"),
         ("3", "unfinished", "2 of 20 epochs so far"),
         ("4", "unfinished", "not begun"),
+        ("5", "unfinished", "metrics.csv is damaged; finetune resume mends it"),
     ]
     lines = list(csv.DictReader(io.StringIO(as_csv(board).decode())))
-    assert [line["status"] for line in lines] == ["finished", "failed", "failed", "unfinished", "unfinished"]
+    assert [line["status"] for line in lines] == ["finished", "failed", "failed", *["unfinished"] * 3]
     assert lines[1]["rank"] == ""
     text = shown(tmp_path)
     assert "failed   job 0 (lr=1): the loss is not finite\n" in text
-    assert "open     2 jobs have not ended: 3-4\n" in text
+    assert "open     3 jobs have not ended: 3-5\n" in text
 
 
 def test_a_stopped_job_that_another_made_up_for_is_left_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from finetune.atomic import read_json, write_atomically
+from finetune.atomic import write_atomically
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.data.dataset import Picture
@@ -24,6 +24,7 @@ from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
+from finetune.runs.settings import read_settings
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
 FILE = "report.html"
@@ -45,7 +46,7 @@ def write_report(
         RunError: the file cannot be written.
     """
     folders.check_tables(folder, summary.get("files", {}))
-    settings = read_json(folder / "settings.json", "the settings of a run")
+    settings = read_settings(folder).model_dump()
     answers = read_predictions(folder)
     split = next((split for split in SPLITS if any(one.split == split for one in answers)), None)
     result = None
