@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
@@ -24,6 +25,7 @@ OURS = ("pkg:hydra.conf", "structured:", f"file:{configs_folder().resolve()}")
 def keep_composed(patch: pytest.MonkeyPatch) -> None:
     """Keep files as they were read, and what the defaults lists come to, of the shipped configs alone."""
     load, compose = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+    listed = defaults_list._create_defaults_list
     kept: dict[str, bytes] = {}
 
     def once(repository: ConfigRepository, wanted: object, work: Callable[[], Any]) -> Any:
@@ -41,6 +43,18 @@ def keep_composed(patch: pytest.MonkeyPatch) -> None:
     def compose_once(self: ConfigLoaderImpl, defaults: Any, repo: Any) -> Any:
         return once(repo, defaults, lambda: compose(self, defaults, repo))
 
+    def list_once(repo: Any, config_name: Any, overrides: Any, **options: Any) -> Any:
+        # What it is asked, without the values that only the finished config takes; it notes what it has used.
+        values, overrides.config_overrides = overrides.config_overrides, []
+
+        def choose() -> Any:
+            return *listed(repo, config_name, overrides, **options), vars(overrides)
+
+        *chosen, noted = once(repo, (config_name, sorted(vars(overrides).items()), options), choose)
+        vars(overrides).update(noted, config_overrides=values)
+        return chosen
+
+    patch.setattr(defaults_list, "_create_defaults_list", list_once)
     patch.setattr(ConfigRepository, "load_config", load_once)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_once)
     patch.setattr(ConfigRepository, "__deepcopy__", lambda self, _: copy.copy(self), raising=False)
