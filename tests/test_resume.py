@@ -133,11 +133,11 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_twenty_kills(command: Command, tmp_path: Path, whole: Path) -> None:
+def test_ten_kills(command: Command, tmp_path: Path, whole: Path) -> None:
     """At random moments of every phase, each with a feature store of its own; some twice, as luck has it."""
     chance, table = random.Random(0), []
     most = {"extraction": 4, "epoch": 20, "validation": 4, "checkpoint": 4, "test": 1}
-    for number in range(20):
+    for number in range(10):
         phase = list(most)[number % len(most)]
         call, delay = chance.randint(1, most[phase]), chance.choice([0, 0.001, 0.01, 0.1]) * chance.random()
         folder = tmp_path / f"cut{number}"

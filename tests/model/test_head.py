@@ -37,7 +37,7 @@ WITHOUT_BIAS = "maxvit_t"
 def blank(name: str) -> nn.Module:
     """A model with every parameter and buffer zero: fast to make, and its logits are its head's bias."""
     if name.startswith("regnet"):  # reads numbers from tensors while it is built
-        model = build_model(name)
+        model = build_model(name, initialised=False)
     else:
         with torch.device("meta"):
             model = build_model(name)
