@@ -50,6 +50,13 @@ def test_damaged_curves_are_whole_again(tmp_path: Path) -> None:
     assert_nothing_wrong(tried(tmp_path / "trials", 8, "curves"), 8)
 
 
+@pytest.mark.slow
+def test_whatever_file_is_damaged_is_named_or_mended(tmp_path: Path) -> None:
+    found = tried(tmp_path / "trials", 24, "corruptions")
+    assert sum(ends.total() for ends in found.values()) == 24
+    assert not any(ends["silent"] + ends["broken"] for ends in found.values())
+
+
 def test_a_trial_is_drawn_from_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     from random import Random

@@ -122,10 +122,16 @@ def test_progress_counts_every_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough to be one" * 50, None])
-def test_a_memo_that_cannot_be_used_costs_only_time(tmp_path: Path, content: bytes | None) -> None:
+def test_a_memo_that_cannot_be_used_costs_only_time_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
     memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
     if content is None:
         memo.mkdir()
     else:
         memo.write_bytes(content)
     assert file_digests([path], memo) == [sha(b"a")]
+    assert capsys.readouterr().err.startswith(f"note     {memo}: is damaged (")
+    if content is not None:  # another is begun
+        assert file_digests([path], memo) == file_digests([path], memo) == [sha(b"a")]
+        assert capsys.readouterr().err == ""

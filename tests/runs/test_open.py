@@ -13,6 +13,7 @@ from finetune.errors import RequestError
 from finetune.runs.folder import find_run
 from finetune.runs.open import open_run
 from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary
 from support.ended import Ended
 from support.older import as_older
 from support.runs import QUICK, newest, whole_state
@@ -69,6 +70,34 @@ def test_a_run_without_a_checkpoint_cannot_be_opened(train: Train, few_pictures:
     (newest() / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(RequestError, match="expected a run with a finished epoch"):
         open_run("latest")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"null\n", b"", None])
+def test_a_damaged_latest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir()
+    if content is None:
+        Path("outputs/latest").mkdir()
+    else:
+        Path("outputs/latest").write_bytes(content)
+    with pytest.raises(RequestError, match="outputs/latest"):
+        find_run("latest")
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"status": "finished"}, {"timing": 3}, {"classes": [1]}, {"val": []}]
+)
+def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, changed: dict) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "runs" / "all" / "summary.json"
+    values = json.loads(golden.read_text(encoding="utf-8"))
+    (tmp_path / "summary.json").write_text(json.dumps(values))
+    assert read_summary(tmp_path) == values
+    held = {**values, **changed} if len(changed) and "status" not in changed else changed
+    (tmp_path / "summary.json").write_text(json.dumps(held))
+    with pytest.raises(RequestError, match=r"summary\.json: .* something else; without it, finetune resume"):
+        read_summary(tmp_path)
 
 
 @pytest.mark.parametrize("run", ["latest", "nowhere", "."])

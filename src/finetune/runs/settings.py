@@ -14,7 +14,6 @@ from finetune.config.messages import validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError
 
-FILE = "settings.json"
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
 
@@ -26,7 +25,7 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     Raises:
         RequestError: the file is damaged, has a setting that there is not, or is another run's.
     """
-    file, way = folder / FILE, f"weights={shlex.quote(str(folder))} starts anew from its weights"
+    file, way = folder / "settings.json", f"weights={shlex.quote(str(folder))} starts anew from its weights"
     values = read_json(file, "the settings of a run", way=way)
     if sha256 not in (None, sha256_of(values)):
         raise RequestError(f"{file}: expected the settings that this run began with; these are others; {way}")

@@ -10,8 +10,6 @@ from pydantic import ConfigDict, TypeAdapter, create_model
 
 from finetune.atomic import read_json
 
-FILE = "summary.json"
-
 
 def _shape(**fields: Any) -> Any:
     """An object with these fields, and maybe others; a pair has a field's default, too."""
@@ -21,35 +19,25 @@ def _shape(**fields: Any) -> Any:
 
 # What commands read of it. The first version stored no SHA-256, which tells of every change.
 METRICS = _shape(
-    loss=float,
-    accuracy=float,
-    balanced_accuracy=float,
-    macro_f1=(float, 0.0),
-    per_label=(dict[str, dict[str, float]], {}),
+    loss=float, accuracy=float, balanced_accuracy=float, per_label=(dict[str, dict[str, float]], {})
 )
 UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
 FINISHED = _shape(
     status=Literal["finished"],
     overrides=(list[str] | None, None),
-    val=METRICS | None,
-    test=METRICS | None,
+    **dict.fromkeys(("val", "test"), METRICS | None),
+    **dict.fromkeys(("classes", "freeze"), list[str]),
+    **dict.fromkeys(("model", "augment", "device", "precision"), str),
+    **dict.fromkeys(("best_epoch", "epochs"), int),
     calibration=_shape(temperature=float, fitted_on=int) | None,
-    best_epoch=int,
-    epochs=int,
-    model=str,
     weights=_shape(used=str, sha256=str),
-    freeze=list[str],
-    classes=list[str],
     parameters=_shape(total=int, trainable=int),
     frozen_proof=_shape(tensors=int),
     data=_shape(name=str, train=int, val=int, test=int, fingerprint=str, ignored_files=int),
     preprocessing=_shape(crop_size=int, resize_size=int, interpolation=str),
-    augment=str,
     boundary=_shape(share=float, why=str),
     features=_shape(computed=int, reused=int, seconds=float) | None,
     timing=_shape(preparing=float, training=float, total=float),
-    device=str,
-    precision=str,
     versions=dict[str, str],
     files=(dict[str, str], {}),
 )
@@ -62,7 +50,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: it is damaged.
     """
-    if not (folder / FILE).exists():
+    file = folder / "summary.json"
+    if not file.exists():
         return None
     way = f"without it, finetune resume {shlex.quote(str(folder))} writes it again"
-    return read_json(folder / FILE, "the summary of a run", SUMMARY, way)
+    return read_json(file, "the summary of a run", SUMMARY, way)
