@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -258,6 +259,11 @@ def _look(look: Look, place: Path) -> tuple[Ended, Any]:
         return replace(ended, code=2, err=f"error: {error}"), None
 
 
+def _without_numbers(line: str) -> str:
+    """Of lines that differ in a speed alone the damaged file is no cause."""
+    return re.sub(r"\d[\d.,]*", "", line)
+
+
 def _judged(ended: Ended, before: Ended, file: Path, *, same: bool, note: str) -> Outcome:
     """What a command made of a damaged file."""
     lines = ended.err.strip().splitlines() or ["nothing on stderr"]
@@ -270,9 +276,8 @@ def _judged(ended: Ended, before: Ended, file: Path, *, same: bool, note: str) -
         if not all(file.name in line for line in errors):
             return Outcome("broken", f"{note}: {file.name} is not named: {errors[0]}")
         return Outcome("told", f"{note}: {errors[0]}")
-    usual = {line for text in (before.out, before.err) for line in text.splitlines()}
-    new = [line for text in (ended.out, ended.err) for line in text.splitlines() if line not in usual]
-    told = [line for line in new if WORDS.search(line)]
-    if told:
+    usual = {_without_numbers(line) for line in f"{before.out}\n{before.err}".splitlines()}
+    new = [line for line in f"{ended.out}\n{ended.err}".splitlines() if _without_numbers(line) not in usual]
+    if told := [line for line in new if WORDS.search(line)]:
         return Outcome("told", f"{note}: {told[0]}")
     return Outcome("equal" if same else "silent", f"{note}: other answers")
