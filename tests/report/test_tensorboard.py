@@ -22,6 +22,7 @@ from torch.utils.tensorboard._utils import figure_to_image
 
 from finetune.atomic import read_json
 from finetune.config.compose import compose
+from finetune.errors import RequestError
 from finetune.report.tensorboard import confusion_figure, flat, image_grid, restore_log
 from finetune.run import run
 from finetune.training.metrics import confusion_matrix
@@ -185,6 +186,13 @@ def test_a_damaged_log_has_its_points_again(written: Written, tmp_path: Path, ki
     expected = {point: value for point, value in before.items() if point[1] == 3}
     found = points(tmp_path / "tensorboard")
     assert found == {point: pytest.approx(value, rel=1e-6) for point, value in expected.items()}
+
+
+def test_a_folder_in_the_place_of_a_log_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tensorboard" / "events.out.tfevents.1"
+    folder.mkdir(parents=True)
+    with pytest.raises(RequestError, match=f"^{folder}: expected a log of TensorBoard, not a folder"):
+        restore_log(tmp_path, 3, "")
 
 
 def test_points_in_two_files_stand_once_and_in_order(written: Written, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.config.schema import flat
+from finetune.errors import RequestError
 from finetune.model.assemble import Model
 from finetune.model.parameters import parameters_as_markdown
 from finetune.training.metrics import confusion_matrix
@@ -108,12 +109,19 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     curves: metrics.csv as it was after that step.
 
     Returns: whether none of these points was missing.
+
+    Raises:
+        RequestError: a folder has the name of a log.
     """
     log = folder / "tensorboard"
     log.mkdir(exist_ok=True)
-    paths = sorted(path for path in log.glob("events.out.tfevents.*") if path.is_file())
+    paths = sorted(log.glob("events.out.tfevents.*"))
     events: dict[tuple[str, int], Event] = {}
     for path in paths:
+        if path.is_dir():
+            raise RequestError(
+                f"{path}: expected a log of TensorBoard, not a folder; without it the run goes on"
+            )
         for event in map(Event.FromString, RawEventFileLoader(str(path)).Load()):
             for value in event.summary.value:  # torch writes one an event
                 if event.step <= step and not value.tag.startswith(ENDS):
