@@ -12,10 +12,10 @@ SOURCE = Path(finetune.__file__).parent
 # From what a user calls to what everything rests on; what stands on one line may not import each other.
 LAYERS = [
     {"cli", "__init__"},
-    {"api", "launch", "rank"},
+    {"api", "launch", "worker"},
     {"sweep"},
     {"run"},
-    {"processes", "prepared", "summary"},
+    {"workers", "prepared", "summary"},
     {"evaluation", "inspection"},
     {"build"},
     {"report"},
@@ -65,5 +65,5 @@ def test_the_map_names_files_that_there_are() -> None:
     named -= {"tests/test_layers.py"}
     assert len(named) > 15
     assert [name for name in sorted(named) if not (SOURCE / name).is_file()] == []
-    rooms = {room for rooms in LAYERS for room in rooms} - {"__init__", "rank"}
+    rooms = {room for rooms in LAYERS for room in rooms} - {"__init__", "worker"}
     assert [room for room in sorted(rooms) if f"`{room}`" not in text] == []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from finetune import build, processes
+from finetune import build, workers
 from finetune.atomic import write_sealed
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
@@ -53,9 +53,9 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         return summary
     rank: Rank | None = None
     try:
-        rank = processes.find_rank(settings)
+        rank = workers.find_rank(settings)
         if rank is None:
-            return processes.launch(settings, folder, console.quiet)
+            return workers.launch(settings, folder, console.quiet)
         device = devices.accelerator(settings.trainer.accelerator)
         console = console if rank.is_main else Screen(quiet=True)
         alone = folders.one_writer(folder) if rank.is_main else nullcontext()

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-from finetune import processes
+from finetune.worker import GRACE
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, QUICK, checkpoint, summary_of, whole_state
@@ -50,17 +52,38 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-class Rank(Started):
-    """A process of several, forked, with what `finetune.processes` asks of a Popen."""
+class Worker(Started):
+    """A process of several, forked, with what torch's launcher asks of a Popen."""
 
-    def __init__(self, exchange: Path, rank: int, environment: dict[str, str]) -> None:
-        work = partial(runpy.run_module, "finetune.rank", run_name="__main__")
-        super().__init__(str(exchange), work=work, environment=environment)
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        assert arguments[:-1] == (sys.executable, "-P", "-m", "finetune.worker")
+        work = partial(runpy.run_module, "finetune.worker", run_name="__main__")
+        super().__init__(arguments[-1], work=work, environment=environment)
+        self.pid = self.process.pid
+        FORKED.append(self)
 
     def poll(self) -> int | None:
         return self.process.exitcode
 
-    returncode = property(poll)
+    def wait(self, timeout: float) -> None:
+        self.process.join(timeout)
+
+
+FORKED: list[Worker] = []
+
+
+def children(process: subprocess.Popen[Any]) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def gone(processes: list[str]) -> bool:
+    """Whether they have ended, within the time that they have for it."""
+    until = time.monotonic() + GRACE + 5
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -70,10 +93,9 @@ def test_two_processes_train_what_one_does(
     knobs = (*RUN, "class_weights=balanced", "data.val_fraction=0.23")
     assert train(*knobs, "hydra.run.dir=one").code == 0
     if forked:
-        ranks: list[Rank] = []
-        monkeypatch.setattr(processes, "_started", lambda *given: ranks.append(Rank(*given)) or ranks[-1])
+        monkeypatch.setattr(SubprocessHandler, "_popen", Worker)
         assert train(*knobs, *TWO, "hydra.run.dir=two").code == 0
-        told = [rank.ended() for rank in ranks]
+        told = [worker.ended() for worker in FORKED]
         ended = Ended(0, "".join(one.out for one in told), "".join(one.err for one in told))
     else:
         ended = typed(*knobs, *TWO, "hydra.run.dir=two")
@@ -117,15 +139,15 @@ def test_two_processes_learn(knobs: tuple[str, ...]) -> None:
 def test_killed_they_go_on_and_end_as_without(command: Callable[..., Ended]) -> None:
     knobs = (*RUN, *TWO, "head_dropout=0.3", "epochs=400", "max_steps=400")
     assert typed(*knobs, "hydra.run.dir=whole").code == 0
-    process = subprocess.Popen(
-        [sys.executable, CHECKOUT / "train.py", *knobs, "hydra.run.dir=cut"], start_new_session=True
-    )
+    process = subprocess.Popen([sys.executable, CHECKOUT / "train.py", *knobs, "hydra.run.dir=cut"])
     while not Path("cut/checkpoints/last.ckpt").exists():
         time.sleep(0.01)
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = children(process)
+    process.kill()
     process.wait()
-    assert not Path("cut/summary.json").exists()
+    assert gone(workers)  # by themselves, as nobody tells them
+    assert summary_of(Path("cut"))["status"] == "interrupted"
     assert command("resume", "cut").code == 0
     for name in ("best", "last"):
         whole, cut = (whole_state(Path(folder), name) for folder in ("whole", "cut"))
@@ -144,12 +166,12 @@ def test_what_ends_one_ends_all(which: str) -> None:
     while not Path("cut/checkpoints/last.ckpt").exists():
         time.sleep(0.1)
         assert process.poll() is None
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = children(process)
     ranks = {
-        dict(one.partition("=")[::2] for one in Path(f"/proc/{child}/environ").read_text().split("\0"))[
+        dict(one.partition("=")[::2] for one in Path(f"/proc/{worker}/environ").read_text().split("\0"))[
             "RANK"
-        ]: int(child)
-        for child in children
+        ]: int(worker)
+        for worker in workers
     }
     if which == "parent":
         process.send_signal(signal.SIGTERM)
@@ -158,7 +180,7 @@ def test_what_ends_one_ends_all(which: str) -> None:
     assert process.stderr is not None
     told = process.stderr.read()
     process.wait(60)
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert gone(workers)
     summary = json.loads(Path("cut/summary.json").read_text())
     assert checkpoint(Path("cut"), "last")["epoch"] >= 0
     if which == "parent":
@@ -182,17 +204,15 @@ def test_a_signal_before_they_have_begun(number: int, name: str, code: int, afte
         text=True,
         start_new_session=True,
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while len(children.read_text().split()) < 2:
+    while len(started := children(process)) < 2:
         time.sleep(0.01)
-    started = children.read_text().split()
     time.sleep(after)  # the one by itself as it starts them, then all of a terminal while torch is imported
     os.killpg(process.pid, number) if after else process.send_signal(number)
     assert process.stderr is not None
     told = process.stderr.read()
     assert process.wait(60) == code
     assert told == f"error: interrupted by {name}\n"
-    assert not any(Path(f"/proc/{child}").exists() for child in started)
+    assert gone(started)
 
 
 @pytest.mark.slow
