@@ -25,6 +25,7 @@ LAYERS = [
     {"data"},
     {"model"},
     {"config"},
+    {"choices"},
 ]
 # Import nothing but each other: files, what is said, signals, the machine.
 LEAVES = {"atomic", "cells", "errors", "machine", "network", "output", "private", "say", "sealed", "signals"}

@@ -12,6 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from finetune import private
+from finetune.choices.fields import names_where
+from finetune.choices.losses import LOSSES
+from finetune.choices.optimizers import OptimizerSettings
+from finetune.choices.schedules import Span
 from finetune.config.schema import Settings
 from finetune.data import sources
 from finetune.data.dataset import Dataset
@@ -50,8 +54,11 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         image_column=data.image_column,
         label_column=data.label_column,
     )
-    if dataset.multi_label and settings.loss == "cross_entropy":
-        raise RequestError("loss=cross_entropy: expected loss=bce, as images have several labels each")
+    if dataset.multi_label and not LOSSES[settings.loss].several_labels:
+        one_each = names_where(LOSSES, lambda entry: not entry.softmax)
+        raise RequestError(
+            f"loss={settings.loss}: expected loss={one_each}, as images have several labels each"
+        )
     return dataset
 
 
@@ -204,7 +211,7 @@ def is_light(settings: Settings, inputs: ModelInputs, jobs: int = 1) -> bool:
 def build_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
     """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
     weights = build_class_weights(settings, train_labels, outputs)
-    return losses.build(settings.loss, settings.label_smoothing, weights)
+    return losses.create_loss(settings.loss, settings.label_smoothing, weights)
 
 
 def build_classifier(
@@ -220,7 +227,7 @@ def build_classifier(
         inputs.network,
         model.frozen,
         build_loss(settings, batches.labels[batches.split["train"]], model.outputs),
-        optimizer=lambda: (optim.build(name, groups, **options), schedule),
+        optimizer=lambda: (optim.create_optimizer(name, groups, **options), schedule),
         labels=inputs.dataset.classes if inputs.dataset.multi_label else (),
     )
 
@@ -228,14 +235,9 @@ def build_classifier(
 def build_schedule(settings: Settings, batches: int) -> optim.Schedule:
     """The schedule over epochs of so many batches."""
     steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
-    return optim.schedule(
-        settings.schedule,
-        min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62),
-        steps_per_epoch,
-        settings.warmup_epochs,
-        settings.step_epochs,
-        settings.step_gamma,
-    )
+    steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+    span = Span(steps, steps_per_epoch, settings.step_epochs, settings.step_gamma)
+    return optim.create_schedule(settings.schedule, span, settings.warmup_epochs)
 
 
 def build_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:
@@ -247,6 +249,6 @@ def build_class_weights(settings: Settings, train_labels: Tensor, outputs: int) 
 def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """The optimiser's name and options, and its groups of what trains."""
     options = settings.optimizer.model_dump()
-    name, grouping = options.pop("name"), ("lr", "weight_decay", "backbone_lr_factor", "decay_norm_and_bias")
-    groups = optim.groups(model.network, model.head, **{key: options.pop(key) for key in grouping})
-    return name, options, groups
+    grouping = {key: options.pop(key) for key in OptimizerSettings.model_fields}
+    name = grouping.pop("name")
+    return name, options, optim.parameter_groups(model.network, model.head, **grouping)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from finetune import build, workers
 from finetune.atomic import write_sealed
+from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
@@ -208,8 +209,8 @@ def finish(
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
-        loss, temperature = prepared.settings.loss, temperature_of(summary)
-        write_predictions(folder, dataset, answers, loss=loss, temperature=temperature)
+        softmax, temperature = LOSSES[prepared.settings.loss].softmax, temperature_of(summary)
+        write_predictions(folder, dataset, answers, softmax=softmax, temperature=temperature)
         summary["files"] = folders.digests(folder)
         if not is_sweep(folder.parent):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.choices.losses import LOSSES
 from finetune.evaluation.calibration import calibrate
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
@@ -17,15 +18,15 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
     """The summary of a finished run whose proof held; times in seconds."""
     settings, model, inputs = prepared.settings, prepared.model, prepared.inputs
     dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.labels
+    calibration = None
+    if LOSSES[settings.loss].calibrates:
+        val = fitted.val_logits, labels[dataset.split["val"]]
+        calibration = calibrate(val, (fitted.test_logits, labels[dataset.split["test"]]))
     return {
         "status": "finished",
         "val": fitted.val,
         "test": fitted.test,
-        "calibration": calibrate(
-            settings.loss,
-            (fitted.val_logits, labels[dataset.split["val"]]),
-            (fitted.test_logits, labels[dataset.split["test"]]),
-        ),
+        "calibration": calibration,
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,
         "steps": fitted.steps,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.augment import Prepare, random_resized_crop
+from finetune.choices.augmentations import random_resized_crop
+from finetune.data.augment import Prepare
 from finetune.data.images import center_crop
 from finetune.model.preprocessing import Preprocessing
 

@@ -33,7 +33,7 @@ def test_the_temperature_undoes_a_scale(sharpness: float) -> None:
     found = fit_temperature(logits, labels)
     assert found == pytest.approx(sharpness, rel=0.03)
     best = minimize_scalar(
-        lambda t: calibration(logits, labels, "cross_entropy", t)["log_loss"], bounds=BOUNDS, method="bounded"
+        lambda t: calibration(logits, labels, temperature=t)["log_loss"], bounds=BOUNDS, method="bounded"
     )
     assert found == pytest.approx(best.x, rel=5e-3)
 
@@ -60,24 +60,23 @@ def test_hopeless_logits_give_a_temperature_within_bounds(scale: float) -> None:
 
 def test_what_calibration_did_is_measured_on_the_test_split() -> None:
     val, test = draws(500, 4.0, 3), draws(500, 4.0, 4)
-    found = calibrate("cross_entropy", val, test)
+    found = calibrate(val, test)
     assert found is not None
     assert found["temperature"] == fit_temperature(*val)
     assert (found["fitted_on"], found["measured_on"]) == (500, "test")
-    assert found["ece_before"] == calibration(*test, "cross_entropy", 1.0)["calibration_error"]
+    assert found["ece_before"] == calibration(*test)["calibration_error"]
     assert found["ece_after"] < 0.5 * found["ece_before"]
     assert found["log_loss_after"] < found["log_loss_before"]
-    without = calibrate("cross_entropy", val, (None, torch.zeros(0)))
+    without = calibrate(val, (None, torch.zeros(0)))
     assert without is not None
     assert without["measured_on"] == "val"
 
 
 def test_nothing_is_calibrated_without_classes_that_exclude_each_other() -> None:
     val = draws(50, 4.0, 3)
-    assert calibrate("bce", val, val) is None
-    assert calibrate("cross_entropy", (None, torch.zeros(0)), val) is None
-    assert calibrate("cross_entropy", (val[0], torch.rand(50, 4)), val) is None
-    assert calibrate("cross_entropy", (val[0], torch.zeros(50, dtype=torch.long)), val) is None
+    assert calibrate((None, torch.zeros(0)), val) is None
+    assert calibrate((val[0], torch.rand(50, 4)), val) is None
+    assert calibrate((val[0], torch.zeros(50, dtype=torch.long)), val) is None
 
 
 def test_a_run_fits_it_on_its_validation_split(run: finetune.Run, few_pictures: Path) -> None:

@@ -78,8 +78,8 @@ def test_certain_answers_fall_into_the_last_bin_and_nothing_is_infinite() -> Non
 
 def test_bce_gives_each_output_a_probability_of_its_own() -> None:
     logits = torch.tensor([[3.0, 2.0, -4.0]])
-    assert torch.equal(probabilities(logits, "bce"), logits.double().sigmoid())
-    found = measure_classes(logits, torch.tensor([0]), "abc", "bce")
+    assert torch.equal(probabilities(logits, softmax=False), logits.double().sigmoid())
+    found = measure_classes(logits, torch.tensor([0]), "abc", softmax=False)
     assert found["calibration_error"] == pytest.approx(1 - float(torch.tensor(3.0).sigmoid()), abs=1e-6)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(3)[:1])
     assert found["log_loss"] == pytest.approx(float(expected))

@@ -22,7 +22,7 @@ def assembled(*patterns: str, head: int | str = 10, name: str = "resnet18") -> M
 
 
 def graph(model: Model, loss: str = "cross_entropy", depth: int | None = None) -> list[Node]:
-    calls = record_step(model.network, losses.build(loss), model.example, LABEL)
+    calls = record_step(model.network, losses.create_loss(loss), model.example, LABEL)
     return fold_calls(calls, model.network, depth)
 
 
@@ -42,7 +42,7 @@ def autograd(root: Any) -> Counter[str]:
 def test_the_nodes_are_those_of_a_plain_step(patterns: list[str], loss: str) -> None:
     model = assembled(*patterns)
     pictures, labels = torch.randn(2, 3, 32, 32), torch.cat([LABEL, LABEL])
-    real = autograd(losses.build(loss)(model.network(pictures), labels)[0].grad_fn)
+    real = autograd(losses.create_loss(loss)(model.network(pictures), labels)[0].grad_fn)
     leaves = real.pop("AccumulateGrad")
     nodes = graph(model, loss)
     assert sum((node.grad_fns for node in nodes), Counter()) == real
@@ -114,7 +114,7 @@ class Branching(nn.Module):
 
 def test_control_flow_is_recorded_as_it_ran() -> None:
     model = Branching()
-    nodes = fold_calls(record_step(model, losses.build("bce"), torch.zeros(1, 3, 8, 8), LABEL), model)
+    nodes = fold_calls(record_step(model, losses.create_loss("bce"), torch.zeros(1, 3, 8, 8), LABEL), model)
     assert Counter(node.name for node in nodes)["mul"] > 3
     assert not any(node.late for node in nodes if node.name == "mul")
 
@@ -123,7 +123,7 @@ def test_recording_leaves_the_model_as_it_was() -> None:
     model = assembled("none").network
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    record_step(model, losses.build("bce"), torch.zeros(1, 3, 32, 32), LABEL)
+    record_step(model, losses.create_loss("bce"), torch.zeros(1, 3, 32, 32), LABEL)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())

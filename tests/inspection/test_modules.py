@@ -20,7 +20,7 @@ def assembled(name: str, *patterns: str, head: int | str = 10, size: int = 32) -
 
 
 def table(model: Model, depth: int | None = None) -> list[Row]:
-    groups = optim.groups(model.network, model.head, 0.01, 0.0, 0.1, False)
+    groups = optim.parameter_groups(model.network, model.head, 0.01, 0.0, 0.1, False)
     constant = split(model.network, model.example).frozen
     return module_rows(model.network, execute_modules(model.network, model.example), groups, constant, depth)
 

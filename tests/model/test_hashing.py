@@ -112,8 +112,8 @@ def test_our_groups_train_as_an_optimiser_over_all_parameters_does(replaced, pat
         frozen = freeze(model, patterns, "fc", PICTURE)
         options = {"lr": 0.01, "momentum": 0.9}
         if ours:
-            groups = optim.groups(model, "fc", 0.01, 0.0, 1.0, False)
-            optimizer = optim.build("sgd", groups, momentum=0.9)
+            groups = optim.parameter_groups(model, "fc", 0.01, 0.0, 1.0, False)
+            optimizer = optim.create_optimizer("sgd", groups, momentum=0.9)
         else:
             optimizer = torch.optim.SGD(model.parameters(), **options)
         generator = torch.Generator().manual_seed(1)

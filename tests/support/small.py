@@ -18,7 +18,7 @@ from finetune.training.callbacks import Terminal
 from finetune.training.classifier import Classifier
 from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
-from finetune.training.losses import Loss, cross_entropy
+from finetune.training.losses import Loss, create_loss
 from finetune.training.monitor import GradientMonitor
 
 EXAMPLE = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
@@ -70,14 +70,14 @@ class Training:
         self.batches = Batches(
             lambda chosen, epoch: self.x[chosen], self.y, split, batch_size, 0, lambda x, *_: x
         )
-        groups = optim.groups(self.net, "head", lr, 0.0, 1.0, False)
+        groups = optim.parameter_groups(self.net, "head", lr, 0.0, 1.0, False)
         options = {"momentum": momentum} if optimizer == "sgd" else {}
         self.classifier = Classifier(
             self.net,
             self.net,
             self.frozen,
-            loss or cross_entropy(),
-            lambda: (optim.build(optimizer, groups, **options), schedule),
+            loss or create_loss("cross_entropy"),
+            lambda: (optim.create_optimizer(optimizer, groups, **options), schedule),
         )
         self.text = io.StringIO()
 

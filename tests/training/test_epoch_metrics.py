@@ -10,7 +10,7 @@ from sklearn import metrics as theirs
 from torch import Tensor
 
 from finetune.training.epoch_metrics import EpochMetrics
-from finetune.training.losses import cross_entropy
+from finetune.training.losses import create_loss
 from finetune.training.metrics import one_class, per_label, several_labels
 
 
@@ -77,7 +77,7 @@ def test_several_labels_do_not_depend_on_the_batches() -> None:
 
 def test_means_are_per_image_whatever_the_batches_and_of_each_job() -> None:
     logits, labels = torch.randn(2, 11, 4), torch.randint(4, (2, 11))
-    epoch, loss = EpochMetrics(), cross_entropy()
+    epoch, loss = EpochMetrics(), create_loss("cross_entropy")
     for part in (slice(0, 8), slice(8, 10), slice(10, 11)):
         batch = logits[:, part], labels[:, part]
         losses, weights = zip(*(loss(*job) for job in zip(*batch, strict=True)), strict=True)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.training.losses import cross_entropy
+from finetune.training.losses import create_loss
 from support.small import Training, same
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)])
 def test_metrics_are_those_of_the_epoch(tmp_path: Path, weights: Tensor | None) -> None:
     """With rates of 0 nothing changes, so that train and val of each epoch can be computed by hand."""
-    loss = cross_entropy(class_weights=weights)
+    loss = create_loss("cross_entropy", class_weights=weights)
     training = Training(tmp_path, freeze_=("all",), schedule=lambda step: 0.0, loss=loss)
     training.fit(epochs=2)
     net = training.net.eval()

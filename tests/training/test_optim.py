@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from finetune.choices.schedules import SCHEDULES, Span
 from finetune.training import optim
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "backbone_lr_factor": 0.5, "decay_norm_and_bias": False}
@@ -35,7 +36,7 @@ def names(net: nn.Module, groups: list[dict]) -> dict[str, set[str]]:
 
 def test_groups_by_part_and_decay() -> None:
     net = network()
-    groups = optim.groups(net, "fc", **OPTIONS)
+    groups = optim.parameter_groups(net, "fc", **OPTIONS)
     assert names(net, groups) == {
         "backbone": {"conv.weight"},
         "backbone_without_decay": {"conv.bias", "bn.weight", "bn.bias"},
@@ -52,7 +53,7 @@ def test_groups_by_part_and_decay() -> None:
 
 def test_decay_of_norms_and_biases_when_asked() -> None:
     net = network()
-    groups = optim.groups(net, "fc", **{**OPTIONS, "decay_norm_and_bias": True})
+    groups = optim.parameter_groups(net, "fc", **{**OPTIONS, "decay_norm_and_bias": True})
     assert {g["name"]: (len(g["params"]), g["weight_decay"]) for g in groups} == {
         "backbone": (4, 0.01),
         "head": (2, 0.01),
@@ -60,12 +61,12 @@ def test_decay_of_norms_and_biases_when_asked() -> None:
 
 
 def test_no_decay_no_groups_for_it() -> None:
-    groups = optim.groups(network(), "fc", **{**OPTIONS, "weight_decay": 0})
+    groups = optim.parameter_groups(network(), "fc", **{**OPTIONS, "weight_decay": 0})
     assert [g["name"] for g in groups] == ["backbone", "head"]
 
 
 def test_a_kept_head_is_backbone() -> None:
-    assert {g["name"] for g in optim.groups(network(), None, **OPTIONS)} == {
+    assert {g["name"] for g in optim.parameter_groups(network(), None, **OPTIONS)} == {
         "backbone",
         "backbone_without_decay",
     }
@@ -75,7 +76,7 @@ def test_a_head_is_told_by_its_whole_name() -> None:
     net = nn.Sequential()
     net.add_module("fc", nn.Linear(2, 2))
     net.add_module("fc2", nn.Linear(2, 2))
-    found = names(net, optim.groups(net, "fc", **{**OPTIONS, "weight_decay": 0}))
+    found = names(net, optim.parameter_groups(net, "fc", **{**OPTIONS, "weight_decay": 0}))
     assert found == {"head": {"fc.weight", "fc.bias"}, "backbone": {"fc2.weight", "fc2.bias"}}
 
 
@@ -84,7 +85,7 @@ def test_groups_go_by_identity() -> None:
     net[1].load_state_dict(net[0].state_dict())  # equal values, other parameters
     net[2].weight = net[0].weight  # the same parameter twice
     net[0].bias.requires_grad_(False)
-    held = [p for group in optim.groups(net, None, **OPTIONS) for p in group["params"]]
+    held = [p for group in optim.parameter_groups(net, None, **OPTIONS) for p in group["params"]]
     expected = [net[0].weight, net[1].weight, net[1].bias, net[2].bias]
     assert sorted(map(id, held)) == sorted(map(id, expected))
 
@@ -96,9 +97,9 @@ def test_equals_the_optimiser_over_all_parameters(weight_decay: float) -> None:
     for net in (ours, theirs):
         net.conv.requires_grad_(False)
         net.bn.requires_grad_(False)
-    groups = optim.groups(ours, "fc", 0.01, weight_decay, 1.0, True)
+    groups = optim.parameter_groups(ours, "fc", 0.01, weight_decay, 1.0, True)
     optimizers = (
-        (ours, optim.build("sgd", groups, momentum=0.9, nesterov=False)),
+        (ours, optim.create_optimizer("sgd", groups, momentum=0.9, nesterov=False)),
         (
             theirs,
             torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.9, weight_decay=weight_decay),
@@ -130,14 +131,14 @@ def factors(scheduler: type, total: int, **options: object) -> list[float]:
 
 @pytest.mark.parametrize("total", [7, 40, 333])
 def test_cosine_is_pytorchs(total: int) -> None:
-    ours = optim.schedule("cosine", total, 10)
+    ours = optim.create_schedule("cosine", Span(total, 10))
     expected = factors(lr_scheduler.CosineAnnealingLR, total, T_max=total)
     assert [ours(i) for i in range(total)] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("total", [7, 40, 333])
 def test_onecycle_is_pytorchs(total: int) -> None:
-    ours = optim.schedule("onecycle", total, 10, warmup_epochs=3)
+    ours = optim.create_schedule("onecycle", Span(total, 10), warmup_epochs=3)
     with warnings.catch_warnings():  # it takes one step more than there are
         warnings.simplefilter("ignore")
         expected = factors(
@@ -148,7 +149,7 @@ def test_onecycle_is_pytorchs(total: int) -> None:
 
 
 def test_step_is_pytorchs_epoch_by_epoch() -> None:
-    ours = optim.schedule("step", 60, 4, step_epochs=3, step_gamma=0.5)
+    ours = optim.create_schedule("step", Span(60, 4, step_epochs=3, step_gamma=0.5))
     expected = factors(lr_scheduler.StepLR, 15, step_size=3, gamma=0.5)
     assert [ours(i) for i in range(60)] == pytest.approx(
         list(itertools.chain.from_iterable([rate] * 4 for rate in expected))
@@ -157,22 +158,22 @@ def test_step_is_pytorchs_epoch_by_epoch() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "step"])
 def test_warmup_rises_evenly_and_then_the_schedule_begins(name: str) -> None:
-    ours = optim.schedule(name, 30, 5, warmup_epochs=2, step_epochs=1)
+    ours = optim.create_schedule(name, Span(30, 5, step_epochs=1), warmup_epochs=2)
     assert [ours(i) for i in range(11)] == pytest.approx([(i + 1) / 11 for i in range(11)])
-    rest = optim.schedule(name, 20, 5, step_epochs=1)
+    rest = optim.create_schedule(name, Span(20, 5, step_epochs=1))
     assert [ours(i) for i in range(10, 30)] == pytest.approx([rest(i) for i in range(20)])
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "step"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_stay_within_bounds_for_any_length(name: str) -> None:
     for total in range(1, 12):
-        ours = optim.schedule(name, total, 3, warmup_epochs=1)
+        ours = optim.create_schedule(name, Span(total, 3), warmup_epochs=1)
         assert all(0 <= ours(i) <= 1 for i in range(total + 2))
 
 
 def test_adamw_takes_groups_with_their_own_rates() -> None:
     net = network()
-    optimizer = optim.build("adamw", optim.groups(net, "fc", **OPTIONS))
+    optimizer = optim.create_optimizer("adamw", optim.parameter_groups(net, "fc", **OPTIONS))
     before: dict[str, Tensor] = copy.deepcopy(net.state_dict())
     net(torch.randn(4, 3, 5, 5)).square().sum().backward()
     optimizer.step()

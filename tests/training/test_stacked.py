@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune.choices.schedules import Span
 from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
@@ -83,9 +84,18 @@ class Group:
 
     def config(self, case: Case, model: Net) -> JobConfig:
         steps = len(self.batches(case).train_dataloader())
-        groups = optim.groups(model, "suffix", case.lr, case.decay, 1.0, not case.spared)
-        schedule = optim.schedule(case.schedule, 4 * steps, steps, 1 if case.schedule == "cosine" else 0, 2)
-        return JobConfig(self.optimizer, groups, case.options, schedule, case.smoothing, case.weights)
+        groups = optim.parameter_groups(model, "suffix", case.lr, case.decay, 1.0, not case.spared)
+        warmup_epochs = 1 if case.schedule == "cosine" else 0
+        schedule = optim.create_schedule(case.schedule, Span(4 * steps, steps, 2), warmup_epochs)
+        return JobConfig(
+            loss="cross_entropy",
+            optimizer=self.optimizer,
+            groups=groups,
+            options=case.options,
+            schedule=schedule,
+            label_smoothing=case.smoothing,
+            class_weights=case.weights,
+        )
 
     def alone(self, place: int, folder: Path, patience: int | None = None, **options: Any) -> Fitted:
         case = self.cases[place]
@@ -96,8 +106,11 @@ class Group:
             model,
             model.suffix,
             frozen,
-            losses.build("cross_entropy", case.smoothing, case.weights),
-            lambda: (optim.build(config.optimizer, config.groups, **config.options), config.schedule),
+            losses.create_loss("cross_entropy", case.smoothing, case.weights),
+            lambda: (
+                optim.create_optimizer(config.optimizer, config.groups, **config.options),
+                config.schedule,
+            ),
         )
         with SummaryWriter(str(folder / "tensorboard")) as writer:
             job = Job(folder, writer, "abc", patience)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.training import stacked_optim as stacked
+from finetune.choices.losses import stacked_cross_entropy
 from finetune.training.epoch_metrics import EpochMetrics
+from finetune.training.stacked_optim import StackedOptimizer
 
 SHAPES = {"weight": (4, 3), "bias": (4,)}
 SGDS = [
@@ -39,7 +40,8 @@ def test_each_job_moves_as_with_torchs_optimiser(name: str, options: list[dict[s
         for key in ("lr", "weight_decay")
     }
     groups = [{"params": [parameter], **numbers} for parameter in parameters.values()]
-    ours = stacked.OPTIMIZERS[name](groups, [lambda step: 1 / (1 + step)] * len(options), options)
+    own = [{key: value for key, value in one.items() if key not in numbers} for one in options]
+    ours = StackedOptimizer(name, groups, own, [lambda step: 1 / (1 + step)] * len(options))
     for step in range(5):
         for key, gradient in draw().items():
             parameters[key].grad = gradient
@@ -63,11 +65,11 @@ def test_each_job_has_torchs_cross_entropy() -> None:
     smoothing = torch.tensor([0.0, 0.1, 0.0, 0.3], dtype=torch.float64)
     weights = torch.rand(4, 5, generator=chance, dtype=torch.float64) + 0.1
     weights[:2] = 1.0
-    found, weighs = stacked.cross_entropy(logits, labels, smoothing, weights)
+    found, weighs = stacked_cross_entropy(logits, labels, smoothing, weights)
     tally = EpochMetrics()
     for part in (slice(0, 4), slice(4, 7)):
         batch = logits[:, part], labels[:, part]
-        tally.add(*stacked.cross_entropy(*batch, smoothing, weights), *batch)
+        tally.add(*stacked_cross_entropy(*batch, smoothing, weights), *batch)
     for job in range(4):
         weight = None if job < 2 else weights[job]
         expected = F.cross_entropy(
@@ -85,7 +87,7 @@ def test_an_infinite_job_leaves_the_others_alone_to_the_bit() -> None:
         both = torch.ones(2, 3, 3)
         both.grad = torch.full((2, 3, 3), 0.3)
         both.grad[1] = broken
-        stacked.SGD([{"params": [both], **numbers}], [lambda step: 1.0] * 2, options).step()
+        StackedOptimizer("sgd", [{"params": [both], **numbers}], options, [lambda step: 1.0] * 2).step()
         if broken == 1.0:
             expected = both[0]
     assert torch.equal(both[0], expected)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from finetune.config.messages import known_keys, unknown_choice, unknown_setting, validate
-from finetune.config.schema import SECTIONS, Settings, configs_folder
+from finetune.config.schema import NAMED, SECTIONS, Settings, configs_folder
 from finetune.errors import RequestError, brief, shown
 
 GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
@@ -43,6 +43,7 @@ def free_folder(wanted: str) -> str:
 
 # Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)  # for --help
 
 
 def quoted(override: str) -> str:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, model_validator
 
-
-def _number_or(least: int, expected: str, *words: str) -> BeforeValidator:
-    """A whole number from `least` on, or one of a few words."""
-
-    def check(value: Any) -> Any:
-        if type(value) is int and value >= least:  # true is an int, too
-            return value
-        if value not in words:
-            raise ValueError(expected)
-        return value
-
-    return BeforeValidator(check)
+from finetune.choices.augmentations import AUGMENTATIONS
+from finetune.choices.fields import (
+    Count,
+    Fraction,
+    Positive,
+    Strict,
+    names_where,
+    number_or,
+)
+from finetune.choices.losses import LOSSES
+from finetune.choices.optimizers import OPTIMIZERS, OptimizerSettings
+from finetune.choices.schedules import SCHEDULES
 
 
 def _as_patterns(value: Any) -> Any:
@@ -36,45 +36,22 @@ def _as_text(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+OPTIMIZER_SETTINGS = tuple(entry.settings for entry in OPTIMIZERS.values())
+# Settings whose values are names in tables.
+NAMED = {"loss": tuple(LOSSES), "schedule": tuple(SCHEDULES), "data.augment": ("auto", *AUGMENTATIONS)}
+if TYPE_CHECKING:
+    Optimizer = OptimizerSettings
+    Loss: TypeAlias = str
+    Schedule: TypeAlias = str
+    Augment: TypeAlias = str
+else:
+    Optimizer = Annotated[Union[OPTIMIZER_SETTINGS], Discriminator("name")]  # noqa: UP007  # from a table
+    Loss, Schedule, Augment = (Literal[names] for names in NAMED.values())
 
 
-class SGD(_Strict):
-    """The settings of optimizer=sgd."""
-
-    name: Literal["sgd"]
-    lr: Positive
-    momentum: Fraction
-    weight_decay: NotNegative
-    nesterov: bool
-    backbone_lr_factor: Positive
-    decay_norm_and_bias: bool
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> SGD:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("optimizer.nesterov=true: expected optimizer.momentum above 0 with it")
-        return self
-
-
-class AdamW(_Strict):
-    """The settings of optimizer=adamw."""
-
-    name: Literal["adamw"]
-    lr: Positive
-    weight_decay: NotNegative
-    backbone_lr_factor: Positive
-    decay_norm_and_bias: bool
-
-
-class Data(_Strict):
+class Data(Strict):
     """The settings of `data`, of whatever source."""
 
     source: Text  # of the table in data/sources
@@ -83,12 +60,12 @@ class Data(_Strict):
     nested: bool
     image_column: Text | None
     label_column: Text | None
-    image_size: Annotated[int | str, _number_or(8, "pixels, 8 or more, or auto", "auto")]
-    augment: Literal["auto", "none", "flip", "standard"]
+    image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
+    augment: Augment
     val_fraction: Fraction
     test_fraction: Fraction
     bad_images: Literal["error", "skip"]
-    workers: Annotated[int | str, _number_or(1, "a number of threads, 1 or more, or auto", "auto")]
+    workers: Annotated[int | str, number_or(1, "a number of threads, 1 or more, or auto", "auto")]
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Data:
@@ -101,11 +78,11 @@ class Data(_Strict):
         return self
 
 
-class Trainer(_Strict):
+class Trainer(Strict):
     """The settings of `trainer`: where and in how many processes a run trains."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
-    devices: Annotated[int | str, _number_or(1, "a number of devices, 1 or more, or auto", "auto")]
+    devices: Annotated[int | str, number_or(1, "a number of devices, 1 or more, or auto", "auto")]
     nodes: Count
     accumulate_batches: Count
     clip_norm: Positive | None
@@ -114,20 +91,20 @@ class Trainer(_Strict):
 STEP = {"step_epochs": 7, "step_gamma": 0.1}  # as configs/config.yaml has them
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """One run as asked for; every field is a key of configs/config.yaml."""
 
     model: Text
     weights: Text
     freeze: Patterns
-    head: Annotated[int | str, _number_or(1, "a number of outputs, 1 or more, auto or keep", "auto", "keep")]
+    head: Annotated[int | str, number_or(1, "a number of outputs, 1 or more, auto or keep", "auto", "keep")]
     head_hidden: list[Count]
     head_dropout: Fraction
-    loss: Literal["cross_entropy", "bce", "sum_squares", "sum_difference"]
+    loss: Loss
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
-    optimizer: Annotated[SGD | AdamW, Discriminator("name")]
-    schedule: Literal["constant", "cosine", "onecycle", "step"]
+    optimizer: Optimizer
+    schedule: Schedule
     warmup_epochs: Annotated[int, Field(ge=0)]
     step_epochs: Count
     step_gamma: Positive
@@ -155,11 +132,13 @@ class Settings(_Strict):
 
     def _conflicts(self) -> Iterator[str]:
         """What does not go together, one line each."""
-        if self.loss != "cross_entropy":
+        loss, schedule = LOSSES[self.loss], SCHEDULES[self.schedule]
+        if not loss.weighs_classes:
+            expected = f"expected loss={names_where(LOSSES, lambda one: one.weighs_classes)} with it"
             if self.label_smoothing:
-                yield "label_smoothing: expected loss=cross_entropy with it"
+                yield f"label_smoothing: {expected}"
             if self.class_weights == "balanced":
-                yield "class_weights=balanced: expected loss=cross_entropy with it"
+                yield f"class_weights=balanced: {expected}"
         if self.data.source == "random":
             if self.class_weights == "balanced":
                 yield "class_weights=balanced: expected classes; data=random has label vectors"
@@ -168,24 +147,25 @@ class Settings(_Strict):
         for key in ("head_hidden", "head_dropout"):
             if self.head == "keep" and getattr(self, key):
                 yield f"{key}: expected a new head with it; head=keep has its own layers"
-        if self.loss.startswith("sum_") and (self.trainer.devices, self.trainer.nodes) != (1, 1):
+        if not loss.is_mean and (self.trainer.devices, self.trainer.nodes) != (1, 1):
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}"
-        if self.warmup_epochs and self.schedule == "onecycle":
-            yield f"warmup_epochs={self.warmup_epochs}: expected 0 with schedule=onecycle, which has its own"
+        if self.warmup_epochs and schedule.own_warmup:
+            expected = f"expected 0 with schedule={self.schedule}, which has its own"
+            yield f"warmup_epochs={self.warmup_epochs}: {expected}"
 
     def idle(self) -> list[str]:
         """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""
         return [
             f"{key}={getattr(self, key):g} has no effect with schedule={self.schedule}"
             for key, usual in STEP.items()
-            if self.schedule != "step" and getattr(self, key) != usual
+            if key not in SCHEDULES[self.schedule].settings and getattr(self, key) != usual
         ]
 
 
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
-    "optimizer": (SGD, AdamW),
+    "optimizer": OPTIMIZER_SETTINGS,
     "data": (Data,),
     "trainer": (Trainer,),
 }

@@ -42,22 +42,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def calibrate(
-    loss: str, val: tuple[Tensor | None, Tensor], test: tuple[Tensor | None, Tensor]
-) -> dict[str, Any] | None:
+def calibrate(val: tuple[Tensor | None, Tensor], test: tuple[Tensor | None, Tensor]) -> dict[str, Any] | None:
     """Fit the temperature on validation and measure what it does on test or, without one, on validation.
 
     val, test: logits (N, outputs), None where there are none, and labels (N,).
 
-    Returns: what summary.json has of it; None where validation has fewer than two classes, or the loss gives
-    no probabilities that exclude each other: only `cross_entropy` over classes does.
+    Returns: what summary.json has of it; None where validation has fewer than two classes.
     """
-    if loss != "cross_entropy" or val[0] is None or val[1].ndim != 1 or len(val[1].unique()) < 2:
+    if val[0] is None or val[1].ndim != 1 or len(val[1].unique()) < 2:
         return None
     temperature = fit_temperature(val[0], val[1])
     split, (logits, labels) = ("val", val) if test[0] is None else ("test", test)
     assert logits is not None
-    before, after = (calibration(logits, labels, loss, t) for t in (1.0, temperature))
+    before, after = (calibration(logits, labels, temperature=t) for t in (1.0, temperature))
     return {
         "temperature": temperature,
         "fitted_on": len(val[1]),

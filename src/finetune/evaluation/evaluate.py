@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.choices.losses import LOSSES
 from finetune.data.images import BadImage
 from finetune.data.reader import refuse_bad_images
 from finetune.data.sources import SPLITS, Dataset
@@ -52,7 +53,7 @@ def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike
     Raises:
         RequestError: there is no such split, it is empty, or holds no image of a class that the run knows.
     """
-    several = dataset.multi_label and saved.settings.loss == "bce"
+    several = dataset.multi_label and not LOSSES[saved.settings.loss].softmax
     if dataset.labels.ndim != 1 and not several:
         raise RequestError(
             f"data={dataset.name}: expected pictures of one class each for a run with"
@@ -115,5 +116,7 @@ def evaluate_images(
     found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
     if true.ndim == 2:
         return Evaluation(measure_labels(found, true, classes), broken)
-    loss, temperature = predictor.saved.settings.loss, predictor.temperature
-    return Evaluation(measure_classes(found, true, classes, loss, temperature=temperature), broken)
+    measures = measure_classes(
+        found, true, classes, softmax=predictor.softmax, temperature=predictor.temperature
+    )
+    return Evaluation(measures, broken)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.atomic import write_atomically, write_json
+from finetune.choices.fields import names_where
+from finetune.choices.losses import LOSSES
 from finetune.data.dataset import Dataset
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
@@ -59,9 +61,10 @@ def export_target(saved: Saved, format: str, out: Path | None, softmax: bool) ->
     if softmax and wanted.convert is None:
         others = " or ".join(name for name, one in FORMATS.items() if one.convert)
         raise RequestError(f"--softmax: expected --format {others} with it; {format} holds weights only")
-    if softmax and saved.settings.loss != "cross_entropy":
+    if softmax and not LOSSES[saved.settings.loss].calibrates:
+        expected = names_where(LOSSES, lambda entry: entry.calibrates)
         raise RequestError(
-            f"--softmax: expected a run with loss=cross_entropy; the outputs of loss={saved.settings.loss}"
+            f"--softmax: expected a run with loss={expected}; the outputs of loss={saved.settings.loss}"
             " are not the logits of classes that exclude each other"
         )
     path = out or saved.folder / "export"

@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from finetune.choices.losses import LOSSES
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage, BrokenPicture, decode
 from finetune.evaluation.calibration import temperature_of
@@ -51,6 +52,7 @@ class Predictor:
     ) -> None:
         self.saved, self.device = saved, devices.accelerator(accelerator)
         self.temperature = 1.0 if raw else temperature_of(saved.summary)
+        self.softmax = LOSSES[saved.settings.loss].softmax
         self.normalise = saved.preprocessing.normalise
         self.form = choose_form(
             precision, False, self.device, macs=0, bf16=devices.multiplies_bf16(self.device)
@@ -114,7 +116,7 @@ class Predictor:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of logits (N, outputs), calibrated unless raw ones were asked for."""
-        return probabilities(logits, self.saved.settings.loss, self.temperature)
+        return probabilities(logits, self.softmax, self.temperature)
 
     def read(self, image: Picture) -> Tensor | BadImage:
         """uint8 (3, H, W), or what is wrong with the image."""

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
+from finetune.choices.losses import LOSSES
 from finetune.data.dataset import Picture
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
@@ -93,7 +94,7 @@ def maps(saved: Saved, images: Sequence[Picture], classes: Sequence[str]) -> lis
 
 def answers(saved: Saved, logits: Tensor) -> list[str]:
     """The likeliest class of each image with its probability, calibrated as `finetune predict` gives it."""
-    likely = probabilities(logits, saved.settings.loss, temperature_of(saved.summary))
+    likely = probabilities(logits, LOSSES[saved.settings.loss].softmax, temperature_of(saved.summary))
     predicted = logits.argmax(1).tolist()
     return [f"{saved.names[one]} {row[one]:.0%}" for row, one in zip(likely, predicted, strict=True)]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune import private
+from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.digests import known_bad, remember_bad
@@ -94,7 +95,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
 
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if plan.augment == "flip" else None, len(places), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), settings.seed),
         prepare=prepare,
         network=model.network,
         sample=prepare(plain(torch.from_numpy(_sample_of(dataset))), True, 1),
@@ -118,7 +119,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
     plain, mirrored = computed[0].select(kept).inputs, computed[-1].select(kept).inputs
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if plan.augment == "flip" else None, len(kept), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), settings.seed),
         prepare=_unchanged,
         network=plan.split.suffix,
         sample=_sample(dataset, reader, images.held, prepare),
@@ -136,7 +137,7 @@ def _reader(plan: FeaturePlan, model: Model, dataset: Dataset, memo: Path) -> Re
         for index, digest in enumerate(dataset.digests)
         if digest in reasons
     }
-    uncropped = frozenset(dataset.split["train"].tolist() if plan.augment == "standard" else [])
+    uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
     return Reader(
         dataset.images, model.preprocessing, known=known, digests=dataset.digests, uncropped=uncropped
     )

@@ -14,6 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
+from finetune.choices.fields import names_where
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError
 from finetune.features.extract import Form, choose_form
@@ -90,22 +92,24 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
         RequestError: a cache was asked for that fresh augmentation forbids.
     """
     cache, augment = settings.cache, settings.augment
-    if augment == "standard" and cache in ("memory", "disk"):
+    wanted = AUGMENTATIONS.get(augment, Augmentation())
+    if wanted.is_random and cache in ("memory", "disk"):
+        cacheable = names_where(AUGMENTATIONS, lambda entry: not entry.is_random)
         raise RequestError(
-            f"cache={cache}: expected data.augment=none or flip with it; standard shows"
+            f"cache={cache}: expected data.augment={cacheable} with it; {augment} shows"
             " other images in every epoch, which cannot be cached"
         )
     halves, why = _split(model)
     total = macs(model.network, model.example)
     prefix_macs = macs(halves.prefix, model.example) if halves and halves.prefix else 0.0
     images = len(set(dataset.digests))
-    views = VIEWS if augment == "flip" else VIEWS[:1]
+    views = VIEWS if wanted.mirrored else VIEWS[:1]
     rows = images * len(views)
     precision, device, bf16 = settings.precision, settings.device, settings.multiplies_bf16
     form = choose_form(precision, settings.compile, device, macs=prefix_macs * rows, bf16=bf16)
     keys: tuple[dict[str, Any], ...] = ()
     where, size = NOWHERE, 0
-    if halves and augment == "standard":
+    if halves and wanted.is_random:
         why = "augmentation shows other images in every epoch"
     elif halves:
         if cache in ("auto", "disk"):
@@ -115,7 +119,7 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
         size = row_bytes * rows
         where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(settings, keys, form))
     if augment == "auto":
-        augment = "standard" if where == "none" and model.backbone_trains() else "none"
+        augment = automatic(where == "none" and model.backbone_trains())
     return FeaturePlan(
         split=halves,
         prefix_macs=prefix_macs,

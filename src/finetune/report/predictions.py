@@ -43,7 +43,7 @@ COLUMNS = [field.name for field in fields(Prediction)]
 
 
 def write_predictions(
-    folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], loss: str, temperature: float
+    folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], softmax: bool, temperature: float
 ) -> None:
     """Write the answers for each split that has logits (N, outputs), in the order of the split.
 
@@ -56,18 +56,18 @@ def write_predictions(
         [*asdict(one).values()]
         for split, values in logits.items()
         if values is not None and dataset.labels.ndim == 1
-        for one in _predictions(dataset, split, values, loss=loss, temperature=temperature)
+        for one in _predictions(dataset, split, values, softmax=softmax, temperature=temperature)
     ]
     if rows:
         write_atomically(folder / FILE, table_of([COLUMNS, *rows]))
 
 
 def _predictions(
-    dataset: Dataset, split: str, logits: Tensor, *, loss: str, temperature: float
+    dataset: Dataset, split: str, logits: Tensor, *, softmax: bool, temperature: float
 ) -> Iterator[Prediction]:
     classes = dataset.classes
-    calibrated = probabilities(logits, loss, temperature).amax(1).tolist()
-    raw = probabilities(logits, loss).amax(1).tolist()
+    calibrated = probabilities(logits, softmax, temperature).amax(1).tolist()
+    raw = probabilities(logits, softmax).amax(1).tolist()
     for row, (index, answer) in enumerate(zip(dataset.split[split], logits.argmax(1).tolist(), strict=True)):
         yield Prediction(
             split=split,

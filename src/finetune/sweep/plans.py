@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_sealed
+from finetune.choices.augmentations import AUGMENTATIONS
+from finetune.choices.losses import LOSSES
+from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
 from finetune.errors import RequestError, RunError, one_line, shown
 from finetune.runs.sweeps import ranges, unescaped
@@ -80,13 +83,15 @@ def refuse_several(settings: Settings) -> None:
 
 
 def alone_because(settings: Settings) -> str | None:
-    """The knob on account of which a job trains alone; None where it may train together with others."""
+    """The setting on account of which a job trains alone; None where it may train together with others."""
+    augment, optimizer = settings.data.augment, settings.optimizer.name
     reasons = (
-        (settings.loss != "cross_entropy", f"loss={settings.loss}"),
+        (LOSSES[settings.loss].stacked is None, f"loss={settings.loss}"),
+        (OPTIMIZERS[optimizer].move is None, f"optimizer={optimizer}"),
         (settings.head_dropout, f"head_dropout={settings.head_dropout:g}"),
         (settings.freeze == ["none"], "freeze=none"),
         (settings.cache == "none", "cache=none"),
-        (settings.data.augment == "standard", "data.augment=standard"),
+        (augment != "auto" and AUGMENTATIONS[augment].is_random, f"data.augment={augment}"),
         (settings.data.source == "random", "data=random"),
         (settings.monitor_gradients, "monitor_gradients=true"),
         (settings.precision not in ("auto", "32"), f"precision={settings.precision}"),

@@ -225,6 +225,7 @@ def _config(job: Prepared) -> JobConfig:
     name, options, groups = optimizer_groups(settings, job.model)
     labels = batches.labels[batches.split["train"]]
     return JobConfig(
+        loss=settings.loss,
         optimizer=name,
         groups=groups,
         options=options,

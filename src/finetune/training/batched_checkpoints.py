@@ -108,7 +108,7 @@ class BatchedCheckpoints(Checkpoints):
         """A job's state as torch's own optimiser has it."""
         config = self.learner.configs[number]
         groups = [dict(group) for group in config.groups]
-        state = optim.build(config.optimizer, groups, **config.options).state_dict()
+        state = optim.create_optimizer(config.optimizer, groups, **config.options).state_dict()
         buffers = sorted({kind for kind, _ in tensors} - {"state"})
         each = {buffer: _of_job(tensors, number, buffer) for buffer in buffers}
         if config.options.get("momentum") != 0:

@@ -101,10 +101,12 @@ def measure_classes(
     logits: Tensor,
     labels: Tensor,
     classes: Sequence[str],
-    loss: str = "cross_entropy",
+    softmax: bool = True,
     temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
+
+    softmax: whether it makes the probabilities, as a loss says; else a sigmoid does.
 
     Returns: what `measure_answers` and `calibration` do, and `top5_accuracy`, None for five outputs or fewer,
     of which every answer would be right.
@@ -115,7 +117,7 @@ def measure_classes(
     return {
         **measure_answers(labels, logits.argmax(1), classes, outputs),
         "top5_accuracy": top5,
-        **calibration(logits, labels, loss, temperature),
+        **calibration(logits, labels, softmax, temperature),
     }
 
 
@@ -172,25 +174,27 @@ def _ratio(part: int, of: int) -> float | None:
     return part / of if of else None
 
 
-def probabilities(logits: Tensor, loss: str = "cross_entropy", temperature: float = 1.0) -> Tensor:
-    """Logits (N, outputs) as float64 probabilities, which add up to 1 unless the loss is `bce`."""
+def probabilities(logits: Tensor, softmax: bool = True, temperature: float = 1.0) -> Tensor:
+    """Logits (N, outputs) as float64 probabilities, by softmax or by a sigmoid of each output."""
     scaled = logits.double() / temperature
-    return scaled.sigmoid() if loss == "bce" else scaled.softmax(1)
+    return scaled.softmax(1) if softmax else scaled.sigmoid()
 
 
-def calibration(logits: Tensor, labels: Tensor, loss: str, temperature: float) -> dict[str, Any]:
+def calibration(
+    logits: Tensor, labels: Tensor, softmax: bool = True, temperature: float = 1.0
+) -> dict[str, Any]:
     """How far probabilities are to be believed.
 
-    Returns: `log_loss` in nats, for `bce` the mean over the outputs as in training, `calibration_error`, and
-    `bins`, which it is made of.
+    Returns: `log_loss` in nats, with sigmoids the mean over the outputs as in training, `calibration_error`,
+    and `bins`, which it is made of.
     """
     scaled = logits.double() / temperature
-    if loss == "bce":
+    if softmax:
+        log_loss = F.cross_entropy(scaled, labels)
+    else:
         targets = F.one_hot(labels, scaled.shape[1]).double()
         log_loss = F.binary_cross_entropy_with_logits(scaled, targets)
-    else:
-        log_loss = F.cross_entropy(scaled, labels)
-    bins = calibration_bins(probabilities(logits, loss, temperature).amax(1), logits.argmax(1) == labels)
+    bins = calibration_bins(probabilities(logits, softmax, temperature).amax(1), logits.argmax(1) == labels)
     return {"log_loss": float(log_loss), "calibration_error": calibration_error(bins), "bins": bins}
 
 

@@ -1,20 +1,23 @@
-"""Optimisers over what trains, in groups built once, and schedules as pure functions of the step."""
+"""The optimiser over what trains, in groups built once, and the schedule of its rates."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import nn
 
+from finetune.choices.optimizers import OPTIMIZERS
+from finetune.choices.schedules import SCHEDULES, Span
 from finetune.model.freeze import NORMS
 
 Schedule = Callable[[int], float]
 
 
-def groups(
+def parameter_groups(
     model: nn.Module,
     head: str | None,
     lr: float,
@@ -46,45 +49,22 @@ def groups(
     return list(found.values())
 
 
-def build(name: str, parameter_groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """SGD (momentum, nesterov) or AdamW over the groups."""
-    optimizers: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-    return optimizers[name](parameter_groups, **options)
+def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """The optimiser of that name over parameter groups, with its own options."""
+    return resolve_name(OPTIMIZERS[name].made_by)(groups, **options)
 
 
-def schedule(
-    name: str,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_epochs: int = 0,
-    step_epochs: int = 7,
-    step_gamma: float = 0.1,
-) -> Schedule:
+def create_schedule(name: str, span: Span, warmup_epochs: int = 0) -> Schedule:
     """The factor on the learning rate at each optimiser step, from 0 on.
 
-    constant; cosine: half a cosine down to 0; step: times step_gamma every step_epochs; onecycle: up from
-    1/25 over the first 30 %, down to 1/250,000, both by cosine (Smith & Topin 2018, PyTorch's defaults).
-    `warmup_epochs` goes before each but onecycle, which has its own: in equal stages up to 1.
+    span: of the whole training. `warmup_epochs` goes before the schedule, in equal stages up to 1, unless it
+    has a warm-up of its own.
     """
-    warmup = 0 if name == "onecycle" else warmup_epochs * steps_per_epoch
-    after = max(total_steps - warmup, 1)
-
-    def cosine(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+    entry = SCHEDULES[name]
+    warmup = 0 if entry.own_warmup else warmup_epochs * span.steps_per_epoch
+    after = replace(span, steps=max(span.steps - warmup, 1))
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = step - warmup
-        if name == "cosine":
-            return cosine(1.0, 0.0, done / after)
-        if name == "step":
-            return step_gamma ** (done // (step_epochs * steps_per_epoch))
-        if name == "onecycle":
-            peak = max(0.3 * total_steps - 1, 1.0)
-            if done <= peak:
-                return cosine(1 / 25, 1.0, done / peak)
-            return cosine(1.0, 1 / 250_000, (done - peak) / max(total_steps - 1 - peak, 1.0))
-        return 1.0
+        return (step + 1) / (warmup + 1) if step < warmup else entry.factor(step - warmup, after)
 
     return factor

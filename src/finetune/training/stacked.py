@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from finetune.choices.losses import LOSSES
+from finetune.choices.optimizers import broadcast
 from finetune.data.module import Batch
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen
-from finetune.training import optim, stacked_optim
 from finetune.training.learner import Learner, Measured
+from finetune.training.optim import Schedule
 from finetune.training.stacked_optim import StackedOptimizer, Tensors
 
 # Stacked tensors (J, …) by what they are, `state` or an optimiser's buffer, and the name of the parameter.
@@ -30,14 +32,16 @@ Snapshot = dict[tuple[str, str], Tensor]
 class JobConfig:
     """How one job trains, over the parameters of the model that all jobs share.
 
-    groups: of parameters, with rates and decay, as `optim.groups` makes them.
-    options: of the optimiser beside those, as `optim.build` takes them.
+    loss, optimizer: names of entries that can be stacked; the same for all jobs.
+    groups: of parameters, with rates and decay, as `parameter_groups` makes them.
+    options: of the optimiser beside those, as `create_optimizer` takes them.
     """
 
+    loss: str
     optimizer: str
     groups: list[dict[str, Any]]
     options: dict[str, Any]
-    schedule: optim.Schedule
+    schedule: Schedule
     label_smoothing: float
     class_weights: Tensor | None
 
@@ -114,9 +118,6 @@ class StackedClassifier(Learner):
             nn.Parameter(torch.stack([state[name] for state in states]), requires_grad=name in learn)
             for name in self.names
         )
-        smoothing = torch.tensor([config.label_smoothing for config in configs], dtype=torch.float64)
-        weights = [config.class_weights for config in configs]
-        self.loss_options = (smoothing, weights)
         self.train()
 
     def train(self, mode: bool = True) -> StackedClassifier:
@@ -140,10 +141,11 @@ class StackedClassifier(Learner):
         return Measured(losses.sum(), losses, weights, logits=logits, labels=labels)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        smoothing, weights = self.loss_options
-        ones = torch.ones(logits.shape[2])
-        each = torch.stack([ones if one is None else one for one in weights])
-        return stacked_optim.cross_entropy(logits, labels, smoothing.to(logits), each.to(logits))
+        loss, ones = LOSSES[self.configs[0].loss].stacked, torch.ones(logits.shape[2])
+        assert loss is not None
+        smoothing = torch.tensor([config.label_smoothing for config in self.configs], dtype=torch.float64)
+        weights = [ones if config.class_weights is None else config.class_weights for config in self.configs]
+        return loss(logits, labels, smoothing.to(logits), torch.stack(weights).to(logits))
 
     def configure_optimizers(self) -> StackedOptimizer:
         rates, decays = self._per_parameter("lr"), self._per_parameter("weight_decay")
@@ -154,7 +156,7 @@ class StackedClassifier(Learner):
         ]
         schedules = [config.schedule for config in self.configs]
         options = [config.options for config in self.configs]
-        return stacked_optim.OPTIMIZERS[self.configs[0].optimizer](groups, schedules, options)
+        return StackedOptimizer(self.configs[0].optimizer, groups, options, schedules)
 
     def _per_parameter(self, number: str) -> Tensors:
         """A number of the parameter groups for each parameter, (J,)."""
@@ -188,7 +190,7 @@ class StackedClassifier(Learner):
         factors = (most / (self.gradient_norms() + 1e-6)).clamp(max=1.0)
         for p in self.tensors:
             if p.grad is not None:
-                p.grad.mul_(stacked_optim.broadcast(factors, p))
+                p.grad.mul_(broadcast(factors, p))
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.state.items():

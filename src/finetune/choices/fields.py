@@ -1,0 +1,42 @@
+"""What settings are made of: the numbers, texts and names that pydantic checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Settings as they were given: no unknown key, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def number_or(least: int, expected: str, *words: str) -> BeforeValidator:
+    """A whole number from `least` on, or one of a few words."""
+
+    def check(value: Any) -> Any:
+        if type(value) is int and value >= least:  # true is an int, too
+            return value
+        if value not in words:
+            raise ValueError(expected)
+        return value
+
+    return BeforeValidator(check)
+
+
+def names_where(table: Mapping[str, Any], holds: Callable[[Any], bool]) -> str:
+    """The names whose entries have a property: a, b or c."""
+    return listed([name for name, entry in table.items() if holds(entry)])
+
+
+def listed(names: list[str]) -> str:
+    """a, b or c"""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

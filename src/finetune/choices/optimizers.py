@@ -1,0 +1,112 @@
+"""The optimisers, an entry each; the defaults of each one's settings are in configs/optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from finetune.choices.fields import Fraction, NotNegative, Positive, Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OptimizerSettings(Strict):
+    """The settings that every optimiser has; what an entry has beyond them its class takes by name."""
+
+    name: str
+    lr: Positive
+    weight_decay: NotNegative
+    backbone_lr_factor: Positive
+    decay_norm_and_bias: bool
+
+
+@dataclass(frozen=True)
+class StackedStep:
+    """A step of J jobs, whose numbers are (J,).
+
+    options: what of each job's settings is its own. number: of the step, from 1 on.
+    """
+
+    lr: Tensor
+    weight_decay: Tensor
+    options: Mapping[str, Tensor]
+    number: int
+
+
+# Moves a parameter (J, …) in place by its gradient; its buffers begin with zeros.
+Move = Callable[["Tensor", "Tensor", Mapping[str, "Tensor"], StackedStep], None]
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """An optimiser.
+
+    settings: what `optimizer` may have below it. made_by: its class.
+    move: how it moves the parameters of many jobs at once; without it each job of a sweep trains alone.
+    buffers: the names of its state, as its class has them.
+    """
+
+    settings: type[OptimizerSettings]
+    made_by: str
+    buffers: tuple[str, ...] = ()
+    move: Move | None = None
+
+
+class SGD(OptimizerSettings):
+    """The settings of optimizer=sgd."""
+
+    name: Literal["sgd"]
+    momentum: Fraction
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov=true: expected optimizer.momentum above 0 with it")
+        return self
+
+
+def move_sgd(p: Tensor, gradient: Tensor, buffers: Mapping[str, Tensor], step: StackedStep) -> None:
+    """As torch.optim.SGD does."""
+    buffer, nesterov = buffers["momentum_buffer"], step.options["nesterov"]
+    if step.weight_decay.any():
+        gradient = gradient + broadcast(step.weight_decay, p) * p
+    momentum = broadcast(step.options["momentum"], p)
+    buffer.mul_(momentum).add_(gradient)  # it begins with zeros, so the first step sets it
+    moved = buffer
+    if nesterov.any():
+        ahead = gradient + momentum * buffer
+        moved = ahead.where(broadcast(nesterov, p).bool(), buffer)
+    p.sub_(broadcast(step.lr, p) * moved)
+
+
+class AdamW(OptimizerSettings):
+    """The settings of optimizer=adamw."""
+
+    name: Literal["adamw"]
+
+
+def move_adamw(p: Tensor, gradient: Tensor, buffers: Mapping[str, Tensor], step: StackedStep) -> None:
+    """As torch.optim.AdamW does with its default betas and epsilon."""
+    first, second, epsilon = 0.9, 0.999, 1e-8
+    unbias = 1 - first**step.number, (1 - second**step.number) ** 0.5
+    mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
+    p.mul_(broadcast(1 - step.lr * step.weight_decay, p))
+    mean.lerp_(gradient, 1 - first)
+    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    p.sub_(broadcast(step.lr / unbias[0], p) * mean / (square.sqrt() / unbias[1] + epsilon))
+
+
+def broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers (J,) in the shape in which they multiply (J, …)."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "sgd": OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
+    "adamw": OptimizerEntry(AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw),
+}
