@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,7 +21,7 @@ from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
-from finetune.data.module import Batches
+from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
 from finetune.errors import RequestError
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
@@ -29,10 +29,12 @@ from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.say import progress, say
 from finetune.training import device as devices
-from finetune.training import losses, optim
 from finetune.training.classifier import Classifier
 from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Options
+from finetune.training.losses import balanced_weights
+from finetune.training.optim import create_schedule, parameter_groups
+from finetune.training.stacked import JobConfig
 
 
 def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
@@ -106,14 +108,31 @@ def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> No
         )
 
 
-def plan_inputs(settings: Settings, dataset: Dataset, model: Model) -> FeaturePlan:
-    """Where the model splits and what would be cached of the images; nothing is decoded.
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes: the device, and which of the processes that train together this is."""
+
+    device: devices.Device
+    rank: Rank = SINGLE
+
+
+def find_machine(settings: Settings, rank: Rank = SINGLE) -> Machine:
+    """Decide the device.
 
     Raises:
-        RequestError: the device, the precision or the cache asked for is not to be had.
+        RequestError: the device asked for is not to be had, or not the precision on it.
     """
     device = devices.accelerator(settings.trainer.accelerator)
     devices.precision(settings.precision, device)
+    return Machine(device, rank)
+
+
+def plan_inputs(settings: Settings, dataset: Dataset, model: Model, machine: Machine) -> FeaturePlan:
+    """Where the model splits and what would be cached of the images; nothing is decoded.
+
+    Raises:
+        RequestError: the cache asked for is not to be had.
+    """
     wanted = FeatureSettings(
         cache=settings.cache,
         cache_dir=cache_dir(settings),
@@ -121,13 +140,15 @@ def plan_inputs(settings: Settings, dataset: Dataset, model: Model) -> FeaturePl
         augment=settings.data.augment,
         precision=settings.precision,
         compile=settings.compile,
-        device=device,
-        multiplies_bf16=devices.multiplies_bf16(device),
+        device=machine.device,
+        multiplies_bf16=devices.multiplies_bf16(machine.device),
     )
     return plan_features(model, dataset, wanted)
 
 
-def build_inputs(settings: Settings, dataset: Dataset, model: Model, console: Console) -> ModelInputs:
+def build_inputs(
+    settings: Settings, dataset: Dataset, model: Model, machine: Machine, console: Console
+) -> ModelInputs:
     """Every image, decoded once or as features of the frozen prefix.
 
     Raises:
@@ -143,7 +164,8 @@ def build_inputs(settings: Settings, dataset: Dataset, model: Model, console: Co
         on_wait=partial(say, console, "note", waiting),
     )
     try:
-        inputs = load_inputs(plan_inputs(settings, dataset, model), model, dataset, loading)
+        plan = plan_inputs(settings, dataset, model, machine)
+        inputs = load_inputs(plan, model, dataset, loading)
     except ChangedImage as error:
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
@@ -171,24 +193,17 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
                 f"{name}={number}: expected at least {processes}, one for each process (trainer.devices)"
             )
     labels = torch.from_numpy(dataset.labels)
-    return Batches(
-        inputs.inputs,
-        labels,
-        dataset.split,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        prepare=inputs.prepare,
-        processes=processes,
-    )
+    examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare)
+    return Batches(examples, settings.batch_size, settings.seed, processes)
 
 
-def build_options(settings: Settings, inputs: ModelInputs, rank: Rank = SINGLE) -> Options:
+def build_options(settings: Settings, inputs: ModelInputs, machine: Machine) -> Options:
     """How long and on what to train; a step that is so small needs no other precision than 32.
 
     Raises:
-        RequestError: the device or the precision asked for is not to be had.
+        RequestError: compiling was asked for and there is no compiler.
     """
-    device, train = devices.accelerator(settings.trainer.accelerator), len(inputs.dataset.split["train"])
+    device, train = machine.device, len(inputs.dataset.split["train"])
     precision = "32" if settings.precision == "auto" and is_light(settings, inputs) else settings.precision
     return Options(
         epochs=settings.epochs,
@@ -198,7 +213,7 @@ def build_options(settings: Settings, inputs: ModelInputs, rank: Rank = SINGLE) 
         device=device,
         precision=devices.precision(precision, device),
         compiled=devices.compiles(settings.compile, device, settings.epochs * train),
-        rank=rank,
+        rank=machine.rank,
     )
 
 
@@ -208,47 +223,37 @@ def is_light(settings: Settings, inputs: ModelInputs, jobs: int = 1) -> bool:
     return inputs.features is not None and macs < devices.LIGHT_MACS
 
 
-def build_loss(settings: Settings, train_labels: Tensor, outputs: int) -> losses.Loss:
-    """The loss; `class_weights=balanced` weighs it by the labels that are trained on."""
-    weights = build_class_weights(settings, train_labels, outputs)
-    return losses.create_loss(settings.loss, settings.label_smoothing, weights)
-
-
 def build_classifier(
     settings: Settings, model: Model, inputs: ModelInputs, batches: Batches, compiled: bool
 ) -> Classifier:
     """The network, compiled or not, with its loss, optimiser and schedule."""
     if compiled:
         inputs.network.compile()
-    name, options, groups = optimizer_groups(settings, model)
-    schedule = build_schedule(settings, len(batches.train_dataloader()))
+    config = build_job_config(settings, model, batches.train_labels, len(batches.train_dataloader()))
     return Classifier(
         model.network,
         inputs.network,
         model.frozen,
-        build_loss(settings, batches.labels[batches.split["train"]], model.outputs),
-        optimizer=lambda: (optim.create_optimizer(name, groups, **options), schedule),
+        config.create_loss(),
+        optimizer=lambda: (config.create_optimizer(), config.schedule),
         labels=inputs.dataset.classes if inputs.dataset.multi_label else (),
     )
 
 
-def build_schedule(settings: Settings, batches: int) -> optim.Schedule:
-    """The schedule over epochs of so many batches."""
+def build_job_config(settings: Settings, model: Model, train_labels: Tensor, batches: int) -> JobConfig:
+    """The loss, the optimiser over what trains, and its schedule over so many batches an epoch."""
     steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
     steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
     span = Span(steps, steps_per_epoch, settings.step_epochs, settings.step_gamma)
-    return optim.create_schedule(settings.schedule, span, settings.warmup_epochs)
-
-
-def build_class_weights(settings: Settings, train_labels: Tensor, outputs: int) -> Tensor | None:
-    """What each class weighs in the loss, (outputs,); None where all weigh the same."""
-    balanced = settings.class_weights == "balanced"
-    return losses.balanced_weights(train_labels, outputs) if balanced else None
-
-
-def optimizer_groups(settings: Settings, model: Model) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """The optimiser's name and options, and its groups of what trains."""
     options = settings.optimizer.model_dump()
     grouping = {key: options.pop(key) for key in OptimizerSettings.model_fields}
-    name = grouping.pop("name")
-    return name, options, optim.parameter_groups(model.network, model.head, **grouping)
+    balanced = settings.class_weights == "balanced"
+    return JobConfig(
+        loss=settings.loss,
+        optimizer=grouping.pop("name"),
+        groups=parameter_groups(model.network, model.head, **grouping),
+        options=options,
+        schedule=create_schedule(settings.schedule, span, settings.warmup_epochs),
+        label_smoothing=settings.label_smoothing,
+        class_weights=balanced_weights(train_labels, model.outputs) if balanced else None,
+    )

@@ -38,7 +38,7 @@ from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal
-from finetune.training.distributed import SINGLE, Rank
+from finetune.training.distributed import Rank
 from finetune.training.fit import Fitted, fit
 from finetune.training.monitor import GradientMonitor
 
@@ -57,14 +57,14 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         rank = workers.find_rank(settings)
         if rank is None:
             return workers.launch(settings, folder, console.quiet)
-        device = devices.accelerator(settings.trainer.accelerator)
+        machine = build.find_machine(settings, rank)
         console = console if rank.is_main else Screen(quiet=True)
         alone = folders.one_writer(folder) if rank.is_main else nullcontext()
-        with folders.interruptible(folder), distributed.joined(rank, device), alone:
+        with folders.interruptible(folder), distributed.joined(rank, machine.device), alone:
             if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
             with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
-                prepared = prepare(settings, folder, console, rank)
+                prepared = prepare(settings, folder, console, machine)
             return run_prepared(prepared, console)
     except BaseException as error:
         if rank is None or rank.is_main:
@@ -90,43 +90,45 @@ def prepare(
     settings: Settings,
     folder: Path,
     console: Console,
-    rank: Rank = SINGLE,
+    machine: build.Machine,
     resume_state: ResumeState | None = None,
 ) -> Prepared:
     """Find data and model, compute what is constant, and begin the run's folder.
 
-    rank: among processes that train together; only the one that leads writes.
-    resume_state: where a job that trained together with others goes on.
+    machine: of the processes that train together only the first one writes.
+    resume_state: where a job that trained together with others resumes.
 
     Raises:
         RequestError: the request was wrong.
     """
     started = time.perf_counter()
     resume_state = resuming.find_resume_state(settings, folder) if settings.resume else resume_state
-    if resume_state is None and rank.is_main:
+    writes, asked = machine.rank.is_main, settings
+    if resume_state:
+        settings = resuming.as_decided(settings, resume_state)
+        machine = build.find_machine(settings, machine.rank)
+    elif writes:
         folders.refuse_used(folder)
-    asked, settings = settings, resuming.as_decided(settings, resume_state)
-    devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
-
     model, dataset = _find_model_and_data(settings, resume_state, console)
     origin = resuming.origin_of_data(model, dataset)
-    if resume_state is None and rank.is_main:
+    if resume_state is None and writes:
         folders.begin(folder, asked.model_dump())
     resuming.check_origin(resume_state, origin)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
 
-    inputs = _load_inputs(settings, model, dataset, folder if rank.is_main else None, console)
-    batches = build.build_batches(settings, inputs, rank.world_size)
+    inputs = build.build_inputs(settings, dataset, model, machine, console)
+    _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
+    batches = build.build_batches(settings, inputs, machine.rank.world_size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
 
-    options = build.build_options(settings, inputs, rank)
+    options = build.build_options(settings, inputs, machine)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, resume_state)
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
     resuming.check_origin(resume_state, origin)
-    if rank.is_main:
+    if writes:
         folders.start(folder, inputs.bad)
     return Prepared(
         settings=settings,
@@ -154,17 +156,15 @@ def _find_model_and_data(
     return model, dataset
 
 
-def _load_inputs(
-    settings: Settings, model: Model, dataset: Dataset, folder: Path | None, console: Console
-) -> ModelInputs:
-    """Every image, or what is computed of it once; folder: gets the list of those that are broken."""
-    inputs = build.build_inputs(settings, dataset, model, console)
+def _refuse_bad_images(
+    settings: Settings, inputs: ModelInputs, dataset: Dataset, folder: Path | None
+) -> None:
+    """Raise RequestError for broken images unless they may be skipped; folder: gets the list of many."""
     listed = folder / "skipped.csv" if folder else None
     if folder and len(inputs.bad) > NAMED:
         folders.list_bad(folder, inputs.bad)
     if settings.data.bad_images == "error":
         refuse_bad_images(inputs.bad, len(dataset.images), listed)
-    return inputs
 
 
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def finish(
     total = time.perf_counter() - prepared.started
     timing = {"preparing": total - training, "training": training, "total": total}
     summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
-    test_labels = prepared.batches.labels[dataset.split["test"]]
+    test_labels = prepared.batches.examples.labels[dataset.split["test"]]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
     """The summary of a finished run whose proof held; times in seconds."""
     settings, model, inputs = prepared.settings, prepared.model, prepared.inputs
-    dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.labels
+    dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.examples.labels
     calibration = None
     if LOSSES[settings.loss].calibrates:
         val = fitted.val_logits, labels[dataset.split["val"]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.module import Batches, Loader
+from finetune.data.module import Batches, Examples, Loader
 from finetune.data.views import Views, views
 
 COUNT = 103
@@ -30,7 +30,8 @@ def loader(
     labels = torch.arange(COUNT) * 10
     indices = np.arange(COUNT)[::-1][:count].copy()
     chosen = inputs or views(rows, None, COUNT, 0)
-    return Loader(chosen, labels, batch_size, indices, seed, None if epoch is None else lambda: epoch)
+    examples = Examples(chosen, labels, {"train": indices}, lambda inputs, *_: inputs)
+    return Loader(examples, "train", batch_size, seed, None if epoch is None else lambda: epoch)
 
 
 def order(of: Loader) -> list[int]:
@@ -134,7 +135,8 @@ def batches(split: dict[str, list[int]]) -> Batches:
         return inputs * 0 + (number if training else -1)
 
     arrays = {side: np.array(indices, dtype=np.int64) for side, indices in split.items()}
-    return Batches(views(rows, None, COUNT, 0), torch.arange(COUNT) * 10, arrays, 4, 0, prepare)
+    examples = Examples(views(rows, None, COUNT, 0), torch.arange(COUNT) * 10, arrays, prepare)
+    return Batches(examples, batch_size=4, seed=0)
 
 
 def test_each_side_has_its_own_pictures() -> None:
@@ -164,7 +166,7 @@ def test_processes_share_every_batch(count: int, sizes: list[int]) -> None:
     """A last batch of which a process would get a single image joins the one before."""
     parts = [loader(10, count=count) for _ in range(3)]
     for which, one in enumerate(parts):
-        one.__init__(one.inputs, one.labels, 10, one.indices, 0, lambda: 0, (which, 3))  # type: ignore[misc]
+        one.__init__(one.examples, "train", 10, 0, lambda: 0, (which, 3))  # type: ignore[misc]
     shares = [[labels for _, labels in one] for one in parts]
     assert [sum(map(len, batch)) for batch in zip(*shares, strict=True)] == sizes
     joined = torch.cat([label for one in shares for label in one])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from finetune.data.module import Batches
+from finetune.data.module import Batches, Examples
 from finetune.model.freeze import freeze
 from finetune.training import optim
 from finetune.training.callbacks import Terminal
@@ -43,6 +44,11 @@ def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, x.mean((2, 3)).argmax(1)
 
 
+def per_image(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """A function of logits and labels as a loss in which every image weighs the same."""
+    return lambda logits, labels: (function(logits, labels), logits.new_tensor(len(labels)))
+
+
 class Training:
     """A small network with everything that `fit` takes; `fit` may be called once."""
 
@@ -67,9 +73,8 @@ class Training:
             name: np.arange(end - size, end)
             for name, size, end in zip(("train", "val", "test"), sides, ends, strict=True)
         }
-        self.batches = Batches(
-            lambda chosen, epoch: self.x[chosen], self.y, split, batch_size, 0, lambda x, *_: x
-        )
+        examples = Examples(lambda chosen, epoch: self.x[chosen], self.y, split, lambda x, *_: x)
+        self.batches = Batches(examples, batch_size, seed=0)
         groups = optim.parameter_groups(self.net, "head", lr, 0.0, 1.0, False)
         options = {"momentum": momentum} if optimizer == "sgd" else {}
         self.classifier = Classifier(

@@ -12,8 +12,7 @@ from torch import Tensor
 from finetune.errors import RunError
 from finetune.training import optim
 from finetune.training.fit import Fitted
-from finetune.training.losses import per_image
-from support.small import Small, Training, same
+from support.small import Small, Training, per_image, same
 
 # the end
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.choices.schedules import Span
-from finetune.data.module import Batches
+from finetune.data.module import Batches, Examples
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
 from finetune.errors import RunError
@@ -80,7 +80,8 @@ class Group:
 
     def batches(self, case: Case) -> Batches:
         rows = views(lambda chosen: self.features[chosen], None, 64, case.seed)
-        return Batches(rows, self.labels, SIDES, self.batch_size, case.seed, lambda x, *_: x)
+        examples = Examples(rows, self.labels, SIDES, lambda x, *_: x)
+        return Batches(examples, self.batch_size, case.seed)
 
     def config(self, case: Case, model: Net) -> JobConfig:
         steps = len(self.batches(case).train_dataloader())

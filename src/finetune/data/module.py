@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,8 +15,25 @@ from finetune.data.views import Inputs, Views
 Batch = tuple[Inputs, Tensor]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The images of a data set as training takes them.
+
+    inputs: uint8 images or features by index.
+    labels: (N,) class indices or (N, outputs) label vectors.
+    split: indices for train, val and test.
+    prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
+        whether training, and the number of the batch counted over all epochs and processes.
+    """
+
+    inputs: Views
+    labels: Tensor
+    split: dict[str, np.ndarray]
+    prepare: Callable[[Inputs, bool, int], Inputs]
+
+
 class Loader:
-    """Batches of one side of the split, as Lightning takes any iterable with a length.
+    """Batches of a split, as Lightning takes any iterable with a length.
 
     epoch: says which training epoch a pass is for: it is shuffled by seed and epoch, and a last batch of a
         single image joins the one before, as BatchNorm cannot learn from one. None: in order, as it is.
@@ -24,16 +42,15 @@ class Loader:
 
     def __init__(
         self,
-        inputs: Views,
-        labels: Tensor,
+        examples: Examples,
+        split: str,
         batch_size: int,
-        indices: np.ndarray,
         seed: int = 0,
         epoch: Callable[[], int] | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.inputs, self.labels, self.indices, self.seed, self.epoch = inputs, labels, indices, seed, epoch
-        self.part = part
+        self.examples, self.seed, self.epoch, self.part = examples, seed, epoch, part
+        self.indices = indices = examples.split[split]
         starts = list(range(0, len(indices), batch_size))
         least = part[1] * (2 if epoch else 1)  # images of a batch
         if len(starts) > 1 and len(indices) - starts[-1] < least:
@@ -51,60 +68,44 @@ class Loader:
         which, parts = self.part
         for start, end in self.ranges:
             chosen = torch.from_numpy(order[start:end][which::parts])
-            yield self.inputs(chosen, epoch), self.labels[chosen]
+            yield self.examples.inputs(chosen, epoch), self.examples.labels[chosen]
 
 
 class Batches(pl.LightningDataModule):
-    """The three sides of a data set in batches.
+    """The three splits in batches; each batch is shared by so many processes."""
 
-    Args:
-        inputs: uint8 images or features by index.
-        labels: (N,) class indices or (N, outputs) label vectors.
-        prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
-            whether training, and the number of the batch counted over all epochs and processes.
-        processes: how many train together, each on its part of every batch.
-    """
-
-    def __init__(
-        self,
-        inputs: Views,
-        labels: Tensor,
-        split: dict[str, np.ndarray],
-        batch_size: int,
-        seed: int,
-        prepare: Callable[[Inputs, bool, int], Inputs],
-        processes: int = 1,
-    ) -> None:
+    def __init__(self, examples: Examples, batch_size: int, seed: int, processes: int = 1) -> None:
         super().__init__()
-        self.processes = processes
-        self.inputs, self.labels, self.split = inputs, labels, split
-        self.batch_size, self.seed, self.prepare = batch_size, seed, prepare
+        self.examples, self.batch_size, self.seed, self.processes = examples, batch_size, seed, processes
+        self.split = examples.split
 
-    def _side(self, side: str, epoch: Callable[[], int] | None = None) -> Loader:
-        # Once trained, one process alone judges the whole of a side.
+    @property
+    def train_labels(self) -> Tensor:
+        """The labels that are trained on."""
+        return self.examples.labels[self.split["train"]]
+
+    def _loader(self, split: str, epoch: Callable[[], int] | None = None) -> Loader:
+        # Once trained, one process alone evaluates the whole of a split.
         alone = self.trainer is not None and self.trainer.world_size == 1
         part = (self.trainer.global_rank if self.trainer else 0, 1 if alone else self.processes)
-        indices = self.split[side]
-        return Loader(
-            self.inputs, self.labels, self.batch_size, indices, seed=self.seed, epoch=epoch, part=part
-        )
+        return Loader(self.examples, split, self.batch_size, self.seed, epoch=epoch, part=part)
 
     def train_dataloader(self) -> Loader:
-        return self._side("train", self.epoch)
+        return self._loader("train", self.epoch)
 
     def epoch(self) -> int:
         """The epoch that the batches are for."""
         return self.trainer.current_epoch if self.trainer else 0
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        return self._side("val") if len(self.split["val"]) else []
+        return self._loader("val") if len(self.split["val"]) else []
 
     def test_dataloader(self) -> Loader:
-        return self._side("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
-        """The validation side, whose logits the temperature is fitted on."""
-        return self._side("val")
+        """The validation split, whose logits the temperature is fitted on."""
+        return self._loader("val")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         inputs, labels = batch
@@ -113,4 +114,4 @@ class Batches(pl.LightningDataModule):
         if training and self.trainer:
             before = self.trainer.fit_loop.total_batch_idx * self.processes
             number = before + self.trainer.global_rank + 1
-        return self.prepare(inputs, training, number), labels
+        return self.examples.prepare(inputs, training, number), labels

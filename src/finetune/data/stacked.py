@@ -20,21 +20,14 @@ class StackedBatches(Batches):
 
     def __init__(self, jobs: Sequence[Batches]) -> None:
         first = jobs[0]
-        super().__init__(
-            first.inputs,
-            first.labels,
-            first.split,
-            batch_size=first.batch_size,
-            seed=first.seed,
-            prepare=first.prepare,
-        )
+        super().__init__(first.examples, first.batch_size, first.seed)
         self.by_seed = {batches.seed: batches for batches in reversed(jobs)}
         self.which = torch.tensor([list(self.by_seed).index(batches.seed) for batches in jobs])
 
     def train_dataloader(self) -> Any:
         return Zipped(
             [
-                Loader(b.inputs, b.labels, b.batch_size, b.split["train"], seed=b.seed, epoch=self.epoch)
+                Loader(b.examples, "train", b.batch_size, b.seed, epoch=self.epoch)
                 for b in self.by_seed.values()
             ]
         )

@@ -35,9 +35,10 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         raise RequestError(f"--out={out}: expected a file in a folder that exists")
     console, saved = Screen(), open_run(run)
     settings = override_settings(saved.settings, overrides, TAKES)
+    device = devices.accelerator(settings.trainer.accelerator)
     if settings.precision != saved.settings.precision:
-        devices.precision(settings.precision, devices.accelerator(settings.trainer.accelerator))
-    predictor = Predictor(saved, settings.precision, settings.trainer.accelerator, raw)
+        devices.precision(settings.precision, device)
+    predictor = Predictor(saved, settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
     chosen = choose_images(find_data(settings), saved, split, named_alike)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")

@@ -40,17 +40,18 @@ class Predictor:
 
     Args:
         precision: `auto`, `32`, `bf16` or `16`, as for features.
-        accelerator: `auto`, `cpu` or `gpu`.
+        device: None for the best there is.
         raw: leave the probabilities uncalibrated.
-
-    Raises:
-        RequestError: there is no such accelerator.
     """
 
     def __init__(
-        self, saved: Saved, precision: str = "auto", accelerator: str = "auto", raw: bool = False
+        self,
+        saved: Saved,
+        precision: str = "auto",
+        device: devices.Device | None = None,
+        raw: bool = False,
     ) -> None:
-        self.saved, self.device = saved, devices.accelerator(accelerator)
+        self.saved, self.device = saved, device or devices.accelerator("auto")
         self.temperature = 1.0 if raw else temperature_of(saved.summary)
         self.softmax = LOSSES[saved.settings.loss].softmax
         self.normalise = saved.preprocessing.normalise

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetune.build import build_loss, find_data, make_model, optimizer_groups, plan_inputs
+from finetune.build import build_job_config, find_data, find_machine, make_model, plan_inputs
 from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
 from finetune.inspection import drawing, graph, modules, table
+from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.say import say
+from finetune.training.stacked import JobConfig
 
 EVERY_MODULE = 2**31
 
@@ -53,25 +56,30 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     dataset = find_data(settings)
     model = make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
-    plan = plan_inputs(settings, dataset, model)
-    auto = plan
+    machine = find_machine(settings)
+    plan = auto = plan_inputs(settings, dataset, model, machine)
     if settings.cache != "auto":
-        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model)
+        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model, machine)
     rows = modules.module_rows(
         model.network,
         modules.execute_modules(model.network, model.example),
-        groups=optimizer_groups(settings, model)[2],
+        groups=_config(settings, dataset, model).groups,
         constant=plan.split.frozen if plan.split else (),
         depth=depth,
     )
     return table.Inspected(settings=settings, dataset=dataset, model=model, plan=plan, auto=auto, rows=rows)
 
 
+def _config(settings: Settings, dataset: Dataset, model: Model) -> JobConfig:
+    labels = torch.from_numpy(dataset.labels[dataset.split["train"]])
+    return build_job_config(settings, model, labels, batches=1)
+
+
 def draw_graph(found: table.Inspected, file: Path, depth: int | None) -> list[graph.Node]:
     """Draw the autograd graph of one training step into a file, and return its nodes."""
     settings, model = found.settings, found.model
     labels = torch.from_numpy(found.dataset.labels)
-    loss = build_loss(settings, labels[found.dataset.split["train"]], model.outputs)
+    loss = _config(settings, found.dataset, model).create_loss()
     calls = graph.record_step(model.network, loss, model.example, labels[:1])
     nodes = graph.fold_calls(calls, model.network, depth)
     freeze = ",".join(settings.freeze)

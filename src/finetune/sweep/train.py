@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from finetune.atomic import not_written
-from finetune.build import build_class_weights, build_schedule, is_light, optimizer_groups
+from finetune.build import build_job_config, find_machine, is_light
 from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
@@ -31,7 +31,7 @@ from finetune.training.batched_checkpoints import Pair
 from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
 from finetune.training.fit import fit
-from finetune.training.stacked import JobConfig, Network, StackedClassifier, why_not_stacked
+from finetune.training.stacked import Network, StackedClassifier, why_not_stacked
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
@@ -98,7 +98,8 @@ def _try_together(
     first = plans[0]
     assert first.settings is not None
     try:
-        prepared = prepare(first.settings, first.folder, console, resume_state=first.resume_state)
+        machine = find_machine(first.settings)
+        prepared = prepare(first.settings, first.folder, console, machine, first.resume_state)
         for plan in plans:
             resuming.check_origin(plan.resume_state, prepared.origin)
         if why := _why_alone(prepared):
@@ -163,7 +164,12 @@ def _train_together(
     network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
     learner = StackedClassifier(
         network,
-        [_config(job) for job in jobs],
+        [
+            build_job_config(
+                job.settings, job.model, job.batches.train_labels, len(job.batches.train_dataloader())
+            )
+            for job in jobs
+        ],
         [network.frozen.others(network.model) | _initial(job) for job in jobs],
         lambda number, error: plans[number].fail(error),
     )
@@ -203,7 +209,7 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
         folders.start(plan.folder, prepared.inputs.bad)
     shared, inputs = prepared.batches, prepared.inputs.inputs
     own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
-    batches = Batches(own, shared.labels, shared.split, shared.batch_size, settings.seed, shared.prepare)
+    batches = Batches(replace(shared.examples, inputs=own), shared.batch_size, settings.seed)
     origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
     return replace(begun, resume_state=plan.resume_state)
@@ -218,21 +224,6 @@ def _checkpoints(plans: list[Plan]) -> list[Pair]:
 
 def _initial(job: Prepared) -> dict[str, Any]:
     return initial_head(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
-
-
-def _config(job: Prepared) -> JobConfig:
-    settings, batches = job.settings, job.batches
-    name, options, groups = optimizer_groups(settings, job.model)
-    labels = batches.labels[batches.split["train"]]
-    return JobConfig(
-        loss=settings.loss,
-        optimizer=name,
-        groups=groups,
-        options=options,
-        schedule=build_schedule(settings, len(batches.train_dataloader())),
-        label_smoothing=settings.label_smoothing,
-        class_weights=build_class_weights(settings, labels, job.model.outputs),
-    )
 
 
 class _Lines(EpochLines):

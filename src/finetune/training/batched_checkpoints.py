@@ -11,7 +11,6 @@ import torch
 
 from finetune import sealed
 from finetune.errors import RunError
-from finetune.training import optim
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Snapshot, StackedClassifier
@@ -107,8 +106,7 @@ class BatchedCheckpoints(Checkpoints):
     def _optimizer_state(self, number: int, tensors: Snapshot, steps: int) -> dict[str, Any]:
         """A job's state as torch's own optimiser has it."""
         config = self.learner.configs[number]
-        groups = [dict(group) for group in config.groups]
-        state = optim.create_optimizer(config.optimizer, groups, **config.options).state_dict()
+        state = config.create_optimizer().state_dict()
         buffers = sorted({kind for kind, _ in tensors} - {"state"})
         each = {buffer: _of_job(tensors, number, buffer) for buffer in buffers}
         if config.options.get("momentum") != 0:

@@ -21,7 +21,8 @@ from finetune.data.module import Batch
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen
 from finetune.training.learner import Learner, Measured
-from finetune.training.optim import Schedule
+from finetune.training.losses import Loss, create_loss
+from finetune.training.optim import Schedule, create_optimizer
 from finetune.training.stacked_optim import StackedOptimizer, Tensors
 
 # Stacked tensors (J, …) by what they are, `state` or an optimiser's buffer, and the name of the parameter.
@@ -30,7 +31,7 @@ Snapshot = dict[tuple[str, str], Tensor]
 
 @dataclass(frozen=True)
 class JobConfig:
-    """How one job trains, over the parameters of the model that all jobs share.
+    """How one job trains, alone or over the parameters of a model that it shares with others.
 
     loss, optimizer: names of entries that can be stacked; the same for all jobs.
     groups: of parameters, with rates and decay, as `parameter_groups` makes them.
@@ -44,6 +45,14 @@ class JobConfig:
     schedule: Schedule
     label_smoothing: float
     class_weights: Tensor | None
+
+    def create_loss(self) -> Loss:
+        """Its loss where it trains alone."""
+        return create_loss(self.loss, self.label_smoothing, self.class_weights)
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Its optimiser where it trains alone."""
+        return create_optimizer(self.optimizer, [dict(group) for group in self.groups], **self.options)
 
 
 @dataclass(frozen=True)
