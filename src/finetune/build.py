@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.say import progress, say
 from finetune.training import device as devices
 from finetune.training.classifier import Classifier
+from finetune.training.device import Device
 from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Options
 from finetune.training.losses import balanced_weights
@@ -108,26 +109,25 @@ def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> No
         )
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where a run computes: the device, and which of the processes that train together this is."""
-
-    device: devices.Device
-    rank: Rank = SINGLE
-
-
-def find_machine(settings: Settings, rank: Rank = SINGLE) -> Machine:
-    """Decide the device.
+def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
+    """How long and on what to train, decided once; rank: of this process among those that train together.
 
     Raises:
         RequestError: the device asked for is not to be had, or not the precision on it.
     """
     device = devices.accelerator(settings.trainer.accelerator)
-    devices.precision(settings.precision, device)
-    return Machine(device, rank)
+    return Options(
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        accumulate_batches=settings.trainer.accumulate_batches,
+        clip_norm=settings.trainer.clip_norm,
+        device=device,
+        precision=devices.precision(settings.precision, device),
+        rank=rank,
+    )
 
 
-def plan_inputs(settings: Settings, dataset: Dataset, model: Model, machine: Machine) -> FeaturePlan:
+def plan_inputs(settings: Settings, dataset: Dataset, model: Model, device: Device) -> FeaturePlan:
     """Where the model splits and what would be cached of the images; nothing is decoded.
 
     Raises:
@@ -140,14 +140,14 @@ def plan_inputs(settings: Settings, dataset: Dataset, model: Model, machine: Mac
         augment=settings.data.augment,
         precision=settings.precision,
         compile=settings.compile,
-        device=machine.device,
-        multiplies_bf16=devices.multiplies_bf16(machine.device),
+        device=device,
+        multiplies_bf16=devices.multiplies_bf16(device),
     )
     return plan_features(model, dataset, wanted)
 
 
 def build_inputs(
-    settings: Settings, dataset: Dataset, model: Model, machine: Machine, console: Console
+    settings: Settings, dataset: Dataset, model: Model, device: Device, *, console: Console
 ) -> ModelInputs:
     """Every image, decoded once or as features of the frozen prefix.
 
@@ -164,7 +164,7 @@ def build_inputs(
         on_wait=partial(say, console, "note", waiting),
     )
     try:
-        plan = plan_inputs(settings, dataset, model, machine)
+        plan = plan_inputs(settings, dataset, model, device)
         inputs = load_inputs(plan, model, dataset, loading)
     except ChangedImage as error:
         if isinstance(error.image, Path):
@@ -197,24 +197,17 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
     return Batches(examples, settings.batch_size, settings.seed, processes)
 
 
-def build_options(settings: Settings, inputs: ModelInputs, machine: Machine) -> Options:
-    """How long and on what to train; a step that is so small needs no other precision than 32.
+def adapt_options(options: Options, settings: Settings, inputs: ModelInputs) -> Options:
+    """The same for these inputs: a step that is so small needs no other precision than 32.
 
     Raises:
         RequestError: compiling was asked for and there is no compiler.
     """
-    device, train = machine.device, len(inputs.dataset.split["train"])
-    precision = "32" if settings.precision == "auto" and is_light(settings, inputs) else settings.precision
-    return Options(
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        accumulate_batches=settings.trainer.accumulate_batches,
-        clip_norm=settings.trainer.clip_norm,
-        device=device,
-        precision=devices.precision(precision, device),
-        compiled=devices.compiles(settings.compile, device, settings.epochs * train),
-        rank=machine.rank,
-    )
+    images = settings.epochs * len(inputs.dataset.split["train"])
+    options = replace(options, compiled=devices.compiles(settings.compile, options.device, images))
+    if settings.precision == "auto" and is_light(settings, inputs):
+        return replace(options, precision="32-true")
+    return options
 
 
 def is_light(settings: Settings, inputs: ModelInputs, jobs: int = 1) -> bool:

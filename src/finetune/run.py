@@ -39,7 +39,7 @@ from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.callbacks import Terminal
 from finetune.training.distributed import Rank
-from finetune.training.fit import Fitted, fit
+from finetune.training.fit import Fitted, Options, fit
 from finetune.training.monitor import GradientMonitor
 
 
@@ -57,14 +57,14 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         rank = workers.find_rank(settings)
         if rank is None:
             return workers.launch(settings, folder, console.quiet)
-        machine = build.find_machine(settings, rank)
+        options = build.build_options(settings, rank)
         console = console if rank.is_main else Screen(quiet=True)
         alone = folders.one_writer(folder) if rank.is_main else nullcontext()
-        with folders.interruptible(folder), distributed.joined(rank, machine.device), alone:
+        with folders.interruptible(folder), distributed.joined(rank, options.device), alone:
             if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
             with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
-                prepared = prepare(settings, folder, console, machine)
+                prepared = prepare(settings, folder, console, options)
             return run_prepared(prepared, console)
     except BaseException as error:
         if rank is None or rank.is_main:
@@ -90,12 +90,13 @@ def prepare(
     settings: Settings,
     folder: Path,
     console: Console,
-    machine: build.Machine,
+    options: Options,
+    *,
     resume_state: ResumeState | None = None,
 ) -> Prepared:
     """Find data and model, compute what is constant, and begin the run's folder.
 
-    machine: of the processes that train together only the first one writes.
+    options: as `build_options` makes them; of processes that train together only the first one writes.
     resume_state: where a job that trained together with others resumes.
 
     Raises:
@@ -103,10 +104,10 @@ def prepare(
     """
     started = time.perf_counter()
     resume_state = resuming.find_resume_state(settings, folder) if settings.resume else resume_state
-    writes, asked = machine.rank.is_main, settings
+    writes, asked = options.rank.is_main, settings
     if resume_state:
         settings = resuming.as_decided(settings, resume_state)
-        machine = build.find_machine(settings, machine.rank)
+        options = build.build_options(settings, options.rank)
     elif writes:
         folders.refuse_used(folder)
     model, dataset = _find_model_and_data(settings, resume_state, console)
@@ -118,12 +119,12 @@ def prepare(
     for line in settings.idle():
         say(console, "note", line)
 
-    inputs = build.build_inputs(settings, dataset, model, machine, console)
+    inputs = build.build_inputs(settings, dataset, model, options.device, console=console)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
-    batches = build.build_batches(settings, inputs, machine.rank.world_size)
+    batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
 
-    options = build.build_options(settings, inputs, machine)
+    options = build.adapt_options(options, settings, inputs)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, resume_state)
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)

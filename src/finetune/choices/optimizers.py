@@ -24,21 +24,9 @@ class OptimizerSettings(Strict):
     decay_norm_and_bias: bool
 
 
-@dataclass(frozen=True)
-class StackedStep:
-    """A step of J jobs, whose numbers are (J,).
-
-    options: what of each job's settings is its own. number: of the step, from 1 on.
-    """
-
-    lr: Tensor
-    weight_decay: Tensor
-    options: Mapping[str, Tensor]
-    number: int
-
-
-# Moves a parameter (J, …) in place by its gradient; its buffers begin with zeros.
-Move = Callable[["Tensor", "Tensor", Mapping[str, "Tensor"], StackedStep], None]
+# Moves a parameter (J, …) in place by its gradient: with its buffers, which begin with zeros; the optimiser's
+# settings of each job, (J,), by their names; and the number of the step, from 1 on.
+Move = Callable[["Tensor", Mapping[str, "Tensor"], Mapping[str, "Tensor"], int], None]
 
 
 @dataclass(frozen=True)
@@ -70,18 +58,18 @@ class SGD(OptimizerSettings):
         return self
 
 
-def move_sgd(p: Tensor, gradient: Tensor, buffers: Mapping[str, Tensor], step: StackedStep) -> None:
+def move_sgd(p: Tensor, buffers: Mapping[str, Tensor], jobs: Mapping[str, Tensor], step: int) -> None:
     """As torch.optim.SGD does."""
-    buffer, nesterov = buffers["momentum_buffer"], step.options["nesterov"]
-    if step.weight_decay.any():
-        gradient = gradient + broadcast(step.weight_decay, p) * p
-    momentum = broadcast(step.options["momentum"], p)
+    buffer, gradient, momentum = buffers["momentum_buffer"], p.grad, broadcast(jobs["momentum"], p)
+    assert gradient is not None
+    if jobs["weight_decay"].any():
+        gradient = gradient + broadcast(jobs["weight_decay"], p) * p
     buffer.mul_(momentum).add_(gradient)  # it begins with zeros, so the first step sets it
     moved = buffer
-    if nesterov.any():
+    if jobs["nesterov"].any():
         ahead = gradient + momentum * buffer
-        moved = ahead.where(broadcast(nesterov, p).bool(), buffer)
-    p.sub_(broadcast(step.lr, p) * moved)
+        moved = ahead.where(broadcast(jobs["nesterov"], p).bool(), buffer)
+    p.sub_(broadcast(jobs["lr"], p) * moved)
 
 
 class AdamW(OptimizerSettings):
@@ -90,15 +78,16 @@ class AdamW(OptimizerSettings):
     name: Literal["adamw"]
 
 
-def move_adamw(p: Tensor, gradient: Tensor, buffers: Mapping[str, Tensor], step: StackedStep) -> None:
+def move_adamw(p: Tensor, buffers: Mapping[str, Tensor], jobs: Mapping[str, Tensor], step: int) -> None:
     """As torch.optim.AdamW does with its default betas and epsilon."""
     first, second, epsilon = 0.9, 0.999, 1e-8
-    unbias = 1 - first**step.number, (1 - second**step.number) ** 0.5
-    mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
-    p.mul_(broadcast(1 - step.lr * step.weight_decay, p))
+    unbias = 1 - first**step, (1 - second**step) ** 0.5
+    mean, square, gradient = buffers["exp_avg"], buffers["exp_avg_sq"], p.grad
+    assert gradient is not None
+    p.mul_(broadcast(1 - jobs["lr"] * jobs["weight_decay"], p))
     mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    p.sub_(broadcast(step.lr / unbias[0], p) * mean / (square.sqrt() / unbias[1] + epsilon))
+    p.sub_(broadcast(jobs["lr"] / unbias[0], p) * mean / (square.sqrt() / unbias[1] + epsilon))
 
 
 def broadcast(values: Tensor, like: Tensor) -> Tensor:

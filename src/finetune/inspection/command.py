@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetune.build import build_job_config, find_data, find_machine, make_model, plan_inputs
+from finetune.build import build_job_config, build_options, find_data, make_model, plan_inputs
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.inspection import drawing, graph, modules, table
@@ -56,10 +56,10 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     dataset = find_data(settings)
     model = make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
-    machine = find_machine(settings)
-    plan = auto = plan_inputs(settings, dataset, model, machine)
+    device = build_options(settings).device
+    plan = auto = plan_inputs(settings, dataset, model, device)
     if settings.cache != "auto":
-        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model, machine)
+        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model, device)
     rows = modules.module_rows(
         model.network,
         modules.execute_modules(model.network, model.example),

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from finetune.atomic import not_written
-from finetune.build import build_job_config, find_machine, is_light
+from finetune.build import build_job_config, build_options, is_light
 from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
@@ -98,8 +98,8 @@ def _try_together(
     first = plans[0]
     assert first.settings is not None
     try:
-        machine = find_machine(first.settings)
-        prepared = prepare(first.settings, first.folder, console, machine, first.resume_state)
+        options = build_options(first.settings)
+        prepared = prepare(first.settings, first.folder, console, options, resume_state=first.resume_state)
         for plan in plans:
             resuming.check_origin(plan.resume_state, prepared.origin)
         if why := _why_alone(prepared):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.choices.optimizers import OPTIMIZERS, StackedStep
+from finetune.choices.optimizers import OPTIMIZERS
 from finetune.training.optim import Schedule
 
 Tensors = dict[str, Tensor]
@@ -55,6 +55,6 @@ class StackedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             (p,) = group["params"]
             if p.grad is not None:
-                rate, decay = group["lr"] * factors, group["weight_decay"]
-                self.entry.move(p, p.grad, self.state[p], StackedStep(rate, decay, self.options, self.steps))
+                jobs = {"lr": group["lr"] * factors, "weight_decay": group["weight_decay"], **self.options}
+                self.entry.move(p, self.state[p], jobs, self.steps)
         return loss
