@@ -128,7 +128,7 @@ def test_a_forward_that_branches_on_its_data_trains_uncached_and_one_line_says_w
     train: Train, few_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No model of torchvision does so: one of our own is put in the place of resnet18."""
-    monkeypatch.setattr("finetune.model.assemble.build_model", lambda *_: Doubling())
+    monkeypatch.setattr("finetune.model.assemble.build_model", lambda *_, **_options: Doubling())
     data = ("data=folder", f"data.root={few_pictures}", "data.image_size=32", "epochs=8")
     ended = train(*data, "weights=random", "optimizer.lr=0.001", "freeze=all", "batch_size=16")
     assert ended.code == 0

@@ -115,7 +115,7 @@ class Branching(nn.Module):
 
 
 def test_a_model_that_cannot_be_split(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "build_model", lambda *_: Branching())
+    monkeypatch.setattr(assemble, "build_model", lambda *_, **_options: Branching())
     ended = command("inspect", *SMALL, "--graph", "graph.svg")
     assert ended.code == 0, ended.err
     assert "cache    nothing would be kept: the model cannot be split: Branching: " in ended.out

@@ -19,11 +19,12 @@ def create_loss(name: str, label_smoothing: float = 0.0, class_weights: Tensor |
     entry = LOSSES[name]
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if not entry.weighs_classes:
-            return entry.function(logits, labels), logits.new_tensor(len(labels))
+        # The loss is computed last: that is where an autograd graph ends.
         weights = None if class_weights is None else class_weights.to(logits)
         weight = logits.new_tensor(len(labels)) if weights is None else weights[labels].sum()
-        return entry.function(logits, labels, label_smoothing, weights), weight
+        if entry.weighs_classes:
+            return entry.function(logits, labels, label_smoothing, weights), weight
+        return entry.function(logits, labels), weight
 
     return loss
 
