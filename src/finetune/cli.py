@@ -127,7 +127,7 @@ def evaluate(
 
 
 @command()
-def predict(
+def predict(  # noqa: PLR0913, PLR0917 - a parameter is an option
     run: str = RUN,
     paths: list[str] = IMAGES,
     out: Path | None = Option(None, help="Write to this .csv or .jsonl, not to stdout."),

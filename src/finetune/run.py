@@ -105,25 +105,16 @@ def prepare(
     started = time.perf_counter()
     resume_state = resuming.find_resume_state(settings, folder) if settings.resume else resume_state
     writes, asked = options.rank.is_main, settings
-    if resume_state:
-        settings = resuming.as_decided(settings, resume_state)
-        options = build.build_options(settings, options.rank)
-    elif writes:
-        folders.refuse_used(folder)
+    settings, options = _as_decided(settings, folder, options, resume_state)
     model, dataset = _find_model_and_data(settings, resume_state, console)
-    origin = resuming.origin_of_data(model, dataset)
-    if resume_state is None and writes:
-        folders.begin(folder, asked.model_dump())
-    resuming.check_origin(resume_state, origin)
+    origin = _begin(settings, model, dataset, folder if writes else None, resume_state=resume_state)
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
-
     inputs = build.build_inputs(settings, dataset, model, options.device, console=console)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
-
     options = build.adapt_options(options, settings, inputs)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, resume_state)
@@ -146,6 +137,18 @@ def prepare(
     )
 
 
+def _as_decided(
+    settings: Settings, folder: Path, options: Options, resume_state: ResumeState | None
+) -> tuple[Settings, Options]:
+    """Settings and options as an interrupted run decided them; a new run must have a folder of its own."""
+    if resume_state:
+        settings = resuming.as_decided(settings, resume_state)
+        return settings, build.build_options(settings, options.rank)
+    if options.rank.is_main:
+        folders.refuse_used(folder)
+    return settings, options
+
+
 def _find_model_and_data(
     settings: Settings, resume_state: ResumeState | None, console: Console
 ) -> tuple[Model, Dataset]:
@@ -155,6 +158,22 @@ def _find_model_and_data(
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
     build.refuse_untrainable(settings, model, dataset)
     return model, dataset
+
+
+def _begin(
+    settings: Settings,
+    model: Model,
+    dataset: Dataset,
+    folder: Path | None,
+    *,
+    resume_state: ResumeState | None,
+) -> dict[str, Any]:
+    """Begin a new run's folder, or check that a resumed one's model and data are its own; returns these."""
+    origin = resuming.origin_of_data(model, dataset)
+    if folder and resume_state is None:
+        folders.begin(folder, settings.model_dump())
+    resuming.check_origin(resume_state, origin)
+    return origin
 
 
 def _refuse_bad_images(

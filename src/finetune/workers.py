@@ -48,32 +48,15 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     Raises:
         RequestError, RunError, Interrupted: as the process at fault has told it.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     size = _count(settings)
     with TemporaryDirectory() as name, interruptible(folder):
         exchange = Path(name)
         request = {"settings": settings.model_dump(), "folder": str(folder), "quiet": quiet}
         (exchange / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=size,
-            run_id="finetune",
-            rdzv_backend="static",
-            rdzv_endpoint=f"127.0.0.1:{port}",
-            rdzv_configs={"rank": 0},
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            # The first one speaks; what the others print is shown where they are at fault.
-            logs_specs=DefaultLogsSpecs(name, redirects=dict.fromkeys(range(1, size), Std.ERR)),
-            signals_to_handle="SIGHUP",  # Ctrl-C and SIGTERM reach the agent as errors of ours
-        )
+        config = _config(size, name)
         os.mkfifo(exchange / "alive")
         alive = os.open(exchange / "alive", os.O_RDWR)  # closed with this process, however it ends
         hangup, logger = signal.getsignal(signal.SIGHUP), logging.getLogger("torch.distributed.elastic")
@@ -84,7 +67,7 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
             with env_override({"TORCHELASTIC_SIGNALS_TO_HANDLE": config.signals_to_handle}):
                 elastic_launch(config, sys.executable)("-P", "-m", "finetune.worker", name)
         except ChildFailedError as error:
-            _raise_cause(error.failures, size, exchange)
+            _raise_cause(error.failures, size)
         finally:
             os.close(alive)
             logger.setLevel(level)
@@ -94,7 +77,31 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     return summary
 
 
-def _raise_cause(failures: Mapping[int, Any], size: int, exchange: Path) -> NoReturn:
+def _config(size: int, folder: str) -> Any:
+    """The launcher's settings for so many processes, which write what they print into a folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id="finetune",
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{port}",
+        rdzv_configs={"rank": 0},
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        # The first one speaks; what the others print is shown where they are at fault.
+        logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, size), Std.ERR)),
+        signals_to_handle="SIGHUP",  # Ctrl-C and SIGTERM reach the agent as errors of ours
+    )
+
+
+def _raise_cause(failures: Mapping[int, Any], size: int) -> NoReturn:
     """Raise what ended the run: what a process told or, if none did, what became of it."""
     for failure in failures.values():
         kind, _, line = _told(failure)[0].partition(": ")
