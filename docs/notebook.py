@@ -5,10 +5,10 @@ from PIL import Image
 
 import finetune
 
-# %% Train a new head on the embedded pictures. Every knob of the command line is a keyword: a section such as
+# %% Train a new head on the embedded images. Each setting of the command line is a keyword: a section such as
 # the optimizer is a dict, and the folder that the run leaves is the same.
 run = finetune.fit(
-    data={"source": "clipart", "image_size": 64},  # or just "clipart", or a folder of pictures
+    data={"source": "clipart", "image_size": 64},  # or just "clipart", or a folder of images
     freeze="all",
     head="auto",
     weights="bundled",
@@ -28,7 +28,7 @@ noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 for prediction in model.predict([photograph, noise], top=3):
     print(prediction.label, [f"{name} {probability:.3f}" for name, probability in prediction.top])
 
-# %% The plain torch module, for anything else: normalised pictures (B, 3, H, W) to logits.
+# %% The plain torch module, for anything else: normalised images (B, 3, H, W) to logits.
 network = model.to_torch()
 logits = network(model.preprocess(photograph)[None])
 print(type(network).__name__, tuple(logits.shape))

@@ -86,7 +86,7 @@ def stress(
     found, known, looks = dict[str, Counter[str]](), dict[str, Undisturbed](), dict[str, Any]()
     for name in names:
         kind, began = KINDS[name], time.monotonic()
-        world = World(folder / name, seed, jobs, kind.own_images, known, looks)
+        world = World(folder / name, seed, jobs, kind.own_images, known=known, looks=looks)
         kind.prepare(world)
         numbers = range(times or kind.times) if only is None else [only]
         for number, outcome in run_trials(world, name, kind.trial, numbers):

@@ -92,11 +92,11 @@ def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
 
 def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(RequestError, match=r"broken\.png: expected a picture; not an image, or of an"):
+    with pytest.raises(RequestError, match=r"broken\.png: expected an image; not an image, or of an"):
         run.load().predict(tmp_path / "broken.png")
     Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
-    with pytest.raises(RequestError, match=r"cut\.png: expected a picture; .*truncated"):
+    with pytest.raises(RequestError, match=r"cut\.png: expected an image; .*truncated"):
         run.load().predict(Image.open(tmp_path / "cut.png"))
     with pytest.raises(RequestError, match=r"^top=0: expected 1 or more$"):
         run.load().predict([], top=0)
@@ -134,9 +134,7 @@ def test_values_may_be_numpys_and_paths_hold_anything() -> None:
 
 
 def test_what_is_no_folder_is_told() -> None:
-    with pytest.raises(
-        RequestError, match=r"^data=/nowhere: expected a folder of pictures, or one of cifar10"
-    ):
+    with pytest.raises(RequestError, match=r"^data=/nowhere: expected a folder of images, or one of cifar10"):
         finetune.fit("/nowhere")
 
 
@@ -149,7 +147,7 @@ def test_what_is_no_folder_is_told() -> None:
         ({"epochs": {"a": 1}}, "epochs={'a': 1}: expected a whole number"),
         ({"modle.x": 1}, "modle.x: there is no such setting"),
         ({"data.x.root": "y"}, "data.x.root: there is no such setting"),
-        ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its knobs"),
+        ({"optimizer": 3}, "optimizer=3: expected the name of a choice, or a dict of its settings"),
         ({"epochs": "many"}, "epochs=many: expected a whole number"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
     compare(Path("cut"))
     plans = resume._unfinished(Path("cut"))
     assert {str(plan.wrong) for plan in plans} == {
-        f"cache_dir={ESCAPED}: expected a plain value, as it was stored; what does more must be typed anew"
+        f"cache_dir={ESCAPED}: expected a plain value, as it was stored; what does more must be typed again"
     }
     assert [plan.number for plan in plans] == [1, 3]
     assert not Path("made").exists()

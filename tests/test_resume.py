@@ -116,7 +116,7 @@ def killed(
     ("phase", "call", "delay"),
     [
         ("extraction", 2, 0.0),
-        ("epoch", 4, 0.1),
+        pytest.param("epoch", 4, 0.1, marks=pytest.mark.slow),
         pytest.param("checkpoint", 3, 0.001, marks=pytest.mark.slow),
     ],
 )
@@ -162,7 +162,7 @@ def test_ten_kills(command: Command, tmp_path: Path, whole: Path) -> None:
     assert {line.split(" in ")[1].split()[0] for line in table} == set(most)
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_each_epochs_gradients_stand_once_after_a_kill_around_its_checkpoint(
     command: Command, after: bool
 ) -> None:
@@ -238,7 +238,7 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
     picture = Path("mine/red/0.png")
     content = picture.read_bytes()
     picture.write_bytes(Path("mine/red/1.png").read_bytes())
-    assert refused().startswith("error: data: the pictures, their labels or their split (SHA-256) differs")
+    assert refused().startswith("error: data: the images, their labels or their split (SHA-256) differs")
     picture.write_bytes(content)
     whole = Path("run/checkpoints/last.ckpt").read_bytes()
     for path in Path("run/checkpoints").glob("*.ckpt"):

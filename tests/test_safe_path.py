@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune import processes
+from finetune import workers
 from finetune.cli import at_once
+from finetune.config.compose import compose
+from finetune.errors import RunError
 from support.processes import Started
 from support.runs import CHECKOUT, QUICK
 
@@ -46,11 +48,14 @@ def begins_python(folder: str) -> None:
     at_once(lambda: subprocess.run([sys.executable, "-c", "import random"], check=True))
 
 
-def test_a_rank_runs_nothing_of_the_working_folder(marker: Path, tmp_path: Path) -> None:
+def test_a_worker_runs_nothing_of_the_working_folder(
+    marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "torch.py").write_text("raise SystemExit(5)")  # importing the real one takes long
-    environment = {**os.environ, "RANK": "0", "PYTHONPATH": f"{tmp_path / 'short'}:{CHECKOUT / 'src'}"}
-    assert processes._started(tmp_path, 0, environment).wait(60) == 5
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'short'}:{CHECKOUT / 'src'}")
+    with pytest.raises(RunError, match=r"process . of 2 failed"):
+        workers.launch(compose(list(TWO)), tmp_path / "run", quiet=True)
     assert not marker.exists()
 
 

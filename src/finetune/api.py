@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune.config.compose import GROUPS, choices_of, compose_config, free_folder
 from finetune.config.messages import unknown_setting, validate
 from finetune.config.schema import SECTIONS, Settings
-from finetune.data.dataset import Picture
+from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
 from finetune.evaluation.forward import Predictor
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest class of a picture, and the `top` likeliest with their probabilities."""
+    """The likeliest class of an image, and the `top` likeliest with their probabilities."""
 
     label: str
     probability: float
@@ -60,33 +60,33 @@ class Model:
         self._saved, self._predictor = saved, Predictor(saved, saved.settings.precision, raw=raw)
 
     def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
-        """Classify one picture or many, with as little memory as the command needs.
+        """Classify one image or many, with as little memory as the command needs.
 
         pictures: paths, PIL images, or uint8 arrays (H, W) or (H, W, 3).
 
         Raises:
-            RequestError: a picture cannot be read, or top is below 1.
+            RequestError: an image cannot be read, or top is below 1.
         """
         if top < 1:
             raise RequestError(f"top={top}: expected 1 or more")
         many: Iterable[Any] = [pictures] if _is_one(pictures) else pictures  # type: ignore[assignment]
         found = []
-        for answers in self._predictor(_picture(one) for one in many):
+        for answers in self._predictor(_image(one) for one in many):
             for answer in answers:
                 if answer.logits is None:
-                    raise RequestError(f"{answer.picture}: expected a picture; {answer.reason}")
+                    raise RequestError(f"{answer.image}: expected an image; {answer.reason}")
             found += [Prediction(*ranked[0], ranked) for ranked in self._predictor.rank(answers, top)]
         return found
 
     def preprocess(self, picture: Given) -> Tensor:
-        """A picture as the network takes it: normalised float32, (3, H, W)."""
-        decoded = self._predictor.read(_picture(picture))
+        """An image as the network takes it: normalised float32, (3, H, W)."""
+        decoded = self._predictor.read(_image(picture))
         if isinstance(decoded, BadImage):
-            raise RequestError(f"{decoded.path}: expected a picture; {decoded.reason}")
+            raise RequestError(f"{decoded.path}: expected an image; {decoded.reason}")
         return self._predictor.normalise(decoded[None])[0]
 
     def to_torch(self) -> nn.Module:
-        """A copy of the network itself, in eval mode: preprocessed pictures (B, 3, H, W) to logits."""
+        """A copy of the network itself, in eval mode: preprocessed images (B, 3, H, W) to logits."""
         return copy.deepcopy(self._saved.network)
 
 
@@ -97,25 +97,25 @@ def fit(
     *,
     folder: str | Path | None = None,
     quiet: bool = False,
-    **knobs: Any,
+    **settings: Any,
 ) -> Run:
-    """Train as `finetune train` does, with the same knobs, and leave the same folder.
+    """Train as `finetune train` does, with the same settings, and leave the same folder.
 
-    data: a name such as `clipart`, a folder of pictures, or a dict of the knobs below `data`, as
-        `{"source": "csv", "root": "pictures.csv"}`.
+    data: a name such as `clipart`, a folder of images, or a dict of the settings below `data`, as
+        `{"source": "csv", "root": "images.csv"}`.
     folder: where the run is kept; a new one below outputs by default.
-    knobs: any other, as `epochs=5`; a section as its choice, `optimizer="adamw"`, or as a dict,
+    settings: any other, as `epochs=5`; a section as its choice, `optimizer="adamw"`, or as a dict,
         `optimizer={"name": "adamw", "lr": 0.001}`.
 
     Raises:
-        RequestError: a knob or the data are not as they must be.
+        RequestError: a setting or the data are not as they must be.
         RunError: the run failed.
     """
-    given = {"data": _data(data), "freeze": freeze, "head": head, **knobs}
-    settings = settings_from(given)
+    given = {"data": _data(data), "freeze": freeze, "head": head, **settings}
+    asked = settings_from(given)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     place = Path(free_folder(wanted)) if folder is None else Path(folder)
-    return Run(place, run(settings, place, Screen(quiet=quiet)))
+    return Run(place, run(asked, place, Screen(quiet=quiet)))
 
 
 def load(run: Run | str | Path, raw: bool = False) -> Model:
@@ -129,15 +129,17 @@ def load(run: Run | str | Path, raw: bool = False) -> Model:
     return Model(open_run(str(run.folder if isinstance(run, Run) else run)), raw)
 
 
-def settings_from(knobs: Mapping[str, Any]) -> Settings:
+def settings_from(settings: Mapping[str, Any]) -> Settings:
     """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
     groups, values = [], dict[tuple[str, ...], Any]()
-    for name, value in knobs.items():
+    for name, value in settings.items():
         choice = "source" if name == "data" else "name"
         chosen = value.get(choice) if isinstance(value, Mapping) else value
         if name in GROUPS and chosen is not None:
             if not isinstance(chosen, str):
-                raise RequestError(f"{name}={chosen}: expected the name of a choice, or a dict of its knobs")
+                raise RequestError(
+                    f"{name}={chosen}: expected the name of a choice, or a dict of its settings"
+                )
             groups.append(f"{name}={chosen}")
         if isinstance(value, Mapping) and name in SECTIONS:
             values.update({(name, key): one for key, one in value.items() if key != choice})
@@ -167,7 +169,7 @@ def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if data in names:
         return str(data)
     if not Path(data).expanduser().is_dir():
-        raise RequestError(f"data={data}: expected a folder of pictures, or one of {', '.join(names)}")
+        raise RequestError(f"data={data}: expected a folder of images, or one of {', '.join(names)}")
     return {"source": "folder", "root": str(data)}
 
 
@@ -176,7 +178,7 @@ def _is_one(pictures: Any) -> bool:
     return one_array or isinstance(pictures, str | Path | Image.Image)
 
 
-def _picture(given: Any) -> Picture:
+def _image(given: Any) -> RawImage:
     if isinstance(given, str):
         return Path(given)
     if isinstance(given, Image.Image):
@@ -184,7 +186,7 @@ def _picture(given: Any) -> Picture:
             return np.asarray(on_white(ImageOps.exif_transpose(given)))
         except OSError as error:  # it is decoded only now
             name = getattr(given, "filename", "") or "a PIL image"
-            raise RequestError(f"{name}: expected a picture; {error}") from None
+            raise RequestError(f"{name}: expected an image; {error}") from None
     if isinstance(given, np.ndarray) and (
         given.dtype != np.uint8
         or given.shape[2:] not in ((), (3,))

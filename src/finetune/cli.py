@@ -75,11 +75,11 @@ def inspect(
     depth: int | None = Option(None, min=1, help="Unfold modules so deep; 1: the model's own children."),
 ) -> None:
     """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
-    settings, picture = compose(context.args), _drawing(graph)
+    settings, drawing = compose(context.args), _drawing(graph)
     import_torch()
     from finetune.inspection.command import inspect
 
-    inspect(settings, Screen(), every_parameter=parameters, as_json=json, picture=picture, depth=depth)
+    inspect(settings, Screen(), every_parameter=parameters, as_json=json, drawing=drawing, depth=depth)
 
 
 def _drawing(name: str | None) -> Path | None:
@@ -119,7 +119,7 @@ def evaluate(
     split: str | None = Option(None, help="train, val, test or all; by default test, all of other data."),
     raw: bool = RAW,
 ) -> None:
-    """Measure a run's model: finetune evaluate latest data=folder data.root=new_pictures."""
+    """Measure a run's model: finetune evaluate latest data=folder data.root=new_images."""
     import_torch()
     from finetune.evaluation.command import evaluate_run
 

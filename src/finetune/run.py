@@ -54,7 +54,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         return summary
     rank: Rank | None = None
     try:
-        rank = workers.find_rank(settings)
+        rank = workers.this_rank(settings)
         if rank is None:
             return workers.launch(settings, folder, console.quiet)
         options = build.build_options(settings, rank)

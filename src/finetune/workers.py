@@ -26,7 +26,7 @@ from finetune.training.distributed import Rank
 KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}
 
 
-def find_rank(settings: Settings) -> Rank | None:
+def this_rank(settings: Settings) -> Rank | None:
     """This process's rank among those that train a run; None where they are still to be started.
 
     Raises:

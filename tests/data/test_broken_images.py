@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.data.dataset import Stored
-from finetune.data.images import EXTENSIONS, BadImage, BrokenPicture, decode
+from finetune.data.images import EXTENSIONS, BadImage, BrokenImage, decode
 from finetune.data.reader import Reader
 from finetune.model.preprocessing import Preprocessing
 from support.painted import noise, photograph
@@ -149,7 +149,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, si
 
 def test_decode_raises_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(BrokenPicture, match=r"^not an image, or of an unknown format$"):
+    with pytest.raises(BrokenImage, match=r"^not an image, or of an unknown format$"):
         decode(tmp_path / "a.png", Preprocessing(32, 36))
 
 
@@ -169,5 +169,5 @@ def test_all_pictures_in_order_with_the_bad_ones_named(tmp_path: Path, workers: 
 
 
 def test_a_name_longer_than_there_can_be_is_a_bad_picture(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPicture, match="file name too long"):
+    with pytest.raises(BrokenImage, match="file name too long"):
         decode(tmp_path / ("x" * 300), Preprocessing(8, 8))

@@ -101,7 +101,7 @@ def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_i
         ended = command("evaluate", str(run.folder), *named, "--out", "found.json")
         found = json.loads(Path("found.json").read_text())["data"]
         assert found == data | {"as_trained": False, "name": found["name"]}
-        assert "pictures measured here may have been trained on" in ended.out
+        assert "images measured here may have been trained on" in ended.out
 
 
 def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> None:
@@ -123,8 +123,8 @@ def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> No
     assert found["balanced_accuracy"] == pytest.approx(
         (alone["per_class"][0]["recall"] + alone["per_class"][2]["recall"]) / 2
     )
-    assert "does not know, left out with their pictures: aqua (20), pink (20), yellow (20)" in ended.out
-    assert "without pictures, left out of the means: green" in ended.out
+    assert "does not know, left out with their images: aqua (20), pink (20), yellow (20)" in ended.out
+    assert "without images, left out of the means: green" in ended.out
 
 
 def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Path) -> None:
@@ -138,7 +138,7 @@ def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Pa
     assert found["skipped"] == [
         {"path": "new/red/broken.png", "reason": "not an image, or of an unknown format"}
     ]
-    assert "1 of 61 pictures cannot be read and are left out: new/red/broken.png" in ended.out
+    assert "1 of 61 images cannot be read and are left out: new/red/broken.png" in ended.out
 
 
 def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictures: Path) -> None:
@@ -146,16 +146,16 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
     (Path("new") / "red" / "0.png").unlink()
     ended, found = evaluate("data.root=new", "--split", "test")
     assert (ended.code, found["data"]["as_trained"]) == (0, False)
-    assert "pictures measured here may have been trained on" in ended.out
+    assert "images measured here may have been trained on" in ended.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("data=digits",), "digits: expected pictures of the run's classes (blue, green, red); the classes"),
+        (("data=digits",), "digits: expected images of the run's classes (blue, green, red); the classes"),
         (
             ("data=random",),
-            "data=random: expected pictures of one class each for a run with loss=cross_entropy",
+            "data=random: expected images of one class each for a run with loss=cross_entropy",
         ),
         (
             ("model=resnet50",),
@@ -169,7 +169,7 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
         (("data.rot=x",), "data.rot: there is no such setting; did you mean data.root?"),
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
         (("--split", "some"), "--split=some: expected train, val, test or all"),
-        (("data=digits", "data.test_fraction=0", "--split", "test"), "--split=test: expected pictures in it"),
+        (("data=digits", "data.test_fraction=0", "--split", "test"), "--split=test: expected images in it"),
         (("--out", "no/x.json"), "--out=no/x.json: expected a file in a folder that exists"),
     ],
 )

@@ -119,7 +119,7 @@ def test_onnx_takes_batches_of_any_size(finished_run: Finished, command: Command
     assert ended.code == 0, ended.err
     assert ended.err == ""
     assert len(ended.out.splitlines()) == 2  # nothing of the exporter's own
-    assert "on 16 pictures of pictures its outputs differ" in ended.out
+    assert "on 16 images of pictures its outputs differ" in ended.out
     assert b"/site-packages/" not in Path("mine.onnx").read_bytes()  # no paths of the machine that wrote it
     session = onnxruntime.InferenceSession("mine.onnx")
     for count in (1, 7):
@@ -179,7 +179,7 @@ def test_softmax_gives_calibrated_probabilities_checked_on_random_inputs_without
     wanted = (expected(run, some(7)) / temperature).softmax(1)
     found = torch.export.load("run/export/model.pt2").module()(some(7))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    assert "note     the run's pictures are not there (data.root=pictures: expected a folder" in ended.out
+    assert "note     the run's images are not there (data.root=pictures: expected a folder" in ended.out
     assert "on 16 random inputs" in ended.out
 
 

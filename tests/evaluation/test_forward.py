@@ -12,26 +12,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.data.dataset import Picture
+from finetune.data.dataset import RawImage
 from finetune.data.images import decode
 from finetune.evaluation.forward import Answer, Predictor
 from finetune.runs.open import Saved
 
 
-def answers(predictor: Predictor, pictures: list[Picture]) -> list[Answer]:
+def answers(predictor: Predictor, pictures: list[RawImage]) -> list[Answer]:
     return [answer for some in predictor(pictures) for answer in some]
 
 
-def logits_of(predictor: Predictor, pictures: list[Picture]) -> Tensor:
+def logits_of(predictor: Predictor, pictures: list[RawImage]) -> Tensor:
     return torch.stack([one.logits for one in answers(predictor, pictures) if one.logits is not None])
 
 
 @pytest.fixture
-def pictures(few_pictures: Path) -> list[Picture]:
+def pictures(few_pictures: Path) -> list[RawImage]:
     return sorted(few_pictures.glob("*/*.png"))
 
 
-def plain(saved: Saved, pictures: list[Picture]) -> Tensor:
+def plain(saved: Saved, pictures: list[RawImage]) -> Tensor:
     """What torch says, picture by picture, with nothing of ours but the decoder."""
     sizes = saved.preprocessing
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (sizes.mean, sizes.std))
@@ -45,14 +45,14 @@ def plain(saved: Saved, pictures: list[Picture]) -> Tensor:
 
 @pytest.mark.parametrize(("precision", "distance"), [("32", 1e-5), ("bf16", 3e-2)])
 def test_logits_are_those_of_the_network(
-    saved: Saved, pictures: list[Picture], precision: str, distance: float
+    saved: Saved, pictures: list[RawImage], precision: str, distance: float
 ) -> None:
     found, expected = logits_of(Predictor(saved, precision), pictures), plain(saved, pictures)
     assert found.dtype == torch.float32
     assert float((found - expected).norm() / expected.norm()) <= distance
 
 
-def test_a_model_without_a_graph_answers_all_the_same(saved: Saved, pictures: list[Picture]) -> None:
+def test_a_model_without_a_graph_answers_all_the_same(saved: Saved, pictures: list[RawImage]) -> None:
     class Branches(nn.Module):
         def __init__(self, network: nn.Module) -> None:
             super().__init__()
@@ -68,14 +68,14 @@ def test_a_model_without_a_graph_answers_all_the_same(saved: Saved, pictures: li
     assert str(predictor.form) == "fp32"
 
 
-def test_broken_pictures_keep_their_place(saved: Saved, pictures: list[Picture], tmp_path: Path) -> None:
+def test_broken_pictures_keep_their_place(saved: Saved, pictures: list[RawImage], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     missing = tmp_path / "missing.png"
     mixed = [broken, *pictures[:20], missing, pictures[3], pictures[3], *[broken] * 40]
     predictor = Predictor(saved)
     found = answers(predictor, mixed)
-    assert [one.picture for one in found] == mixed
+    assert [one.image for one in found] == mixed
     assert [one.logits is None for one in found] == [one in (broken, missing) for one in mixed]
     assert found[0].reason == "not an image, or of an unknown format"
     assert found[21].reason == "no such file or directory"
@@ -85,7 +85,7 @@ def test_broken_pictures_keep_their_place(saved: Saved, pictures: list[Picture],
 
 
 def test_an_answer_has_the_same_bits_whatever_it_is_computed_beside(
-    saved: Saved, pictures: list[Picture]
+    saved: Saved, pictures: list[RawImage]
 ) -> None:
     predictor = Predictor(saved)
     together = logits_of(predictor, pictures)

@@ -26,7 +26,7 @@ def run(finished_run: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_picture_each_and_a_grid(command: Command, run: Path, few_pictures: Path) -> None:
     ended = command("explain", str(run), f"{few_pictures}/*/?.png")
     assert (ended.code, ended.err) == (0, "")
-    assert "30 pictures, Grad-CAM at layer4 (2 x 2)" in ended.out
+    assert "30 images, Grad-CAM at layer4 (2 x 2)" in ended.out
     assert f"{run}/explain, the first 24 in grid.png" in ended.out
     names = {path.name for path in (run / "explain").iterdir()}
     assert names == {"grid.png", *(f"{n}{m}.png" for n in range(10) for m in ("", "-2", "-3"))}
@@ -52,7 +52,7 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_done(
     Path("notes.txt").write_text("none")
     ended = command("explain", str(run), "cut.png", "good.png", "notes.txt", "grid.png", "--out", "seen")
     assert ended.code == 1
-    assert ended.err.startswith("error: 2 of 4 pictures cannot be read: cut.png (")
+    assert ended.err.startswith("error: 2 of 4 images cannot be read: cut.png (")
     assert ended.err.endswith("notes.txt (not an image, or of an unknown format)\n")
     assert ended.err.count("\n") == 1
     assert sorted(path.name for path in Path("seen").iterdir()) == ["good.png", "grid-2.png", "grid.png"]
@@ -70,7 +70,7 @@ def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None
             (str(run), "nowhere.png"),
             "nowhere.png: expected a file, a folder, a glob or -",
         ),
-        ((str(run), "empty"), "empty: expected pictures in this folder"),
+        ((str(run), "empty"), "empty: expected images in this folder"),
         (("empty", picture), "empty: expected the folder of a run"),
         ((str(run), picture, "--out", "file"), "--out=file: cannot be made: File exists"),
     ):

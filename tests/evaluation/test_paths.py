@@ -50,7 +50,7 @@ def test_a_list_on_stdin_is_taken_line_by_line() -> None:
         ("nowhere.png", "nowhere.png: expected a file, a folder, a glob or -; there is no such file"),
         ("c/*.gif", "c/.*.gif: expected a file, a folder, a glob or -; there is no such file"),
         ("a/.hidden/..", None),
-        ("empty", "empty: expected pictures in this folder"),
+        ("empty", "empty: expected images in this folder"),
     ],
 )
 def test_what_names_nothing_is_told(argument: str, line: str | None) -> None:

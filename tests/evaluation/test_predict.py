@@ -44,7 +44,7 @@ def test_a_folder_as_csv_on_stdout(predict: Command, run: finetune.Run) -> None:
     assert {row["class"] for row in found} <= set(run.summary["classes"])
     assert all(1 / 3 <= float(row["probability"]) <= 1 and row["error"] == "" for row in found)
     temperature = run.summary["calibration"]["temperature"]
-    assert ended.err.startswith("predict  60 pictures in ")
+    assert ended.err.startswith("predict  60 images in ")
     assert ended.err.endswith(f"logits divided by {temperature:.3f}\n")
 
 
@@ -85,7 +85,7 @@ def test_a_bad_file_is_a_row_with_a_reason(predict: Command, strict: bool) -> No
     assert found[2]["class"]
     lines = ended.err.splitlines()
     assert "1 of them cannot be read" in lines[0]
-    told = "error: --strict: 1 of 3 pictures cannot be read; the first is bad, and.png: not an image, or of"
+    told = "error: --strict: 1 of 3 images cannot be read; the first is bad, and.png: not an image, or of"
     assert [line[: len(told)] for line in lines[1:]] == [told] * strict
 
 

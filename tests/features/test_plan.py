@@ -6,7 +6,15 @@ from torch import nn
 
 from finetune.data import sources
 from finetune.errors import RequestError
-from finetune.features.plan import FeaturePlan, FeatureSettings, Space, decide, macs, plan_features, readable
+from finetune.features.plan import (
+    Capacity,
+    FeaturePlan,
+    FeatureSettings,
+    decide,
+    macs,
+    plan_features,
+    readable,
+)
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.freeze import Frozen
 from finetune.model.preprocessing import Preprocessing
@@ -43,7 +51,7 @@ AMPLE = {"stored": 0, "reused": 0, "limit": 20 * GB, "free": 100 * GB, "memory":
     ],
 )
 def test_the_decision_follows_from_bytes_and_work(requested, row_bytes, rows, row_macs, machine, where):
-    decided, why = decide(requested, row_bytes, rows, row_macs, Space(**{**AMPLE, **machine}))
+    decided, why = decide(requested, row_bytes, rows, row_macs, Capacity(**{**AMPLE, **machine}))
     assert decided == where
     if where != "disk" and machine.keys() & {"limit", "stored", "free"}:
         assert "cache_max_gb" in why

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.features import store as stores
-from finetune.features.rows import Layout, MemoryStore
+from finetune.features.rows import MemoryStore, RowLayout
 from finetune.features.store import key, opened
 from support.processes import FORKS, Started, code
 from support.rows import LAYOUT, digests, read, tensors
@@ -16,7 +16,7 @@ from support.rows import LAYOUT, digests, read, tensors
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_row_comes_back_as_it_was_packed(dtype):
-    layout = Layout(((3, 2), (4,)), dtype)
+    layout = RowLayout(((3, 2), (4,)), dtype)
     given = torch.randn(5, 3, 2).to(dtype), torch.randn(5, 4).to(dtype)
     packed = layout.pack(given)
     assert packed.shape == (5, layout.row_bytes) == (5, 10 * dtype.itemsize)
@@ -92,14 +92,14 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
     program = f"""
         import torch
         from pathlib import Path
-        from finetune.features.rows import Layout
+        from finetune.features.rows import RowLayout
         from finetune.features.store import opened
-        with opened(Path({str(tmp_path)!r}), {{}}, Layout(((1000,),), torch.float32)) as store:
+        with opened(Path({str(tmp_path)!r}), {{}}, RowLayout(((1000,),), torch.float32)) as store:
             for i in range(10**6):
                 store.append([f"{{i + 1:064x}}"], [torch.full((1, 1000), float(i))])
     """
     writer = Started(work=code(textwrap.dedent(program)))
-    layout = Layout(((1000,),), torch.float32)
+    layout = RowLayout(((1000,),), torch.float32)
     index = tmp_path / "features" / key({})[:32] / "rows.txt"
     for _ in range(3000):
         if index.exists() and index.stat().st_size > 74 * 40:

@@ -33,7 +33,7 @@ def test_the_boundary_is_drawn_between_avgpool_and_fc(command: Command) -> None:
     assert table[0] == ["module", "type", "output", "parameters", "work", "state", "mode", "rate"]
     assert table[1][:4] == ["conv1", "Conv2d", "64x16x16", "9,408"]
     assert table[-3] == ["avgpool", "AdaptiveAvgPool2d", "512x1x1", "eval"]
-    assert table[-2][0].startswith("── gradient boundary: 512 numbers a picture, 2.05 kB in float32 ──")
+    assert table[-2][0].startswith("── gradient boundary: 512 numbers an image, 2.05 kB in float32 ──")
     assert table[-1] == ["fc", "Linear", "10", "5,130", "<0.1%", "trains", "train", "head 0.01"]
     assert "62 named parameters, 11,181,642 values, 5,130 of them trainable" in ended.out
 
@@ -48,8 +48,8 @@ def test_nothing_frozen_means_no_boundary_and_no_cache(command: Command) -> None
 def test_cache_says_what_would_be_decided(command: Command) -> None:
     ended = command("inspect", *SMALL, "cache=none", "precision=32")
     kept = [line for line in ended.out.splitlines() if line.startswith("cache ")]
-    size = "pictures in fp32 take 3.68 MB"  # of 512 numbers each
-    assert kept[0].endswith("99.99% of the forward pass is constant and would run once a picture")
+    size = "images in fp32 take 3.68 MB"  # of 512 numbers each
+    assert kept[0].endswith("99.99% of the forward pass is constant and would run once an image")
     assert re.search(rf"cache=none: 1,797 {size}: not kept, as asked for$", kept[1])
     assert re.search(rf"cache=auto would decide: 1,797 {size}: on disk for the next run$", kept[2])
 
@@ -87,7 +87,7 @@ def test_broken_pictures_are_not_looked_into(command: Command, few_pictures: Pat
         file.write_bytes(f"no picture, {file}".encode())
     ended = command("inspect", "data=folder", "data.root=broken", "weights=random", "data.image_size=32")
     assert ended.code == 0, ended.err
-    assert "60 pictures" in ended.out
+    assert "60 images" in ended.out
     assert not Path("outputs").exists()
 
 
@@ -95,7 +95,7 @@ def test_broken_pictures_are_not_looked_into(command: Command, few_pictures: Pat
 def test_a_vision_transformer_on_the_random_picture(command: Command) -> None:
     ended = command("inspect", "data=random", "model=vit_b_32", "weights=random", "data.image_size=224")
     assert ended.code == 0, ended.err
-    assert "── gradient boundary: 768 numbers a picture" in ended.out
+    assert "── gradient boundary: 768 numbers an image" in ended.out
     assert rows(ended.out)[-1][:4] == ["heads.head", "Linear", "1000", "769,000"]
     assert ["class_token", "Parameter", "768", "frozen"] in rows(ended.out)
 
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_split(command: Command, monkeypatch: pytest.Monk
     assert ended.code == 0, ended.err
     assert "cache    nothing would be kept: the model cannot be split: Branching: " in ended.out
     assert [row[0] for row in rows(ended.out)] == ["module", "conv", "head"]
-    assert ">gradient boundary: 4 numbers a picture" in Path("graph.svg").read_text(encoding="utf-8")
+    assert ">gradient boundary: 4 numbers an image" in Path("graph.svg").read_text(encoding="utf-8")
 
 
 def test_depth_folds(command: Command) -> None:

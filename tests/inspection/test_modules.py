@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.inspection.modules import Group, Row, boundary_index, execute_modules, module_rows
+from finetune.inspection.modules import Group, ModuleRow, boundary_index, execute_modules, module_rows
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.boundary import split
 from finetune.training import optim
@@ -19,7 +19,7 @@ def assembled(name: str, *patterns: str, head: int | str = 10, size: int = 32) -
     return assemble(ModelConfig(name, "random", patterns, head, image_size=size), CLASSES)
 
 
-def table(model: Model, depth: int | None = None) -> list[Row]:
+def table(model: Model, depth: int | None = None) -> list[ModuleRow]:
     groups = optim.parameter_groups(model.network, model.head, 0.01, 0.0, 0.1, False)
     constant = split(model.network, model.example).frozen
     return module_rows(model.network, execute_modules(model.network, model.example), groups, constant, depth)
@@ -30,7 +30,7 @@ def test_resnet18_in_order_of_execution() -> None:
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert [row.name for row in found] == ["conv1", "bn1", "relu", "maxpool", *blocks, "avgpool", "fc"]
     assert [found[0].output, found[7].output, found[-2].output] == [(64, 16, 16), (128, 4, 4), (512, 1, 1)]
-    assert found[-1] == Row(
+    assert found[-1] == ModuleRow(
         "fc", "Linear", (10,), 1, 5_130, 5_130, "train", (Group("head", 0.01),), 5_120.0, constant=False
     )
     assert found[4].type == "BasicBlock"

@@ -61,7 +61,7 @@ def test_settings_that_were_changed_by_hand_or_are_another_runs_are_refused(
         file.write_text(text)
         Path("one/summary.json").unlink(missing_ok=True)  # there would be nothing to do
         for words in (("resume", "one"), ("evaluate", "one"), ("predict", "one", "pictures")):
-            assert command(*words).err == f"error: {line}; weights=one starts anew from its weights\n"
+            assert command(*words).err == f"error: {line}; weights=one starts a new run from its weights\n"
 
 
 def test_a_run_without_a_checkpoint_cannot_be_opened(train: Train, few_pictures: Path) -> None:

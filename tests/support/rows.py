@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from finetune.features.rows import Layout, MemoryStore
+from finetune.features.rows import MemoryStore, RowLayout
 from finetune.features.store import Store
 
-LAYOUT = Layout(((3, 2), (4,)), torch.float32)
+LAYOUT = RowLayout(((3, 2), (4,)), torch.float32)
 
 
 def digests(*numbers: int) -> list[str]:

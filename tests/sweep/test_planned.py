@@ -60,7 +60,7 @@ def unfinished(sweep: str) -> list[Plan]:
     ("point", "call", "launcher"),
     [
         ("composing", 3, "batched"),
-        ("multirun", 1, "basic"),
+        pytest.param("multirun", 1, "basic", marks=pytest.mark.slow),
         pytest.param("folder", 1, "batched", marks=pytest.mark.slow),
         ("folder", 3, "basic"),  # in the midst of what Hydra writes of a job
         pytest.param("job", 3, "batched", marks=pytest.mark.slow),

@@ -144,7 +144,7 @@ def test_a_damaged_last_checkpoint_beside_a_whole_best_one_is_told_with_a_way_on
     last.write_bytes(whole)
     best.write_bytes(whole[:-1])
     for kind in ("WrongDigest", "FileNotFoundError"):
-        told = rf"best\.ckpt: is missing or damaged \({kind}\); .*weights=.*last\.ckpt starts anew"
+        told = rf"best\.ckpt: is missing or damaged \({kind}\); .*weights=.*last\.ckpt starts a new run"
         with pytest.raises(RunError, match=told):
             newest(tmp_path)
         best.unlink(missing_ok=True)

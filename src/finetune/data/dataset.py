@@ -29,7 +29,7 @@ class Stored:
         return self.name
 
 
-Picture = Path | np.ndarray | Stored
+RawImage = Path | np.ndarray | Stored
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    images: Sequence[Picture]
+    images: Sequence[RawImage]
     labels: np.ndarray
     split: dict[str, np.ndarray]
     digests: Sequence[str]

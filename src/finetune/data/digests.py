@@ -75,7 +75,7 @@ def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
 
 
 def forget(path: Path, memo: Path) -> None:
-    """Have a file hashed anew next time, in case it changed although its size and times did not."""
+    """Have a file hashed again next time, in case it changed although its size and times did not."""
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:
         base.execute("DELETE FROM hashed WHERE path = ?", (os.fsencode(path.resolve()),))
 

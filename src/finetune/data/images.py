@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.data import limits
 from finetune.data.colour import to_srgb
-from finetune.data.dataset import Picture, Stored
+from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
@@ -43,7 +43,7 @@ FILTERS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class BrokenPicture(Exception):
+class BrokenImage(Exception):
     """A file that cannot be decoded; the text is the reason, without the path.
 
     lasting: the reason lies in the file's content, so that it holds of every file with the same.
@@ -57,7 +57,7 @@ class BrokenPicture(Exception):
 class ChangedImage(RunError):
     """An image whose bytes are not those that its digest is of."""
 
-    def __init__(self, image: Picture) -> None:
+    def __init__(self, image: RawImage) -> None:
         super().__init__(f"{image}: changed since the run began, which goes by its content; run again")
         self.image = image
 
@@ -75,7 +75,7 @@ class BadImage:
     lasting: bool = True
 
 
-def decode(image: Picture, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
+def decode(image: RawImage, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
     """Decode one image: shorter side to `resize_size`, then the central square of `crop_size` pixels.
 
     The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
@@ -83,7 +83,7 @@ def decode(image: Picture, preprocessing: Preprocessing, digest: str | None = No
     digest: of the content that is expected.
 
     Returns: uint8 (3, crop_size, crop_size).
-    Raises: BrokenPicture; ChangedImage.
+    Raises: BrokenImage; ChangedImage.
     """
     content = _content(image)
     if digest is not None and digest != content_digest(content):
@@ -109,23 +109,23 @@ def _cut(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _content(image: Picture) -> bytes | np.ndarray:
+def _content(image: RawImage) -> bytes | np.ndarray:
     """All that an image is made of, read once: what is hashed and decoded are these very bytes."""
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, Path) and _is_something_else(image):
-        raise BrokenPicture("is no file", lasting=False)  # a named pipe would be waited for
+        raise BrokenImage("is no file", lasting=False)  # a named pipe would be waited for
     try:
         if isinstance(image, Stored):
             return image.read()
         with image.open("rb") as file:
             if os.fstat(file.fileno()).st_size > limits.BYTES:
-                raise BrokenPicture("more bytes than is safe to decode")
+                raise BrokenImage("more bytes than is safe to decode")
             return file.read()
-    except BrokenPicture:
+    except BrokenImage:
         raise
     except Exception as error:  # whatever an archive raises
-        raise BrokenPicture(reason(error), lasting=False) from error
+        raise BrokenImage(reason(error), lasting=False) from error
 
 
 def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.Image:
@@ -134,7 +134,7 @@ def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.I
         if isinstance(content, np.ndarray):
             return _as_rgb(Image.fromarray(content))
         with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-            limits.check(image, content)
+            limits.check_limits(image, content)
             needed = limits.memory(image)
             image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
             memory.enter_context(limits.DECODING.taking(needed))
@@ -145,7 +145,7 @@ def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.I
             return on_white(image)
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
         of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
-        raise BrokenPicture(reason(error), lasting=not of_the_system) from error
+        raise BrokenImage(reason(error), lasting=not of_the_system) from error
 
 
 def _is_something_else(path: Path) -> bool:

@@ -17,7 +17,7 @@ DECODING = Budget(ram() // 4)
 MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 
 
-def check(image: Image.Image, content: bytes) -> None:
+def check_limits(image: Image.Image, content: bytes) -> None:
     """Raise an error where decoding a file's content would take more than an image is worth.
 
     image: the same, opened but not yet decoded.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.data.dataset import Picture
-from finetune.data.images import BadImage, BrokenPicture, center_crop, decode
+from finetune.data.dataset import RawImage
+from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 
@@ -29,7 +29,7 @@ class Reader:
         others are decoded as every later command does.
     """
 
-    images: Sequence[Picture]
+    images: Sequence[RawImage]
     preprocessing: Preprocessing
     known: Mapping[int, BadImage] = field(default_factory=dict)
     digests: Sequence[str] = ()
@@ -49,7 +49,7 @@ class Reader:
             wanted = replace(wanted, crop_size=wanted.resize_size)
         try:
             return decode(image, wanted, digest)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             return BadImage(index, str(image), str(error), error.lasting)
 
     def all(

@@ -42,12 +42,12 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     named_alike = _images(settings) == _images(saved.settings)
     chosen = choose_images(find_data(settings), saved, split, named_alike)
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
-    with progress(console, "reading pictures", len(chosen.rows)) as advance:
+    with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
     tables.show_evaluation(console, chosen, evaluation, predictor.temperature)
     if out:
         about = {"run": str(saved.folder), "temperature": predictor.temperature}
-        write_json(out, about | tables.as_json(chosen, evaluation))
+        write_json(out, about | tables.evaluation_json(chosen, evaluation))
 
 
 def _images(settings: Settings) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
         try:
             dataset = find_data(saved.settings)
         except RequestError as gone:
-            say(console, "note", f"the run's pictures are not there ({gone})")
+            say(console, "note", f"the run's images are not there ({gone})")
     inputs, what = example_inputs(dataset, saved.preprocessing)
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)

@@ -56,7 +56,7 @@ def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike
     several = dataset.multi_label and not LOSSES[saved.settings.loss].softmax
     if dataset.labels.ndim != 1 and not several:
         raise RequestError(
-            f"data={dataset.name}: expected pictures of one class each for a run with"
+            f"data={dataset.name}: expected images of one class each for a run with"
             f" loss={saved.settings.loss}, not label vectors"
         )
     if split not in (None, "all", *SPLITS):
@@ -65,11 +65,11 @@ def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike
     split = split or ("test" if own or named_alike else "all")
     rows = np.arange(len(dataset.images)) if split == "all" else dataset.split[split]
     if not len(rows):
-        raise RequestError(f"--split={split}: expected pictures in it; {dataset.name} has none there")
+        raise RequestError(f"--split={split}: expected images in it; {dataset.name} has none there")
     labels, known, unknown = _by_name(dataset, saved.classes, rows)
     if not known.any():
         raise RequestError(
-            f"{dataset.name}: expected pictures of the run's classes ({brief(list(saved.classes))}); the"
+            f"{dataset.name}: expected images of the run's classes ({brief(list(saved.classes))}); the"
             f" classes there are {brief(list(dataset.classes))}"
         )
     return Chosen(dataset, split, own, rows=rows[known], labels=labels[known], unknown=unknown)
@@ -104,7 +104,7 @@ def evaluate_images(
     for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):
         for answer, (row, label) in zip(answers, numbered, strict=False):
             if answer.logits is None:
-                broken.append(BadImage(row, str(answer.picture), answer.reason))
+                broken.append(BadImage(row, str(answer.image), answer.reason))
             else:
                 logits.append(answer.logits)
                 labels.append(label)
@@ -112,7 +112,7 @@ def evaluate_images(
     if bad_images == "error":
         refuse_bad_images(broken, len(chosen.rows))
     if not logits:
-        raise RequestError(f"{chosen.dataset.name}: expected pictures that can be read; {broken[0].reason}")
+        raise RequestError(f"{chosen.dataset.name}: expected images that can be read; {broken[0].reason}")
     found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
     if true.ndim == 2:
         return Evaluation(measure_labels(found, true, classes), broken)

@@ -86,7 +86,7 @@ def example_inputs(dataset: Dataset | None, preprocessing: Preprocessing) -> tup
         order = [int(index) for split in ("test", "val", "train") for index in dataset.split[split]]
         decoded = [image for index in order[:EXAMPLES] if isinstance(image := read(index), Tensor)]
         if decoded:
-            several = f"{len(decoded)} pictures" if len(decoded) > 1 else "a picture"
+            several = f"{len(decoded)} images" if len(decoded) > 1 else "an image"
             return preprocessing.normalise(torch.stack(decoded)).contiguous(), f"{several} of {dataset.name}"
     shape = (EXAMPLES, 3, preprocessing.crop_size, preprocessing.crop_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), f"{EXAMPLES} random inputs"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.choices.losses import LOSSES
-from finetune.data.dataset import Picture
-from finetune.data.images import BadImage, BrokenPicture, decode
+from finetune.data.dataset import RawImage
+from finetune.data.images import BadImage, BrokenImage, decode
 from finetune.evaluation.calibration import temperature_of
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
 from finetune.model.boundary import NotTraceable, split
@@ -27,7 +27,7 @@ Ranked = list[tuple[str, float]]
 class Answer:
     """What the model says of an image: logits (outputs,) in float32, or why it cannot be read."""
 
-    picture: Picture
+    image: RawImage
     logits: Tensor | None
     reason: str = ""
 
@@ -60,7 +60,7 @@ class Predictor:
         )
         self.forward: Forward | None = None
 
-    def __call__(self, images: Iterable[Picture]) -> Iterator[list[Answer]]:
+    def __call__(self, images: Iterable[RawImage]) -> Iterator[list[Answer]]:
         """The answers to images in their order, a few at a time; memory does not grow with their number."""
         stream = iter(images)
         if self.forward is None:
@@ -70,7 +70,7 @@ class Predictor:
             self.settle(decoded)
             stream = chain(seen, stream)
         assert self.forward is not None
-        waiting: dict[int, Picture] = {}
+        waiting: dict[int, RawImage] = {}
         reasons: dict[int, str] = {}
         done = 0
 
@@ -119,16 +119,16 @@ class Predictor:
         """Of logits (N, outputs), calibrated unless raw ones were asked for."""
         return probabilities(logits, self.softmax, self.temperature)
 
-    def read(self, image: Picture) -> Tensor | BadImage:
+    def read(self, image: RawImage) -> Tensor | BadImage:
         """uint8 (3, H, W), or what is wrong with the image."""
         try:
             return decode(image, self.saved.preprocessing)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             return BadImage(0, str(image), str(error))
 
-    def _sample(self, stream: Iterator[Picture]) -> tuple[list[Picture], list[Tensor]]:
+    def _sample(self, stream: Iterator[RawImage]) -> tuple[list[RawImage], list[Tensor]]:
         """The first images, and a batch of those that can be read; not too many where few can."""
-        seen: list[Picture] = []
+        seen: list[RawImage] = []
         decoded: list[Tensor] = []
         while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
             if (image := next(stream, None)) is None:

@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.choices.losses import LOSSES
-from finetune.data.dataset import Picture
+from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError, brief
@@ -44,7 +44,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     """
     images, saved = list(find_images(paths, sys.stdin)), open_run(run)
     if not images:
-        raise RequestError("-: expected names of pictures on stdin; there are none")
+        raise RequestError("-: expected names of images on stdin; there are none")
     folder = out or saved.folder / "explain"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,14 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
             advance(len(chunk))
     if tiles:
         _save(grid(tiles), folder / "grid.png")
-        say(console, "explain", f"{len(images) - len(bad):,} pictures, {method}")
+        say(console, "explain", f"{len(images) - len(bad):,} images, {method}")
         say(console, "folder", f"{folder}, the first {len(tiles)} in grid.png")
     if bad:
         shown = brief([f"{one.path} ({one.reason})" for one in bad], 10)
-        raise RunError(f"{len(bad):,} of {len(images):,} pictures cannot be read: {shown}")
+        raise RunError(f"{len(bad):,} of {len(images):,} images cannot be read: {shown}")
 
 
-def maps(saved: Saved, images: Sequence[Picture], classes: Sequence[str]) -> list[Image.Image | None]:
+def maps(saved: Saved, images: Sequence[RawImage], classes: Sequence[str]) -> list[Image.Image | None]:
     """Each image lit by what in it speaks for a class, given by its name; None where it cannot be read."""
     read = Reader(images, saved.preprocessing)
     pixels = {i: one for i in range(len(images)) if isinstance(one := read(i), Tensor)}

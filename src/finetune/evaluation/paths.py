@@ -43,7 +43,7 @@ def find_images(arguments: Sequence[str], stdin: TextIO) -> Paths:
 def _count(argument: str) -> int:
     number = sum(1 for _ in _found(argument))
     if not number and os.path.isdir(argument):
-        raise RequestError(f"{argument}: expected pictures in this folder ({', '.join(EXTENSIONS)})")
+        raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)})")
     if not number:
         raise RequestError(f"{argument}: expected a file, a folder, a glob or -; there is no such file")
     return number

@@ -1,4 +1,4 @@
-"""`finetune predict`: a row for each picture, written while the next are computed."""
+"""`finetune predict`: a row for each image, written while the next are computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from finetune.atomic import part_of
 from finetune.cells import cells
-from finetune.data.dataset import Picture
+from finetune.data.dataset import RawImage
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.evaluation.forward import Predictor, Ranked
 from finetune.evaluation.paths import find_images
@@ -41,13 +41,13 @@ class Tally:
     def check(self) -> None:
         """Raise RunError where images could not be read."""
         if self.broken:
-            told = f"{self.broken:,} of {self.images:,} pictures cannot be read"
+            told = f"{self.broken:,} of {self.images:,} images cannot be read"
             raise RunError(f"--strict: {told}; the first is {self.first}")
 
     def tell(self, console: Console, form: Form, temperature: float) -> None:
         """One line on what was done and how."""
         seconds = time.perf_counter() - self.started
-        text = "1 picture" if self.images == 1 else f"{self.images:,} pictures"
+        text = "1 image" if self.images == 1 else f"{self.images:,} images"
         text += f" in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
@@ -76,7 +76,7 @@ def predict_paths(
 
 def predict_images(
     predictor: Predictor,
-    images: Iterable[Picture],
+    images: Iterable[RawImage],
     out: Path | None,
     *,
     format: str,
@@ -96,11 +96,11 @@ def predict_images(
         write = WRITERS[format](file, min(top, len(predictor.saved.names)))
         for answers in predictor(images):
             for answer, ranked in zip(answers, predictor.rank(answers, top), strict=True):
-                write(str(answer.picture), ranked, answer.reason)
+                write(str(answer.image), ranked, answer.reason)
                 tally.images += 1
                 if answer.reason:
                     tally.broken += 1
-                    tally.first = tally.first or f"{answer.picture}: {answer.reason}"
+                    tally.first = tally.first or f"{answer.image}: {answer.reason}"
             file.flush()
             advance(len(answers))
             if failure(file):  # whoever read has enough, as head has

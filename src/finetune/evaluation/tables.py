@@ -31,8 +31,8 @@ COLUMNS = {"average_precision": "AP", "precision": "precision", "recall": "recal
 def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
     """What was measured on what, the classes that do not fit, a table per class and the confusions."""
     measures, data = evaluation.measures, chosen.dataset
-    which = "all pictures" if chosen.split == "all" else f"{chosen.split} split"
-    say(console, "data", f"{data.name}, {which}: {measures['pictures']:,} pictures")
+    which = "all images" if chosen.split == "all" else f"{chosen.split} split"
+    say(console, "data", f"{data.name}, {which}: {measures['pictures']:,} images")
     for line in misfits(chosen, evaluation):
         say(console, "warning", line)
     say(console, "scaling", f"logits divided by {temperature:.3f}" if temperature != 1 else "none")
@@ -44,7 +44,7 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
     rows = measures["per_class"]
     console.print(_per_class(rows))
     if (more := len(rows) - MOST) > 0:
-        say(console, "more", f"{more:,} classes with a higher F1, or without pictures; --out writes all")
+        say(console, "more", f"{more:,} classes with a higher F1, or without images; --out writes all")
     if "confusion" not in measures:
         return
     console.print()
@@ -61,18 +61,18 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     lines = []
     if not chosen.own and chosen.split != "all":
         lines.append(
-            "the data are not those the run was trained on: pictures measured here may have been trained on"
+            "the data are not those the run was trained on: images measured here may have been trained on"
         )
     if chosen.unknown:
         named = [f"{name} ({count:,})" for name, count in chosen.unknown.items()]
-        what = "left out" if chosen.labels.ndim == 2 else "left out with their pictures"
+        what = "left out" if chosen.labels.ndim == 2 else "left out with their images"
         lines.append(f"classes that the run does not know, {what}: {brief(named)}")
     if missing := without_images(evaluation.measures):
-        lines.append(f"classes of the run without pictures, left out of the means: {brief(missing)}")
+        lines.append(f"classes of the run without images, left out of the means: {brief(missing)}")
     if evaluation.broken:
         paths = [f"{one.path} ({one.reason})" for one in evaluation.broken]
         asked = len(chosen.rows)
-        lines.append(f"{len(paths)} of {asked:,} pictures cannot be read and are left out: {brief(paths, 2)}")
+        lines.append(f"{len(paths)} of {asked:,} images cannot be read and are left out: {brief(paths, 2)}")
     return lines
 
 
@@ -81,7 +81,7 @@ def without_images(measures: dict[str, Any]) -> list[str]:
     return [row["name"] for row in measures["per_class"] if not row["pictures"]]
 
 
-def as_json(chosen: Chosen, evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_json(chosen: Chosen, evaluation: Evaluation) -> dict[str, Any]:
     """The same and the bins of confidence as plain values."""
     return {
         "data": {"name": chosen.dataset.name, "split": chosen.split, "as_trained": chosen.own},
@@ -99,7 +99,7 @@ def _table(*titles: str) -> Table:
 def _per_class(rows: list[dict[str, Any]]) -> Table:
     columns = {name: title for name, title in COLUMNS.items() if name in rows[0]}
     table = _table("class")
-    for title in ("pictures", *columns.values()):
+    for title in ("images", *columns.values()):
         table.add_column(title, justify="right")
     if len(rows) > MOST:
         rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:MOST]
@@ -126,7 +126,7 @@ def _confusions(matrix: np.ndarray, names: list[str]) -> Table:
     np.fill_diagonal(wrong, 0)
     names = [*names, "no class"]
     table = _table("most often confused", "with")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:

@@ -20,7 +20,7 @@ from finetune.data.views import Inputs
 from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, Tensors, extract, settle
 from finetune.features.plan import FeaturePlan
-from finetune.features.rows import Layout, MemoryStore
+from finetune.features.rows import MemoryStore, RowLayout
 from finetune.features.store import Store, opened
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
@@ -35,7 +35,7 @@ class Features:
     seconds: the time that both took.
     """
 
-    layout: Layout
+    layout: RowLayout
     rows: Tensor
     places: np.ndarray
     form: Form
@@ -126,7 +126,7 @@ class FeatureComputer:
         started, plan = time.perf_counter(), self.plan
         assert plan.split
         assert plan.split.prefix
-        layout = Layout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
+        layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         with self._opened(view, form, layout) as store:
             if damaged := store.verify(self.digests):
                 self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
@@ -161,7 +161,9 @@ class FeatureComputer:
             seconds=time.perf_counter() - started,
         )
 
-    def _opened(self, view: str, form: Form, layout: Layout) -> AbstractContextManager[Store | MemoryStore]:
+    def _opened(
+        self, view: str, form: Form, layout: RowLayout
+    ) -> AbstractContextManager[Store | MemoryStore]:
         if self.plan.where != "disk":
             return nullcontext(MemoryStore(layout))
         key = self.plan.keys[self.plan.views.index(view)]

@@ -169,7 +169,7 @@ def _sample_of(dataset: Dataset) -> np.ndarray:
 
 def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
     """Some training images as the first epoch may show them; decoded unless they are held."""
-    reader = replace(reader, images=dataset.images, known={}, digests=dataset.digests)  # numbered anew
+    reader = replace(reader, images=dataset.images, known={}, digests=dataset.digests)  # renumbered
     found = []
     for index in _sample_of(dataset).tolist():
         digest = dataset.digests[index]

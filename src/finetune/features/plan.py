@@ -172,7 +172,7 @@ def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Space:
+class Capacity:
     """Bytes for features.
 
     stored: in the cache already, of which `reused` are of these features. limit: `cache_max_gb`.
@@ -186,10 +186,10 @@ class Space:
     memory: int
 
 
-def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Space:
+def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
     folder = settings.cache_dir
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return Space(
+    return Capacity(
         stored=size_of_all(folder),
         reused=sum(size_of_store(folder, key | form.describe()) for key in keys),
         limit=int(settings.cache_max_gb * 1e9),
@@ -198,7 +198,7 @@ def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: 
     )
 
 
-def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Space) -> tuple[Where, str]:
+def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Capacity) -> tuple[Where, str]:
     """Where `cache=auto|memory|disk|none` puts so many rows of features, and why."""
     size = row_bytes * rows
     if cache == "none":

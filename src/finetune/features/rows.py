@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Shapes and type of the tensors that make up a row."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -41,7 +41,7 @@ class Layout:
 class MemoryStore:
     """The same for one run, in memory."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
         self.place: dict[str, int] = {}
         self.parts = [np.empty((0, layout.row_bytes), dtype=np.uint8)]

@@ -29,7 +29,7 @@ from torch import Tensor
 from finetune import private
 from finetune.atomic import not_written, read_json, sha256_of
 from finetune.errors import RequestError, RunError
-from finetune.features.rows import Layout
+from finetune.features.rows import RowLayout
 
 VERSION = 3  # to be raised when a row has another form, or an image decodes to other pixels
 GONE = "0" * 64
@@ -40,7 +40,7 @@ LINE_BYTES = 74
 class Store:
     """One set of features; use within `opened`."""
 
-    def __init__(self, folder: Path, layout: Layout, data: FileIO, index: FileIO) -> None:
+    def __init__(self, folder: Path, layout: RowLayout, data: FileIO, index: FileIO) -> None:
         self.folder, self.layout, self.data, self.index = folder, layout, data, index
         self.place: dict[str, int] = {}
         self.sums: list[int] = []
@@ -135,7 +135,7 @@ def _bytes(folder: Path) -> int:
 
 @contextmanager
 def opened(
-    cache: Path, about: dict[str, Any], layout: Layout, waiting: Callable[[], None] = lambda: None
+    cache: Path, about: dict[str, Any], layout: RowLayout, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[Store]:
     """The store for `about`, made if need be and locked against other processes.
 

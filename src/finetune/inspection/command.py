@@ -26,29 +26,29 @@ def inspect(
     *,
     every_parameter: bool = False,
     as_json: bool = False,
-    picture: Path | None = None,
+    drawing: Path | None = None,
     depth: int | None = None,
 ) -> None:
     """Look at what would train, and print it; nothing is trained and no image of the data is decoded.
 
     every_parameter: list each parameter, too. as_json: print one JSON object and nothing else.
-    picture: where to draw the autograd graph. depth: how deep to unfold; None: as is well read.
+    drawing: where to draw the autograd graph. depth: how deep to unfold; None: as is well read.
 
     Raises:
         RequestError: the request was wrong. RunError: the drawing cannot be written.
     """
     found = look(settings, depth if depth or not as_json else EVERY_MODULE)
-    nodes = draw_graph(found, picture, depth) if picture else []
+    nodes = draw_graph(found, drawing, depth) if drawing else []
     if as_json:
-        print(json.dumps(table.as_json(found, every_parameter), indent=2))
+        print(json.dumps(table.inspection_json(found, every_parameter), indent=2))
         return
     table.print_all(console, found, every_parameter)
-    if picture:
+    if drawing:
         made = sum(node.grad_fns.total() for node in nodes)
         what = (
             f"{made} nodes of autograd in {len(nodes)} boxes" if made else f"no grad_fn, {len(nodes)} boxes"
         )
-        say(console, "graph", f"{picture}: {what}")
+        say(console, "graph", f"{drawing}: {what}")
 
 
 def look(settings: Settings, depth: int | None = None) -> table.Inspected:

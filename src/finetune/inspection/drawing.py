@@ -153,7 +153,7 @@ class _Page:
         self.axes.plot(
             [MARGIN, self.width - MARGIN], [y, y], color=BOUNDARY, linewidth=1.1, dashes=(5, 3), zorder=1
         )
-        label = f"gradient boundary: {shapes} numbers a picture" if shapes else "gradient boundary"
+        label = f"gradient boundary: {shapes} numbers an image" if shapes else "gradient boundary"
         self.text((MARGIN, y - 0.09), label, 7.5, BOUNDARY, weight="bold")
         self.text((self.width - MARGIN, y - 0.09), "above: no grad_fn, frozen", 7, FROZEN.text, ha="right")
         self.text((self.width - MARGIN, y + 0.1), "below: carries a gradient", 7, MOVING.edge, ha="right")

@@ -142,7 +142,7 @@ def record_step(model: nn.Module, loss: Loss, example: Tensor, label: Tensor) ->
 
 
 def _needed(calls: list[Call], reached: set[Any]) -> list[Call]:
-    """The calls that the loss needs and that the image or a parameter goes into, numbered anew."""
+    """The calls that the loss needs and that the image or a parameter goes into, renumbered."""
     flow = nx.DiGraph((source, number) for number, call in enumerate(calls) for source in call.inputs)
     flow.add_nodes_from(range(len(calls)))
     flow.add_edges_from(("leaves", number) for number, call in enumerate(calls) if call.leaves or not number)

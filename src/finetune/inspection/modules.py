@@ -36,7 +36,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """One module with all that lies below it and has no row of its own, or one parameter of a parent's.
 
     output: shape for one image, None for a parameter or a module that is never called.
@@ -108,7 +108,7 @@ def module_rows(
     groups: Iterable[Mapping[str, Any]],
     constant: Sequence[str],
     depth: int | None = None,
-) -> list[Row]:
+) -> list[ModuleRow]:
     """The modules in order of execution, folded below a depth; each parameter counts in one row.
 
     A module that the gradient boundary runs through is unfolded whatever the depth.
@@ -137,7 +137,7 @@ def fold_to(depth: int | None, most: int, model: nn.Module, rows_at: Callable[[i
     return rows
 
 
-def boundary_index(rows: Sequence[Row]) -> int:
+def boundary_index(rows: Sequence[ModuleRow]) -> int:
     """The row that the gradient boundary comes before: the first that does not run once an image.
 
     A module without parameters that is called again later (a block's only ReLU) does not tell where that is.
@@ -155,7 +155,7 @@ class _Table:
     groups: Mapping[int, Group]
     constant: Sequence[str]
 
-    def rows(self, depth: int) -> Iterator[Row]:
+    def rows(self, depth: int) -> Iterator[ModuleRow]:
         """Of an unfolded module: its own parameters, the modules in it that never run, then the others."""
         holders = {_parent(name) for name in self.seen}
         unfolded = {""}
@@ -168,7 +168,7 @@ class _Table:
             unfolded.add(name)
             prefix = f"{name}." if name else ""
             for own, parameter in self.modules[name].named_parameters(recurse=False):
-                yield Row(name=prefix + own, type="Parameter", **self._held([parameter]))
+                yield ModuleRow(name=prefix + own, type="Parameter", **self._held([parameter]))
             for own, child in self.modules[name].named_children():
                 idle = prefix + own in self.modules and prefix + own not in self.seen
                 if idle and any(True for _ in child.parameters()):
@@ -182,11 +182,11 @@ class _Table:
     def _is_constant(self, name: str) -> bool:
         return any(one in self.constant for one in (name, *_containers(name)))
 
-    def _module(self, name: str) -> Row:
+    def _module(self, name: str) -> ModuleRow:
         module = self.modules[name]
         leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
         found = {"train" if leaf.training else "eval" for leaf in leaves}
-        return Row(
+        return ModuleRow(
             name=name,
             type=type(module).__name__,
             mode="mixed" if len(found) > 1 else found.pop(),

@@ -14,7 +14,7 @@ from rich.text import Text
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.features.plan import FeaturePlan, readable
-from finetune.inspection.modules import Row, boundary_index
+from finetune.inspection.modules import ModuleRow, boundary_index
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
 from finetune.report.terminal import model_lines
@@ -33,7 +33,7 @@ class Inspected:
     model: Model
     plan: FeaturePlan
     auto: FeaturePlan
-    rows: list[Row]
+    rows: list[ModuleRow]
 
     @property
     def trains(self) -> bool:
@@ -75,7 +75,7 @@ def print_all(console: Console, found: Inspected, every_parameter: bool) -> None
         say(console, "warning", "the loss carries no gradient: nothing trains, and training would be refused")
 
 
-def print_table(console: Console, rows: Sequence[Row], macs: float, boundary: str) -> None:
+def print_table(console: Console, rows: Sequence[ModuleRow], macs: float, boundary: str) -> None:
     """The rows below a header, with the boundary as a line between them; none where the text is empty."""
     cells = [_cells(row, macs) for row in rows]
     widths = [max(cell_len(line[i]) for line in [HEADER, *cells]) for i in range(len(HEADER))]
@@ -102,7 +102,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(fitted).rstrip()
 
 
-def _cells(row: Row, macs: float) -> tuple[str, ...]:
+def _cells(row: ModuleRow, macs: float) -> tuple[str, ...]:
     share = row.macs / macs if macs else 0.0
     work = f"{share:.1%}" if share >= 0.001 else "<0.1%"
     state = {0: "frozen", row.parameters: "trains"}.get(row.trainable, "mixed")
@@ -118,7 +118,7 @@ def _cells(row: Row, macs: float) -> tuple[str, ...]:
     )
 
 
-def _rates(row: Row) -> str:
+def _rates(row: ModuleRow) -> str:
     """The groups of a row and their rates: head 0.01; backbone and head are told apart, decay is not."""
     named: dict[str, list[float]] = {}
     for group in row.groups:
@@ -136,7 +136,7 @@ def boundary_text(found: Inspected) -> str:
     numbers = sum(math.prod(one.shape) for one in halves.crossings)
     size = readable(sum(one.size for one in halves.crossings))
     told = f"{shapes} numbers" if shapes == str(numbers) else f"{shapes} = {numbers:,} numbers"
-    return f"gradient boundary: {told} a picture, {size} in float32"
+    return f"gradient boundary: {told} an image, {size} in float32"
 
 
 def cache_lines(found: Inspected) -> list[str]:
@@ -145,7 +145,7 @@ def cache_lines(found: Inspected) -> list[str]:
     if why := found.why_no_boundary:
         return [f"nothing would be kept: {why}"]
     share = share if share == 1 else min(share, 0.9999)  # 100 % only where nothing is left
-    lines = [f"{share:.2%} of the forward pass is constant and would run once a picture"]
+    lines = [f"{share:.2%} of the forward pass is constant and would run once an image"]
     lines.append(f"cache={asked}: {_decision(found, found.plan)}")
     if asked != "auto":
         lines.append(f"cache=auto would decide: {_decision(found, found.auto)}")
@@ -156,14 +156,14 @@ def _decision(found: Inspected, plan: FeaturePlan) -> str:
     if not plan.size:
         return f"nothing, {plan.why}"
     views = f"{len(plan.views)} views of " if len(plan.views) > 1 else ""
-    noun = "pictures" if plan.images > 1 else "picture"
+    noun = "images" if plan.images > 1 else "image"
     size = f"{views}{plan.images:,} {noun} in {plan.form.dtype} take {readable(plan.size)}"
     place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
     why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
     return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"
 
 
-def as_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
+def inspection_json(found: Inspected, every_parameter: bool) -> dict[str, Any]:
     """All of it for machines; work in multiply-adds, sizes in bytes, shapes without the batch."""
     model, parameters = found.model, list_parameters(found.model.network)
     splits = not found.why_no_boundary

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.dataset import Picture
-from finetune.data.images import BrokenPicture, decode
+from finetune.data.dataset import RawImage
+from finetune.data.images import BrokenImage, decode
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.predictions import Prediction, name_of
 
 THUMBNAIL = 160
 
-Maps = Callable[[Sequence[Picture], Sequence[str]], Sequence[Image.Image | None]]
+Maps = Callable[[Sequence[RawImage], Sequence[str]], Sequence[Image.Image | None]]
 
 
 def mistakes(
-    wrong: Sequence[Prediction], images: Sequence[Picture], maps: Maps | None
+    wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None
 ) -> list[tuple[Prediction, str | None, str | None]]:
     """Each wrong answer with its image and, where there are maps, what spoke for it; both as data URIs."""
     found = named([one.picture for one in wrong], images)
@@ -29,17 +29,17 @@ def mistakes(
     return [*zip(wrong, map(thumbnail, found), heat, strict=True)]
 
 
-def named(names: Sequence[str], images: Sequence[Picture]) -> list[Picture]:
+def named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:
     """Images by their names in predictions.csv, those that are no files among the data set's."""
     found = {name_of(one, at): one for at, one in enumerate(images) if not isinstance(one, Path)}
     return [found.get(name, Path(name)) for name in names]
 
 
-def thumbnail(image: Picture) -> str | None:
+def thumbnail(image: RawImage) -> str | None:
     """Cropped as the model sees it; None where it cannot be read."""
     try:
         pixels = decode(image, Preprocessing(THUMBNAIL, THUMBNAIL))
-    except BrokenPicture:
+    except BrokenImage:
         return None
     return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 

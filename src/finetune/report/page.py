@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from finetune.atomic import write_atomically
 from finetune.cells import read_table
 from finetune.config.schema import flat
-from finetune.data.dataset import Picture
+from finetune.data.dataset import RawImage
 from finetune.errors import RequestError
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
@@ -34,7 +34,7 @@ SPLITS = {"test": "test", "val": "validation"}
 
 
 def write_report(
-    folder: Path, summary: Mapping[str, Any], images: Sequence[Picture], maps: Maps | None = None
+    folder: Path, summary: Mapping[str, Any], images: Sequence[RawImage], maps: Maps | None = None
 ) -> Path:
     """Write the report of a finished run, from its summary and what else is in its folder.
 

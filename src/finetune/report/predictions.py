@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.atomic import write_atomically
 from finetune.cells import read_table, table_of
-from finetune.data.dataset import Dataset, Picture
+from finetune.data.dataset import Dataset, RawImage
 from finetune.errors import RequestError
 from finetune.training.metrics import probabilities
 
@@ -79,7 +79,7 @@ def _predictions(
         )
 
 
-def name_of(image: Picture, index: int) -> str:
+def name_of(image: RawImage, index: int) -> str:
     """An image's file, its name in an archive or, lacking both, its place in the data set as `#12`."""
     return f"#{index}" if isinstance(image, np.ndarray) else str(image)
 

@@ -32,9 +32,9 @@ TOLD = {
     "outputs": "head: its number of outputs",
     "classes": "data: the classes",
     "about": "data.image_size: how images are prepared",
-    "data": "data: the pictures, their labels or their split (SHA-256)",
+    "data": "data: the images, their labels or their split (SHA-256)",
     "weights": "weights: what is loaded before training (SHA-256)",
-    "skipped": "data.bad_images: the number of pictures left out",
+    "skipped": "data.bad_images: the number of images left out",
     "frozen": "freeze: what is frozen (SHA-256)",
     "device": "trainer: the device",
     "precision": "precision: of training",
@@ -89,7 +89,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
         sweep, job = (shlex.quote(str(path)) for path in (folder.parent, folder))
         raise RequestError(
             f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
-            f" {sweep} goes on with its sweep, and weights={job} starts anew from its weights"
+            f" {sweep} goes on with its sweep, and weights={job} starts a new run from its weights"
         )
     _same_settings(settings, folder)
     return resume_state
@@ -115,7 +115,7 @@ def read_resume_state(folder: Path) -> ResumeState | None:
     ):
         raise RequestError(
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
-            " anew from its weights"
+            " a new run from its weights"
         )
     read_settings(folder, content["origin"].get("settings"))
     _check_frozen(path.with_name("frozen.safetensors"), content)
@@ -156,7 +156,7 @@ def _same_settings(settings: Settings, folder: Path) -> None:
         if key not in FREE and before.get(key) != now.get(key):
             raise RequestError(
                 f"{key}={now.get(key)}: expected {before.get(key)}, as {folder / 'settings.json'} has it, to"
-                f" go on with that run; weights={shlex.quote(str(folder))} starts anew from its weights"
+                f" go on with that run; weights={shlex.quote(str(folder))} starts a new run from its weights"
             )
 
 
@@ -186,7 +186,7 @@ def origin_of_request(folder: Path, settings: Settings, resume_state: ResumeStat
 
 
 def origin_of_data(model: Model, dataset: Dataset) -> dict[str, Any]:
-    """What is known of a run's origin before any picture is decoded."""
+    """What is known of a run's origin before any image is decoded."""
     return {
         "model": model.name,
         "outputs": model.outputs,
@@ -222,7 +222,7 @@ def check_origin(resume_state: ResumeState | None, now: Mapping[str, Any]) -> No
             folder = shlex.quote(str(resume_state.path.parents[1]))
             raise RequestError(
                 f"{TOLD[key]} differs from the run's beginning: {_short(before)} then, {_short(after)} now;"
-                f" expected the same to go on, while weights={folder} starts anew from its weights"
+                f" expected the same to go on, while weights={folder} starts a new run from its weights"
             )
 
 

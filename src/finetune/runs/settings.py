@@ -25,7 +25,10 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     Raises:
         RequestError: the file is damaged, has a setting that there is not, or is another run's.
     """
-    file, way = folder / "settings.json", f"weights={shlex.quote(str(folder))} starts anew from its weights"
+    file, way = (
+        folder / "settings.json",
+        f"weights={shlex.quote(str(folder))} starts a new run from its weights",
+    )
     values = read_json(file, "the settings of a run", way=way)
     if sha256 not in (None, sha256_of(values)):
         raise RequestError(f"{file}: expected the settings that this run began with; these are others; {way}")

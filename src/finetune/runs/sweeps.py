@@ -22,7 +22,7 @@ SWEEPS = Path("outputs") / "sweeps"
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job of a sweep.
 
     overrides: what its command line would be, key by key. status: finished, failed, interrupted or unfinished
@@ -120,7 +120,7 @@ def ranges(names: Iterable[str]) -> str:
     return brief([run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs], 20)
 
 
-def read_job(folder: Path, asked: list[str]) -> Job:
+def read_job(folder: Path, asked: list[str]) -> SweepJob:
     """The job in a folder, of which that was asked for.
 
     Raises:
@@ -132,7 +132,7 @@ def read_job(folder: Path, asked: list[str]) -> Job:
         for key, _, value in (unescaped(one).partition("=") for one in summary.get("overrides") or asked)
     }
     status = summary.get("status", "unfinished")
-    return Job(
+    return SweepJob(
         folder,
         overrides,
         status=status,

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.runs.sweeps import Job, read_job
+from finetune.runs.sweeps import SweepJob, read_job
 from finetune.sweep.planned import planned
 from finetune.training.best import deciding
 
@@ -24,10 +24,10 @@ class Row:
     """Finished jobs that differ in nothing but the seed, best first."""
 
     settings: dict[str, str]
-    jobs: list[Job]
+    jobs: list[SweepJob]
 
     @property
-    def best(self) -> Job:
+    def best(self) -> SweepJob:
         """The job with the best validation."""
         return self.jobs[0]
 
@@ -54,7 +54,7 @@ class Leaderboard:
     sweep: Path
     varying: list[str]
     rows: list[Row]
-    others: list[Job]
+    others: list[SweepJob]
 
     @property
     def deciding(self) -> list[str]:
@@ -67,12 +67,12 @@ class Leaderboard:
         names = [*self.deciding, "loss"]
         return [*(f"{split}_{name}" for split in ("val", "test") for name in names), "seconds"]
 
-    def name(self, job: Job) -> str:
+    def name(self, job: SweepJob) -> str:
         """The folder of a job within the sweep's: its number."""
         return str(job.folder.relative_to(self.sweep))
 
 
-def _metric(job: Job, metric: str) -> float | None:
+def _metric(job: SweepJob, metric: str) -> float | None:
     if metric == "seconds":
         return job.seconds
     split, _, name = metric.partition("_")
@@ -92,7 +92,7 @@ def compare(sweep: Path) -> Leaderboard:
     jobs = [job for job in jobs if job.status in ("finished", "failed") or job.overrides not in done]
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
     varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-    groups: dict[tuple[str, ...], dict[str, Job]] = {}
+    groups: dict[tuple[str, ...], dict[str, SweepJob]] = {}
     for job in finished:  # of the same request made twice, the later one counts
         seeds = groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), {})
         seeds[job.overrides.get("seed", "")] = job

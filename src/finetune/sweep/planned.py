@@ -24,7 +24,7 @@ from finetune.runs.folder import PLAN
 from finetune.runs.settings import completed
 from finetune.runs.sweeps import has_begun, in_order, job_folders, overrides_of, read_yaml
 
-OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins anew"
+OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins again"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_stored(override: str, also: Sequence[str] = ()) -> None:
     away = key in GROUPS and ("/" in value or ".." in value)
     if "${" in override.replace("\\", "") or away or key not in (*known_keys(), *GROUPS, *also):
         raise RequestError(
-            f"{override}: expected a plain value, as it was stored; what does more must be typed anew"
+            f"{override}: expected a plain value, as it was stored; what does more must be typed again"
         )
 
 
@@ -104,12 +104,12 @@ def planned(sweep: Path) -> list[Planned]:
     Raises:
         RequestError: what tells of them is damaged, or there are none.
     """
-    if not (jobs := listed(sweep)):
+    if not (jobs := list_planned(sweep)):
         raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
     return jobs
 
 
-def listed(sweep: Path) -> list[Planned]:
+def list_planned(sweep: Path) -> list[Planned]:
     """The same; there may be none."""
     if (sweep / PLAN).is_file():
         jobs = _read(sweep).jobs
@@ -180,7 +180,7 @@ def hydra_request(sweep: Path) -> Asked:
 
 
 def own_configs(sources: Iterable[Mapping[str, Any]]) -> str | None:
-    """What is wrong with composing a job anew where more than the shipped configs was read."""
+    """What is wrong with composing a job again where more than the shipped configs was read."""
     return OWN_CONFIGS if {one["provider"] for one in sources} - {"hydra", "main", "schema"} else None
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from finetune.atomic import write_atomically
 from finetune.cells import table_of
 from finetune.errors import shown
-from finetune.runs.sweeps import Job, ranges
+from finetune.runs.sweeps import SweepJob, ranges
 from finetune.say import say
 from finetune.sweep.leaderboard import Leaderboard, Spread
 from finetune.training.best import NAMES
@@ -168,7 +168,7 @@ def _short(keys: list[str]) -> dict[str, str]:
     return {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
-def _settings(board: Leaderboard, job: Job, *more: str) -> str:
+def _settings(board: Leaderboard, job: SweepJob, *more: str) -> str:
     """What a job has that others have not, as on the command line."""
     keys = [key for key in (*board.varying, *more) if key in job.overrides]
     return " ".join(f"{key}={_brief(job.overrides[key])}" for key in keys)

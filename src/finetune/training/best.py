@@ -11,7 +11,7 @@ NAMES = {"accuracy": "accuracy", "map": "mAP"}  # as they are shown
 def deciding(metrics: Collection[str]) -> str:
     """The one of a run's metrics, by its name, that is highest for the best.
 
-    Mean average precision where a picture has several labels, as all of them are seldom right; else accuracy.
+    Mean average precision where an image has several labels, as all of them are seldom right; else accuracy.
     """
     return "map" if "map" in metrics else "accuracy"
 
@@ -30,7 +30,7 @@ def of_side(side: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 class Best:
     """The best epoch of a training until now.
 
-    Best is the highest validation accuracy (with several labels a picture mean average precision), ties to
+    Best is the highest validation accuracy (with several labels an image mean average precision), ties to
     the lower loss; without validation the last epoch.
 
     epoch, metrics: the best one and its metrics. kept: the last one that is written, as the caller says.

@@ -54,7 +54,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged = damaged or str(error)
     if damaged and found:
         path, content = found[0]
-        way = f"weights={shlex.quote(str(path))} starts anew from its weights"
+        way = f"weights={shlex.quote(str(path))} starts a new run from its weights"
         if path.stem == "best":
             way = f"without last.ckpt the run goes on from it, after epoch {content['epoch'] + 1}"
         damaged += f"; {path} is whole: {way}"

@@ -81,16 +81,16 @@ def multiplies_bf16(device: Device) -> bool:
     return device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def compiles(requested: str | bool, device: Device, pictures: int) -> bool:
-    """Whether to compile the network for so many training pictures over all epochs.
+def compiles(requested: str | bool, device: Device, images: int) -> bool:
+    """Whether to compile the network for so many training images over all epochs.
 
-    auto: on a GPU from 200,000 pictures on, where the saving outweighs the minute that compiling takes.
+    auto: on a GPU from 200,000 images on, where the saving outweighs the minute that compiling takes.
 
     Raises:
         RequestError: compile=true without a compiler.
     """
     if requested == "auto":
-        return device == "cuda" and pictures >= 200_000 and has_compiler(device)
+        return device == "cuda" and images >= 200_000 and has_compiler(device)
     if requested and not has_compiler(device):
         which = "C++ compiler (g++ or clang++)" if device == "cpu" else "C compiler (gcc or clang)"
         raise RequestError(f"compile=true: expected a {which} on the path; there is none")
@@ -112,7 +112,7 @@ def threads(number: int | None) -> Iterator[None]:
 def freed_memory_kept() -> Iterator[None]:
     """Have the C library keep what a step frees for the next one, and give it back in the end.
 
-    glibc asks the system for each large block anew; clearing its pages takes a tenth of a training step on a
+    glibc asks the system for each large block again; clearing its pages takes a tenth of a training step on a
     CPU. Other C libraries are left as they are. The numbers are those of malloc.h and glibc's defaults.
     """
     library = ctypes.CDLL(None)

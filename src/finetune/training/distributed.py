@@ -100,9 +100,9 @@ def gathered(value: Any, size: int) -> list[Any]:
 def in_common(loss: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """A batch's loss where each process has a part of the batch.
 
-    loss: the mean over the part, whose pictures weigh `weight` together.
+    loss: the mean over the part, whose images weigh `weight` together.
     Returns the loss to go backward from, whose gradients' mean over the processes is that of the whole batch;
-    the whole batch's loss; and what its pictures weigh.
+    the whole batch's loss; and what its images weigh.
     """
     sums = torch.stack([loss.detach() * weight, weight]).to(torch.float32)
     dist.all_reduce(sums)

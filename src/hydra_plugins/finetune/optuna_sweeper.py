@@ -22,7 +22,7 @@ from finetune.errors import RequestError, shown, tell
 from finetune.runs.folder import one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import listed, write_plan
+from finetune.sweep.planned import list_planned, write_plan
 from finetune.sweep.planning import plan
 from finetune.training.best import NAMES, deciding
 
@@ -127,7 +127,7 @@ class OptunaSweeper(Sweeper):
                 f"hydra.sweep.dir={folder}: expected what its study began with to search over; {error}"
             ) from None
         jobs = [job for trial in trials for job in space.jobs(trial.params)]
-        known = listed(folder)
+        known = list_planned(folder)
         first = max(len(known), _next_number(folder))
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
         write_plan(folder, [*known, *new], searched=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data import splits
-from finetune.data.dataset import SPLITS, Dataset, Picture, Stored
+from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
 from finetune.data.digests import content_digest, file_digests
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
 from finetune.data.sources.labeled import LabeledImages, Progress, silent
@@ -85,7 +85,7 @@ def load_dataset(
     return _split(found, val_fraction, test_fraction)
 
 
-def _digests(images: Sequence[Picture], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
+def _digests(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
     """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
     files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
     digests = []

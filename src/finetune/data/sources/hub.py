@@ -16,7 +16,7 @@ from urllib.request import getproxies
 
 import numpy as np
 
-from finetune.data.dataset import Picture, Stored
+from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import (
     SPLIT_NAMES,
     LabeledImages,
@@ -45,7 +45,7 @@ def find_in_hub(
         raise RequestError("data=hf: expected the package datasets: pip install 'finetune-toolkit[hf]'")
     setting = f"data.name={name}" if name else f"data.root={root}"
     parts, warnings = _parts(root, name, setting)
-    images: list[Picture] = []
+    images: list[RawImage] = []
     names: list[list[str]] = []
     splits: list[str] = []
     several, known = False, None
@@ -187,12 +187,12 @@ def _labels(
     return several, known, [[known[one] if known else str(one) for one in some] for some in lists]
 
 
-def _images(part: Any, column: str, split: str) -> list[Picture]:
+def _images(part: Any, column: str, split: str) -> list[RawImage]:
     """Files where the set refers to them, else images stored in it."""
     import datasets
 
     raw = part.cast_column(column, datasets.Image(decode=False)).select_columns([column])
-    images: list[Picture] = []
+    images: list[RawImage] = []
     for index, row in enumerate(raw):
         path = row[column]["path"]
         if row[column]["bytes"] is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.dataset import SPLITS, Picture
+from finetune.data.dataset import SPLITS, RawImage
 from finetune.errors import RequestError
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -35,7 +35,7 @@ class LabeledImages:
     name: str
     setting: str
     classes: tuple[str, ...]
-    images: Sequence[Picture]
+    images: Sequence[RawImage]
     labels: np.ndarray
     splits: Sequence[str] | None = None
     declared: Sequence[str] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
-from finetune.data.dataset import Picture, Stored
+from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import LabeledImages, expand_home, own_splits
 from finetune.errors import RequestError
 from finetune.network import connect_timeout
@@ -44,7 +44,7 @@ def find_in_torchvision(root: str, name: str | None = None) -> LabeledImages:
             f"{given}: expected a data set of torchvision.datasets, such as CIFAR10, Flowers102 or Food101"
         )
     name = by_name[name.lower()]
-    images: list[Picture] = []
+    images: list[RawImage] = []
     labels: list[int] = []
     splits: list[str] = []
     classes: Sequence[str] = ()
@@ -114,7 +114,7 @@ def _opened(name: str, root: Path, **part: Any) -> Any:
     raise RequestError(f"data.root={root}: expected {files} in it, which could not be fetched ({told})")
 
 
-def _rows(part: Any, name: str) -> tuple[list[Picture], list[Any]]:
+def _rows(part: Any, name: str) -> tuple[list[RawImage], list[Any]]:
     """Images and labels, as files or arrays wherever the set has them so."""
     for files in ("_images", "_image_files"):
         if hasattr(part, files) and hasattr(part, "_labels"):
@@ -127,7 +127,7 @@ def _rows(part: Any, name: str) -> tuple[list[Picture], list[Any]]:
         if pixels.ndim == 4 and pixels.shape[1] == 3:
             pixels = pixels.transpose(0, 2, 3, 1)
         return [np.ascontiguousarray(one) for one in pixels], np.asarray(labels).tolist()
-    images: list[Picture] = []
+    images: list[RawImage] = []
     targets = []
     for index in range(len(part)):
         image, target = _item(part, name, index)
