@@ -34,9 +34,9 @@ def number_or(least: int, expected: str, *words: str) -> BeforeValidator:
 
 def names_where(table: Mapping[str, Any], holds: Callable[[Any], bool]) -> str:
     """The names whose entries have a property: a, b or c."""
-    return listed([name for name, entry in table.items() if holds(entry)])
+    return alternatives([name for name, entry in table.items() if holds(entry)])
 
 
-def listed(names: list[str]) -> str:
+def alternatives(names: list[str]) -> str:
     """a, b or c"""
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -35,13 +35,14 @@ class OptimizerEntry:
 
     settings: what `optimizer` may have below it. made_by: its class.
     move: how it moves the parameters of many jobs at once; without it each job of a sweep trains alone.
-    buffers: the names of its state, as its class has them.
+    buffers: the names of its state, as its class has them; counts_steps: whether `step` is part of it, too.
     """
 
     settings: type[OptimizerSettings]
     made_by: str
     buffers: tuple[str, ...] = ()
     move: Move | None = None
+    counts_steps: bool = False
 
 
 class SGD(OptimizerSettings):
@@ -97,5 +98,7 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "sgd": OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
-    "adamw": OptimizerEntry(AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw),
+    "adamw": OptimizerEntry(
+        AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw, counts_steps=True
+    ),
 }

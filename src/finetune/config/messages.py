@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from finetune.choices.fields import listed
+from finetune.choices.fields import alternatives
 from finetune.config.schema import SECTIONS, Settings
 from finetune.errors import RequestError
 
@@ -162,7 +162,7 @@ def _line(error: Any, values: dict[str, Any]) -> str:
         return str(context["error"])  # a rule between settings names them itself
     if kind.startswith("union_tag"):
         names = [get_args(model.model_fields["name"].annotation)[0] for model in SECTIONS[key]]
-        key, context = f"{key}.name", {"names": listed(names)}
+        key, context = f"{key}.name", {"names": alternatives(names)}
     expected = EXPECTED[kind].format(**context) if kind in EXPECTED else error["msg"]
     if kind == "missing":
         return f"{key}: expected {expected}"

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from finetune import sealed
+from finetune.choices.optimizers import OPTIMIZERS
 from finetune.errors import RunError
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job
@@ -110,7 +111,7 @@ class BatchedCheckpoints(Checkpoints):
         buffers = sorted({kind for kind, _ in tensors} - {"state"})
         each = {buffer: _of_job(tensors, number, buffer) for buffer in buffers}
         if config.options.get("momentum") != 0:
-            count = {"step": torch.tensor(float(steps))} if "exp_avg" in each else {}
+            count = {"step": torch.tensor(float(steps))} if OPTIMIZERS[config.optimizer].counts_steps else {}
             state["state"] = {
                 place: count | {buffer: each[buffer][name] for buffer in buffers}
                 for place, name in enumerate(self._names(config))
