@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stressing import corruptions, flips, kills, stores
+from stressing import corruptions, flips, kills, stores, workers
 from stressing.forks import preload
 from stressing.pool import run_trials
 from stressing.world import Outcome, Undisturbed, World
@@ -66,6 +66,7 @@ KINDS = {
         kills.prepare_run,
         stores.writers,
     ),
+    "workers": Kind("one of a run's processes killed, then resumed", 12, workers.prepare, workers.workers),
 }
 ENDS = ("whole", "equal", "told", "silent", "broken")
 

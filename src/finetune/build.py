@@ -58,10 +58,8 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         label_column=data.label_column,
     )
     if dataset.multi_label and not LOSSES[settings.loss].several_labels:
-        one_each = names_where(LOSSES, lambda entry: not entry.softmax)
-        raise RequestError(
-            f"loss={settings.loss}: expected loss={one_each}, as images have several labels each"
-        )
+        fit = names_where(LOSSES, lambda entry: not entry.softmax)
+        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as images have several labels each")
     return dataset
 
 
