@@ -31,3 +31,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("tx", None) and "PYTEST_XDIST_WORKER" not in os.environ:
         return
     config.pluginmanager.import_plugin("support.fixtures")
+
+
+# Of the slow tests those that take a minute or more: at the end one process would wait for the other.
+LONG = ("test_stress.py", "test_workers.py", "test_safe_path.py", "test_compiled", "test_ten_kills")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(
+        key=lambda item: not (item.get_closest_marker("slow") and any(one in item.nodeid for one in LONG))
+    )
