@@ -109,5 +109,5 @@ def test_what_has_changed_or_is_damaged_is_refused(command: Command, knobs: list
     before = checkpoint(Path("cut/0"), "last")
     ended = command("resume", "cut")
     assert ended.code == 1
-    assert "error: job 0 (seed=0): data: the pictures, their labels or their split (SHA-256)" in ended.err
+    assert "error: job 0 (seed=0): data: the images, their labels or their split (SHA-256)" in ended.err
     assert checkpoint(Path("cut/0"), "last")["epoch"] == before["epoch"]

@@ -24,7 +24,7 @@ from finetune.runs.sweeps import overrides_of
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Options
 
-# Knobs that change no number of a run.
+# Settings that change no number of a run.
 FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
 # What a checkpoint says of where it came from, and what each differs in.
 TOLD = {
