@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import pytest
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
+from finetune import worker, workers
+from finetune.config.compose import compose
+from finetune.errors import RunError
 from finetune.worker import GRACE
 from support.ended import Ended
 from support.processes import Started
@@ -76,6 +80,18 @@ def children(process: subprocess.Popen[Any]) -> list[str]:
     return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
 
+def listening(processes: list[int]) -> set[str]:
+    """The addresses at which these processes listen, as /proc has them."""
+    inodes = set()
+    for process in processes:
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                inodes.add(os.readlink(file).removeprefix("socket:[").removesuffix("]"))
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables for row in table]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
 def gone(processes: list[str]) -> bool:
     """Whether they have ended, within the time that they have for it."""
     until = time.monotonic() + GRACE + 5
@@ -95,7 +111,7 @@ def test_two_processes_train_what_one_does(
     if forked:
         monkeypatch.setattr(SubprocessHandler, "_popen", Worker)
         assert train(*knobs, *TWO, "hydra.run.dir=two").code == 0
-        told = [worker.ended() for worker in FORKED]
+        told = [one.ended() for one in FORKED]
         ended = Ended(0, "".join(one.out for one in told), "".join(one.err for one in told))
     else:
         ended = typed(*knobs, *TWO, "hydra.run.dir=two")
@@ -143,10 +159,11 @@ def test_killed_they_go_on_and_end_as_without(command: Callable[..., Ended]) -> 
     while not Path("cut/checkpoints/last.ckpt").exists():
         time.sleep(0.01)
         assert process.poll() is None
-    workers = children(process)
+    started = children(process)
+    assert listening([process.pid, *map(int, started)]) == {"0100007F"}  # 127.0.0.1
     process.kill()
     process.wait()
-    assert gone(workers)  # by themselves, as nobody tells them
+    assert gone(started)  # by themselves, as nobody tells them
     assert summary_of(Path("cut"))["status"] == "interrupted"
     assert command("resume", "cut").code == 0
     for name in ("best", "last"):
@@ -160,27 +177,27 @@ def test_killed_they_go_on_and_end_as_without(command: Callable[..., Ended]) -> 
 def test_what_ends_one_ends_all(which: str) -> None:
     """SIGTERM for all, by the process that began them, or SIGKILL for one, as when memory runs out."""
     knobs = (*RUN, *TWO, "epochs=100000", "hydra.run.dir=cut")
-    process = subprocess.Popen(
-        [sys.executable, CHECKOUT / "train.py", *knobs], stderr=subprocess.PIPE, text=True
-    )
+    command = ["nohup", sys.executable, CHECKOUT / "train.py", *knobs]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not Path("cut/checkpoints/last.ckpt").exists():
         time.sleep(0.1)
         assert process.poll() is None
-    workers = children(process)
+    started = children(process)
     ranks = {
-        dict(one.partition("=")[::2] for one in Path(f"/proc/{worker}/environ").read_text().split("\0"))[
+        dict(one.partition("=")[::2] for one in Path(f"/proc/{child}/environ").read_text().split("\0"))[
             "RANK"
-        ]: int(worker)
-        for worker in workers
+        ]: int(child)
+        for child in started
     }
     if which == "parent":
+        process.send_signal(signal.SIGHUP)  # which nohup lets nobody hear
         process.send_signal(signal.SIGTERM)
     else:
         os.kill(ranks[which], signal.SIGKILL)
     assert process.stderr is not None
     told = process.stderr.read()
     process.wait(60)
-    assert gone(workers)
+    assert gone(started)
     summary = json.loads(Path("cut/summary.json").read_text())
     assert checkpoint(Path("cut"), "last")["epoch"] >= 0
     if which == "parent":
@@ -251,6 +268,30 @@ def test_what_is_found_wrong_in_the_processes_is_told_once() -> None:
     ended = typed(*RUN, *TWO, "batch_size=1")
     assert (ended.code, ended.err) == (2, "error: batch_size=1: expected at least 2, one for each process"
                                           " (trainer.devices)\n")  # fmt: skip
+
+
+def test_the_first_to_fail_is_named_with_what_it_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").mkdir()
+    program = "import os, sys, time\ntime.sleep(60) if os.environ['RANK'] == '0' else sys.exit('the reason')"
+    (tmp_path / "short" / "torch.py").write_text(program)  # in the place of what workers import
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'short'}:{CHECKOUT / 'src'}")
+    before = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    with pytest.raises(RunError, match="process 1 of 2 failed"):
+        workers.launch(compose(list(TWO)), tmp_path / "run", quiet=True)
+    assert capfd.readouterr().err == "the reason\n"
+    assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
+
+
+def test_a_fault_of_ours_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = {"settings": compose(list(TWO)).model_dump(), "folder": "run", "quiet": True}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("finetune.run.run", lambda *given: 1 / 0)
+    assert worker.work(tmp_path) == 1
+    assert "ZeroDivisionError" in json.loads((tmp_path / "error.json").read_text())["traceback"]
 
 
 def test_in_a_sweep_they_are_refused_with_the_way_out(train: Train) -> None:

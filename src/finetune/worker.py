@@ -8,27 +8,39 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
-GRACE = 10.0  # seconds that this process has to end once the one that started it has gone
+GRACE = 5.0  # seconds that this process has to end once the one that started it has gone
 
 
 def work(exchange: Path) -> int:
     """Train as the request in that folder says, or leave word of why not; returns the exit code."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
     from finetune.config.messages import validate
+    from finetune.errors import RequestError, RunError
     from finetune.run import run
     from finetune.say import Screen
 
     request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
     try:
         run(validate(request["settings"]), Path(request["folder"]), Screen(quiet=request["quiet"]))
-    except Exception as error:  # of torch.distributed where another process has gone, or a fault of ours, too
-        get_error_handler().record_exception(error)
-        return getattr(error, "exit_code", 1)
+    except (RequestError, RunError) as error:
+        _leave_word(line=str(error))
+        return error.exit_code
+    except Exception:  # a fault of ours, or of torch.distributed as another worker has gone
+        time.sleep(1)  # that one is noticed first then, and this one is ended meanwhile
+        _leave_word(traceback=traceback.format_exc())
+        return 1
     return 0
+
+
+def _leave_word(**told: str) -> None:
+    """Write the file that torch's agent looks for; whole, as the agent may end this process meanwhile."""
+    from finetune.atomic import write_json
+
+    file = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+    write_json(file, {"message": "told", "timestamp": int(time.time()), **told})
 
 
 def _end_with_parent(exchange: Path) -> None:
@@ -43,8 +55,11 @@ def _end_with_parent(exchange: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, a traceback would say nothing
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    # Workers meet on this machine alone.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     code = work(folder)
     sys.stdout.flush()
     os._exit(code)  # an end that waits for no other process

@@ -1,17 +1,17 @@
-"""A run that several processes of this machine train, started by torch's elastic launcher."""
+"""A run that several processes of this machine train, started by torch's elastic agent."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.utils import env_override
 
@@ -23,7 +23,7 @@ from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.distributed import Rank
 
-KINDS = {kind.__name__: kind for kind in (RequestError, RunError)}
+LOCAL = "127.0.0.1"
 
 
 def this_rank(settings: Settings) -> Rank | None:
@@ -46,78 +46,81 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     Each begins with the settings alone, not with the command line: what began this process is not run again.
 
     Raises:
-        RequestError, RunError, Interrupted: as the process at fault has told it.
+        RequestError, RunError, Interrupted: as the first process that failed has told it.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
     size = _count(settings)
-    with TemporaryDirectory() as name, interruptible(folder):
+    request = {"settings": settings.model_dump(), "folder": str(folder), "quiet": quiet}
+    with TemporaryDirectory() as name:
         exchange = Path(name)
-        request = {"settings": settings.model_dump(), "folder": str(folder), "quiet": quiet}
         (exchange / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        config = _config(size, name)
         os.mkfifo(exchange / "alive")
-        alive = os.open(exchange / "alive", os.O_RDWR)  # closed with this process, however it ends
-        hangup, logger = signal.getsignal(signal.SIGHUP), logging.getLogger("torch.distributed.elastic")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # our line says what there is to say
-        try:
-            # -P: else a file random.py in the working folder would be run in the place of Python's own.
-            with env_override({"TORCHELASTIC_SIGNALS_TO_HANDLE": config.signals_to_handle}):
-                elastic_launch(config, sys.executable)("-P", "-m", "finetune.worker", name)
-        except ChildFailedError as error:
-            _raise_cause(error.failures, size)
-        finally:
-            os.close(alive)
-            logger.setLevel(level)
-            signal.signal(signal.SIGHUP, hangup)
+        with interruptible(folder), _quiet_agent():
+            alive = os.open(exchange / "alive", os.O_RDWR)  # closed with this process, however it ends
+            try:
+                failures = _agent(size, name).run().failures
+            finally:
+                os.close(alive)
+        if failures:
+            rank, failure = next(iter(failures.items()))  # the first one noticed; it ended the others
+            raise _cause(failure, f"process {rank} of {size}", exchange)
     summary = read_summary(folder)
     assert summary is not None
     return summary
 
 
-def _config(size: int, folder: str) -> Any:
-    """The launcher's settings for so many processes, which write what they print into a folder."""
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Leave signals to us, as errors that end the agent, and keep what it logs off the terminal."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    nowhere, before = logging.NullHandler(), logger.propagate
+    logger.addHandler(nowhere)
+    logger.propagate = False
+    try:
+        with env_override({"TORCHELASTIC_SIGNALS_TO_HANDLE": "none"}):
+            yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(nowhere)
+
+
+def _agent(size: int, exchange: str) -> Any:
+    """What starts so many workers, and ends all of them once one has failed."""
+    # Imported late, as on macOS this logs a warning.
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.launcher.api import LaunchConfig
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=size,
-        run_id="finetune",
-        rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{port}",
-        rdzv_configs={"rank": 0},
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        # The first one speaks; what the others print is shown where they are at fault.
-        logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, size), Std.ERR)),
-        signals_to_handle="SIGHUP",  # Ctrl-C and SIGTERM reach the agent as errors of ours
+    server = socket.create_server((LOCAL, 0))
+    port = server.getsockname()[1]
+    rendezvous = StaticTCPRendezvous(LOCAL, port, rank=0, world_size=1, run_id="finetune", timeout=60)
+    # The one that it would make listens on every address of the machine.
+    rendezvous._store = TCPStore(
+        LOCAL, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach()
     )
+    spec = WorkerSpec(
+        role="trainer",
+        local_world_size=size,
+        entrypoint=sys.executable,
+        # -P: else a file random.py in the working folder would be run in the place of Python's own.
+        args=("-P", "-m", "finetune.worker", exchange),
+        rdzv_handler=rendezvous,
+        max_restarts=0,
+        monitor_interval=0.05,
+    )
+    # The first worker speaks; what the others print is shown where they are at fault.
+    return LocalElasticAgent(spec, DefaultLogsSpecs(exchange, dict.fromkeys(range(1, size), Std.ALL)))
 
 
-def _raise_cause(failures: Mapping[int, Any], size: int) -> NoReturn:
-    """Raise what ended the run: what a process told or, if none did, what became of it."""
-    for failure in failures.values():
-        kind, _, line = _told(failure)[0].partition(": ")
-        if kind in KINDS:
-            raise KINDS[kind](line)
-        if kind == Interrupted.__name__:
-            raise Interrupted(line, failure.exitcode)
-    # One that was killed is noticed together with those that have lost touch with it.
-    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
-    print(_told(failure)[1], file=sys.stderr, end="")
-    how = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else "failed"
-    raise RunError(f"process {rank} of {size} {how}")
-
-
-def _told(failure: Any) -> tuple[str, str]:
-    """The error that a process has left word of, and its traceback."""
-    if isinstance(failure.message, str):
-        return "", ""
-    return failure.message["message"], failure.message["extraInfo"]["py_callstack"]
+def _cause(failure: Any, who: str, exchange: Path) -> RequestError | RunError:
+    """The error that ended a run: as the worker has told it or, if it has not, what became of it."""
+    told, code = failure.error_file_data, failure.exitcode
+    if "line" in told:
+        if code > 128:
+            return Interrupted(told["line"], code)
+        return RequestError(told["line"]) if code == RequestError.exit_code else RunError(told["line"])
+    print(told.get("traceback", ""), file=sys.stderr, end="")
+    for printed in exchange.glob(f"*/attempt_0/{failure.local_rank}/stderr.log"):
+        print(printed.read_text(encoding="utf-8", errors="replace"), file=sys.stderr, end="")
+    return RunError(f"{who} was killed ({failure.signal_name()})" if code < 0 else f"{who} failed")
