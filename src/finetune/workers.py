@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
             finally:
                 os.close(alive)
         if failures:
-            rank, failure = next(iter(failures.items()))  # the first one noticed; it ended the others
+            # The first one noticed; it ended the others.
+            rank, failure = min(failures.items(), key=lambda one: one[1].exitcode == -signal.SIGTERM)
             raise _cause(failure, f"process {rank} of {size}", exchange)
     summary = read_summary(folder)
     assert summary is not None
