@@ -25,10 +25,8 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     Raises:
         RequestError: the file is damaged, has a setting that there is not, or is another run's.
     """
-    file, way = (
-        folder / "settings.json",
-        f"weights={shlex.quote(str(folder))} starts a new run from its weights",
-    )
+    file = folder / "settings.json"
+    way = f"weights={shlex.quote(str(folder))} starts a new run from its weights"
     values = read_json(file, "the settings of a run", way=way)
     if sha256 not in (None, sha256_of(values)):
         raise RequestError(f"{file}: expected the settings that this run began with; these are others; {way}")
