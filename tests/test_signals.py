@@ -25,6 +25,16 @@ def _handlers_are_restored() -> Iterator[None]:
     signals.check()  # nothing is left of it
 
 
+def test_a_signal_that_waits_tells_more_than_an_error_after_it() -> None:
+    def broken() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(Signal) as caught, signals.signals(), signals.signals_wait():
+        broken()
+    assert caught.value.number == signal.SIGTERM
+
+
 class Swallowing:
     """As destructors and some native code do."""
 

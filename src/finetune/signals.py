@@ -47,14 +47,17 @@ def signals() -> Iterator[None]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Within `signals`, those that come take effect at the next `check` only, or in the end."""
+    """Within `signals`, those that come take effect at the next `check` only, or in the end.
+
+    An error raised meanwhile gives way: what shares the work may have ended first, by the same signal.
+    """
     global _waits
     before, _waits = _waits, True
     try:
         yield
     finally:
         _waits = before
-    check()
+        check()
 
 
 def check() -> None:

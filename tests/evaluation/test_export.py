@@ -107,9 +107,7 @@ def test_with_hidden_layers_it_is_said_what_it_loads_into(finished_run: Finished
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "timm/vit_tiny_patch16_224"]
-)
+@pytest.mark.parametrize("model", ["resnet18", "timm/vit_tiny_patch16_224"])
 def test_onnx_takes_batches_of_any_size(finished_run: Finished, command: Command, model: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     size = 224 if "vit" in model else 32  # a vision transformer's own

@@ -11,8 +11,12 @@ from support.halves import MODELS, SMALL, Backbone, backbone, check, images, wit
 
 # Residuals, stochastic depth, concatenations, windows, tokens.
 KINDS_OF_MODELS = ["resnet18", "efficientnet_b0", "densenet121", "small swin", "small vit"]
-# Ten gigabytes each, and nothing but wider than regnet_y_32gf and vit_l_16.
-WIDER = ["regnet_y_128gf", "vit_h_14"]
+# Nothing but wider than others of their families.
+WIDER = {
+    name
+    for name in MODELS.list_models(module=MODELS)
+    if MODELS.get_model_weights(name).DEFAULT.meta["num_params"] > 80_000_000
+}
 OTHERS = sorted({*SMALL, *MODELS.list_models(module=MODELS)} - {*KINDS_OF_MODELS, *WIDER})
 TIMM = ["resnet18", "convnext_atto", "efficientnet_lite0", "vit_tiny_patch16_224"]
 KINDS = ["all", "half", "norms", "none"]
