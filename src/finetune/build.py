@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from finetune import private
 from finetune.choices.fields import names_where
 from finetune.choices.losses import LOSSES
-from finetune.choices.optimizers import OptimizerSettings
-from finetune.choices.schedules import Span
+from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
 from finetune.data import sources
 from finetune.data.dataset import Dataset
@@ -29,13 +27,9 @@ from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.say import progress, say
 from finetune.training import device as devices
-from finetune.training.classifier import Classifier
 from finetune.training.device import Device
 from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Options
-from finetune.training.losses import balanced_weights
-from finetune.training.optim import create_schedule, parameter_groups
-from finetune.training.stacked import JobConfig
 
 
 def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
@@ -114,15 +108,21 @@ def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
         RequestError: the device asked for is not to be had, or not the precision on it.
     """
     device = devices.accelerator(settings.trainer.accelerator)
+    steps = not solves(settings)
     return Options(
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        accumulate_batches=settings.trainer.accumulate_batches,
-        clip_norm=settings.trainer.clip_norm,
+        epochs=settings.epochs if steps else 1,
+        max_steps=settings.max_steps if steps else None,
+        accumulate_batches=settings.trainer.accumulate_batches if steps else 1,
+        clip_norm=settings.trainer.clip_norm if steps else None,
         device=device,
         precision=devices.precision(settings.precision, device),
         rank=rank,
     )
+
+
+def solves(settings: Settings) -> bool:
+    """Whether the optimiser finds the best head itself, in one epoch of one batch."""
+    return OPTIMIZERS[settings.optimizer.name].solves
 
 
 def plan_inputs(settings: Settings, dataset: Dataset, model: Model, device: Device) -> FeaturePlan:
@@ -168,11 +168,11 @@ def build_inputs(
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
         raise
-    if settings.patience is not None and not len(inputs.dataset.split["val"]):
-        raise RequestError(
-            f"patience={settings.patience}: expected images to validate with; there are none"
-            " (data.val_fraction)"
-        )
+    needs = {f"patience={settings.patience}": settings.patience is not None, "refit=true": settings.refit}
+    for setting in (
+        name for name, needed in needs.items() if needed and not len(inputs.dataset.split["val"])
+    ):
+        raise RequestError(f"{setting}: expected images to validate with; there are none (data.val_fraction)")
     return inputs
 
 
@@ -192,7 +192,8 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
             )
     labels = torch.from_numpy(dataset.labels)
     examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare)
-    return Batches(examples, settings.batch_size, settings.seed, processes)
+    whole = solves(settings)
+    return Batches(examples, max(train, val) if whole else settings.batch_size, settings.seed, processes)
 
 
 def adapt_options(options: Options, settings: Settings, inputs: ModelInputs) -> Options:
@@ -210,41 +211,8 @@ def adapt_options(options: Options, settings: Settings, inputs: ModelInputs) -> 
 
 def is_light(settings: Settings, inputs: ModelInputs, jobs: int = 1) -> bool:
     """Whether a step of so many jobs is so small that one thread is quickest."""
-    macs = inputs.plan.suffix_macs * settings.batch_size * jobs
+    images = settings.batch_size
+    if solves(settings):
+        images = 5 * len(inputs.dataset.split["train"])  # of so many folds
+    macs = inputs.plan.suffix_macs * images * jobs
     return inputs.features is not None and macs < devices.LIGHT_MACS
-
-
-def build_classifier(
-    settings: Settings, model: Model, inputs: ModelInputs, batches: Batches, compiled: bool
-) -> Classifier:
-    """The network, compiled or not, with its loss, optimiser and schedule."""
-    if compiled:
-        inputs.network.compile()
-    config = build_job_config(settings, model, batches.train_labels, len(batches.train_dataloader()))
-    return Classifier(
-        model.network,
-        inputs.network,
-        model.frozen,
-        config.create_loss(),
-        optimizer=lambda: (config.create_optimizer(), config.schedule),
-        labels=inputs.dataset.classes if inputs.dataset.multi_label else (),
-    )
-
-
-def build_job_config(settings: Settings, model: Model, train_labels: Tensor, batches: int) -> JobConfig:
-    """The loss, the optimiser over what trains, and its schedule over so many batches an epoch."""
-    steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
-    steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
-    span = Span(steps, steps_per_epoch, settings.step_epochs, settings.step_gamma)
-    options = settings.optimizer.model_dump()
-    grouping = {key: options.pop(key) for key in OptimizerSettings.model_fields}
-    balanced = settings.class_weights == "balanced"
-    return JobConfig(
-        loss=settings.loss,
-        optimizer=grouping.pop("name"),
-        groups=parameter_groups(model.network, model.head, **grouping),
-        options=options,
-        schedule=create_schedule(settings.schedule, span, settings.warmup_epochs),
-        label_smoothing=settings.label_smoothing,
-        class_weights=balanced_weights(train_labels, model.outputs) if balanced else None,
-    )

@@ -20,6 +20,7 @@ from finetune.runs import folder as folders
 from finetune.runs.open import Saved
 from finetune.runs.resume import ResumeState
 from finetune.say import Screen, say
+from finetune.training.best import Best
 from finetune.training.checkpoint import save_frozen
 from finetune.training.classifier import Classifier
 from finetune.training.fit import Options
@@ -81,6 +82,7 @@ def job_of(prepared: Prepared, board: Board | None) -> Job:
         patience=prepared.settings.patience,
         origin={**prepared.origin, "versions": versions()},
         curves=state.curves.splitlines(keepends=True) if state else [],
+        best=Best(prepared.settings.best),
     )
 
 

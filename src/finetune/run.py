@@ -20,10 +20,13 @@ from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.overlay import maps
 from finetune.features.load import ModelInputs
+from finetune.heads import standardize
+from finetune.learners import build_classifier
 from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
 from finetune.prepared import Prepared, as_opened, job_of, start_log
+from finetune.refit import choosing_batches, initial_state, refit, refit_batches, refitted_classifier
 from finetune.report import terminal
 from finetune.report.page import write_report
 from finetune.report.predictions import write_predictions
@@ -113,6 +116,7 @@ def prepare(
         say(console, "note", line)
     inputs = build.build_inputs(settings, dataset, model, options.device, console=console)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
+    standardize(settings, model, inputs, options.device)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
     options = build.adapt_options(options, settings, inputs)
@@ -128,7 +132,7 @@ def prepare(
         model=model,
         inputs=inputs,
         batches=batches,
-        classifier=build.build_classifier(settings, model, inputs, batches, options.compiled),
+        classifier=build_classifier(settings, model, inputs, batches, options.compiled),
         options=options,
         proof=proof,
         started=started,
@@ -209,11 +213,16 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         callbacks: list[Any] = []
         if board:
             batches = len(prepared.batches.train_dataloader())
-            callbacks.append(Terminal(console, settings.epochs, batches))
+            callbacks.append(Terminal(console, options.epochs, batches))
             if settings.monitor_gradients:
                 callbacks.append(GradientMonitor(board.writer, console))
         job, path = job_of(prepared, board), state.path if state else None
-        found = fit(prepared.classifier, prepared.batches, [job], options, callbacks, resume=path)
+        initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)
+        found = fit(prepared.classifier, chosen_on, [job], options, callbacks, resume=path)
+        if settings.refit:
+            again = refit_batches(settings, prepared.batches)
+            learner = refitted_classifier(prepared, initial, again)
+            found = refit(learner, again, jobs=[job], chosen=found, options=options)
     prepared.proof.check_unchanged(prepared.model.network)
     return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
 

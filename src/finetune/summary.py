@@ -9,9 +9,19 @@ from finetune.evaluation.calibration import calibrate
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
 from finetune.training.fit import Fitted
+from finetune.training.solved import SolvedClassifier
 
 if TYPE_CHECKING:
     from finetune.prepared import Prepared
+
+
+def _solution(classifier: Any) -> dict[str, Any] | None:
+    """The strength of a solved head's penalty, and the path that it was chosen on."""
+    if not isinstance(classifier, SolvedClassifier):
+        return None
+    names = ("strength", "log_loss", "accuracy")
+    path = [{name: getattr(point, name) for name in names} for point in classifier.points]
+    return {"weight_decay": classifier.strength, "path": path}
 
 
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
@@ -27,6 +37,9 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "val": fitted.val,
         "test": fitted.test,
         "calibration": calibration,
+        "best": settings.best,
+        "refit": len(dataset.split["train"]) + len(dataset.split["val"]) if settings.refit else None,
+        "solution": _solution(prepared.classifier),
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,
         "steps": fitted.steps,

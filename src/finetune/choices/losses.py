@@ -29,6 +29,7 @@ class LossEntry:
     weighs_classes: whether the function takes `label_smoothing` and `class_weights`, (outputs,) or None.
     several_labels: whether an image may have several labels.
     is_mean: whether it is a mean over the batch, so that processes can share a batch.
+    convex: whether it is convex in the logits, a mean, and bounded below: a linear head can be solved for it.
     """
 
     function: Callable[..., Tensor]
@@ -38,6 +39,7 @@ class LossEntry:
     weighs_classes: bool = False
     several_labels: bool = False
     is_mean: bool = True
+    convex: bool = False
 
 
 def cross_entropy(
@@ -88,8 +90,10 @@ def as_vectors(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, LossEntry] = {
-    "cross_entropy": LossEntry(cross_entropy, stacked_cross_entropy, calibrates=True, weighs_classes=True),
-    "bce": LossEntry(bce, softmax=False, several_labels=True),
+    "cross_entropy": LossEntry(
+        cross_entropy, stacked_cross_entropy, calibrates=True, weighs_classes=True, convex=True
+    ),
+    "bce": LossEntry(bce, softmax=False, several_labels=True, convex=True),
     "sum_squares": LossEntry(sum_squares, several_labels=True, is_mean=False),
     "sum_difference": LossEntry(sum_difference, several_labels=True, is_mean=False),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from finetune.choices.fields import Fraction, NotNegative, Positive, Strict
 
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
 
 
 class OptimizerSettings(Strict):
-    """The settings that every optimiser has; what an entry has beyond them its class takes by name."""
+    """The settings that every optimiser has."""
 
     name: str
+    weight_decay: float | str
+
+
+class SteppedSettings(OptimizerSettings):
+    """Those of every optimiser that takes steps; what an entry has beyond them its class takes by name."""
+
     lr: Positive
     weight_decay: NotNegative
     backbone_lr_factor: Positive
@@ -36,6 +43,7 @@ class OptimizerEntry:
     settings: what `optimizer` may have below it. made_by: its class.
     move: how it moves the parameters of many jobs at once; without it each job of a sweep trains alone.
     buffers: the names of its state, as its class has them; counts_steps: whether `step` is part of it, too.
+    solves: whether it finds the best head itself, so that nothing that is said of steps and epochs counts.
     """
 
     settings: type[OptimizerSettings]
@@ -43,9 +51,10 @@ class OptimizerEntry:
     buffers: tuple[str, ...] = ()
     move: Move | None = None
     counts_steps: bool = False
+    solves: bool = False
 
 
-class SGD(OptimizerSettings):
+class SGD(SteppedSettings):
     """The settings of optimizer=sgd."""
 
     name: Literal["sgd"]
@@ -57,6 +66,14 @@ class SGD(OptimizerSettings):
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov=true: expected optimizer.momentum above 0 with it")
         return self
+
+
+def _strength(value: Any) -> Any:
+    """A number from 0 on, or auto."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "auto" and not (number and 0 <= value < math.inf):
+        raise ValueError("a number, 0 or more, or auto (the best of 13)")
+    return value
 
 
 def move_sgd(p: Tensor, buffers: Mapping[str, Tensor], jobs: Mapping[str, Tensor], step: int) -> None:
@@ -73,7 +90,7 @@ def move_sgd(p: Tensor, buffers: Mapping[str, Tensor], jobs: Mapping[str, Tensor
     p.sub_(broadcast(jobs["lr"], p) * moved)
 
 
-class AdamW(OptimizerSettings):
+class AdamW(SteppedSettings):
     """The settings of optimizer=adamw."""
 
     name: Literal["adamw"]
@@ -91,6 +108,14 @@ def move_adamw(p: Tensor, buffers: Mapping[str, Tensor], jobs: Mapping[str, Tens
     p.sub_(broadcast(jobs["lr"] / unbias[0], p) * mean / (square.sqrt() / unbias[1] + epsilon))
 
 
+class LBFGS(OptimizerSettings):
+    """The settings of optimizer=lbfgs."""
+
+    name: Literal["lbfgs"]
+    weight_decay: Annotated[float | str, BeforeValidator(_strength)]
+    select: Literal["cv", "val"]
+
+
 def broadcast(values: Tensor, like: Tensor) -> Tensor:
     """Numbers (J,) in the shape in which they multiply (J, …)."""
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
@@ -101,4 +126,5 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adamw": OptimizerEntry(
         AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw, counts_steps=True
     ),
+    "lbfgs": OptimizerEntry(LBFGS, "torch.optim.LBFGS", solves=True),
 }

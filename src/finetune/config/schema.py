@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, model_validator
 
 from finetune.choices.augmentations import AUGMENTATIONS
+from finetune.choices.best import BEST
 from finetune.choices.fields import (
     Count,
     Fraction,
@@ -40,15 +41,21 @@ Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
 
 OPTIMIZER_SETTINGS = tuple(entry.settings for entry in OPTIMIZERS.values())
 # Settings whose values are names in tables.
-NAMED = {"loss": tuple(LOSSES), "schedule": tuple(SCHEDULES), "data.augment": ("auto", *AUGMENTATIONS)}
+NAMED = {
+    "loss": tuple(LOSSES),
+    "schedule": tuple(SCHEDULES),
+    "data.augment": ("auto", *AUGMENTATIONS),
+    "best": BEST,
+}
 if TYPE_CHECKING:
     Optimizer = OptimizerSettings
     Loss: TypeAlias = str
     Schedule: TypeAlias = str
     Augment: TypeAlias = str
+    Best: TypeAlias = str
 else:
     Optimizer = Annotated[Union[OPTIMIZER_SETTINGS], Discriminator("name")]  # noqa: UP007  # from a table
-    Loss, Schedule, Augment = (Literal[names] for names in NAMED.values())
+    Loss, Schedule, Augment, Best = (Literal[names] for names in NAMED.values())
 
 
 class Data(Strict):
@@ -100,6 +107,7 @@ class Settings(Strict):
     head: Annotated[int | str, number_or(1, "a number of outputs, 1 or more, auto or keep", "auto", "keep")]
     head_hidden: list[Count]
     head_dropout: Fraction
+    standardize: Literal["auto", True, False]
     loss: Loss
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
@@ -111,6 +119,8 @@ class Settings(Strict):
     epochs: Count
     max_steps: Count | None
     batch_size: Count
+    best: Best
+    refit: bool
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     monitor_gradients: bool
@@ -149,11 +159,32 @@ class Settings(Strict):
                 yield f"{key}: expected a new head with it; head=keep has its own layers"
         if not loss.is_mean and (self.trainer.devices, self.trainer.nodes) != (1, 1):
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
+        if self.patience and self.best == "last":
+            yield f"patience={self.patience}: expected another best with it; with best=last none is better"
+        if OPTIMIZERS[self.optimizer.name].solves:
+            yield from self._conflicts_of_solving()
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}"
         if self.warmup_epochs and schedule.own_warmup:
             expected = f"expected 0 with schedule={self.schedule}, which has its own"
             yield f"warmup_epochs={self.warmup_epochs}: {expected}"
+
+    def _conflicts_of_solving(self) -> Iterator[str]:
+        """What must be so for a linear head to have one best solution that can be found in one process."""
+        chosen = f"with optimizer={self.optimizer.name}, which solves for a linear head"
+        if not LOSSES[self.loss].convex:
+            yield f"loss={self.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
+        flipped = self.data.augment not in ("auto", "none")
+        for wrong, line in (
+            (self.head_hidden, f"head_hidden: expected [] {chosen}"),
+            (self.head_dropout, f"head_dropout={self.head_dropout:g}: expected 0 {chosen}"),
+            (self.standardize is False, f"standardize=false: expected auto or true {chosen}"),
+            (flipped, f"data.augment={self.data.augment}: expected auto or none {chosen}"),
+            (self.cache == "none", f"cache=none: expected another {chosen} on features"),
+            ((self.trainer.devices, self.trainer.nodes) != (1, 1), f"trainer: expected one process {chosen}"),
+        ):
+            if wrong:
+                yield line
 
     def idle(self) -> list[str]:
         """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -30,6 +30,17 @@ class Examples:
     labels: Tensor
     split: dict[str, np.ndarray]
     prepare: Callable[[Inputs, bool, int], Inputs]
+
+
+def for_choosing(examples: Examples) -> Examples:
+    """The same without test images, which only the refitted model sees."""
+    return replace(examples, split={**examples.split, "test": np.array([], np.int64)})
+
+
+def for_refit(examples: Examples) -> Examples:
+    """The same with validation images among those to train on."""
+    train = np.concatenate([examples.split["train"], examples.split["val"]])
+    return replace(examples, split={**examples.split, "train": np.sort(train), "val": np.array([], np.int64)})
 
 
 class Loader:

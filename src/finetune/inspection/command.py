@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetune.build import build_job_config, build_options, find_data, make_model, plan_inputs
+from finetune.build import build_options, find_data, make_model, plan_inputs
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.inspection import drawing, graph, modules, table
+from finetune.learners import build_job_config
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.say import say

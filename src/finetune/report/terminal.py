@@ -106,8 +106,10 @@ def training_line(console: Console, optimizer: dict[str, Any], options: Options)
     if processes > 1:
         where += f", {processes} processes"
     precision = options.precision.removesuffix("-true").removesuffix("-mixed")
-    how = f"{optimizer['name']} with lr {optimizer['lr']:g}"
-    say(console, "train", f"{options.epochs} epochs, {how}, on {where}, precision {precision}")
+    how = f"the head is solved by {optimizer['name']}"
+    if "lr" in optimizer:
+        how = f"{options.epochs} epochs, {optimizer['name']} with lr {optimizer['lr']:g}"
+    say(console, "train", f"{how}, on {where}, precision {precision}")
 
 
 def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
@@ -120,6 +122,14 @@ def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
+    if solution := summary["solution"]:
+        best = f"solved with weight_decay {solution['weight_decay']:.3g} in {summary['steps']} iterations"
+        if path := solution["path"]:
+            lowest = min(path, key=lambda point: point["log_loss"])
+            text = f"the lowest log-loss of {len(path)} strengths, {lowest['log_loss']:.4f}"
+            say(console, "chosen", f"weight_decay {lowest['strength']:.3g}: {text}")
+    if images := summary["refit"]:
+        best += f", then refitted on {images:,} images"
     if test := summary["test"]:
         say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
     else:

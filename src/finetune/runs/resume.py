@@ -21,7 +21,7 @@ from finetune.model.statedict import read_frozen
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import overrides_of
-from finetune.training.checkpoint import newest
+from finetune.training.checkpoint import forget_refitted, newest
 from finetune.training.fit import Options
 
 # Settings that change no number of a run.
@@ -107,6 +107,7 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         raise RequestError(str(error)) from None
     if checkpoint is None:
         return None
+    forget_refitted(folder)
     path, content = checkpoint
     together = "together" in content
     if (

@@ -14,6 +14,8 @@ from finetune.config.messages import validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError
 
+# What runs did that are older than a setting and so lack it; without an entry, what its default says.
+BEFORE = {"best": "accuracy", "standardize": False}
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
 
@@ -37,10 +39,10 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings over the defaults of the shipped configs, of its own choice in each group."""
+    """A run's settings over what holds where it lacks one: the defaults of the shipped configs, mostly."""
     top = _shipped("config.yaml")
     known = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
-    completed = known | values
+    completed = known | BEFORE | values
     for group, by in CHOSEN.items():
         section = values.get(group)
         if isinstance(section, dict):

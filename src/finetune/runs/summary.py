@@ -25,6 +25,7 @@ UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
 FINISHED = _shape(
     status=Literal["finished"],
     overrides=(list[str] | None, None),
+    best=(str, "accuracy"),
     **dict.fromkeys(("val", "test"), METRICS | None),
     **dict.fromkeys(("classes", "freeze"), list[str]),
     **dict.fromkeys(("model", "augment", "device", "precision"), str),

@@ -26,14 +26,15 @@ class SweepJob:
     """One job of a sweep.
 
     overrides: what its command line would be, key by key. status: finished, failed, interrupted or unfinished
-    (it waits, runs, or was killed). val, test: the metrics of a finished one, None where there is no such
-    split. seconds: how long it took.
+    (it waits, runs, or was killed). kept: what its best epoch is best by. val, test: the metrics of a
+    finished one, None where there is no such split. seconds: how long it took.
     """
 
     folder: Path
     overrides: dict[str, str]
     status: str
     reason: str
+    kept: str
     val: dict[str, float] | None
     test: dict[str, float] | None
     seconds: float | None
@@ -137,6 +138,7 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
         overrides,
         status=status,
         reason="" if status == "finished" else summary.get("reason") or _how_far(folder),
+        kept=summary.get("best", "accuracy"),
         val=summary.get("val"),
         test=summary.get("test"),
         seconds=summary.get("timing", {}).get("total"),

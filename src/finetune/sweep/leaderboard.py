@@ -6,9 +6,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.choices.best import deciding, score
 from finetune.runs.sweeps import SweepJob, read_job
 from finetune.sweep.planned import planned
-from finetune.training.best import deciding
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class Row:
     @property
     def deciding(self) -> str:
         """The metric that ranks, by its name; of data of another kind it is another."""
-        return deciding(self.best.val or self.best.test or {})
+        return deciding(self.best.kept, self.best.val or self.best.test or {})
+
+    @property
+    def score(self) -> float | None:
+        """The mean of that metric in validation, larger where it is better; None without validation."""
+        each = [score(job.kept, job.val) for job in self.jobs if job.val]
+        return statistics.fmean(each) if each else None
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the jobs; None where they do not have it."""
@@ -59,12 +65,12 @@ class Leaderboard:
     @property
     def deciding(self) -> list[str]:
         """The metrics that rank: one, but where the data of some jobs is of another kind."""
-        return list(dict.fromkeys(row.deciding for row in self.rows)) or [deciding({})]
+        return list(dict.fromkeys(row.deciding for row in self.rows)) or [deciding("accuracy", {})]
 
     @property
     def metrics(self) -> list[str]:
         """What is shown of each row, as `Row.spread` takes it."""
-        names = [*self.deciding, "loss"]
+        names = dict.fromkeys([*self.deciding, "loss"])
         return [*(f"{split}_{name}" for split in ("val", "test") for name in names), "seconds"]
 
     def name(self, job: SweepJob) -> str:
@@ -108,5 +114,5 @@ def compare(sweep: Path) -> Leaderboard:
 
 
 def _rank(row: Row) -> tuple[bool, float, float]:
-    score, loss = row.spread(f"val_{row.deciding}"), row.spread("val_loss")
-    return (loss is None, -score.mean if score else 0, loss.mean if loss else 0)
+    loss = row.spread("val_loss")
+    return (row.score is None, -(row.score or 0), loss.mean if loss else 0)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_sealed
 from finetune.choices.augmentations import AUGMENTATIONS
+from finetune.choices.best import deciding, score
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
 from finetune.errors import RequestError, RunError, one_line, shown
 from finetune.runs.sweeps import ranges, unescaped
-from finetune.training.best import score
 
 if TYPE_CHECKING:  # it imports torch
     from finetune.runs.resume import ResumeState
@@ -42,7 +42,7 @@ class Plan:
 
     overrides: of this job, as on the command line; shown: those of them that tell it from the others.
     settings: None where the request was wrong, as `wrong` says.
-    code: exit code. score: in validation, at its best, by the metric that decides.
+    code: exit code. score: in validation, by the metric that is `deciding`; larger where it is better.
     together: whether it trained in a group before the sweep was interrupted. resume_state: where it then was.
     """
 
@@ -54,13 +54,16 @@ class Plan:
     shown: str = ""
     code: int = 0
     score: float | None = None
+    deciding: str = "accuracy"
     ended: bool = False
     together: bool = False
     resume_state: ResumeState | None = None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Note what a job came to."""
-        self.ended, self.score = True, summary["val"] and score(summary["val"])
+        val = summary["val"]
+        self.ended, self.score = True, val and score(summary["best"], val)
+        self.deciding = deciding(summary["best"], val or {})
 
     def fail(self, error: Exception) -> None:
         """Tell at once why a job failed, here and in its summary.json."""

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from finetune.atomic import write_atomically
 from finetune.cells import table_of
+from finetune.choices.best import NAMES
 from finetune.errors import shown
 from finetune.runs.sweeps import SweepJob, ranges
 from finetune.say import say
 from finetune.sweep.leaderboard import Leaderboard, Spread
-from finetune.training.best import NAMES
 
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."

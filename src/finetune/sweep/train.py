@@ -12,11 +12,13 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from finetune.atomic import not_written
-from finetune.build import build_job_config, build_options, is_light
+from finetune.build import build_options, is_light
+from finetune.choices.best import NAMES
 from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.learners import build_job_config
 from finetune.machine import versions
 from finetune.model.head import initial_head
 from finetune.prepared import Prepared, job_of, start_log
@@ -194,8 +196,8 @@ def _train_together(
         plan.finish(finish(share, board, came_to, training / len(jobs), Screen(quiet=True)))
     finished = [plan for plan in plans if not plan.code]
     text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
-    if accuracies := [plan.score for plan in finished if plan.score is not None]:
-        text += f"; validation accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
+    if scores := [abs(plan.score) for plan in finished if plan.score is not None]:
+        text += f"; validation {NAMES[finished[0].deciding]} {min(scores):.3f} to {max(scores):.3f}"
     say(console, "done", text)
 
 

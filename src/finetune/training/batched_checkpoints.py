@@ -12,6 +12,7 @@ import torch
 from finetune import sealed
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.errors import RunError
+from finetune.model.standardize import folded_state, raw_tensors, take_raw
 from finetune.training.checkpoint import Checkpoints, copy_best
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Snapshot, StackedClassifier
@@ -78,7 +79,7 @@ class BatchedCheckpoints(Checkpoints):
         self.wrote = time.perf_counter()
 
     def _write(self, number: int, job: Job, new_best: bool) -> None:
-        folder = job.folder / "checkpoints"
+        folder = job.folder / job.checkpoints
         if new_best:
             best = self._content(number, self.best, job.best.epoch, self.best_steps[number])
             sealed.write_checkpoint(folder / "best.ckpt", best)
@@ -90,12 +91,14 @@ class BatchedCheckpoints(Checkpoints):
             )
 
     def _content(self, number: int, tensors: Snapshot, epoch: int, steps: int) -> dict[str, Any]:
-        job = self.jobs[number]
+        job, state = self.jobs[number], _of_job(tensors, number, "state")
+        model = self.learner.model
         return {
             "epoch": epoch - 1,  # as Lightning counts
             "global_step": steps,
             "pytorch-lightning_version": pl.__version__,
-            "state_dict": _of_job(tensors, number, "state"),
+            "state_dict": folded_state(model, state),
+            "standardized": raw_tensors(model, state),
             "optimizer_states": [self._optimizer_state(number, tensors, steps)],
             "frozen_sha256": job.frozen_sha256,
             "origin": dict(job.origin),
@@ -129,6 +132,9 @@ class BatchedCheckpoints(Checkpoints):
         for number, content in enumerate(checkpoints):
             names = self._names(self.learner.configs[number])
             found: Snapshot = {("state", name): value for name, value in content["state_dict"].items()}
+            for layer, raw in content.get("standardized", {}).items():
+                found |= {("state", f"{layer}.{key}"): raw[key] for key in ("weight", "bias")}
+                take_raw(self.learner.model, {layer: {key: raw[key] for key in ("mean", "scale")}})
             for place, buffers in content["optimizer_states"][0]["state"].items():
                 found |= {(buffer, names[place]): value for buffer, value in buffers.items()}
             for key in tensors.keys() & found.keys():  # without momentum there is no buffer

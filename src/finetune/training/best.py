@@ -1,24 +1,11 @@
-"""What is best: the metric that says it of a run, a sweep or a search, and the best epoch of a training."""
+"""The best epoch of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-NAMES = {"accuracy": "accuracy", "map": "mAP"}  # as they are shown
-
-
-def deciding(metrics: Collection[str]) -> str:
-    """The one of a run's metrics, by its name, that is highest for the best.
-
-    Mean average precision where an image has several labels, as all of them are seldom right; else accuracy.
-    """
-    return "map" if "map" in metrics else "accuracy"
-
-
-def score(metrics: Mapping[str, Any]) -> float:
-    """The value of that metric."""
-    return metrics[deciding(metrics)]
+from finetune.choices.best import LAST, score
 
 
 def of_side(side: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,13 +17,14 @@ def of_side(side: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 class Best:
     """The best epoch of a training until now.
 
-    Best is the highest validation accuracy (with several labels an image mean average precision), ties to
-    the lower loss; without validation the last epoch.
+    Best is what the metric says in validation, ties to the lower loss; without validation the last epoch.
 
+    by: the metric, or `last`. until: the epoch after which none is better, where that is known beforehand.
     epoch, metrics: the best one and its metrics. kept: the last one that is written, as the caller says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by: str = "accuracy", until: int | None = None) -> None:
+        self.by, self.until = by, until
         self.rank: tuple[float, float] | None = None
         self.epoch = self.kept = 0
         self.metrics: dict[str, float] = {}
@@ -44,8 +32,9 @@ class Best:
     def improves(self, epoch: int, metrics: dict[str, float]) -> bool:
         """Note an epoch that has ended; returns whether it is the best."""
         val = of_side("val", metrics)
-        rank = (score(val), -val["loss"]) if val else None
-        better = self.rank is None or rank is None or rank > self.rank
+        rank = (score(self.by, val), -val["loss"]) if val else None
+        better = self.rank is None or rank is None or rank > self.rank or self.by == LAST
+        better = better and (self.until is None or epoch <= self.until)
         if better:
             self.rank, self.epoch, self.metrics = rank, epoch, metrics
         return better

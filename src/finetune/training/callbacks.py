@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from finetune.atomic import not_written
 from finetune.errors import RunError
 from finetune.say import Bar
-from finetune.training.learner import Job
+from finetune.training.learner import CurvePoint, Job
 
 
 class EpochLines(pl.Callback):
@@ -98,7 +99,7 @@ class Curves(pl.Callback):
             job = learner.jobs[number]
             values = metrics[number] | self.rates[number] | {"gradient_norm": norms[number]}
             try:
-                write_point(job, values, epoch, step)
+                write_points(job, learner.points_of(epoch, step, values))
             except OSError as error:
                 learner.fail(number, RunError(not_written(job.folder, error)))
 
@@ -108,15 +109,19 @@ class Curves(pl.Callback):
                 job.writer.close()
 
 
-def write_point(job: Job, values: dict[str, float], epoch: int, step: int) -> None:
-    """An epoch's values as points in TensorBoard and as a row in metrics.csv."""
+def write_points(job: Job, points: Sequence[CurvePoint]) -> None:
+    """Points in TensorBoard, and the same as rows in metrics.csv, which has the columns it began with."""
     assert job.writer is not None
-    for name, value in {**values, "epoch": epoch}.items():
-        job.writer.add_scalar(name, value, step)
+    lines: list[str] = []
+    for epoch, step, values in points:
+        for name, value in {**values, "epoch": epoch}.items():
+            job.writer.add_scalar(name, value, step)
+        row = {"epoch": epoch, "step": step, **values}
+        if not (job.curves or lines):
+            lines.append(",".join(row) + "\r\n")
+        columns = (job.curves or lines)[0].strip().split(",")
+        lines.append(",".join(str(row[name]) for name in columns) + "\r\n")
     job.writer.flush()
-    row = {"epoch": epoch, "step": step, **values}
-    lines = [] if job.curves else [",".join(row) + "\r\n"]
-    lines.append(",".join(map(str, row.values())) + "\r\n")
     job.curves += lines
     with (job.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
         file.writelines(lines)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,25 @@ def copy_best(folder: Path) -> None:
     write_atomically(folder / "last.ckpt", (folder / "best.ckpt").read_bytes())
 
 
+REFIT = "checkpoints/refit"  # where what is trained on train and validation images has its checkpoints
+
+
+def take_refitted(folder: Path) -> None:
+    """Put a run's refitted model in the place of its best epoch's, which becomes chosen.ckpt."""
+    best = folder / "checkpoints" / "best.ckpt"
+    write_atomically(best.with_name("chosen.ckpt"), best.read_bytes())
+    os.replace(folder / REFIT / "best.ckpt", best)
+    shutil.rmtree(folder / REFIT)
+
+
+def forget_refitted(folder: Path) -> None:
+    """Undo that, and remove what a refit that was stopped has left: it begins again."""
+    best = folder / "checkpoints" / "best.ckpt"
+    with suppress(FileNotFoundError):
+        os.replace(best.with_name("chosen.ckpt"), best)
+    shutil.rmtree(folder / REFIT, ignore_errors=True)
+
+
 class Checkpoints(pl.Callback):
     """best.ckpt and last.ckpt after each epoch, and the end of training where it comes before `epochs`.
 
@@ -149,7 +171,7 @@ class RunCheckpoints(Checkpoints):
             module.set_rng_state(state)
 
     def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
-        folder = self.job.folder / "checkpoints"
+        folder = self.job.folder / self.job.checkpoints
         trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
         if better and trainer.is_global_zero:
             copy_best(folder)

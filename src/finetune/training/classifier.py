@@ -12,6 +12,7 @@ from finetune.data.module import Batch
 from finetune.data.views import Inputs
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
+from finetune.model.standardize import Raw, folded_state, raw_tensors, standardized_layers, take_raw
 from finetune.training import distributed
 from finetune.training.learner import Learner, Measured
 from finetune.training.losses import Loss
@@ -41,6 +42,7 @@ class Classifier(Learner):
         super().__init__(labels)
         self.model, self.network = model, network
         self.frozen, self.loss, self.make_optimizer = frozen, loss, optimizer
+        self.standardized: Raw = {}  # of the checkpoint that training resumes from
         self.train()
 
     def train(self, mode: bool = True) -> Classifier:
@@ -87,8 +89,17 @@ class Classifier(Learner):
             yield name, value.abs().max()[None]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """What of the model is not frozen, under the model's own names."""
-        return self.frozen.others(self.model)
+        """What of the model is not frozen, under the model's own names, as a plain model has it."""
+        return folded_state(self.model, self.frozen.others(self.model))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["standardized"] = raw_tensors(self.model, self.frozen.others(self.model))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.standardized = checkpoint.get("standardized", {})
+
+    def on_train_start(self) -> None:
+        take_raw(self.model, self.standardized)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Take a checkpoint's tensors; the frozen ones stay as they are.
@@ -98,4 +109,6 @@ class Classifier(Learner):
         """
         if strange := state_dict.keys() ^ self.state_dict().keys():
             raise RunError(f"the checkpoint is of another model or freeze: {brief(sorted(strange))}")
+        for layer in standardized_layers(self.model).values():
+            layer.fold()  # what is loaded is of a plain layer
         return self.model.load_state_dict(state_dict, strict=False, assign=assign)

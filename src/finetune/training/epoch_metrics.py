@@ -34,7 +34,7 @@ class EpochMetrics:
         self.weights.append(weights)
         if not self.multi_label:
             labels = labels if labels.ndim == 2 else labels.argmax(2)
-        self.answers.append(logits.detach() if self.multi_label else logits.detach().argmax(2) == labels)
+        self.answers.append(logits.detach() if self.multi_label else logits.detach().argmax(2))
         self.labels.append(labels)
         self._means = []
 

@@ -93,7 +93,7 @@ def fit(
         checkpoints = RunCheckpoints(jobs, options.max_steps)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
-        writes = [Curves()] if options.rank.is_main else []
+        writes = [Curves()] if jobs[0].writer else []
         # A checkpoint says that its epoch is done: all else that is written of the epoch comes before.
         trainer = _trainer(learner, options, [*writes, *callbacks, checkpoints])
         path = resume if isinstance(resume, Path) else None
@@ -148,7 +148,7 @@ def _load_best(learner: Learner, jobs: Sequence[Job], checkpoints: Checkpoints) 
         checkpoints.write()
         checkpoints.learner.load_best(checkpoints.best)
     else:
-        best = AtomicCheckpointIO().load_checkpoint(jobs[0].folder / "checkpoints" / "best.ckpt")
+        best = AtomicCheckpointIO().load_checkpoint(jobs[0].folder / jobs[0].checkpoints / "best.ckpt")
         learner.load_state_dict(best["state_dict"])
 
 

@@ -19,15 +19,18 @@ from finetune.training import metrics
 from finetune.training.best import Best
 from finetune.training.epoch_metrics import EpochMetrics
 
+# A point of the curves: the epoch, the optimiser's step, and the values by name.
+CurvePoint = tuple[int, int, dict[str, float]]
+
 
 @dataclass
 class Job:
     """One training of those that advance together, and its folder.
 
-    writer: of the folder's TensorBoard log; None in a process that does not write.
+    writer: of the folder's TensorBoard log; None where no curves are written.
     patience: epochs without a better one after which it ends. origin: what its checkpoints say of where they
         came from. curves: the lines of metrics.csv. steps: of the optimiser, at the last epoch that was kept.
-    error: why it failed.
+    error: why it failed. checkpoints: where its checkpoints go, within the folder.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class Job:
     best: Best = field(default_factory=Best)
     steps: int = 0
     error: RunError | None = None
+    checkpoints: str = "checkpoints"
 
     @property
     def trains(self) -> bool:
@@ -88,6 +92,10 @@ class Learner(pl.LightningModule):
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Of each tensor that is not frozen the name and the largest magnitude in each job, (J,)."""
         raise NotImplementedError
+
+    def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
+        """What an epoch that ended with these values adds to a job's curves."""
+        return [(epoch, step, values)]
 
     def fail(self, job: int, error: RunError) -> None:
         """End a job whose numbers or files have failed; a run by itself ends with it."""

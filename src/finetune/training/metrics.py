@@ -18,18 +18,22 @@ BINS = 15
 TOP = 5
 
 
-def one_class(hits: Tensor, classes: Tensor) -> Numbers:
-    """Accuracy, and the mean over the classes that occur of the share of each that is right.
+def one_class(answers: Tensor, classes: Tensor) -> Numbers:
+    """Accuracy, and over the classes that occur the means of the share of each that is right and of its F1.
 
     This runs after each epoch, of each job: torchmetrics takes three times as long.
 
-    hits: (N,) whether each answer is right. classes: (N,) the true ones.
+    answers, classes: (N,) what was answered, and the true ones.
     """
-    counts = torch.bincount(classes)
+    hits, counts = answers == classes, torch.bincount(classes)
     right = torch.bincount(classes[hits], minlength=len(counts))
+    answered = torch.bincount(answers, minlength=len(counts))[: len(counts)]
     present = counts > 0
-    shares = right[present].double() / counts[present]
-    return {"accuracy": float(hits.double().mean()), "balanced_accuracy": float(shares.mean())}
+    return {
+        "accuracy": float(hits.double().mean()),
+        "balanced_accuracy": float((right[present].double() / counts[present]).mean()),
+        "macro_f1": float((2 * right[present].double() / (counts + answered)[present]).mean()),
+    }
 
 
 def several_labels(logits: Tensor, labels: Tensor) -> Numbers:

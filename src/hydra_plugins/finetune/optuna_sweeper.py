@@ -18,13 +18,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
+from finetune.choices.best import NAMES, deciding
 from finetune.errors import RequestError, shown, tell
 from finetune.runs.folder import one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
 from finetune.sweep.planned import list_planned, write_plan
 from finetune.sweep.planning import plan
-from finetune.training.best import NAMES, deciding
 
 SAMPLERS = ("tpe", "gp", "random")
 
@@ -137,7 +137,9 @@ class OptunaSweeper(Sweeper):
             own = returns[place : place + each]
             values = [_value(job) for job in own]
             numbers = range(first + place, first + place + each)
-            metric = NAMES[deciding(_summary(own[0]).get("val") or ())]  # what the scores are
+            summary = _summary(own[0])
+            decides = deciding(summary.get("best", "accuracy"), summary.get("val") or ())
+            metric = ("minus " if decides == "loss" else "") + NAMES[decides]  # what the scores are
             tell_trial(study, trial, values, jobs=numbers, metric=metric)
             _expect_validation([job for job, value in zip(own, values, strict=True) if value is None])
         return returns

@@ -1,0 +1,122 @@
+"""What Lightning drives, built from the settings: a network with its loss, and how it learns."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold, StratifiedKFold
+from torch import Tensor
+
+from finetune.choices.optimizers import LBFGS, SteppedSettings
+from finetune.choices.schedules import Span
+from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
+from finetune.data.module import Batches
+from finetune.errors import RequestError, brief
+from finetune.features.load import ModelInputs
+from finetune.model.assemble import Model
+from finetune.model.standardize import StandardizedLinear
+from finetune.training.classifier import Classifier
+from finetune.training.losses import balanced_weights, create_loss
+from finetune.training.optim import create_schedule, parameter_groups
+from finetune.training.solved import Choice, SolvedClassifier
+from finetune.training.stacked import JobConfig
+
+FOLDS = 5
+
+
+def build_classifier(
+    settings: Settings, model: Model, inputs: ModelInputs, batches: Batches, compiled: bool
+) -> Classifier:
+    """The network, compiled or not, with its loss, optimiser and schedule."""
+    if compiled:
+        inputs.network.compile()
+    config = build_job_config(settings, model, batches.train_labels, len(batches.train_dataloader()))
+    classifier = Classifier(
+        model.network,
+        inputs.network,
+        model.frozen,
+        config.create_loss(),
+        optimizer=lambda: (config.create_optimizer(), config.schedule),
+        labels=inputs.dataset.classes if inputs.dataset.multi_label else (),
+    )
+    return _solved(settings, classifier, inputs)
+
+
+def build_job_config(settings: Settings, model: Model, train_labels: Tensor, batches: int) -> JobConfig:
+    """The loss, the optimiser over what trains, and its schedule over so many batches an epoch."""
+    steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
+    steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+    span = Span(steps, steps_per_epoch, settings.step_epochs, settings.step_gamma)
+    options, groups = settings.optimizer.model_dump(), []
+    name = options.pop("name")
+    if isinstance(settings.optimizer, SteppedSettings):
+        grouping = {key: options.pop(key) for key in SteppedSettings.model_fields if key != "name"}
+        groups = parameter_groups(model.network, model.head, **grouping)
+    balanced = settings.class_weights == "balanced"
+    return JobConfig(
+        loss=settings.loss,
+        optimizer=name,
+        groups=groups,
+        options=options,
+        schedule=create_schedule(settings.schedule, span, settings.warmup_epochs),
+        label_smoothing=settings.label_smoothing,
+        class_weights=balanced_weights(train_labels, model.outputs) if balanced else None,
+    )
+
+
+def _solved(settings: Settings, classifier: Classifier, inputs: ModelInputs) -> Classifier:
+    """The classifier that solves, where the optimiser does; else the one given.
+
+    Raises:
+        RequestError: more than a linear layer on constant features is to train, or images are too few.
+    """
+    optimizer = settings.optimizer
+    if not isinstance(optimizer, LBFGS):
+        return classifier
+    layers = [one for one in classifier.network.modules() if isinstance(one, StandardizedLinear)]
+    own = {id(p) for layer in layers for p in layer.parameters()}
+    named = classifier.model.named_parameters()
+    others = [name for name, p in named if p.requires_grad and id(p) not in own]
+    if not layers or others or inputs.features is None:
+        why = f"{brief(others, 3)} would train, too" if others else "there is none"
+        if inputs.features is None and not others:
+            why = f"there are no features: {inputs.plan.why}"
+        raise RequestError(
+            f"optimizer={optimizer.name}: expected a linear layer on constant features as all that trains;"
+            f" {why}"
+        )
+    strength = None if optimizer.weight_decay == "auto" else float(optimizer.weight_decay)
+    folds = None
+    if strength is None:
+        folds = _folds(inputs.dataset, settings.seed) if optimizer.select == "cv" else None
+        if optimizer.select == "val" and not len(inputs.dataset.split["val"]):
+            raise RequestError(
+                "optimizer.select=val: expected images to validate with; there are none (data.val_fraction)"
+            )
+    choice = Choice(strength, folds, create_loss(settings.loss))
+    return SolvedClassifier(classifier, layers[0], choice)
+
+
+def _folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Five stratified folds of the training images, identical ones in the same: rows to fit and to measure.
+
+    Raises:
+        RequestError: there are fewer than two different images.
+    """
+    rows = dataset.split["train"]
+    contents, first, content = np.unique(
+        np.asarray(dataset.digests)[rows], return_index=True, return_inverse=True
+    )
+    number = min(FOLDS, len(contents))
+    if number < 2:
+        raise RequestError("optimizer.select=cv: expected two different images or more to train on")
+    labels = dataset.labels[rows][first]
+    kind = KFold if labels.ndim == 2 or np.bincount(labels).max() < number else StratifiedKFold
+    with warnings.catch_warnings():  # of classes of fewer images than folds: they are in some folds only
+        warnings.filterwarnings("ignore", "The least populated class")
+        parts = list(kind(number, shuffle=True, random_state=seed).split(contents, labels))
+    held = [np.isin(content, part) for _, part in parts]
+    return [(torch.from_numpy(np.flatnonzero(~one)), torch.from_numpy(np.flatnonzero(one))) for one in held]

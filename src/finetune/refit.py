@@ -1,0 +1,87 @@
+"""Train once more, on train and validation images together, as long and as strongly as was best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from finetune.build import solves
+from finetune.config.schema import Settings
+from finetune.data.module import Batches, for_choosing, for_refit
+from finetune.errors import RunError
+from finetune.learners import build_classifier
+from finetune.model.standardize import raw_tensors, take_raw
+from finetune.prepared import Prepared
+from finetune.training.best import Best
+from finetune.training.checkpoint import REFIT, take_refitted
+from finetune.training.classifier import Classifier
+from finetune.training.fit import Fitted, Options, fit
+from finetune.training.learner import Job, Learner
+from finetune.training.solved import SolvedClassifier
+
+State = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]
+
+
+def initial_state(prepared: Prepared) -> State:
+    """What training changes, as it is before."""
+    model = prepared.model
+    state = {name: value.clone() for name, value in model.frozen.others(model.network).items()}
+    return state, raw_tensors(model.network, state)
+
+
+def refitted_classifier(prepared: Prepared, initial: State, batches: Batches) -> Classifier:
+    """The classifier to refit: as it was before training, with the strength that was chosen."""
+    settings, (state, raw) = prepared.settings, initial
+    prepared.model.network.load_state_dict(state, strict=False)
+    take_raw(prepared.model.network, raw)
+    if isinstance(prepared.classifier, SolvedClassifier):
+        chosen = {"weight_decay": prepared.classifier.strength}
+        optimizer = settings.optimizer.model_copy(update=chosen)
+        settings = settings.model_copy(update={"optimizer": optimizer})
+    compiled = prepared.options.compiled
+    return build_classifier(settings, prepared.model, prepared.inputs, batches, compiled)
+
+
+def choosing_batches(settings: Settings, batches: Batches) -> Batches:
+    """The batches until the best is known; without test images where a refitted model is to answer them."""
+    if not settings.refit:
+        return batches
+    return Batches(for_choosing(batches.examples), batches.batch_size, batches.seed, batches.processes)
+
+
+def refit_batches(settings: Settings, batches: Batches) -> Batches:
+    """Train and validation images to train on, and the test images."""
+    examples = for_refit(batches.examples)
+    size = len(examples.split["train"]) if solves(settings) else settings.batch_size
+    return Batches(examples, size, batches.seed, batches.processes)
+
+
+def refit(
+    learner: Learner,
+    batches: Batches,
+    jobs: Sequence[Job],
+    chosen: Sequence[Fitted | RunError],
+    options: Options,
+) -> list[Fitted | RunError]:
+    """Train each job until its best epoch, and measure that on the test images.
+
+    jobs, chosen: as they have trained, and what they came to; what was measured in validation stays.
+    """
+    again = [
+        replace(job, writer=None, patience=None, best=Best(until=job.best.epoch), checkpoints=REFIT)
+        for job in jobs
+    ]
+    for job in jobs:
+        (job.folder / REFIT).mkdir(exist_ok=True)
+    epochs = max(job.best.epoch for job in jobs)
+    found = fit(learner, batches, again, replace(options, epochs=epochs, max_steps=None))
+    merged: list[Fitted | RunError] = []
+    for job, before, after in zip(jobs, chosen, found, strict=False):  # none where another process leads
+        if isinstance(before, Fitted) and isinstance(after, Fitted):
+            take_refitted(job.folder)
+            merged.append(replace(before, test=after.test, test_logits=after.test_logits))
+        else:
+            merged.append(before if isinstance(before, RunError) else after)
+    return merged

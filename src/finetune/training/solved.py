@@ -1,0 +1,156 @@
+"""The LightningModule of a linear head that is solved, by manual optimisation, in one epoch of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune import signals
+from finetune.data.module import Batch
+from finetune.model.standardize import StandardizedLinear
+from finetune.training.classifier import Classifier
+from finetune.training.epoch_metrics import EpochMetrics
+from finetune.training.learner import CurvePoint
+from finetune.training.losses import Loss
+from finetune.training.solve import ROUNDS, SOLVED, STRENGTHS, Examples, Point, follow_path, lbfgs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the strength of the penalty is found.
+
+    strength: None to choose by log-loss. folds: of each the rows of the training images to solve for and
+    those to measure on; None to measure on the validation images.
+    """
+
+    strength: float | None
+    folds: Sequence[tuple[Tensor, Tensor]] | None
+    log_loss: Loss
+
+
+class SolvedClassifier(Classifier):
+    """Solves for the one layer that trains, on all training images at once.
+
+    The choice of the strength and the solution follow from the images alone, so a solve that was stopped
+    begins again. points: the path, from the strongest on; none where the strength was given.
+    """
+
+    points: Sequence[Point] = ()
+
+    def __init__(self, classifier: Classifier, layer: StandardizedLinear, choice: Choice) -> None:
+        super().__init__(
+            classifier.model,
+            classifier.network,
+            classifier.frozen,
+            classifier.loss,
+            optimizer=classifier.make_optimizer,
+            labels=classifier.labels,
+        )
+        self.automatic_optimization = False
+        self.layer, self.choice = (layer,), choice  # in a tuple: it is the model's own
+        exact = [value.detach().double() for value in (layer.weight, layer.bias)]
+        self.solution = nn.ParameterList(nn.Parameter(torch.zeros_like(value)) for value in exact)
+        self.iterations: list[dict[str, float]] = []
+
+    def configure_optimizers(self) -> Any:
+        return lbfgs(list(self.solution), SOLVED, 1)
+
+    def rates(self) -> list[dict[str, float]]:
+        return [{}]
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        (layer,) = self.layer
+        train = self._examples(batch)
+        val = [self._examples(one) for one in self.trainer.datamodule.val_dataloader()]  # type: ignore[attr-defined]
+        if self.choice.strength is None:
+            self._choose(train, val)
+        self._solve(train, val, self.strength)
+        with torch.no_grad():
+            for value, solved in zip((layer.weight, layer.bias), self.solution, strict=True):
+                value.copy_(solved)
+        measured = self._step("train", batch)
+        self.check_finite("the loss", measured.losses)
+        return measured.backward.detach()
+
+    @property
+    def strength(self) -> float:
+        """The one given, or that of the lowest log-loss on the path."""
+        return self.chosen.strength if self.points else self.choice.strength or 0.0
+
+    @property
+    def chosen(self) -> Point:
+        """The point of the lowest log-loss."""
+        return min(self.points, key=lambda point: point.log_loss)
+
+    def _examples(self, batch: Batch) -> Examples:
+        (layer,) = self.layer
+        inputs, labels = batch
+        assert isinstance(inputs, Tensor)
+        features = (inputs.to(layer.mean) - layer.mean) * layer.scale
+        return Examples(features, labels.to(features.device), self.loss, layer.out_features)
+
+    def _choose(self, train: Examples, val: Sequence[Examples]) -> None:
+        """Try each strength and begin with what was found for the best."""
+        examples, folds = train, self.choice.folds
+        if folds is None:
+            parts = [train, *val]
+            sizes = [len(part.labels) for part in parts]
+            rows = torch.arange(sum(sizes))
+            folds = [(rows[: sizes[0]], rows[sizes[0] :])]
+            both = (torch.cat([part.features for part in parts]), torch.cat([part.labels for part in parts]))
+            examples = Examples(*both, self.loss, train.outputs)
+        self.points = list(follow_path(examples, folds, self.choice.log_loss, STRENGTHS, check=signals.check))
+        with torch.no_grad():
+            for value, found in zip(self.solution, (self.chosen.weight, self.chosen.bias), strict=True):
+                value.copy_(found)
+
+    def _solve(self, train: Examples, val: Sequence[Examples], strength: float) -> None:
+        """Solve for all training images in float64, a point of the curves for each iteration."""
+        optimizer: Any = self.optimizers()
+        weight, bias = self.solution
+        exact = train.features.double()
+
+        def closure() -> Tensor:
+            signals.check()
+            optimizer.zero_grad()
+            loss = self.loss(torch.addmm(bias, exact, weight.T), train.labels)[0]
+            value = loss + strength / 2 * weight.square().sum()
+            self.manual_backward(value)
+            return value
+
+        for _ in range(ROUNDS[1]):
+            before = weight.detach().clone()
+            optimizer.step(closure)
+            gradient = torch.cat([value.grad.flatten() for value in self.solution])
+            self.iterations.append(self._measure(train, val) | {"gradient_norm": float(gradient.norm())})
+            if float(gradient.abs().max()) <= SOLVED or torch.equal(before, weight):
+                break
+
+    def _measure(self, train: Examples, val: Sequence[Examples]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        weight, bias = (value.detach().float() for value in self.solution)
+        for split, parts in (("train", [train]), ("val", val)):
+            metrics = EpochMetrics(bool(self.labels))
+            for part in parts:
+                logits = torch.addmm(bias, part.features, weight.T)
+                loss, weighs = self.loss(logits, part.labels)
+                metrics.add(loss[None], weighs[None], logits=logits[None], labels=part.labels[None])
+            if parts:
+                found |= {f"{name}/{split}": value for name, value in metrics.means()[0].items()}
+        return found
+
+    def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
+        return [(number, number, point) for number, point in enumerate(self.iterations, 1)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["optimizer_states"] = []  # a solve that was stopped begins again
+        checkpoint["path"] = [vars(point) for point in self.points]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.points = [Point(**point) for point in checkpoint["path"]]
