@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load, load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from finetune import build
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
 from support.killed import at_checkpoint, in_phase
@@ -174,6 +175,25 @@ def test_each_epochs_gradients_stand_once_after_a_kill_around_its_checkpoint(
     found = [point for point in points(Path("run")) if point[0].startswith(("gradients/", "updates/"))]
     layers = [f"{tag}/{layer}" for tag in ("gradients", "updates") for layer in ("fc", "layer4")]
     assert found == sorted((layer, step) for layer in layers for step in (5, 10, 15))
+
+
+def test_adapted_statistics_are_read_back(
+    command: Command, many_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = (*RUN, "freeze=all", "epochs=2", "cache_dir=cache", "batchnorm=adapt")
+    (tmp_path / "whole").mkdir()
+    whole = trained(tmp_path / "whole", many_pictures, *knobs)
+    assert Started("train", *knobs, work=partial(at_checkpoint, 1, True)).ended().code == -signal.SIGKILL
+    shutil.rmtree("cache")
+    monkeypatch.setattr(build, "find_statistics", None)
+    ended = command("resume", "run")
+    assert (ended.code, ended.err) == (0, "")
+    assert_ended_alike(Path("run"), whole)
+    assert (
+        summary_of(Path("run"))["batchnorm"]
+        == summary_of(whole)["batchnorm"]
+        == {"adapted": 15, "images": 152}
+    )
 
 
 # by the command

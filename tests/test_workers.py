@@ -106,7 +106,7 @@ def gone(processes: list[str]) -> bool:
 def test_two_processes_train_what_one_does(
     train: Train, monkeypatch: pytest.MonkeyPatch, forked: bool
 ) -> None:
-    knobs = (*RUN, "class_weights=balanced", "data.val_fraction=0.23")
+    knobs = (*RUN, "class_weights=balanced", "data.val_fraction=0.23", "batchnorm=adapt")
     assert train(*knobs, "hydra.run.dir=one").code == 0
     if forked:
         monkeypatch.setattr(SubprocessHandler, "_popen", Worker)

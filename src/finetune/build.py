@@ -22,6 +22,7 @@ from finetune.data.images import ChangedImage
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
 from finetune.errors import RequestError
+from finetune.features.batchnorm import Statistics, find_statistics
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model, ModelConfig, assemble
@@ -145,9 +146,17 @@ def plan_inputs(settings: Settings, dataset: Dataset, model: Model, device: Devi
 
 
 def build_inputs(
-    settings: Settings, dataset: Dataset, model: Model, device: Device, *, console: Console
+    settings: Settings,
+    dataset: Dataset,
+    model: Model,
+    device: Device,
+    *,
+    console: Console,
+    statistics: Statistics | None = None,
 ) -> ModelInputs:
-    """Every image, decoded once or as features of the frozen prefix.
+    """Every image, decoded once or as features of the frozen prefix, whose BatchNorm is adapted before.
+
+    statistics: for this, where an interrupted run had them.
 
     Raises:
         RequestError: too few images are left without those that are broken.
@@ -161,19 +170,23 @@ def build_inputs(
         progress=partial(progress, console),
         on_wait=partial(say, console, "note", waiting),
     )
+    batchnorm = None
     try:
+        if settings.batchnorm == "adapt":
+            cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
+            statistics = statistics or find_statistics(model, dataset, device, cache, loading)
+            batchnorm = statistics.put_into(model)
         plan = plan_inputs(settings, dataset, model, device)
         inputs = load_inputs(plan, model, dataset, loading)
     except ChangedImage as error:
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
         raise
-    needs = {f"patience={settings.patience}": settings.patience is not None, "refit=true": settings.refit}
-    for setting in (
-        name for name, needed in needs.items() if needed and not len(inputs.dataset.split["val"])
-    ):
+    patience, unvalidated = settings.patience, not len(inputs.dataset.split["val"])
+    if unvalidated and (patience is not None or settings.refit):
+        setting = "refit=true" if patience is None else f"patience={patience}"
         raise RequestError(f"{setting}: expected images to validate with; there are none (data.val_fraction)")
-    return inputs
+    return replace(inputs, batchnorm=batchnorm)
 
 
 def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -> Batches:

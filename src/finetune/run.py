@@ -114,11 +114,14 @@ def prepare(
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
-    inputs = build.build_inputs(settings, dataset, model, options.device, console=console)
+    statistics = resuming.adapted_before(resume_state)
+    inputs = build.build_inputs(
+        settings, dataset, model, options.device, console=console, statistics=statistics
+    )
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, options.device)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
-    terminal.input_lines(console, inputs, model.preprocessing.crop_size, settings.class_weights)
+    terminal.input_lines(console, inputs, model, settings.class_weights)
     options = build.adapt_options(options, settings, inputs)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, resume_state)

@@ -70,6 +70,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "augment": inputs.plan.augment,
         "boundary": {"share": inputs.plan.share, "why": inputs.plan.why},
         "features": inputs.features,
+        "batchnorm": inputs.batchnorm,
         "timing": timing,
         "device": prepared.options.device,
         "precision": prepared.options.precision,

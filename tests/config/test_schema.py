@@ -21,6 +21,7 @@ DEFAULTS = {
     "head": "auto",
     "head_hidden": [],
     "head_dropout": 0,
+    "batchnorm": "pretrained",
     "loss": "cross_entropy",
     "label_smoothing": 0,
     "class_weights": "none",

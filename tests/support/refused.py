@@ -194,6 +194,7 @@ WRONG_VALUES = [
     ("head_hidden=256", "head_hidden=256: expected a list such as '[256]'"),
     ("head=keep head_hidden=[64]", "head_hidden: expected a new head"),
     ("head_dropout=1", "head_dropout=1: expected a number below 1"),
+    ("batchnorm=train", "batchnorm=train: expected pretrained or adapt"),
 ]
 
 ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [

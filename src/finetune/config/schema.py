@@ -108,6 +108,7 @@ class Settings(Strict):
     head_hidden: list[Count]
     head_dropout: Fraction
     standardize: Literal["auto", True, False]
+    batchnorm: Literal["pretrained", "adapt"]
     loss: Loss
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]

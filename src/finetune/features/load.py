@@ -56,6 +56,7 @@ class ModelInputs:
     sample: some training images as the model sees them, (B, 3, H, W).
     features: what the summary says of them; None where images are used.
     notes: what the user should know, a line each.
+    batchnorm: how many layers have the statistics of how many images; None where all have the weights'.
     """
 
     dataset: Dataset
@@ -67,6 +68,7 @@ class ModelInputs:
     plan: FeaturePlan
     features: dict[str, Any] | None
     notes: tuple[str, ...] = ()
+    batchnorm: dict[str, int] | None = None
 
 
 def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
@@ -131,16 +133,19 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
 
 
 def _reader(plan: FeaturePlan, model: Model, dataset: Dataset, memo: Path) -> Reader:
+    uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
+    return replace(plain_reader(model, dataset, memo), uncropped=uncropped)
+
+
+def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
+    """Decodes the images as the model takes them; those known to be broken are not tried again."""
     reasons = known_bad(dataset.digests, memo)
     known = {
         index: BadImage(index, str(dataset.images[index]), reasons[digest])
         for index, digest in enumerate(dataset.digests)
         if digest in reasons
     }
-    uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
-    return Reader(
-        dataset.images, model.preprocessing, known=known, digests=dataset.digests, uncropped=uncropped
-    )
+    return Reader(dataset.images, model.preprocessing, known=known, digests=dataset.digests)
 
 
 def _leave_out(bad: list[BadImage], dataset: Dataset, memo: Path) -> Dataset:

@@ -158,13 +158,20 @@ def macs(network: nn.Module, example: Tensor) -> float:
 def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
     """All that decides features, beside their view and the form they are computed in."""
     assert halves.prefix is not None
+    return {
+        **known_by(model, device),
+        "boundary": [crossing.name for crossing in halves.crossings],
+        "weights": digest(halves.prefix.state_dict()),
+        "graph": fingerprint(halves.prefix),
+    }
+
+
+def known_by(model: Model, device: str) -> dict[str, Any]:
+    """What decides all that is computed with a model, beside its weights."""
     processor = torch.backends.cpu.get_cpu_capability()
     timm = [version("timm")] if model.name.startswith("timm/") else []
     return {
         "model": model.name,
-        "boundary": [crossing.name for crossing in halves.crossings],
-        "weights": digest(halves.prefix.state_dict()),
-        "graph": fingerprint(halves.prefix),
         "preprocessing": model.preprocessing.metadata(),
         "device": torch.cuda.get_device_name() if device == "cuda" else processor,
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm],

@@ -41,12 +41,14 @@ def model_lines(console: Console, model: Model, patterns: Sequence[str], classes
     say(console, "freeze", f"{', '.join(patterns)}: {frozen}, {counts['trainable']:,} train; {head}")
 
 
-def input_lines(console: Console, inputs: ModelInputs, size: int, class_weights: str) -> None:
+def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:
     """The data, what the user should know of its classes, and what of the model is computed once."""
     for note in inputs.notes:
         say(console, "note", note)
-    _data_lines(console, inputs, size)
+    _data_lines(console, inputs, model.preprocessing.crop_size)
     _balance_lines(console, inputs.dataset, class_weights)
+    if inputs.batchnorm:
+        _batchnorm_line(console, model.name, **inputs.batchnorm)
     _feature_line(console, inputs)
 
 
@@ -82,6 +84,14 @@ def _balance_lines(console: Console, dataset: Dataset, class_weights: str) -> No
             advice = "weighed down by class_weights=balanced"
         text = f"{share:.0%} of the images to train on are {name}: always answering so is as often right"
         say(console, "warning", f"{text}; look at the balanced accuracy ({advice})")
+
+
+def _batchnorm_line(console: Console, name: str, adapted: int, images: int) -> None:
+    if adapted:
+        layers = f"{adapted} frozen BatchNorm layer{'s have' if adapted > 1 else ' has'}"
+        say(console, "norms", f"{layers} the statistics of {images:,} training images")
+    else:
+        say(console, "note", f"batchnorm=adapt has no effect: {name} has no frozen BatchNorm")
 
 
 def _feature_line(console: Console, inputs: ModelInputs) -> None:

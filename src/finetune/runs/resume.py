@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 
 from finetune.atomic import sha256_of
 from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
+from finetune.features.batchnorm import Statistics
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
@@ -176,6 +178,14 @@ def as_decided(settings: Settings, resume_state: ResumeState | None) -> Settings
     )
 
 
+def adapted_before(resume_state: ResumeState | None) -> Statistics | None:
+    """The statistics that a run's frozen BatchNorm layers had, from what it stored of all that is frozen."""
+    if resume_state is None or not (batchnorm := resume_state.origin.get("batchnorm")):
+        return None
+    file = resume_state.path.with_name("frozen.safetensors")  # where it lacks, they are found once more
+    return Statistics(load_file(file), batchnorm["images"]) if file.exists() else None
+
+
 def origin_of_request(folder: Path, settings: Settings, resume_state: ResumeState | None) -> dict[str, Any]:
     """What a run began with: the SHA-256 of its settings and, where there are any, Hydra's overrides."""
     if resume_state:
@@ -207,6 +217,7 @@ def origin_of_choices(inputs: ModelInputs, frozen: str, options: Options) -> dic
         "precision": options.precision,
         "form": inputs.features and inputs.features["form"],
         "kept": inputs.features is not None,
+        "batchnorm": inputs.batchnorm,
         "augment": inputs.plan.augment,
         "compiled": options.compiled,
         "processes": options.rank.world_size,
