@@ -83,6 +83,7 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
         head=settings.head,
         hidden=settings.head_hidden,
         dropout=settings.head_dropout,
+        head_features=settings.head_features,
         image_size=settings.data.image_size,
         seed=settings.seed,
     )

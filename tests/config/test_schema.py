@@ -22,6 +22,7 @@ DEFAULTS = {
     "head_hidden": [],
     "head_dropout": 0,
     "batchnorm": "pretrained",
+    "head_features": "last",
     "loss": "cross_entropy",
     "label_smoothing": 0,
     "class_weights": "none",

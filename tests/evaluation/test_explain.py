@@ -11,7 +11,9 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from finetune.config.compose import compose
 from finetune.evaluation.explain import grad_cam, heatmaps, input_gradients, last_feature_map
+from finetune.model.hooks import ModuleCall
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.staged import add_stages
 from finetune.runs.open import Saved
 
 
@@ -137,6 +139,22 @@ def test_with_a_linear_head_on_the_mean_it_is_the_class_activation_map() -> None
     maps, weights = network.features(inputs), network.head.weight[logits.argmax(1)] / 64
     cam = torch.einsum("bk,bkhw->bhw", weights, maps).relu()
     expected = F.interpolate(cam[:, None], (16, 16), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(heat, expected)
+
+
+def test_it_follows_the_way_by_which_a_head_reads_an_earlier_stage() -> None:
+    network, inputs = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
+    network.fc = nn.Linear(256 + 512, 3)
+    add_stages(network, "fc", ["layer3"])
+    with torch.no_grad():
+        network.fc.weight[:, 256:] = 0  # only what comes from layer3 directly counts
+    maps: list[Tensor] = []
+    hook = network.layer3.register_forward_hook(lambda *call: maps.append(call[2]))
+    network(inputs)
+    hook.remove()
+    heat, logits = grad_cam(network, ModuleCall("layer3", 1), inputs, None)
+    cam = torch.einsum("bk,bkhw->bhw", network.fc.weight[logits.argmax(1), :256] / 16, maps[0]).relu()
+    expected = F.interpolate(cam[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(heat, expected)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,12 +107,28 @@ def test_with_hidden_layers_it_is_said_what_it_loads_into(finished_run: Finished
     own.load_state_dict(load_file("mine/model.safetensors"))
 
 
+@pytest.mark.parametrize("hidden", [(), pytest.param(("head_hidden=[8]",), marks=pytest.mark.slow)])
+def test_a_head_that_reads_several_stages_has_its_loader_beside_it(
+    finished_run: Finished, command: Command, hidden: tuple[str, ...]
+) -> None:
+    run = finished_run("model=resnet18", "head_features=[layer2,layer3]", *hidden)
+    ended = command("export", str(run), "--out", "mine/it.safetensors")
+    assert ended.code == 0, ended.err
+    outputs = "" if hidden else "num_classes=3"
+    plain = f"not into torchvision.models.resnet18({outputs}), whose head does not read layer2, layer3\n"
+    assert f"into what load() in the .py file beside it makes, {plain}" in ended.out
+    assert {path.suffix for path in Path("mine").iterdir()} == {".safetensors", ".py", ".json"}
+    assert "finetune" not in Path("mine/it.py").read_text()
+    network = runpy.run_path("mine/it.py")["load"]()
+    torch.testing.assert_close(network(some(2)), expected(run, some(2)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet18", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("model", ["resnet18 head_features=all", "timm/vit_tiny_patch16_224"])
 def test_onnx_takes_batches_of_any_size(finished_run: Finished, command: Command, model: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     size = 224 if "vit" in model else 32  # a vision transformer's own
-    run = finished_run(f"model={model}", f"data.image_size={size}")
+    run = finished_run(*f"model={model} data.image_size={size}".split())
     Path("pictures").symlink_to(run.parent / "pictures")
     ended = command("export", str(run), "--format", "onnx", "--out", "mine.onnx")
     assert ended.code == 0, ended.err

@@ -23,7 +23,12 @@ Train = Callable[..., Ended]
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("head_hidden=[8]", "head_dropout=0.1", "freeze=through:layer3"), ("head=keep", "freeze=[all,-fc]")],
+    [
+        (),
+        ("head_hidden=[8]", "head_dropout=0.1", "freeze=through:layer3", "head_features=[layer2]"),
+        ("head_features=all",),
+        ("head=keep", "freeze=[all,-fc]"),
+    ],
 )
 def test_a_run_opened_again_is_the_model_that_its_best_epoch_left(
     train: Train, few_pictures: Path, overrides: tuple[str, ...]

@@ -195,6 +195,12 @@ WRONG_VALUES = [
     ("head=keep head_hidden=[64]", "head_hidden: expected a new head"),
     ("head_dropout=1", "head_dropout=1: expected a number below 1"),
     ("batchnorm=train", "batchnorm=train: expected pretrained or adapt"),
+    (
+        "head_features=layer3",
+        "head_features=layer3: expected last, all or a list of modules as '[layer3,layer4]'",
+    ),
+    ("head_features=[]", "head_features=[]: expected last, all or a list"),
+    ("head=keep head_features=all", "head_features: expected last with head=keep"),
 ]
 
 ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [

@@ -31,6 +31,13 @@ def _as_patterns(value: Any) -> Any:
     return patterns
 
 
+def _as_features(value: Any) -> Any:
+    named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+    if not named and value not in ("last", "all"):
+        raise ValueError("last, all or a list of modules as '[layer3,layer4]'")
+    return value
+
+
 def _as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value  # a folder named 2026, precision=32
 
@@ -109,6 +116,7 @@ class Settings(Strict):
     head_dropout: Fraction
     standardize: Literal["auto", True, False]
     batchnorm: Literal["pretrained", "adapt"]
+    head_features: Annotated[str | list[str], BeforeValidator(_as_features)]
     loss: Loss
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
@@ -158,6 +166,8 @@ class Settings(Strict):
         for key in ("head_hidden", "head_dropout"):
             if self.head == "keep" and getattr(self, key):
                 yield f"{key}: expected a new head with it; head=keep has its own layers"
+        if self.head == "keep" and self.head_features != "last":
+            yield "head_features: expected last with head=keep, which reads what it was trained on"
         if not loss.is_mean and (self.trainer.devices, self.trainer.nodes) != (1, 1):
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
         if self.patience and self.best == "last":

@@ -13,6 +13,7 @@ from finetune.model.build import build_model
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.head import count_outputs, find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.stages import read_stages
 from finetune.model.weights import Weights, enum_of, load_weights
 
 
@@ -21,7 +22,7 @@ class ModelConfig:
     """What is asked of a model, in the words of the settings of the same names.
 
     head: number of outputs, `auto` (one for each class) or `keep`. hidden, dropout: of a new head.
-    image_size: in pixels, or `auto` (that of the weights).
+    head_features: what it reads. image_size: in pixels, or `auto` (that of the weights).
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelConfig:
     head: int | str = "auto"
     hidden: Sequence[int] = ()
     dropout: float = 0.0
+    head_features: str | Sequence[str] = "last"
     image_size: int | str = "auto"
     seed: int = 0
 
@@ -78,11 +80,12 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     outputs = _choose_outputs(config, len(classes), names, count_outputs(network, head))
-    if config.head != "keep":
-        torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
-        replace_head(network, head, outputs, hidden=config.hidden, dropout=config.dropout)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     _check_image_size(network, example, config.name)
+    if config.head != "keep":
+        read_stages(network, head, config.head_features, example)
+        torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
+        replace_head(network, head, outputs, hidden=config.hidden, dropout=config.dropout)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)

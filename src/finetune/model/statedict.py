@@ -93,7 +93,7 @@ def fit_state_dict(
         else:
             raise RequestError(
                 f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
-                f" have {brief(list(theirs)) or 'none'}"
+                f" have {brief([f'{key} {list(value.shape)}' for key, value in theirs.items()]) or 'none'}"
             )
     # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
     own.update(state)

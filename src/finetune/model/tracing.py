@@ -93,12 +93,23 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
-            return super().call_module(m, forward, args, kwargs)
+            return self._call_whole(m, forward, args, kwargs)
         self.inside.append(name)  # where tracing fails, this stays and tells the place
         with _refuse_random_numbers():
             result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
         return result
+
+    def _call_whole(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """The call of a module as one node, with its hooks, which fx itself leaves out."""
+        for before in m._forward_pre_hooks.values():
+            if (given := before(m, args)) is not None:
+                args = given if isinstance(given, tuple) else (given,)
+        output = super().call_module(m, forward, args, kwargs)
+        for after in m._forward_hooks.values():
+            if (changed := after(m, args, output)) is not None:
+                output = changed
+        return output
 
 
 @contextmanager

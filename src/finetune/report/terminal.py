@@ -16,6 +16,7 @@ from finetune.features.load import ModelInputs
 from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
+from finetune.model.staged import Staged
 from finetune.runs.folder import logdir
 from finetune.say import say
 from finetune.training.fit import Options
@@ -37,6 +38,8 @@ def model_lines(console: Console, model: Model, patterns: Sequence[str], classes
     head = "the head is kept"
     if model.head:
         head = f"the new head {model.head} with {model.outputs} outputs always trains"
+        if isinstance(model.network, Staged):
+            head += f" and reads {', '.join(model.network.head_stages)}, too"
     frozen = f"{counts['total'] - counts['trainable']:,} of {counts['total']:,} parameters are frozen"
     say(console, "freeze", f"{', '.join(patterns)}: {frozen}, {counts['trainable']:,} train; {head}")
 

@@ -15,6 +15,7 @@ from finetune.errors import RequestError
 from finetune.model.build import build_model
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
 from finetune.runs.folder import find_run
@@ -68,6 +69,8 @@ def open_run(run: str) -> Saved:
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
+    example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
+    read_stages(network, head, settings.head_features, example)
     replace_head(network, head, outputs, hidden=settings.head_hidden, dropout=settings.head_dropout)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
