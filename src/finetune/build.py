@@ -52,6 +52,8 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         image_column=data.image_column,
         label_column=data.label_column,
     )
+    if settings.best == "map" and not dataset.multi_label:
+        raise RequestError("best=map: expected images with several labels each, or best=macro_f1")
     if dataset.multi_label and not LOSSES[settings.loss].several_labels:
         fit = names_where(LOSSES, lambda entry: not entry.softmax)
         raise RequestError(f"loss={settings.loss}: expected loss={fit}, as images have several labels each")

@@ -55,8 +55,8 @@ def test_of_several_mistakes_the_unknown_knob_is_told_first() -> None:
 
 
 def test_every_missing_knob_is_told_by_its_name() -> None:
-    values = compose([]).model_dump()
     for key in set(known_keys()) - set(SECTIONS):
+        values = compose(["optimizer=lbfgs"] if key == "optimizer.select" else []).model_dump()
         section, _, inner = key.rpartition(".")
         less = {k: v for k, v in (values[section] if section else values).items() if k != (inner or key)}
         with pytest.raises(RequestError, match=rf"^{key}[:=]") as caught:

@@ -22,6 +22,7 @@ from finetune.learners import build_job_config
 from finetune.machine import versions
 from finetune.model.head import initial_head
 from finetune.prepared import Prepared, job_of, start_log
+from finetune.refit import choosing_batches, refit, refit_batches
 from finetune.report import terminal
 from finetune.run import finish, prepare, run, run_prepared
 from finetune.runs import folder as folders
@@ -32,7 +33,8 @@ from finetune.training import device as devices
 from finetune.training.batched_checkpoints import Pair
 from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
-from finetune.training.fit import fit
+from finetune.training.fit import Fitted, fit
+from finetune.training.learner import Job
 from finetune.training.stacked import Network, StackedClassifier, why_not_stacked
 
 
@@ -163,30 +165,12 @@ def _train_together(
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start_log(jobs[0], figures=False)]
     boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
-    network, first, ready_at = _network(prepared), jobs[0], time.perf_counter()
-    learner = StackedClassifier(
-        network,
-        [
-            build_job_config(
-                job.settings, job.model, job.batches.train_labels, len(job.batches.train_dataloader())
-            )
-            for job in jobs
-        ],
-        [network.frozen.others(network.model) | _initial(job) for job in jobs],
-        lambda number, error: plans[number].fail(error),
-    )
-    settings = first.settings
-    light = is_light(settings, prepared.inputs, len(jobs))
+    ready_at = time.perf_counter()
+    light = is_light(prepared.settings, prepared.inputs, len(jobs))
     with devices.threads(1 if light else None), devices.freed_memory_kept():
-        fitted = fit(
-            learner,
-            StackedBatches([job.batches for job in jobs]),
-            [job_of(job, board) for job, board in zip(jobs, boards, strict=True)],
-            prepared.options,
-            callbacks=[_Lines(console, settings.epochs, reach)],
-            resume=_checkpoints(plans) if prepared.resume_state else None,
-        )
-    prepared.proof.check_unchanged(network.model)
+        written = [job_of(job, board) for job, board in zip(jobs, boards, strict=True)]
+        fitted = _fit(plans, jobs, written, _Lines(console, prepared.settings.epochs, reach))
+    prepared.proof.check_unchanged(prepared.model.network)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
         if isinstance(came_to, RunError):
@@ -199,6 +183,34 @@ def _train_together(
     if scores := [abs(plan.score) for plan in finished if plan.score is not None]:
         text += f"; validation {NAMES[finished[0].deciding]} {min(scores):.3f} to {max(scores):.3f}"
     say(console, "done", text)
+
+
+def _fit(
+    plans: list[Plan], prepared: list[Prepared], jobs: list[Job], lines: EpochLines
+) -> list[Fitted | RunError]:
+    """Train the jobs together and, where they ask for it, refit them."""
+    first = prepared[0]
+    settings, options = first.settings, first.options
+    batches = [choosing_batches(one.settings, one.batches) for one in prepared]
+    resume = _checkpoints(plans) if first.resume_state else None
+    learner = _learner(plans, prepared, batches)
+    found = fit(learner, StackedBatches(batches), jobs, options, [lines], resume)
+    if not settings.refit or not any(isinstance(one, Fitted) for one in found):
+        return found
+    again = [refit_batches(one.settings, one.batches) for one in prepared]
+    learner = _learner(plans, prepared, again)
+    return refit(learner, StackedBatches(again), jobs=jobs, chosen=found, options=options)
+
+
+def _learner(plans: list[Plan], prepared: list[Prepared], batches: Sequence[Batches]) -> StackedClassifier:
+    """All jobs as they are before they train, on these batches of each."""
+    network = _network(prepared[0])
+    configs = [
+        build_job_config(one.settings, one.model, own.train_labels, len(own.train_dataloader()))
+        for one, own in zip(prepared, batches, strict=True)
+    ]
+    states = [network.frozen.others(network.model) | _initial(one) for one in prepared]
+    return StackedClassifier(network, configs, states, lambda number, error: plans[number].fail(error))
 
 
 def _own(prepared: Prepared, plan: Plan) -> Prepared:

@@ -6,6 +6,7 @@ standardised features; biases are not penalised.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from finetune.training.losses import Loss
 
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -9, -1))
 HISTORY = 30  # pairs of steps and gradients: with ten it takes half as many steps more
-CHOOSING, SOLVED = 2e-3, 5e-6  # largest entry of the gradient at which to stop, in float32 and float64
-ROUNDS = 200, 2000
+SOLVED = 5e-6  # the largest entry of the gradient at which to stop
+ROUNDS = 500, 2000  # at most, to choose and to solve
+WORSE = 3  # strengths in a row that end the path
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def follow_path(
 ) -> Iterator[Point]:
     """Solve for each strength, from the strongest on, and measure it on the images that each fold holds out.
 
-    The folds are solved at once, each strength from where the one before ended, in float32 until the choice
-    no longer depends on more.
+    The folds are solved at once, each strength from where the one before ended, in float32 until the log-loss
+    is within 1 % or so. The path ends where three strengths in a row were worse than the best before them.
 
     folds: of each the rows to solve for and those to measure on.
     log_loss: what is measured, as `loss` without weights and smoothing. check: called at each evaluation.
@@ -72,6 +74,7 @@ def follow_path(
     def logits() -> Tensor:
         return torch.addmm(bias, features, weight.T).unflatten(1, (len(folds), -1))
 
+    lowest, worse = math.inf, 0
     for strength in strengths:
 
         def objective(strength: float = strength) -> Tensor:
@@ -83,19 +86,27 @@ def follow_path(
             ]
             return torch.stack(losses).sum() + strength / 2 * weight.square().sum()
 
-        minimise(objective, [weight, bias], CHOOSING, ROUNDS[0])
+        minimise(objective, [weight, bias], _enough(strength), ROUNDS[0])
         with torch.no_grad():
             found = logits()
             answers = torch.cat([found[held, fold] for fold, (_, held) in enumerate(folds)])
-            right = _right(answers, truth)
+            right, measured = _right(answers, truth), float(log_loss(answers, truth)[0])
             yield Point(
                 strength,
-                float(log_loss(answers, truth)[0]),
+                measured,
                 float(right.double().mean()),
                 weight=weight.detach().unflatten(0, (len(folds), -1)).mean(0),
                 bias=bias.detach().unflatten(0, (len(folds), -1)).mean(0),
                 logits=answers,
             )
+        worse, lowest = (0, measured) if measured < lowest else (worse + 1, lowest)
+        if worse == WORSE:
+            return
+
+
+def _enough(strength: float) -> float:
+    """The gradient at which the log-loss is known well enough; a weak penalty leaves flat directions."""
+    return 2e-3 * min(1.0, (10 * strength) ** 0.5)
 
 
 def _right(answers: Tensor, truth: Tensor) -> Tensor:

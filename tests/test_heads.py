@@ -1,0 +1,210 @@
+"""Heads on constant features: standardised, solved, refitted; and which epoch is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch.nn import functional
+
+from finetune.build import build_options
+from finetune.cells import read_table
+from finetune.config.compose import compose
+from finetune.evaluation.forward import Predictor
+from finetune.model.standardize import StandardizedLinear, statistics
+from finetune.run import prepare, run_prepared
+from finetune.runs.open import open_run
+from finetune.training.solved import SolvedClassifier
+from support.ended import Ended
+from support.runs import QUICK, checkpoint, summary_of
+
+Finished = Callable[..., Path]
+Command = Callable[..., Ended]
+SOLVED = ("optimizer=lbfgs", "data.val_fraction=0.2")
+
+
+@pytest.fixture
+def at_pictures(few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").symlink_to(few_pictures)
+    return tmp_path
+
+
+def test_statistics_are_those_of_all_features_and_what_does_not_vary_counts_nothing() -> None:
+    features = torch.randn(100, 3, dtype=torch.float64) * torch.tensor([1e-2, 1.0, 50.0]) + 1e4
+    features[:, 1] = 7.25
+    mean, scale = statistics(features.split(33))
+    torch.testing.assert_close(mean, features.mean(0))
+    deviation = features.std(0, unbiased=False)
+    torch.testing.assert_close(scale[[0, 2]], 1 / deviation[[0, 2]], rtol=1e-6, atol=0)
+    assert scale[1] == 0
+
+
+def test_checkpoints_hold_a_plain_layer_that_computes_the_same(at_pictures: Path) -> None:
+    settings = compose([*QUICK, "epochs=3"])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    layer = prepared.model.network.get_submodule("fc")
+    assert isinstance(layer, StandardizedLinear)
+    features = prepared.inputs.inputs(torch.from_numpy(prepared.dataset.split["train"]))
+    assert isinstance(features, torch.Tensor)
+    before = (features - layer.mean) * layer.scale
+    torch.testing.assert_close(before.mean(0), torch.zeros(96), rtol=0, atol=1e-4)
+    run_prepared(prepared, Console(quiet=True))
+    content = checkpoint(Path("run"), "last")
+    plain, raw = content["state_dict"], content["standardized"]["fc"]
+    assert plain.keys() == {"fc.weight", "fc.bias"}
+    standardized = functional.linear((features - raw["mean"]) * raw["scale"], raw["weight"], raw["bias"])
+    folded = functional.linear(features, plain["fc.weight"], plain["fc.bias"])
+    assert float((standardized - folded).norm() / standardized.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_uncached_training_is_standardised_alike(finished_run: Finished, cache: str) -> None:
+    run, other = finished_run(), finished_run(f"cache={cache}", "epochs=2")
+    for kind in ("mean", "scale"):
+        one, two = (checkpoint(each)["standardized"]["fc"][kind] for each in (run, other))
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_nothing_is_standardised_that_is_not_constant_or_not_asked_for(finished_run: Finished) -> None:
+    for overrides in (["standardize=false"], ["freeze=[all,-layer4]"], ["head_dropout=0.5"]):
+        assert checkpoint(finished_run(*overrides))["standardized"] == {}
+
+
+def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
+    settings = compose([*QUICK, *SOLVED, "optimizer.weight_decay=0.01"])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    rows = torch.from_numpy(prepared.dataset.split["train"])
+    features, labels = prepared.inputs.inputs(rows), torch.from_numpy(prepared.dataset.labels)[rows]
+    run_prepared(prepared, Console(quiet=True))
+    classifier = prepared.classifier
+    assert isinstance(classifier, SolvedClassifier)
+    raw = checkpoint(Path("run"))["standardized"]["fc"]
+    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.solution)
+    standardized = ((features - raw["mean"]) * raw["scale"]).double()
+    loss = functional.cross_entropy(standardized @ weight.T + bias, labels) + 0.005 * weight.square().sum()
+    loss.backward()
+    assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
+    torch.testing.assert_close(raw["weight"], weight.detach().float())
+    summary = summary_of(Path("run"))
+    assert summary["solution"] == {"weight_decay": 0.01, "path": []}
+    curve = read_table(Path("run") / "metrics.csv")
+    assert [row["epoch"] for row in curve] == [str(number + 1) for number in range(summary["steps"])]
+    assert float(curve[-1]["gradient_norm"]) < 1e-4 < float(curve[0]["gradient_norm"])
+    assert float(curve[-1]["loss/val"]) == pytest.approx(summary["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("select", ["cv", "val"])
+def test_the_strength_of_the_lowest_log_loss_is_taken(finished_run: Finished, select: str) -> None:
+    summary = summary_of(finished_run(*SOLVED, f"optimizer.select={select}"))
+    path = summary["solution"]["path"]
+    assert 4 <= len(path) <= 13
+    best = min(path, key=lambda point: point["log_loss"])
+    assert summary["solution"]["weight_decay"] == best["strength"]
+    if select == "val":
+        assert summary["val"]["loss"] == pytest.approx(best["log_loss"], abs=1e-3)
+
+
+def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
+    run = finished_run(*SOLVED)
+    saved = open_run(str(run))
+    rows = [row for row in read_table(run / "predictions.csv") if row["split"] == "test"]
+    answers = [
+        one
+        for batch in Predictor(saved, "32", "cpu")(Path(run.parent / row["picture"]) for row in rows)
+        for one in batch
+    ]
+    found = [saved.classes[int(one.logits.argmax())] for one in answers if one.logits is not None]
+    assert found == [row["predicted"] for row in rows]
+
+
+@pytest.mark.parametrize("overrides", [(), ("optimizer=lbfgs",), ("best=last", "freeze=[all,-layer4]")])
+def test_refitted_on_train_and_validation(finished_run: Finished, overrides: tuple[str, ...]) -> None:
+    run, once = (finished_run("data.val_fraction=0.3", *overrides, *more) for more in (["refit=true"], []))
+    summary, before = summary_of(run), summary_of(once)
+    assert summary["val"] == before["val"]  # from before
+    assert summary["test"] != before["test"]
+    data = summary["data"]
+    assert summary["refit"] == data["train"] + data["val"]
+    assert not (run / "checkpoints" / "refit").exists()
+    chosen, best = (checkpoint(run, name)["state_dict"] for name in ("chosen", "best"))
+    assert all(value.equal(checkpoint(once)["state_dict"][name]) for name, value in chosen.items())
+    assert not all(value.equal(best[name]) for name, value in chosen.items())
+
+
+def test_a_refit_that_was_killed_is_done_again(
+    at_pictures: Path, finished_run: Finished, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    overrides = ("data.val_fraction=0.3", "refit=true")
+    whole = finished_run(*overrides)
+    monkeypatch.setattr("finetune.run.finish", lambda *_: (_ for _ in ()).throw(SystemExit))
+    settings = compose([*QUICK, *overrides])
+    with pytest.raises(SystemExit):
+        run_prepared(
+            prepare(settings, Path("cut"), Console(quiet=True), build_options(settings)), Console(quiet=True)
+        )
+    monkeypatch.undo()
+    monkeypatch.chdir(at_pictures)
+    assert command("resume", "cut").code == 0
+    for name in ("chosen", "best"):
+        one, two = (checkpoint(each, name)["state_dict"] for each in (whole, Path("cut")))
+        assert all(value.equal(two[key]) for key, value in one.items())
+    assert summary_of(Path("cut"))["test"] == summary_of(whole)["test"]
+
+
+@pytest.mark.parametrize("best", ["loss", "accuracy", "balanced_accuracy", "macro_f1", "last"])
+def test_the_epoch_that_is_kept(finished_run: Finished, best: str) -> None:
+    run = finished_run("epochs=6", "optimizer.lr=0.3", "data.val_fraction=0.3", f"best={best}")
+    rows = read_table(run / "metrics.csv")
+    summary = summary_of(run)
+    assert summary["best"] == best
+    if best == "last":
+        assert summary["best_epoch"] == 6
+        return
+    values = np.array([float(row[f"{best}/val"]) for row in rows]) * (-1 if best == "loss" else 1)
+    losses = np.array([float(row["loss/val"]) for row in rows])
+    assert summary["best_epoch"] == max(range(6), key=lambda epoch: (values[epoch], -losses[epoch])) + 1
+
+
+def test_a_sweep_is_ranked_by_what_is_kept(at_pictures: Path, small_weights: str, command: Command) -> None:
+    overrides = (*QUICK, small_weights, "data.val_fraction=0.3", "best=loss", "seed=0,1", "refit=true")
+    ended = command("train", "-m", *(one for one in overrides if one != "weights=random"))
+    assert ended.code == 0, ended.err
+    assert "validation loss" in ended.out
+    table = read_table(next(Path("outputs/sweeps").glob("*/*/leaderboard.csv")))
+    assert "val_loss" in table[0]
+    for job in Path("outputs/sweeps").glob("*/*/[01]"):
+        assert (job / "checkpoints" / "chosen.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["optimizer=lbfgs", "freeze=[all,-layer4]"],
+            "optimizer=lbfgs: expected a linear layer",
+        ),
+        (["optimizer=lbfgs", "loss=sum_squares"], "loss=sum_squares: expected cross_entropy or bce"),
+        (
+            ["optimizer=lbfgs", "optimizer.select=val", "data.val_fraction=0"],
+            "optimizer.select=val: expected im",
+        ),
+        (["optimizer=lbfgs", "head_hidden=[8]"], "head_hidden: expected []"),
+        (
+            ["optimizer=lbfgs", "optimizer.weight_decay=-1"],
+            "optimizer.weight_decay=-1: expected a number",
+        ),
+        (["standardize=true", "freeze=none"], "standardize=true: expected a linear layer"),
+        (["refit=true", "data.val_fraction=0"], "refit=true: expected images to validate with"),
+        (["best=last", "patience=2"], "patience=2: expected another best"),
+        (["best=map"], "best=map: expected images with several labels"),
+    ],
+)
+def test_refused(at_pictures: Path, command: Command, overrides: list[str], words: str) -> None:
+    ended = command("train", *QUICK, *overrides)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"error: {words}" in ended.err
