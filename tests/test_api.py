@@ -143,7 +143,7 @@ def test_what_is_no_folder_is_told() -> None:
     [
         ({"lr": 0.1}, "lr: there is no such setting; did you mean optimizer.lr?"),
         ({"optimizer": {"lrr": 0.1}}, "optimizer.lrr: there is no such setting"),
-        ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw, sgd"),
+        ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw, lbfgs, sgd"),
         ({"epochs": {"a": 1}}, "epochs={'a': 1}: expected a whole number"),
         ({"modle.x": 1}, "modle.x: there is no such setting"),
         ({"data.x.root": "y"}, "data.x.root: there is no such setting"),

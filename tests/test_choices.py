@@ -94,7 +94,7 @@ def test_help_and_refusals_name_it(package: Path) -> None:
         assert name in text
     for setting, expected in (
         ("data.augment=blur", "auto, none, flip, standard or darker"),
-        ("optimizer.name=lion", "sgd, adamw or rmsprop"),
+        ("optimizer.name=lion", "sgd, adamw, lbfgs or rmsprop"),
     ):
         ended = train(package, setting)
         assert (ended.returncode, ended.stderr) == (2, f"error: {setting}: expected {expected}\n")

@@ -69,7 +69,7 @@ def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
     ended = train("--help", "optimizer=adamw")
     assert (ended.code, ended.err) == (0, "")
     for line in (
-        "optimizer: adamw, sgd",
+        "optimizer: adamw, lbfgs, sgd",
         "model: resnet18",
         "  weight_decay: 0.01",
         "  root: null",

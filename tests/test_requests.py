@@ -169,7 +169,7 @@ def test_a_wrong_command_as_a_shell_starts_it(command: list[str], words: str, tm
     ("arguments", "words"),
     [
         (["train", "freeze=[all"], "[all"),
-        (["train", "-m", "optimizer=sgd,foo"], "error: optimizer=foo: expected one of adamw, sgd\n"),
+        (["train", "-m", "optimizer=sgd,foo"], "error: optimizer=foo: expected one of adamw, lbfgs, sgd\n"),
         (["train", "data=folder", "data.root=no"], "error: data.root=no: expected a folder"),
         (["train", "head=ten"], "error: head=ten: expected a number of outputs"),
         (["inspect", "+epoch=1"], "error: epoch: there is no such setting; did you mean epochs?\n"),

@@ -85,7 +85,9 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
     best = max(rows, key=lambda row: (row["accuracy/val"], -row["loss/val"]))
     assert summary["status"] == "finished"
     assert summary["best_epoch"] == best["epoch"]
-    assert summary["val"] == {name: best[f"{name}/val"] for name in ("loss", "accuracy", "balanced_accuracy")}
+    assert summary["val"] == {
+        name: best[f"{name}/val"] for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1")
+    }
     assert summary["model"] == "resnet18"
     assert summary["weights"]["requested"] == "random"
     assert len(summary["weights"]["sha256"]) == 64

@@ -91,7 +91,7 @@ def _solved(settings: Settings, classifier: Classifier, inputs: ModelInputs) -> 
     strength = None if optimizer.weight_decay == "auto" else float(optimizer.weight_decay)
     folds = None
     if strength is None:
-        folds = _folds(inputs.dataset, settings.seed) if optimizer.select == "cv" else None
+        folds = stratified_folds(inputs.dataset, settings.seed) if optimizer.select == "cv" else None
         if optimizer.select == "val" and not len(inputs.dataset.split["val"]):
             raise RequestError(
                 "optimizer.select=val: expected images to validate with; there are none (data.val_fraction)"
@@ -100,7 +100,7 @@ def _solved(settings: Settings, classifier: Classifier, inputs: ModelInputs) -> 
     return SolvedClassifier(classifier, layers[0], choice)
 
 
-def _folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
+def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Five stratified folds of the training images, identical ones in the same: rows to fit and to measure.
 
     Raises:

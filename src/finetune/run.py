@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from finetune import build, workers
+from finetune.adaptation import inputs_by_evidence
 from finetune.atomic import write_sealed
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
@@ -114,10 +115,8 @@ def prepare(
     terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
     for line in settings.idle():
         say(console, "note", line)
-    statistics = resuming.adapted_before(resume_state)
-    inputs = build.build_inputs(
-        settings, dataset, model, options.device, console=console, statistics=statistics
-    )
+    known = resuming.adapted_before(resume_state)
+    inputs = inputs_by_evidence(settings, dataset, model, options.device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, options.device)
     batches = build.build_batches(settings, inputs, options.rank.world_size)

@@ -79,7 +79,7 @@ def test_curves_have_one_point_an_epoch_equal_to_the_table(written: Written) -> 
     assert curves == {
         *(
             f"{name}/{side}"
-            for name in ("loss", "accuracy", "balanced_accuracy")
+            for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1")
             for side in ("train", "val")
         ),
         *(f"lr/{part}" for part in ("backbone", "backbone_without_decay", "head", "head_without_decay")),
@@ -123,7 +123,7 @@ def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -
     assert {tag: [event.value for event in events] for tag, events in final.items()} == {
         f"hp/{side}_{name}": [pytest.approx(written.summary[side][name], rel=1e-6)]
         for side in ("val", "test")
-        for name in ("accuracy", "balanced_accuracy", "loss")
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss")
     }
     # An experiment tag would keep TensorBoard from showing first what differs between runs.
     assert [tag for tag in written.events.Tags()["tensors"] if "hparams" in tag] == []

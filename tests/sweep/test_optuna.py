@@ -212,7 +212,7 @@ def test_a_stopped_search_goes_on_with_what_was_being_tried(
         ("hydra.sweeper.n_trials=0", "error: hydra.sweeper.n_trials=0: expected 1 or more\n"),
         ("hydra.sweeper.sampler=best", "error: hydra.sweeper.sampler=best: expected tpe, gp, random\n"),
         ("hydra.sweeper.storage=text", "error: hydra.sweeper.storage=text: expected a study's SQLite file ("),
-        ("optimizer=sgd,foo", "error: optimizer=foo: expected one of adamw, sgd\n"),
+        ("optimizer=sgd,foo", "error: optimizer=foo: expected one of adamw, lbfgs, sgd\n"),
         ("optimizer.lrr=interval(0,1)", "did you mean optimizer.lr?"),
     ],
 )

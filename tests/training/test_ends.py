@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
 
 from finetune.errors import RunError
@@ -24,7 +24,7 @@ def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss(tmp_path: 
     best = max(rows, key=lambda row: (row["accuracy/val"], -row["loss/val"]))
     assert fitted.best_epoch == best["epoch"] == training.checkpoint("best")["epoch"] + 1
     assert fitted.val == pytest.approx(
-        {name: best[f"{name}/val"] for name in ("loss", "accuracy", "balanced_accuracy")}
+        {name: best[f"{name}/val"] for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1")}
     )
     assert (fitted.epochs, fitted.steps, len(rows)) == (8, 32, 8)
 
@@ -59,11 +59,13 @@ def test_the_test_split_is_judged_with_the_best_epoch(tmp_path: Path) -> None:
         logits = fresh.eval()(training.x[part])
     assert fitted.test_logits is not None
     torch.testing.assert_close(fitted.test_logits, logits)
+    present = training.y[part].unique().tolist()
     assert fitted.test == pytest.approx(
         {
             "loss": F.cross_entropy(logits, training.y[part]).item(),
             "accuracy": (logits.argmax(1) == training.y[part]).double().mean().item(),
             "balanced_accuracy": balanced_accuracy_score(training.y[part], logits.argmax(1)),
+            "macro_f1": f1_score(training.y[part], logits.argmax(1), labels=present, average="macro"),
         }
     )
 

@@ -22,16 +22,17 @@ def answers(labels: int = 6, count: int = 200) -> tuple[Tensor, Tensor]:
 
 def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
     true = torch.tensor([0] * 90 + [2] * 10)  # class 1 does not occur
-    found = one_class(true == 0, true)
-    assert found == {"accuracy": 0.9, "balanced_accuracy": 0.5}
+    found = one_class(torch.zeros_like(true), true)
+    assert found == {"accuracy": 0.9, "balanced_accuracy": 0.5, "macro_f1": pytest.approx(0.9 / 1.9)}
 
 
 def test_one_class_is_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     true, chosen = generator.integers(0, 5, 300), generator.integers(0, 5, 300)
-    found = one_class(torch.from_numpy(true == chosen), torch.from_numpy(true))
+    found = one_class(torch.from_numpy(chosen), torch.from_numpy(true))
     assert found["accuracy"] == pytest.approx(theirs.accuracy_score(true, chosen))
     assert found["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(true, chosen))
+    assert found["macro_f1"] == pytest.approx(theirs.f1_score(true, chosen, average="macro"))
 
 
 @pytest.mark.parametrize("labels", [1, 6])
@@ -89,6 +90,9 @@ def test_means_are_per_image_whatever_the_batches_and_of_each_job() -> None:
                 "loss": F.cross_entropy(logits[job], labels[job]).item(),
                 "accuracy": (chosen == labels[job]).double().mean().item(),
                 "balanced_accuracy": theirs.balanced_accuracy_score(labels[job].numpy(), chosen.numpy()),
+                "macro_f1": theirs.f1_score(
+                    labels[job].numpy(), chosen.numpy(), labels=labels[job].unique().tolist(), average="macro"
+                ),
             },
             rel=1e-6,
         )

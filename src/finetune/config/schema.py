@@ -115,7 +115,7 @@ class Settings(Strict):
     head_hidden: list[Count]
     head_dropout: Fraction
     standardize: Literal["auto", True, False]
-    batchnorm: Literal["pretrained", "adapt"]
+    batchnorm: Literal["pretrained", "adapt", "auto"]
     head_features: Annotated[str | list[str], BeforeValidator(_as_features)]
     loss: Loss
     label_smoothing: Fraction

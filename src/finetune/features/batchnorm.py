@@ -37,19 +37,23 @@ KINDS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means and variances of BatchNorm layers by the names of their buffers; of so many images."""
+    """Means and variances of BatchNorm layers by the names of their buffers; of so many images.
+
+    told: what the summary says of them, where an interrupted run knew it.
+    """
 
     tensors: dict[str, Tensor]
     images: int
+    told: dict[str, Any] | None = None
 
-    def put_into(self, model: Model) -> dict[str, int]:
+    def put_into(self, model: Model) -> dict[str, Any]:
         """Give them to the frozen layers, in place; returns what the summary says of it."""
-        for name in (names := _buffers(model)):
+        for name in (names := batchnorm_buffers(model)):
             model.network.get_buffer(name).copy_(self.tensors[name])
-        return {"adapted": len(names) // len(KINDS), "images": self.images}
+        return self.told or {"adapted": len(names) // len(KINDS), "images": self.images}
 
 
-def _buffers(model: Model) -> list[str]:
+def batchnorm_buffers(model: Model) -> list[str]:
     """The buffers of the layers that go by stored statistics: BatchNorm held in eval mode."""
     return [
         f"{name}.{kind}"
@@ -70,7 +74,7 @@ def find_statistics(
     Raises:
         ChangedImage: an image is not what it was when it was hashed. RequestError: there are too few.
     """
-    if not (names := _buffers(model)):
+    if not (names := batchnorm_buffers(model)):
         return Statistics({}, 0)
     reader, sample = plain_reader(model, dataset, loading.memo), _sample(dataset)
     sizes = [1, *(len(model.network.get_buffer(name)) for name in names)]

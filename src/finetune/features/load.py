@@ -56,7 +56,8 @@ class ModelInputs:
     sample: some training images as the model sees them, (B, 3, H, W).
     features: what the summary says of them; None where images are used.
     notes: what the user should know, a line each.
-    batchnorm: how many layers have the statistics of how many images; None where all have the weights'.
+    batchnorm: how many layers have the statistics of how many images, and what `auto` went by; None where all
+        have the weights'.
     """
 
     dataset: Dataset
@@ -68,7 +69,7 @@ class ModelInputs:
     plan: FeaturePlan
     features: dict[str, Any] | None
     notes: tuple[str, ...] = ()
-    batchnorm: dict[str, int] | None = None
+    batchnorm: dict[str, Any] | None = None
 
 
 def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def curve_chart(
-    title: str, series: Mapping[str, Points], best: int | None, top: float | None = None
+    title: str, series: Mapping[str, Points], best: float | None, top: float | None = None
 ) -> Markup:
     """Lines over epochs, one for each name, which is their CSS class; the best epoch is marked.
 

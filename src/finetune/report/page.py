@@ -54,7 +54,7 @@ def write_report(
         answers = [one for one in answers if one.split == split]
         result = _result(answers, summary[split], summary)
         result |= {"split": SPLITS[split], "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps)}
-    overrides = summary.get("overrides")
+    overrides, solution = summary.get("overrides"), summary.get("solution")
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
@@ -62,7 +62,10 @@ def write_report(
         "data": Path(summary["data"]["name"]).name,
         "settings": flat(settings),
         "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
-        "curves": _curves(folder / "metrics.csv", summary["best_epoch"]),
+        "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
+        "solution": solution,
+        "path": _path(solution),
+        "refit": summary.get("refit"),  # runs of older versions have neither
         "result": result,
         "labels": _labels(summary),
         "skipped": read_table(folder / "skipped.csv"),
@@ -166,7 +169,19 @@ def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _curves(file: Path, best: int) -> list[tuple[str, Any]]:
+def _path(solution: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    """Log-loss and accuracy over the strengths that were tried, on a logarithmic scale."""
+    if not (solution and len(path := solution["path"]) > 1):
+        return []
+    chosen, drawn = math.log10(solution["weight_decay"]), []
+    for what, top in (("log_loss", None), ("accuracy", 1.0)):
+        points = sorted((math.log10(point["strength"]), point[what]) for point in path)
+        name = what.replace("_", "-")
+        drawn.append((name, curve_chart(f"{name} over strengths", {"val": points}, chosen, top)))
+    return drawn
+
+
+def _curves(file: Path, best: int | None) -> list[tuple[str, Any]]:
     rows, drawn = read_table(file), []
     for what, top in (("loss", None), ("accuracy", 1.0)):
         splits = [split for split in ("train", "val") if rows and rows[0].get(f"{what}/{split}")]

@@ -39,6 +39,7 @@ ENDS = (
     "custom_scalars__config__",
     "hp/",
     "confusion/",
+    "path",
 )
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
 LAYOUT = {
@@ -96,6 +97,9 @@ class Board:
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 figure = confusion_figure(matrix, classes)
                 self.writer.add_figure("confusion/test", figure, summary["steps"])
+        solution = summary["solution"]
+        if self.figures and solution and len(solution["path"]) > 1:
+            self.writer.add_figure("path", path_figure(solution), summary["steps"])
         self.writer.close()
 
 
@@ -161,6 +165,17 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         if count:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=color)
+    return figure
+
+
+def path_figure(solution: dict[str, Any]) -> Figure:
+    """Log-loss and accuracy over the strengths of the penalty, the chosen one marked."""
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    strengths = [point["strength"] for point in solution["path"]]
+    for axes, name in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
+        axes.semilogx(strengths, [point[name] for point in solution["path"]], marker="o")
+        axes.axvline(solution["weight_decay"], color="grey", linestyle=":")
+        axes.set(xlabel="weight_decay", title=f"{name.replace('_', '-')} on images not solved for")
     return figure
 
 

@@ -89,8 +89,14 @@ def _balance_lines(console: Console, dataset: Dataset, class_weights: str) -> No
         say(console, "warning", f"{text}; look at the balanced accuracy ({advice})")
 
 
-def _batchnorm_line(console: Console, name: str, adapted: int, images: int) -> None:
-    if adapted:
+def _batchnorm_line(
+    console: Console, name: str, adapted: int, images: int, log_loss: dict[str, float] | None = None
+) -> None:
+    if log_loss:
+        both = f"cross-validated log-loss {log_loss['pretrained']:.4f} as pretrained"
+        kept = "adapted" if adapted else "the pretrained statistics are kept"
+        say(console, "norms", f"{both}, {log_loss['adapt']:.4f} adapted to {images:,} images: {kept}")
+    elif adapted:
         layers = f"{adapted} frozen BatchNorm layer{'s have' if adapted > 1 else ' has'}"
         say(console, "norms", f"{layers} the statistics of {images:,} training images")
     else:

@@ -183,7 +183,7 @@ def adapted_before(resume_state: ResumeState | None) -> Statistics | None:
     if resume_state is None or not (batchnorm := resume_state.origin.get("batchnorm")):
         return None
     file = resume_state.path.with_name("frozen.safetensors")  # where it lacks, they are found once more
-    return Statistics(load_file(file), batchnorm["images"]) if file.exists() else None
+    return Statistics(load_file(file), batchnorm["images"], batchnorm) if file.exists() else None
 
 
 def origin_of_request(folder: Path, settings: Settings, resume_state: ResumeState | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FINISHED = _shape(
     preprocessing=_shape(crop_size=int, resize_size=int, interpolation=str),
     boundary=_shape(share=float, why=str),
     features=_shape(computed=int, reused=int, seconds=float) | None,
-    batchnorm=(_shape(adapted=int, images=int) | None, None),
+    batchnorm=(_shape(adapted=int, images=int, log_loss=(dict[str, float], {})) | None, None),
     timing=_shape(preparing=float, training=float, total=float),
     versions=dict[str, str],
     files=(dict[str, str], {}),
