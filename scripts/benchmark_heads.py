@@ -52,6 +52,9 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "solved, refit": ("optimizer=lbfgs", "refit=true"),
     "all stages": ("optimizer=lbfgs", "refit=true", "head_features=all"),
     "all stages, adapt": ("optimizer=lbfgs", "refit=true", "head_features=all", "batchnorm=adapt"),
+    "all stages, auto, flip": (
+        *("optimizer=lbfgs", "refit=true", "head_features=all", "batchnorm=auto", "data.augment=flip"),
+    ),
     "all stages, auto": ("optimizer=lbfgs", "refit=true", "head_features=all", "batchnorm=auto"),
 }
 REFERENCE = "scikit-learn"

@@ -23,6 +23,7 @@ def run_snippets() -> None:
             exec(compile("\n" * line + snippet, str(PAGE), "exec"), names)
 
 
+@pytest.mark.slow
 def test_the_snippets_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(SNIPPETS) >= 15

@@ -88,6 +88,7 @@ def test_it_trains(
     assert "rmsprop with lr 0.01" in ended.stdout
 
 
+@pytest.mark.slow
 def test_help_and_refusals_name_it(package: Path) -> None:
     text = train(package, "--help").stdout
     for name in ("focal", "linear", "rmsprop", "darker"):

@@ -17,6 +17,7 @@ Train = Callable[..., Ended]
 RESNET = ("model=resnet18", "precision=32", "head_features=all")
 
 
+@pytest.mark.slow
 def test_a_run_on_the_clip_art(train: Train, command: Train) -> None:
     knobs = ("weights=bundled", "data.image_size=32", "epochs=2", "hydra.run.dir=run", "cache=memory")
     ended = train(*RESNET, *knobs)

@@ -109,6 +109,25 @@ def test_the_strength_of_the_lowest_log_loss_is_taken(finished_run: Finished, se
         assert summary["val"]["loss"] == pytest.approx(best["log_loss"], abs=1e-3)
 
 
+def test_both_views_are_solved_for(at_pictures: Path) -> None:
+    settings = compose([*QUICK, *SOLVED, "data.augment=flip"])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    run_prepared(prepared, Console(quiet=True))
+    classifier, inputs = prepared.classifier, prepared.inputs.inputs
+    assert isinstance(classifier, SolvedClassifier)
+    assert inputs.mirrored is not None
+    rows = torch.from_numpy(prepared.dataset.split["train"])
+    features = torch.cat([inputs.plain(rows), inputs.mirrored(rows)])  # type: ignore[list-item]
+    raw = checkpoint(Path("run"))["standardized"]["fc"]
+    torch.testing.assert_close(raw["mean"], features.mean(0), rtol=1e-4, atol=1e-5)
+    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.solution)
+    labels = torch.from_numpy(prepared.dataset.labels)[rows].repeat(2)
+    standardized = ((features - raw["mean"]) * raw["scale"]).double()
+    loss = functional.cross_entropy(standardized @ weight.T + bias, labels)
+    (loss + classifier.strength / 2 * weight.square().sum()).backward()
+    assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
+
+
 def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
     run = finished_run(*SOLVED)
     saved = open_run(str(run))
@@ -193,6 +212,7 @@ def test_a_sweep_is_ranked_by_what_is_kept(at_pictures: Path, small_weights: str
             ["optimizer=lbfgs", "optimizer.select=val", "data.val_fraction=0"],
             "optimizer.select=val: expected im",
         ),
+        (["optimizer=lbfgs", "data.augment=standard"], "data.augment=standard: expected none or flip"),
         (["optimizer=lbfgs", "head_hidden=[8]"], "head_hidden: expected []"),
         (
             ["optimizer=lbfgs", "optimizer.weight_decay=-1"],

@@ -22,6 +22,7 @@ STILL = (
 Command = Callable[..., Ended]
 
 
+@pytest.mark.slow
 def test_some_of_the_classes_keep_their_names_and_others_are_told(command: Command) -> None:
     """A head that as good as stands still is worth what it was."""
     shutil.copytree(GOLDEN / "runs" / "all", "first")

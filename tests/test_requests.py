@@ -156,6 +156,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "words"), COMMANDS, ids=range(len(COMMANDS)))
 def test_a_wrong_command_as_a_shell_starts_it(command: list[str], words: str, tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

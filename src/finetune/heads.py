@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +50,10 @@ def standardize(settings: Settings, model: Model, inputs: ModelInputs, device: s
 
 
 def _training_features(inputs: ModelInputs, device: str) -> Iterator[Tensor]:
-    """What the prefix gives for the training images, without augmentation, in batches (B, D)."""
-    for chosen in torch.from_numpy(inputs.dataset.split["train"]).split(ROWS):
-        rows = inputs.inputs.plain(chosen)
+    """What the prefix gives for each view of the training images, in batches (B, D)."""
+    views, rows_of = inputs.inputs, torch.from_numpy(inputs.dataset.split["train"]).split(ROWS)
+    for view, chosen in product(filter(None, (views.plain, views.mirrored)), rows_of):
+        rows = view(chosen)
         if inputs.features is not None:
             assert isinstance(rows, Tensor)
             yield rows

@@ -69,6 +69,7 @@ def test_a_state_dict_loads_into_the_plain_model(
     torch.testing.assert_close(own.eval()(some(2)), expected(run, some(2)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvisions_resnet_loads_into_timms(resnet: Path, command: Command) -> None:
     assert command("export", "run").code == 0
     twin = timm.create_model("resnet18", num_classes=3)
@@ -161,6 +162,7 @@ def test_softmax_gives_calibrated_probabilities_in_onnx(run: Path, command: Comm
     assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 def test_a_program_is_loaded_without_the_model(run: Path, command: Command) -> None:
     ended = command("export", "run", "--format", "torch", "--out", "mine.pt2")
     assert ended.code == 0, ended.err

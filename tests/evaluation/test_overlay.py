@@ -23,6 +23,7 @@ def run(finished_run: Callable[..., Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run("data.image_size=64", "epochs=1"), tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_picture_each_and_a_grid(command: Command, run: Path, few_pictures: Path) -> None:
     ended = command("explain", str(run), f"{few_pictures}/*/?.png")
     assert (ended.code, ended.err) == (0, "")

@@ -124,10 +124,10 @@ def test_pictures_of_the_same_content_are_computed_once_and_are_not_said_to_be_f
         ({"seed": 7}, 0),
         ({"cache_max_gb": 10}, 0),
         ({"freeze": ["through:layer4"]}, 0),  # the same boundary
-        ({"freeze": ["through:layer3"]}, 90),
+        pytest.param({"freeze": ["through:layer3"]}, 90, marks=pytest.mark.slow),
         ({"precision": "bf16"}, 90),
         ({"augment": "flip"}, 90),  # the mirrored view is new, the plain one is there
-        ({"cache": "memory"}, 90),
+        pytest.param({"cache": "memory"}, 90, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -88,6 +88,7 @@ def test_a_damaged_row_is_found_by_its_checksum_and_made_anew(tmp_path):
         assert torch.equal(read(store, 2)[1], tensors(2)[1])
 
 
+@pytest.mark.slow
 def test_killed_while_writing_everything_finished_is_kept(tmp_path):
     program = f"""
         import torch

@@ -127,6 +127,7 @@ def test_depth_folds(command: Command) -> None:
     assert len(rows(command("inspect", *SMALL, "--depth", "1").out)) == 12  # with the header and the boundary
 
 
+@pytest.mark.slow
 def test_the_graph_as_svg_and_png(command: Command, tmp_path: Path) -> None:
     ended = command("inspect", *SMALL, "--graph", "graph.svg")
     assert ended.code == 0, ended.err

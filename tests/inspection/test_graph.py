@@ -37,8 +37,15 @@ def autograd(root: Any) -> Counter[str]:
     return Counter(type(node).__name__ for node in seen)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "sum_squares", "sum_difference"])
-@pytest.mark.parametrize("patterns", [["all"], ["none"], ["through:layer3"], ["all", "-@norm"]])
+@pytest.mark.parametrize(
+    ("patterns", "loss"),
+    [
+        (["all"], "cross_entropy"),
+        (["none"], "bce"),
+        (["through:layer3"], "sum_squares"),
+        (["all", "-@norm"], "sum_difference"),
+    ],
+)
 def test_the_nodes_are_those_of_a_plain_step(patterns: list[str], loss: str) -> None:
     model = assembled(*patterns)
     pictures, labels = torch.randn(2, 3, 32, 32), torch.cat([LABEL, LABEL])

@@ -32,7 +32,7 @@ def test_what_is_late_lies_below_all_that_is_not() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_graph(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 14))
     inputs = [

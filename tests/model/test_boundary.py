@@ -34,7 +34,9 @@ def built(request: pytest.FixtureRequest) -> Backbone:
     return backbone(request.param)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["all", "half", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("norms", "none"))]
+)
 @pytest.mark.parametrize("built", KINDS_OF_MODELS, indirect=True)
 def test_halves_equal_the_whole(built: Backbone, kind: str) -> None:
     check(built, kind)

@@ -37,9 +37,9 @@ def epoch(model: nn.Module, frozen: Frozen, hold: bool = True) -> None:
     ("name", "patterns"),
     [
         ("resnet18", ["all"]),
-        ("resnet18", ["through:layer3"]),
+        pytest.param("resnet18", ["through:layer3"], marks=pytest.mark.slow),
         ("resnet18", ["all", "-@norm"]),
-        ("resnet18", ["@bias"]),
+        pytest.param("resnet18", ["@bias"], marks=pytest.mark.slow),
         ("efficientnet_b0", ["through:features.7"]),
         ("convnext_tiny", ["-features.7"]),
     ],

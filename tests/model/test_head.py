@@ -143,10 +143,10 @@ def test_dropout_alone_stands_before_the_one_layer():
         ("resnet18", "fc"),
         ("vit_tiny_patch16_224", "head"),
         ("convnext_atto", "head.fc"),
-        ("vgg11", "head.fc"),
+        pytest.param("vgg11", "head.fc", marks=pytest.mark.slow),
         ("resnetv2_50x1_bit", "head.fc"),  # a 1x1 convolution
         ("mobilenetv3_small_050", "classifier"),
-        ("vit_small_patch14_dinov2", "head"),
+        pytest.param("vit_small_patch14_dinov2", "head", marks=pytest.mark.slow),
     ],
 )
 def test_timms_models_say_which_their_head_is(name, place):

@@ -20,7 +20,10 @@ from support.ended import Ended
         ["optimizer.lr=0.1,0.01", "seed=2", "epochs=3"],
         ["optimizer=sgd,adamw", "experiment=norms,last_stage"],
         ["freeze=[all,-layer4],[all,-layer3]", "head_hidden=[8,4]", "data.root='a b'", "~seed"],
-        ["data.image_size=32,64", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
+        pytest.param(
+            ["data.image_size=32,64", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_job_is_what_hydra_composes(

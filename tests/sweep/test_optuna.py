@@ -180,6 +180,7 @@ def test_seeds_repeat_each_trial_and_their_mean_counts(
     assert [trial.value for trial in trials] == [pytest.approx(0.3)] * 2
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_with_what_was_being_tried(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_search_trains_and_ends_with_its_leaderboard(
     assert "search   3 of 3 trials; best: val accuracy" in ended.out
 
 
+@pytest.mark.slow
 def test_a_search_without_validation_ends_with_its_first_batch(
     train: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:
@@ -339,7 +341,9 @@ def test_a_search_over_several_labels_looks_for_mean_average_precision(
     assert f"search   2 of 2 trials; best: val mAP {study.best_value:.3f}, job" in ended.out
 
 
-@pytest.mark.parametrize("call", range(6))
+@pytest.mark.parametrize(
+    "call", [0, 3, *(pytest.param(call, marks=pytest.mark.slow) for call in (1, 2, 4, 5))]
+)
 def test_a_kill_while_a_study_is_opened_again_loses_no_trial(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: int
 ) -> None:

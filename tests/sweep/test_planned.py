@@ -59,7 +59,7 @@ def unfinished(sweep: str) -> list[Plan]:
 @pytest.mark.parametrize(
     ("point", "call", "launcher"),
     [
-        ("composing", 3, "batched"),
+        pytest.param("composing", 3, "batched", marks=pytest.mark.slow),
         pytest.param("multirun", 1, "basic", marks=pytest.mark.slow),
         pytest.param("folder", 1, "batched", marks=pytest.mark.slow),
         ("folder", 3, "basic"),  # in the midst of what Hydra writes of a job

@@ -62,6 +62,7 @@ def assert_ended_alike(job: Path, whole: Path) -> None:
     assert not [path for path in job.rglob(".*") if path.is_file() and ".hydra" not in path.parts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "grid"),
     [

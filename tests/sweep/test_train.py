@@ -132,6 +132,7 @@ def test_a_job_that_cannot_write_is_told_and_the_others_finish(
     assert summary_of(tmp_path / "sweep" / "1")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_what_cannot_train_together_trains_alone_and_shares_the_store(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knobs: list[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_what_cannot_train_together_trains_alone_and_shares_the_store(
     assert computed == [60, 60, 60, 0, 0, 0, 0, 0]  # of a group all say the same
 
 
+@pytest.mark.slow
 def test_the_basic_launcher_trains_one_job_after_the_other(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:
@@ -180,6 +182,7 @@ def test_jobs_whose_pictures_are_broken_say_so_in_their_summaries(
         assert "1 of 60 images" in summary["reason"]
 
 
+@pytest.mark.slow
 def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:

@@ -185,12 +185,13 @@ class Settings(Strict):
         chosen = f"with optimizer={self.optimizer.name}, which solves for a linear head"
         if not LOSSES[self.loss].convex:
             yield f"loss={self.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
-        flipped = self.data.augment not in ("auto", "none")
+        augment = AUGMENTATIONS.get(self.data.augment)
+        same = names_where(AUGMENTATIONS, lambda one: not one.is_random)
         for wrong, line in (
             (self.head_hidden, f"head_hidden: expected [] {chosen}"),
             (self.head_dropout, f"head_dropout={self.head_dropout:g}: expected 0 {chosen}"),
             (self.standardize is False, f"standardize=false: expected auto or true {chosen}"),
-            (flipped, f"data.augment={self.data.augment}: expected auto or none {chosen}"),
+            (augment and augment.is_random, f"data.augment={self.data.augment}: expected {same} {chosen}"),
             (self.cache == "none", f"cache=none: expected another {chosen} on features"),
             ((self.trainer.devices, self.trainer.nodes) != (1, 1), f"trainer: expected one process {chosen}"),
         ):

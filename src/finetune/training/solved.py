@@ -64,10 +64,11 @@ class SolvedClassifier(Classifier):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         (layer,) = self.layer
+        batch, views = self._all_views(batch)
         train = self._examples(batch)
         val = [self._examples(one) for one in self.trainer.datamodule.val_dataloader()]  # type: ignore[attr-defined]
         if self.choice.strength is None:
-            self._choose(train, val)
+            self._choose(train, val, views)
         self._solve(train, val, self.strength)
         with torch.no_grad():
             for value, solved in zip((layer.weight, layer.bias), self.solution, strict=True):
@@ -75,6 +76,15 @@ class SolvedClassifier(Classifier):
         measured = self._step("train", batch)
         self.check_finite("the loss", measured.losses)
         return measured.backward.detach()
+
+    def _all_views(self, batch: Batch) -> tuple[Batch, int]:
+        """All training images, after them their mirrored views where these are cached, and how many views."""
+        examples = self.trainer.datamodule.examples  # type: ignore[attr-defined]
+        inputs, rows = examples.inputs, torch.from_numpy(examples.split["train"])
+        if inputs.mirrored is None:
+            return batch, 1
+        both = torch.cat([inputs.plain(rows), inputs.mirrored(rows)]).to(self.device)
+        return (both, examples.labels[rows].repeat(2, *[1] * (examples.labels.ndim - 1)).to(self.device)), 2
 
     @property
     def strength(self) -> float:
@@ -93,10 +103,14 @@ class SolvedClassifier(Classifier):
         features = (inputs.to(layer.mean) - layer.mean) * layer.scale
         return Examples(features, labels.to(features.device), self.loss, layer.out_features)
 
-    def _choose(self, train: Examples, val: Sequence[Examples]) -> None:
-        """Try each strength and begin with what was found for the best."""
+    def _choose(self, train: Examples, val: Sequence[Examples], views: int) -> None:
+        """Try each strength and begin with what was found for the best; so many views follow each other."""
         examples, folds = train, self.choice.folds
-        if folds is None:
+        if folds is not None:
+            images = len(train.labels) // views
+            starts = range(0, images * views, images)
+            folds = [(torch.cat([rows + start for start in starts]), held) for rows, held in folds]
+        else:
             parts = [train, *val]
             sizes = [len(part.labels) for part in parts]
             rows = torch.arange(sum(sizes))
