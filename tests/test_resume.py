@@ -177,6 +177,7 @@ def test_each_epochs_gradients_stand_once_after_a_kill_around_its_checkpoint(
     assert found == sorted((layer, step) for layer in layers for step in (5, 10, 15))
 
 
+@pytest.mark.slow
 def test_adapted_statistics_are_read_back(
     command: Command, many_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_with_hidden_layers_it_is_said_what_it_loads_into(finished_run: Finished
     own.load_state_dict(load_file("mine/model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), pytest.param(("head_hidden=[8]",), marks=pytest.mark.slow)])
 def test_a_head_that_reads_several_stages_has_its_loader_beside_it(
     finished_run: Finished, command: Command, hidden: tuple[str, ...]

@@ -126,6 +126,7 @@ def _add_missing(folder: str, wanted: list[str]) -> int:
         return len(missing)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     wanted = digests(*range(1, 41))
     with FORKS.Pool(3) as pool:

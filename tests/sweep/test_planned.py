@@ -62,7 +62,9 @@ def unfinished(sweep: str) -> list[Plan]:
         pytest.param("composing", 3, "batched", marks=pytest.mark.slow),
         pytest.param("multirun", 1, "basic", marks=pytest.mark.slow),
         pytest.param("folder", 1, "batched", marks=pytest.mark.slow),
-        ("folder", 3, "basic"),  # in the midst of what Hydra writes of a job
+        pytest.param(
+            "folder", 3, "basic", marks=pytest.mark.slow
+        ),  # in the midst of what Hydra writes of a job
         pytest.param("job", 3, "batched", marks=pytest.mark.slow),
     ],
 )
