@@ -19,7 +19,7 @@ from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer, statistics
 from finetune.training.device import Device
 from finetune.training.losses import create_loss
-from finetune.training.solve import Examples, follow_path
+from finetune.training.solve import Problem, follow_path
 
 
 def inputs_by_evidence(
@@ -71,6 +71,6 @@ def _log_loss(settings: Settings, inputs: ModelInputs) -> float | None:
     mean, scale = statistics([features])
     loss, labels = create_loss(settings.loss), torch.from_numpy(inputs.dataset.labels)[rows]
     outputs = len(inputs.dataset.classes)
-    examples = Examples((features - mean) * scale, labels, loss, outputs)
+    examples = Problem((features - mean) * scale, labels, loss, outputs)
     folds = stratified_folds(inputs.dataset, settings.seed)
     return min(point.log_loss for point in follow_path(examples, folds, loss))

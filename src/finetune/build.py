@@ -177,7 +177,7 @@ def build_inputs(
     try:
         if settings.batchnorm == "adapt":
             cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
-            statistics = statistics or find_statistics(model, dataset, device, cache, loading)
+            statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
         plan = plan_inputs(settings, dataset, model, device)
         inputs = load_inputs(plan, model, dataset, loading)

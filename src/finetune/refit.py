@@ -41,7 +41,7 @@ def refitted_classifier(prepared: Prepared, initial: State, batches: Batches) ->
         optimizer = settings.optimizer.model_copy(update=chosen)
         settings = settings.model_copy(update={"optimizer": optimizer})
     compiled = prepared.options.compiled
-    return build_classifier(settings, prepared.model, prepared.inputs, batches, compiled)
+    return build_classifier(settings, prepared.model, prepared.inputs, batches, compiled=compiled)
 
 
 def choosing_batches(settings: Settings, batches: Batches) -> Batches:

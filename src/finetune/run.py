@@ -112,13 +112,11 @@ def prepare(
     settings, options = _as_decided(settings, folder, options, resume_state)
     model, dataset = _find_model_and_data(settings, resume_state, console)
     origin = _begin(settings, model, dataset, folder if writes else None, resume_state=resume_state)
-    terminal.model_lines(console, model, settings.freeze, len(dataset.classes))
-    for line in settings.idle():
-        say(console, "note", line)
-    known = resuming.adapted_before(resume_state)
-    inputs = inputs_by_evidence(settings, dataset, model, options.device, console=console, known=known)
+    terminal.model_lines(console, model, settings, len(dataset.classes))
+    known, device = resuming.adapted_before(resume_state), options.device
+    inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
-    standardize(settings, model, inputs, options.device)
+    standardize(settings, model, inputs, device)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
     options = build.adapt_options(options, settings, inputs)
@@ -134,7 +132,7 @@ def prepare(
         model=model,
         inputs=inputs,
         batches=batches,
-        classifier=build_classifier(settings, model, inputs, batches, options.compiled),
+        classifier=build_classifier(settings, model, inputs, batches, compiled=options.compiled),
         options=options,
         proof=proof,
         started=started,

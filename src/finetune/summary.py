@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.choices.losses import LOSSES
 from finetune.evaluation.calibration import calibrate
+from finetune.features.load import ModelInputs
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
 from finetune.training.fit import Fitted
@@ -13,6 +14,17 @@ from finetune.training.solved import SolvedClassifier
 
 if TYPE_CHECKING:
     from finetune.prepared import Prepared
+
+
+def _data(inputs: ModelInputs) -> dict[str, Any]:
+    dataset = inputs.dataset
+    return {
+        "name": dataset.name,
+        **dataset.counts(),
+        "fingerprint": dataset.fingerprint(),
+        "skipped": len(inputs.bad),
+        "ignored_files": dataset.ignored_files,
+    }
 
 
 def _solution(classifier: Any) -> dict[str, Any] | None:
@@ -59,13 +71,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
             "sha256": proof.sha256,
             "each": proof.each,
         },
-        "data": {
-            "name": dataset.name,
-            **dataset.counts(),
-            "fingerprint": dataset.fingerprint(),
-            "skipped": len(inputs.bad),
-            "ignored_files": dataset.ignored_files,
-        },
+        "data": _data(inputs),
         "preprocessing": vars(model.preprocessing),
         "augment": inputs.plan.augment,
         "boundary": {"share": inputs.plan.share, "why": inputs.plan.why},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune.model.boundary import split
-from finetune.model.tracing import fingerprint
+from finetune.model.hashing import fingerprint
 from support.halves import MODELS, SMALL, Backbone, backbone, check, images, with_head
 
 # Residuals, stochastic depth, concatenations, windows, tokens.

@@ -14,22 +14,22 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from finetune.training.losses import create_loss
-from finetune.training.solve import STRENGTHS, Examples, follow_path
+from finetune.training.solve import STRENGTHS, Problem, follow_path
 
 LOSS = create_loss("cross_entropy")
 Folds = list[tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Examples, Folds]:
+def digits() -> tuple[Problem, Folds]:
     images, labels = load_digits(return_X_y=True)
     images = StandardScaler().fit_transform(images[:500] + np.random.default_rng(0).normal(0, 4, (500, 64)))
     labels = labels[:500]
     folds = [tuple(map(torch.from_numpy, pair)) for pair in StratifiedKFold(5).split(images, labels)]
-    return Examples(torch.from_numpy(images), torch.from_numpy(labels), LOSS, 10), folds
+    return Problem(torch.from_numpy(images), torch.from_numpy(labels), LOSS, 10), folds
 
 
-def test_the_path_is_scikit_learns(digits: tuple[Examples, Folds]) -> None:
+def test_the_path_is_scikit_learns(digits: tuple[Problem, Folds]) -> None:
     examples, folds = digits
     path = list(follow_path(examples, folds, LOSS))
     tried = len(path)
@@ -52,7 +52,7 @@ def test_the_path_is_scikit_learns(digits: tuple[Examples, Folds]) -> None:
     assert ours.argmin() == theirs[order].argmin() == tried - 4  # three that are worse end it
 
 
-def test_answers_are_of_the_images_held_out(digits: tuple[Examples, Folds]) -> None:
+def test_answers_are_of_the_images_held_out(digits: tuple[Problem, Folds]) -> None:
     examples, folds = digits
     (point,) = follow_path(examples, folds, LOSS, strengths=[0.1])
     held = torch.cat([examples.labels[rows] for _, rows in folds])
@@ -68,6 +68,6 @@ def test_several_labels_an_image() -> None:
     labels = torch.stack([features[:, 0] > 0, features[:, 1] > 0], 1).float()
     rows = torch.arange(60)
     bce = create_loss("bce")
-    point = next(follow_path(Examples(features, labels, bce, 2), [(rows[:40], rows[40:])], bce, [1e-3]))
+    point = next(follow_path(Problem(features, labels, bce, 2), [(rows[:40], rows[40:])], bce, [1e-3]))
     assert point.accuracy > 0.8
     assert point.weight.abs().argmax(1).tolist() == [0, 1]

@@ -23,8 +23,8 @@ from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
-from finetune.model.hashing import digest
-from finetune.model.tracing import fingerprint, keep_modes
+from finetune.model.hashing import digest, fingerprint
+from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
 NOWHERE: Where = "none"

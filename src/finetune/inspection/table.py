@@ -56,7 +56,7 @@ class Inspected:
 def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
     """The model, its table, what would be kept, and what all of it comes to."""
     network = found.model.network
-    model_lines(console, found.model, found.settings.freeze, len(found.dataset.classes))
+    model_lines(console, found.model, found.settings, len(found.dataset.classes))
     console.print()
     print_table(console, found.rows, found.macs, boundary_text(found))
     console.print()

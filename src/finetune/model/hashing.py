@@ -1,4 +1,4 @@
-"""SHA-256 of tensors, and the proof that what is frozen did not change."""
+"""SHA-256 of tensors and of graphs, and the proof that what is frozen did not change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
@@ -63,3 +65,26 @@ class Proof:
         after = fingerprints(self.frozen.tensors(network))
         if changed := [name for name in self.each if after[name] != self.each[name]]:
             raise RunError(f"frozen tensors changed in training, which must never happen: {brief(changed)}")
+
+
+def fingerprint(traced: fx.GraphModule) -> str:
+    """SHA-256 of what a graph computes: operations, modules and their settings, but no tensor's values."""
+    number = {node: f"%{i}" for i, node in enumerate(traced.graph.nodes)}
+    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(traced.state_dict().items())]
+    for node in traced.graph.nodes:
+        target = getattr(node.target, "__qualname__", node.target)
+        lines.append(f"{node.op} {target} {map_arg((node.args, node.kwargs), number.__getitem__)}")
+        if node.op == "call_module":
+            parts = traced.get_submodule(str(node.target)).named_modules()
+            lines += [f"{name} {_settings(part)}" for name, part in parts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _settings(module: nn.Module) -> str:
+    plain = {
+        name: getattr(value, "__qualname__", value)  # a function's repr holds its address
+        for name, value in sorted(vars(module).items())
+        if name != "training" and not name.startswith("_")
+        if not any(isinstance(leaf, Tensor | nn.Module) for leaf in tree_leaves(value))
+    }
+    return f"{type(module).__module__}.{type(module).__qualname__} {plain} {module.extra_repr()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -227,26 +225,3 @@ def undone(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
         for module, name, buffer, value in buffers:
             setattr(module, name, buffer.copy_(value))
-
-
-def fingerprint(traced: fx.GraphModule) -> str:
-    """SHA-256 of what a graph computes: operations, modules and their settings, but no tensor's values."""
-    number = {node: f"%{i}" for i, node in enumerate(traced.graph.nodes)}
-    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(traced.state_dict().items())]
-    for node in traced.graph.nodes:
-        target = getattr(node.target, "__qualname__", node.target)
-        lines.append(f"{node.op} {target} {map_arg((node.args, node.kwargs), number.__getitem__)}")
-        if node.op == "call_module":
-            parts = traced.get_submodule(str(node.target)).named_modules()
-            lines += [f"{name} {_settings(part)}" for name, part in parts]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _settings(module: nn.Module) -> str:
-    plain = {
-        name: getattr(value, "__qualname__", value)  # a function's repr holds its address
-        for name, value in sorted(vars(module).items())
-        if name != "training" and not name.startswith("_")
-        if not any(isinstance(leaf, Tensor | nn.Module) for leaf in tree_leaves(value))
-    }
-    return f"{type(module).__module__}.{type(module).__qualname__} {plain} {module.extra_repr()}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import brief
 from finetune.features.load import ModelInputs
@@ -24,8 +24,8 @@ from finetune.training.fit import Options
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
 
-def model_lines(console: Console, model: Model, patterns: Sequence[str], classes: int) -> None:
-    """The model, the weights really used, what is frozen and what trains."""
+def model_lines(console: Console, model: Model, settings: Settings, classes: int) -> None:
+    """The model, the weights really used, what is frozen and what trains, and settings without effect."""
     weights, counts = model.weights, count_parameters(model.network)
     if weights.warning:
         say(console, "warning", f"weights={weights.requested}: {weights.warning}")
@@ -41,7 +41,9 @@ def model_lines(console: Console, model: Model, patterns: Sequence[str], classes
         if isinstance(model.network, Staged):
             head += f" and reads {', '.join(model.network.head_stages)}, too"
     frozen = f"{counts['total'] - counts['trainable']:,} of {counts['total']:,} parameters are frozen"
-    say(console, "freeze", f"{', '.join(patterns)}: {frozen}, {counts['trainable']:,} train; {head}")
+    say(console, "freeze", f"{', '.join(settings.freeze)}: {frozen}, {counts['trainable']:,} train; {head}")
+    for line in settings.idle():
+        say(console, "note", line)
 
 
 def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:

@@ -158,10 +158,8 @@ def _train_together(
 ) -> None:
     differ = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
     say(console, "together", f"jobs {numbers(plans)}{differ}: all advance in each step")
-    if resume_state := prepared.resume_state:
-        terminal.resume_lines(
-            console, resume_state.epochs, resuming.changed_versions(resume_state, versions())
-        )
+    if state := prepared.resume_state:
+        terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start_log(jobs[0], figures=False)]
     boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]

@@ -18,15 +18,17 @@ from finetune.training.losses import Loss
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -9, -1))
 HISTORY = 30  # pairs of steps and gradients: with ten it takes half as many steps more
 SOLVED = 5e-6  # the largest entry of the gradient at which to stop
-ROUNDS = 500, 2000  # at most, to choose and to solve
 WORSE = 3  # strengths in a row that end the path
+
+# Of each fold the rows to solve for and those to measure on.
+Folds = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Point:
     """What a strength is worth on images that were not solved for: log-loss in nats, and accuracy.
 
-    bias, weight: where to begin when all images are solved for. logits: of those images, in their order.
+    weight, bias: where to begin when all images are solved for. logits: of those images, in their order.
     """
 
     strength: float
@@ -38,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Problem:
     """Standardised features (N, D) with labels (N,) or (N, outputs), and the loss of so many outputs."""
 
     features: Tensor
@@ -46,73 +48,77 @@ class Examples:
     loss: Loss
     outputs: int
 
-    def chosen(self, rows: Tensor) -> Examples:
-        """Some of them."""
-        return Examples(self.features[rows], self.labels[rows], self.loss, self.outputs)
-
 
 def follow_path(
-    examples: Examples,
-    folds: Sequence[tuple[Tensor, Tensor]],
+    problem: Problem,
+    folds: Folds,
     log_loss: Loss,
     strengths: Sequence[float] = STRENGTHS,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Point]:
     """Solve for each strength, from the strongest on, and measure it on the images that each fold holds out.
 
-    The folds are solved at once, each strength from where the one before ended, in float32 until the log-loss
-    is within 1 % or so. The path ends where three strengths in a row were worse than the best before them.
+    Each strength begins where the one before ended; float32 is enough to know the log-loss within 1 % or so.
+    The path ends where three strengths in a row were worse than the best before them.
 
     folds: of each the rows to solve for and those to measure on.
     log_loss: what is measured, as `loss` without weights and smoothing. check: called at each evaluation.
     """
-    features, width = examples.features.float(), len(folds) * examples.outputs
-    weight = features.new_zeros(width, features.shape[1], requires_grad=True)
-    bias = features.new_zeros(width, requires_grad=True)
-    truth = torch.cat([examples.labels[held] for _, held in folds])
-
-    def logits() -> Tensor:
-        return torch.addmm(bias, features, weight.T).unflatten(1, (len(folds), -1))
-
-    lowest, worse = math.inf, 0
+    solved, lowest, worse = _SolvedFolds(problem, folds), math.inf, 0
     for strength in strengths:
-
-        def objective(strength: float = strength) -> Tensor:
-            check()
-            found = logits()
-            losses = [
-                examples.loss(found[rows, fold], examples.labels[rows])[0]
-                for fold, (rows, _) in enumerate(folds)
-            ]
-            return torch.stack(losses).sum() + strength / 2 * weight.square().sum()
-
-        minimise(objective, [weight, bias], _enough(strength), ROUNDS[0])
-        with torch.no_grad():
-            found = logits()
-            answers = torch.cat([found[held, fold] for fold, (_, held) in enumerate(folds)])
-            right, measured = _right(answers, truth), float(log_loss(answers, truth)[0])
-            yield Point(
-                strength,
-                measured,
-                float(right.double().mean()),
-                weight=weight.detach().unflatten(0, (len(folds), -1)).mean(0),
-                bias=bias.detach().unflatten(0, (len(folds), -1)).mean(0),
-                logits=answers,
-            )
-        worse, lowest = (0, measured) if measured < lowest else (worse + 1, lowest)
+        solved.solve(strength, check)
+        point = solved.measure(strength, log_loss)
+        yield point
+        worse, lowest = (0, point.log_loss) if point.log_loss < lowest else (worse + 1, lowest)
         if worse == WORSE:
             return
 
 
-def _enough(strength: float) -> float:
-    """The gradient at which the log-loss is known well enough; a weak penalty leaves flat directions."""
-    return 2e-3 * min(1.0, (10 * strength) ** 0.5)
+class _SolvedFolds:
+    """A head for each fold, all solved for at once: one product with the features serves them all."""
 
+    def __init__(self, problem: Problem, folds: Folds) -> None:
+        self.problem, self.folds = problem, folds
+        self.features = problem.features.float()
+        width = len(folds) * problem.outputs
+        self.weight = self.features.new_zeros(width, self.features.shape[1], requires_grad=True)
+        self.bias = self.features.new_zeros(width, requires_grad=True)
 
-def _right(answers: Tensor, truth: Tensor) -> Tensor:
-    if truth.ndim == 1:
-        return answers.argmax(1) == truth
-    return ((answers > 0) == (truth == 1)).all(1)
+    def logits(self) -> Tensor:
+        """Of every image by every head, (N, folds, outputs)."""
+        flat = torch.addmm(self.bias, self.features, self.weight.T)
+        return flat.unflatten(1, (len(self.folds), -1))
+
+    def solve(self, strength: float, check: Callable[[], None]) -> None:
+        """Move to the optimum; a weak penalty leaves flat directions, so its gradient must be smaller."""
+
+        def objective() -> Tensor:
+            check()
+            logits, labels = self.logits(), self.problem.labels
+            losses = [
+                self.problem.loss(logits[rows, fold], labels[rows])[0]
+                for fold, (rows, _) in enumerate(self.folds)
+            ]
+            return torch.stack(losses).sum() + strength / 2 * self.weight.square().sum()
+
+        enough = 2e-3 * min(1.0, (10 * strength) ** 0.5)
+        minimise(objective, [self.weight, self.bias], enough, rounds=500)
+
+    @torch.no_grad()
+    def measure(self, strength: float, log_loss: Loss) -> Point:
+        """What the heads answer for the images that they were not solved for."""
+        logits, folds = self.logits(), len(self.folds)
+        answers = torch.cat([logits[held, fold] for fold, (_, held) in enumerate(self.folds)])
+        truth = torch.cat([self.problem.labels[held] for _, held in self.folds])
+        right = answers.argmax(1) == truth if truth.ndim == 1 else ((answers > 0) == (truth == 1)).all(1)
+        return Point(
+            strength,
+            log_loss=float(log_loss(answers, truth)[0]),
+            accuracy=float(right.double().mean()),
+            weight=self.weight.unflatten(0, (folds, -1)).mean(0),
+            bias=self.bias.unflatten(0, (folds, -1)).mean(0),
+            logits=answers,
+        )
 
 
 def minimise(objective: Callable[[], Tensor], values: list[Tensor], gradient: float, rounds: int) -> None:

@@ -16,7 +16,9 @@ from finetune.training.classifier import Classifier
 from finetune.training.epoch_metrics import EpochMetrics
 from finetune.training.learner import CurvePoint
 from finetune.training.losses import Loss
-from finetune.training.solve import ROUNDS, SOLVED, STRENGTHS, Examples, Point, follow_path, lbfgs
+from finetune.training.solve import SOLVED, STRENGTHS, Folds, Point, Problem, follow_path, lbfgs
+
+ROUNDS = 2000  # iterations at most
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Choice:
     """
 
     strength: float | None
-    folds: Sequence[tuple[Tensor, Tensor]] | None
+    folds: Folds | None
     log_loss: Loss
 
 
@@ -96,14 +98,14 @@ class SolvedClassifier(Classifier):
         """The point of the lowest log-loss."""
         return min(self.points, key=lambda point: point.log_loss)
 
-    def _examples(self, batch: Batch) -> Examples:
+    def _examples(self, batch: Batch) -> Problem:
         (layer,) = self.layer
         inputs, labels = batch
         assert isinstance(inputs, Tensor)
         features = (inputs.to(layer.mean) - layer.mean) * layer.scale
-        return Examples(features, labels.to(features.device), self.loss, layer.out_features)
+        return Problem(features, labels.to(features.device), self.loss, layer.out_features)
 
-    def _choose(self, train: Examples, val: Sequence[Examples], views: int) -> None:
+    def _choose(self, train: Problem, val: Sequence[Problem], views: int) -> None:
         """Try each strength and begin with what was found for the best; so many views follow each other."""
         examples, folds = train, self.choice.folds
         if folds is not None:
@@ -116,13 +118,13 @@ class SolvedClassifier(Classifier):
             rows = torch.arange(sum(sizes))
             folds = [(rows[: sizes[0]], rows[sizes[0] :])]
             both = (torch.cat([part.features for part in parts]), torch.cat([part.labels for part in parts]))
-            examples = Examples(*both, self.loss, train.outputs)
+            examples = Problem(*both, self.loss, train.outputs)
         self.points = list(follow_path(examples, folds, self.choice.log_loss, STRENGTHS, check=signals.check))
         with torch.no_grad():
             for value, found in zip(self.solution, (self.chosen.weight, self.chosen.bias), strict=True):
                 value.copy_(found)
 
-    def _solve(self, train: Examples, val: Sequence[Examples], strength: float) -> None:
+    def _solve(self, train: Problem, val: Sequence[Problem], strength: float) -> None:
         """Solve for all training images in float64, a point of the curves for each iteration."""
         optimizer: Any = self.optimizers()
         weight, bias = self.solution
@@ -136,7 +138,7 @@ class SolvedClassifier(Classifier):
             self.manual_backward(value)
             return value
 
-        for _ in range(ROUNDS[1]):
+        for _ in range(ROUNDS):
             before = weight.detach().clone()
             optimizer.step(closure)
             gradient = torch.cat([value.grad.flatten() for value in self.solution])
@@ -144,7 +146,7 @@ class SolvedClassifier(Classifier):
             if float(gradient.abs().max()) <= SOLVED or torch.equal(before, weight):
                 break
 
-    def _measure(self, train: Examples, val: Sequence[Examples]) -> dict[str, float]:
+    def _measure(self, train: Problem, val: Sequence[Problem]) -> dict[str, float]:
         found: dict[str, float] = {}
         weight, bias = (value.detach().float() for value in self.solution)
         for split, parts in (("train", [train]), ("val", val)):
