@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from finetune.build import build_options
+from finetune.build import build_options, find_data
 from finetune.cells import read_table
 from finetune.config.compose import compose
 from finetune.evaluation.forward import Predictor
+from finetune.learners import stratified_folds
 from finetune.model.standardize import StandardizedLinear, statistics
 from finetune.run import prepare, run_prepared
 from finetune.runs.open import open_run
+from finetune.training.losses import create_loss
+from finetune.training.solve import Problem, follow_path
 from finetune.training.solved import SolvedClassifier
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of
@@ -98,6 +102,38 @@ def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
     assert float(curve[-1]["loss/val"]) == pytest.approx(summary["val"]["loss"], rel=1e-4)
 
 
+def test_folds_hold_out_the_images_that_they_name(at_pictures: Path) -> None:
+    """Identical images are in the same fold, whatever the order of the batch."""
+    settings = compose([*QUICK, *SOLVED])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    rows = torch.from_numpy(prepared.dataset.split["train"])
+    features = prepared.inputs.inputs(rows)
+    layer = prepared.model.network.get_submodule("fc")
+    problem = Problem(
+        (features - layer.mean) * layer.scale,  # type: ignore[operator]
+        torch.from_numpy(prepared.dataset.labels)[rows],
+        create_loss("cross_entropy"),
+        3,
+    )
+    expected = next(follow_path(problem, stratified_folds(prepared.dataset, 0), problem.loss))
+    run_prepared(prepared, Console(quiet=True))
+    assert isinstance(prepared.classifier, SolvedClassifier)
+    torch.testing.assert_close(prepared.classifier.points[0].logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_identical_images_are_in_one_fold(few_pictures: Path) -> None:
+    settings = compose(
+        [*QUICK[:1], f"data.root={few_pictures}", "data.val_fraction=0", "data.test_fraction=0"]
+    )
+    dataset = find_data(settings)
+    twice = replace(dataset, digests=[f"{index // 2 % 7}" for index in range(60)])
+    folds = stratified_folds(twice, 0)
+    digests = np.asarray(twice.digests)[twice.split["train"]]
+    assert sorted(int(row) for _, held in folds for row in held) == list(range(60))
+    for fit, held in folds:
+        assert not set(digests[fit]) & set(digests[held])
+
+
 @pytest.mark.parametrize("select", ["cv", "val"])
 def test_the_strength_of_the_lowest_log_loss_is_taken(finished_run: Finished, select: str) -> None:
     summary = summary_of(finished_run(*SOLVED, f"optimizer.select={select}"))
@@ -173,6 +209,17 @@ def test_a_refit_that_was_killed_is_done_again(
         one, two = (checkpoint(each, name)["state_dict"] for each in (whole, Path("cut")))
         assert all(value.equal(two[key]) for key, value in one.items())
     assert summary_of(Path("cut"))["test"] == summary_of(whole)["test"]
+
+
+def test_statistics_of_the_lower_log_loss_are_kept(finished_run: Finished) -> None:
+    run = finished_run("batchnorm=auto")
+    tried = summary_of(run)["batchnorm"]["log_loss"]
+    better = min(tried, key=lambda name: tried[name])
+    assert tried["adapt"] != tried["pretrained"]
+    frozen = [checkpoint(one)["frozen_sha256"] for one in (run, finished_run(f"batchnorm={better}"))]
+    assert frozen[0] == frozen[1]
+    untold = finished_run("batchnorm=auto", "freeze=through:layer3")  # no head reads what is constant
+    assert summary_of(untold)["batchnorm"] is None
 
 
 @pytest.mark.parametrize("best", ["loss", "accuracy", "balanced_accuracy", "macro_f1", "last"])

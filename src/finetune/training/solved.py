@@ -66,7 +66,7 @@ class SolvedClassifier(Classifier):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         (layer,) = self.layer
-        batch, views = self._all_views(batch)
+        batch, views = self._all_views()  # the one given is shuffled
         train = self._examples(batch)
         val = [self._examples(one) for one in self.trainer.datamodule.val_dataloader()]  # type: ignore[attr-defined]
         if self.choice.strength is None:
@@ -79,14 +79,13 @@ class SolvedClassifier(Classifier):
         self.check_finite("the loss", measured.losses)
         return measured.backward.detach()
 
-    def _all_views(self, batch: Batch) -> tuple[Batch, int]:
-        """All training images, after them their mirrored views where these are cached, and how many views."""
+    def _all_views(self) -> tuple[Batch, int]:
+        """The training images in their order, as folds number them, in each view that is cached; how many."""
         examples = self.trainer.datamodule.examples  # type: ignore[attr-defined]
-        inputs, rows = examples.inputs, torch.from_numpy(examples.split["train"])
-        if inputs.mirrored is None:
-            return batch, 1
-        both = torch.cat([inputs.plain(rows), inputs.mirrored(rows)]).to(self.device)
-        return (both, examples.labels[rows].repeat(2, *[1] * (examples.labels.ndim - 1)).to(self.device)), 2
+        rows = torch.from_numpy(examples.split["train"])
+        views = [view(rows) for view in (examples.inputs.plain, examples.inputs.mirrored) if view]
+        labels = torch.cat([examples.labels[rows]] * len(views))
+        return (torch.cat(views).to(self.device), labels.to(self.device)), len(views)
 
     @property
     def strength(self) -> float:
