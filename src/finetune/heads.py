@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from finetune.config.schema import Settings
@@ -14,11 +16,14 @@ from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.standardize import StandardizedLinear, direct_layer, statistics
 from finetune.model.tracing import keep_modes
+from finetune.say import progress
 
 ROWS = 64  # images of a batch that statistics are taken of: any number gives the same but for rounding
 
 
-def standardize(settings: Settings, model: Model, inputs: ModelInputs, device: str) -> None:
+def standardize(
+    settings: Settings, model: Model, inputs: ModelInputs, device: str, *, console: Console
+) -> None:
     """Standardise what the linear layer reads that reads constant features; its names stay as they are.
 
     A layer that was kept computes the same as before.
@@ -39,7 +44,7 @@ def standardize(settings: Settings, model: Model, inputs: ModelInputs, device: s
     model.network.to(device)
     layer = model.network.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    mean, scale = statistics(_training_features(inputs, device))
+    mean, scale = statistics(_training_features(inputs, device, console))
     made = StandardizedLinear(layer, mean, scale)
     if model.head is None:
         with torch.no_grad():
@@ -49,18 +54,20 @@ def standardize(settings: Settings, model: Model, inputs: ModelInputs, device: s
         network.set_submodule(name, made)
 
 
-def _training_features(inputs: ModelInputs, device: str) -> Iterator[Tensor]:
+def _training_features(inputs: ModelInputs, device: str, console: Console) -> Iterator[Tensor]:
     """What the prefix gives for each view of the training images, in batches (B, D)."""
-    views, rows_of = inputs.inputs, torch.from_numpy(inputs.dataset.split["train"]).split(ROWS)
-    for view, chosen in product(filter(None, (views.plain, views.mirrored)), rows_of):
-        rows = view(chosen)
-        if inputs.features is not None:
-            assert isinstance(rows, Tensor)
-            yield rows
-            continue
-        assert isinstance(rows, Tensor)
-        assert inputs.plan.split
-        assert inputs.plan.split.prefix
-        prefix = inputs.plan.split.prefix
-        with keep_modes(prefix), torch.no_grad():
-            yield prefix.eval()(inputs.prepare(rows.to(device), False, 0)).cpu()
+    rows, halves = torch.from_numpy(inputs.dataset.split["train"]), inputs.plan.split
+    views = [view for view in (inputs.inputs.plain, inputs.inputs.mirrored) if view]
+    stored = inputs.features is not None
+    shown = (
+        nullcontext(lambda _: None) if stored else progress(console, "standardising", len(rows) * len(views))
+    )
+    assert halves
+    assert halves.prefix
+    with shown as advance, keep_modes(halves.prefix), torch.no_grad():
+        halves.prefix.eval()
+        for view, chosen in product(views, rows.split(ROWS)):
+            images = view(chosen)
+            assert isinstance(images, Tensor)
+            yield images if stored else halves.prefix(inputs.prepare(images.to(device), False, 0)).cpu()
+            advance(len(chosen))

@@ -116,7 +116,7 @@ def prepare(
     known, device = resuming.adapted_before(resume_state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
-    standardize(settings, model, inputs, device)
+    standardize(settings, model, inputs, device, console=console)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
     options = build.adapt_options(options, settings, inputs)
