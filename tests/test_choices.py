@@ -29,7 +29,7 @@ LOSSES["focal"] = LossEntry(focal)
 SCHEDULES["linear"] = ScheduleEntry(lambda step, span: 1 - step / span.steps)
 """,
     "optimizers": """
-class RMSprop(OptimizerSettings):
+class RMSprop(SteppedSettings):
     name: Literal["rmsprop"]
     alpha: Fraction
 

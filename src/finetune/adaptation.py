@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from finetune import signals
 from finetune.build import build_inputs
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
@@ -17,6 +18,7 @@ from finetune.features.load import ModelInputs
 from finetune.learners import stratified_folds
 from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer, statistics
+from finetune.say import say
 from finetune.training.device import Device
 from finetune.training.losses import create_loss
 from finetune.training.solve import Problem, follow_path
@@ -47,6 +49,11 @@ def inputs_by_evidence(
     pretrained = {name: model.network.get_buffer(name).clone() for name in batchnorm_buffers(model)}
     plain = load("pretrained")
     if not pretrained or (before := _log_loss(settings, plain)) is None:
+        say(
+            console,
+            "note",
+            "batchnorm=auto keeps what is pretrained: it takes a linear head on features to tell",
+        )
         return plain
     adapted = load("adapt")
     assert adapted.batchnorm is not None
@@ -73,4 +80,4 @@ def _log_loss(settings: Settings, inputs: ModelInputs) -> float | None:
     outputs = len(inputs.dataset.classes)
     examples = Problem((features - mean) * scale, labels, loss, outputs)
     folds = stratified_folds(inputs.dataset, settings.seed)
-    return min(point.log_loss for point in follow_path(examples, folds, loss))
+    return min(point.log_loss for point in follow_path(examples, folds, loss, check=signals.check))

@@ -76,7 +76,7 @@ def refit(
     for job in jobs:
         (job.folder / REFIT).mkdir(exist_ok=True)
     epochs = max(job.best.epoch for job in jobs)
-    found = fit(learner, batches, again, replace(options, epochs=epochs, max_steps=None))
+    found = fit(learner, batches, again, replace(options, epochs=epochs))
     merged: list[Fitted | RunError] = []
     for job, before, after in zip(jobs, chosen, found, strict=False):  # none where another process leads
         if isinstance(before, Fitted) and isinstance(after, Fitted):

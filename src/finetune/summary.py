@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from finetune.choices.losses import LOSSES
 from finetune.evaluation.calibration import calibrate
 from finetune.features.load import ModelInputs
@@ -33,7 +35,18 @@ def _solution(classifier: Any) -> dict[str, Any] | None:
         return None
     names = ("strength", "log_loss", "accuracy")
     path = [{name: getattr(point, name) for name in names} for point in classifier.points]
-    return {"weight_decay": classifier.strength, "path": path}
+    return {"weight_decay": classifier.strength, "gradient": classifier.gradient, "path": path}
+
+
+def _held_out(prepared: Prepared, fitted: Fitted) -> tuple[Tensor | None, Tensor]:
+    """Logits and labels of images that these were not trained on: of the folds of a head that was refitted."""
+    settings, dataset, classifier = prepared.settings, prepared.dataset, prepared.classifier
+    labels = prepared.batches.examples.labels
+    if isinstance(classifier, SolvedClassifier) and (settings.refit or fitted.val_logits is None):
+        if (found := classifier.held_out) is not None:
+            rows, logits = found
+            return logits.cpu(), labels[dataset.split["train"]][rows]
+    return fitted.val_logits, labels[dataset.split["val"]]
 
 
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
@@ -42,8 +55,8 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
     dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.examples.labels
     calibration = None
     if LOSSES[settings.loss].calibrates:
-        val = fitted.val_logits, labels[dataset.split["val"]]
-        calibration = calibrate(val, (fitted.test_logits, labels[dataset.split["test"]]))
+        held_out = _held_out(prepared, fitted)
+        calibration = calibrate(held_out, (fitted.test_logits, labels[dataset.split["test"]]))
     return {
         "status": "finished",
         "val": fitted.val,

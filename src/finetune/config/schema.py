@@ -102,7 +102,12 @@ class Trainer(Strict):
     clip_norm: Positive | None
 
 
-STEP = {"step_epochs": 7, "step_gamma": 0.1}  # as configs/config.yaml has them
+# As configs/config.yaml has them.
+STEP = {"step_epochs": 7, "step_gamma": 0.1}
+SCHEDULED = {
+    **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
+    **{"patience": None, "monitor_gradients": False},
+}
 
 
 class Settings(Strict):
@@ -200,11 +205,17 @@ class Settings(Strict):
 
     def idle(self) -> list[str]:
         """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""
-        return [
+        steps = [
             f"{key}={getattr(self, key):g} has no effect with schedule={self.schedule}"
             for key, usual in STEP.items()
             if key not in SCHEDULES[self.schedule].settings and getattr(self, key) != usual
         ]
+        solved = [
+            f"{key}={getattr(self, key)} has no effect with optimizer={self.optimizer.name}"
+            for key, usual in SCHEDULED.items()
+            if OPTIMIZERS[self.optimizer.name].solves and getattr(self, key) != usual
+        ]
+        return solved or steps
 
 
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {

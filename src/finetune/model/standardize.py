@@ -80,8 +80,9 @@ def take_raw(model: nn.Module, raw: Raw) -> None:
 
 def folded(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (outputs, D) and bias (outputs,) that do to raw features what these do to standardised."""
-    whole = weight.double() * scale.double()
-    return whole.to(weight), (bias.double() - whole @ mean.double()).to(bias)
+    exact = [value.cpu().double() for value in (weight, bias, mean, scale)]  # not every GPU has doubles
+    whole = exact[0] * exact[3]
+    return whole.to(weight), (exact[1] - whole @ exact[2]).to(bias)
 
 
 def statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

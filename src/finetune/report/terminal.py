@@ -20,6 +20,7 @@ from finetune.model.staged import Staged
 from finetune.runs.folder import logdir
 from finetune.say import say
 from finetune.training.fit import Options
+from finetune.training.solve import SOLVED, STRENGTHS
 
 MAJORITY = 0.6  # share of one class from which accuracy alone misleads
 
@@ -148,7 +149,13 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         if path := solution["path"]:
             lowest = min(path, key=lambda point: point["log_loss"])
             text = f"the lowest log-loss of {len(path)} strengths, {lowest['log_loss']:.4f}"
+            text += ", on images not solved for"
+            if lowest["strength"] in (STRENGTHS[0], STRENGTHS[-1]):
+                text += "; it is the last that is tried in that direction"
             say(console, "chosen", f"weight_decay {lowest['strength']:.3g}: {text}")
+        if solution["gradient"] > SOLVED:
+            text = f"the solve ended with a gradient of {solution['gradient']:.1e}, not {SOLVED:.0e}"
+            say(console, "warning", f"{text}; a larger optimizer.weight_decay has a clearer optimum")
     if images := summary["refit"]:
         best += f", then refitted on {images:,} images"
     if test := summary["test"]:

@@ -21,10 +21,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """Finished jobs that differ in nothing but the seed, best first."""
+    """Finished jobs that differ in nothing but the seed, best first.
+
+    by: what ranks them, as `best` says it.
+    """
 
     settings: dict[str, str]
     jobs: list[SweepJob]
+    by: str
 
     @property
     def best(self) -> SweepJob:
@@ -34,12 +38,12 @@ class Row:
     @property
     def deciding(self) -> str:
         """The metric that ranks, by its name; of data of another kind it is another."""
-        return deciding(self.best.kept, self.best.val or self.best.test or {})
+        return deciding(self.by, self.best.val or self.best.test or {})
 
     @property
     def score(self) -> float | None:
         """The mean of that metric in validation, larger where it is better; None without validation."""
-        each = [score(job.kept, job.val) for job in self.jobs if job.val]
+        each = [score(self.by, job.val) for job in self.jobs if job.val]
         return statistics.fmean(each) if each else None
 
     def spread(self, metric: str) -> Spread | None:
@@ -98,6 +102,8 @@ def compare(sweep: Path) -> Leaderboard:
     jobs = [job for job in jobs if job.status in ("finished", "failed") or job.overrides not in done]
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
     varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+    kept = {job.kept for job in finished}
+    by = kept.pop() if len(kept) == 1 else "accuracy"  # jobs that kept their epochs by different metrics
     groups: dict[tuple[str, ...], dict[str, SweepJob]] = {}
     for job in finished:  # of the same request made twice, the later one counts
         seeds = groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), {})
@@ -105,7 +111,8 @@ def compare(sweep: Path) -> Leaderboard:
     rows = [
         Row(
             dict(zip(varying, settings, strict=True)),
-            sorted(seeds.values(), key=lambda job: _rank(Row({}, [job]))),
+            sorted(seeds.values(), key=lambda job: _rank(Row({}, [job], by))),
+            by,
         )
         for settings, seeds in groups.items()
     ]

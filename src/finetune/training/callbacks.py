@@ -30,7 +30,7 @@ class EpochLines(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
         metrics, seconds = learner.metrics(), time.perf_counter() - self.started
         shown = [metrics[job] for job in learner.live] or metrics
-        line = epoch_line(trainer.current_epoch + 1, self.epochs, shown, seconds)
+        line = epoch_line(learner.title(trainer.current_epoch + 1, self.epochs), shown, seconds)
         self.console.print(line, highlight=False)
 
 
@@ -56,7 +56,7 @@ class Terminal(EpochLines):
         self.bar.stop()
 
 
-def epoch_line(epoch: int, epochs: int, jobs: list[dict[str, float]], seconds: float) -> str:
+def epoch_line(title: str, jobs: list[dict[str, float]], seconds: float) -> str:
     """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s
 
     jobs: the metrics of each; of several jobs the smallest and the largest are shown.
@@ -67,7 +67,7 @@ def epoch_line(epoch: int, epochs: int, jobs: list[dict[str, float]], seconds: f
         if f"loss/{split}" in jobs[0]:
             loss, score = _span(jobs, f"loss/{split}", _loss), _span(jobs, f"{key}/{split}", "{:.3f}".format)
             splits.append(f"{split} loss {loss} {name} {score}")
-    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {' · '.join(splits)} · {seconds:.1f} s"
+    return f"{title}  {' · '.join(splits)} · {seconds:.1f} s"
 
 
 def _loss(value: float) -> str:

@@ -93,6 +93,10 @@ class Learner(pl.LightningModule):
         """Of each tensor that is not frozen the name and the largest magnitude in each job, (J,)."""
         raise NotImplementedError
 
+    def title(self, epoch: int, epochs: int) -> str:
+        """What an epoch is called on the terminal."""
+        return f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
+
     def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
         """What an epoch that ended with these values adds to a job's curves."""
         return [(epoch, step, values)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune import signals
 from finetune.data.module import Batch
@@ -38,7 +38,8 @@ class SolvedClassifier(Classifier):
     """Solves for the one layer that trains, on all training images at once.
 
     The choice of the strength and the solution follow from the images alone, so a solve that was stopped
-    begins again. points: the path, from the strongest on; none where the strength was given.
+    begins again. points: the path, from the strongest on; none where the strength was given. gradient: its
+    largest entry at the solution.
     """
 
     points: Sequence[Point] = ()
@@ -54,12 +55,21 @@ class SolvedClassifier(Classifier):
         )
         self.automatic_optimization = False
         self.layer, self.choice = (layer,), choice  # in a tuple: it is the model's own
-        exact = [value.detach().double() for value in (layer.weight, layer.bias)]
-        self.solution = nn.ParameterList(nn.Parameter(torch.zeros_like(value)) for value in exact)
         self.iterations: list[dict[str, float]] = []
+        self.gradient = 0.0
 
     def configure_optimizers(self) -> Any:
-        return lbfgs(list(self.solution), SOLVED, 1)
+        (layer,) = self.layer
+        self.solution = [
+            torch.zeros(value.shape, dtype=torch.float64, device=self.where, requires_grad=True)
+            for value in (layer.weight, layer.bias)
+        ]
+        return lbfgs(self.solution, SOLVED, 1)
+
+    @property
+    def where(self) -> torch.device:
+        """The device to solve on: the CPU where the other has no float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def rates(self) -> list[dict[str, float]]:
         return [{}]
@@ -88,6 +98,13 @@ class SolvedClassifier(Classifier):
         return (torch.cat(views).to(self.device), labels.to(self.device)), len(views)
 
     @property
+    def held_out(self) -> tuple[Tensor, Tensor] | None:
+        """Rows of the training images, and what was answered for them when they were not solved for."""
+        if not self.points or self.choice.folds is None:
+            return None
+        return torch.cat([held for _, held in self.choice.folds]), self.chosen.logits
+
+    @property
     def strength(self) -> float:
         """The one given, or that of the lowest log-loss on the path."""
         return self.chosen.strength if self.points else self.choice.strength or 0.0
@@ -102,7 +119,7 @@ class SolvedClassifier(Classifier):
         inputs, labels = batch
         assert isinstance(inputs, Tensor)
         features = (inputs.to(layer.mean) - layer.mean) * layer.scale
-        return Problem(features, labels.to(features.device), self.loss, layer.out_features)
+        return Problem(features.to(self.where), labels.to(self.where), self.loss, layer.out_features)
 
     def _choose(self, train: Problem, val: Sequence[Problem], views: int) -> None:
         """Try each strength and begin with what was found for the best; so many views follow each other."""
@@ -142,7 +159,8 @@ class SolvedClassifier(Classifier):
             optimizer.step(closure)
             gradient = torch.cat([value.grad.flatten() for value in self.solution])
             self.iterations.append(self._measure(train, val) | {"gradient_norm": float(gradient.norm())})
-            if float(gradient.abs().max()) <= SOLVED or torch.equal(before, weight):
+            self.gradient = float(gradient.abs().max())
+            if self.gradient <= SOLVED or torch.equal(before, weight):
                 break
 
     def _measure(self, train: Problem, val: Sequence[Problem]) -> dict[str, float]:
@@ -158,6 +176,9 @@ class SolvedClassifier(Classifier):
                 found |= {f"{name}/{split}": value for name, value in metrics.means()[0].items()}
         return found
 
+    def title(self, epoch: int, epochs: int) -> str:
+        return "solved "
+
     def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
         return [(number, number, point) for number, point in enumerate(self.iterations, 1)]
 
@@ -165,7 +186,9 @@ class SolvedClassifier(Classifier):
         super().on_save_checkpoint(checkpoint)
         checkpoint["optimizer_states"] = []  # a solve that was stopped begins again
         checkpoint["path"] = [vars(point) for point in self.points]
+        checkpoint["gradient"] = self.gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.points = [Point(**point) for point in checkpoint["path"]]
+        self.gradient = checkpoint["gradient"]

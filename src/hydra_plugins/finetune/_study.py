@@ -97,4 +97,4 @@ def best_so_far(study: Study, wanted: int) -> str:
         for key, value in best.params.items()
     )
     metric = best.user_attrs.get(METRIC, "accuracy")
-    return f"{text}; best: val {metric} {best.value:.3f}, job {jobs}, {settings}"
+    return f"{text}; best: val {metric} {abs(best.value):.3f}, job {jobs}, {settings}"

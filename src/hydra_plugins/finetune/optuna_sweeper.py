@@ -139,7 +139,7 @@ class OptunaSweeper(Sweeper):
             numbers = range(first + place, first + place + each)
             summary = _summary(own[0])
             decides = deciding(summary.get("best", "accuracy"), summary.get("val") or ())
-            metric = ("minus " if decides == "loss" else "") + NAMES[decides]  # what the scores are
+            metric = NAMES[decides]  # what the scores are; of a loss they are negative
             tell_trial(study, trial, values, jobs=numbers, metric=metric)
             _expect_validation([job for job, value in zip(own, values, strict=True) if value is None])
         return returns
