@@ -46,6 +46,7 @@ def test_features_train_as_images_do(train: Train, few_pictures: Path, freeze: s
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_comes_after_a_run(
     finished_run: Callable[..., Path], train: Train, command: Train, few_pictures: Path
 ) -> None:

@@ -95,7 +95,7 @@ def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
     assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
     torch.testing.assert_close(raw["weight"], weight.detach().float())
     summary = summary_of(Path("run"))
-    assert summary["solution"] == {"weight_decay": 0.01, "path": []}
+    assert summary["solution"] == {"weight_decay": 0.01, "gradient": classifier.gradient, "path": []}
     curve = read_table(Path("run") / "metrics.csv")
     assert [row["epoch"] for row in curve] == [str(number + 1) for number in range(summary["steps"])]
     assert float(curve[-1]["gradient_norm"]) < 1e-4 < float(curve[0]["gradient_norm"])
@@ -162,6 +162,29 @@ def test_both_views_are_solved_for(at_pictures: Path) -> None:
     loss = functional.cross_entropy(standardized @ weight.T + bias, labels)
     (loss + classifier.strength / 2 * weight.square().sum()).backward()
     assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
+
+
+def test_what_is_not_solved_well_or_has_no_effect_is_told(at_pictures: Path, command: Command) -> None:
+    overrides = ("optimizer=lbfgs", "optimizer.weight_decay=0", "batchnorm=auto", "patience=1")
+    ended = command("train", *QUICK, *overrides, "cache=auto", "cache_dir=store", "freeze=all")
+    assert ended.code == 0, ended.err
+    assert "patience=1 has no effect with optimizer=lbfgs" in ended.out
+    kept = command("train", *QUICK, "batchnorm=auto", "freeze=through:layer3")
+    assert "batchnorm=auto keeps the pretrained" in kept.out
+
+
+def test_evaluating_what_was_refitted_on_is_told(finished_run: Finished, command: Command) -> None:
+    run = finished_run("data.val_fraction=0.3", "refit=true")
+    Path("pictures").symlink_to(run.parent / "pictures")
+    assert "it has learned from these" in command("evaluate", str(run), "--split", "val").out
+    assert "it has learned from these" not in command("evaluate", str(run), "--split", "test").out
+
+
+def test_the_temperature_of_a_refitted_head_comes_from_the_folds(finished_run: Finished) -> None:
+    summary = summary_of(finished_run("data.val_fraction=0.3", "optimizer=lbfgs", "refit=true"))
+    assert summary["calibration"]["fitted_on"] == summary["data"]["train"]
+    stepped = summary_of(finished_run("data.val_fraction=0.3", "refit=true"))
+    assert stepped["calibration"]["fitted_on"] == stepped["data"]["val"]
 
 
 def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:

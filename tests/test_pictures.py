@@ -65,6 +65,7 @@ def test_bad_pictures_are_left_out_listed_and_counted(
     assert "7 images are broken and left out, listed in skipped.csv" in ended.out
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_known_the_next_time(
     train: Train, broken: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,11 +49,8 @@ def inputs_by_evidence(
     pretrained = {name: model.network.get_buffer(name).clone() for name in batchnorm_buffers(model)}
     plain = load("pretrained")
     if not pretrained or (before := _log_loss(settings, plain)) is None:
-        say(
-            console,
-            "note",
-            "batchnorm=auto keeps what is pretrained: it takes a linear head on features to tell",
-        )
+        say(console, "note", "batchnorm=auto keeps the pretrained: only a linear head on features can tell")
+
         return plain
     adapted = load("adapt")
     assert adapted.batchnorm is not None

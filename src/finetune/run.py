@@ -214,7 +214,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         if board:
             batches = len(prepared.batches.train_dataloader())
             callbacks.append(Terminal(console, options.epochs, batches))
-            if settings.monitor_gradients:
+            if settings.monitor_gradients and not build.solves(settings):
                 callbacks.append(GradientMonitor(board.writer, console))
         job, path = job_of(prepared, board), state.path if state else None
         initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)

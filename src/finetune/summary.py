@@ -39,13 +39,14 @@ def _solution(classifier: Any) -> dict[str, Any] | None:
 
 
 def _held_out(prepared: Prepared, fitted: Fitted) -> tuple[Tensor | None, Tensor]:
-    """Logits and labels of images that these were not trained on: of the folds of a head that was refitted."""
+    """Logits and labels of images that were not trained on: for a refitted head those of the folds."""
     settings, dataset, classifier = prepared.settings, prepared.dataset, prepared.classifier
     labels = prepared.batches.examples.labels
-    if isinstance(classifier, SolvedClassifier) and (settings.refit or fitted.val_logits is None):
-        if (found := classifier.held_out) is not None:
-            rows, logits = found
-            return logits.cpu(), labels[dataset.split["train"]][rows]
+    again = settings.refit or fitted.val_logits is None
+    found = classifier.held_out if isinstance(classifier, SolvedClassifier) and again else None
+    if found:
+        rows, logits = found
+        return logits.cpu(), labels[dataset.split["train"]][rows]
     return fitted.val_logits, labels[dataset.split["val"]]
 
 

@@ -178,6 +178,7 @@ def test_a_program_is_loaded_without_the_model(run: Path, command: Command) -> N
     assert not stored.any()  # no picture of the user's travels along
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.evaluation.export.TOLERANCE", -1.0)
     ended = command("export", "run", "--format", "torch")

@@ -172,6 +172,7 @@ def test_of_one_image_there_are_none(tmp_path: Path) -> None:
 RUN = ("data=folder", "data.root=pictures", "data.image_size=32", SMALL, "epochs=2", "cache_dir=cache")
 
 
+@pytest.mark.slow
 def test_a_run_and_all_that_comes_of_it_has_them(
     command: Command, few_pictures: Path, small_weights: str
 ) -> None:

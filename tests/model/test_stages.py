@@ -84,7 +84,9 @@ def test_modules_by_name(wanted: str | list[str], stages: list[str], width: int)
         torch.testing.assert_close(model.network.eval()(images(2, 64)), model.network.fc(expected))
 
 
-@pytest.mark.parametrize("kind", ["all", "half", "norms", "none"])
+@pytest.mark.parametrize(
+    "kind", ["all", "half", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("norms", "none"))]
+)
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_the_halves_do_what_the_model_does(name: str, kind: str) -> None:
     built = backbone(name)

@@ -294,6 +294,7 @@ def test_a_study_goes_on_with_the_choices_that_it_began_with(
         assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_the_study(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:

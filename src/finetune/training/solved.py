@@ -157,7 +157,7 @@ class SolvedClassifier(Classifier):
         for _ in range(ROUNDS):
             before = weight.detach().clone()
             optimizer.step(closure)
-            gradient = torch.cat([value.grad.flatten() for value in self.solution])
+            gradient = torch.cat([one.grad.flatten() for one in self.solution if one.grad is not None])
             self.iterations.append(self._measure(train, val) | {"gradient_norm": float(gradient.norm())})
             self.gradient = float(gradient.abs().max())
             if self.gradient <= SOLVED or torch.equal(before, weight):

@@ -96,5 +96,6 @@ def best_so_far(study: Study, wanted: int) -> str:
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in best.params.items()
     )
-    metric = best.user_attrs.get(METRIC, "accuracy")
-    return f"{text}; best: val {metric} {abs(best.value):.3f}, job {jobs}, {settings}"
+    metric, value = best.user_attrs.get(METRIC, "accuracy"), best.value
+    assert value is not None
+    return f"{text}; best: val {metric} {abs(value):.3f}, job {jobs}, {settings}"
