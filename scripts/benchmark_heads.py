@@ -163,7 +163,7 @@ def interval(values: Sequence[float]) -> float:
 def show(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     """Mean accuracies, and below each the mean difference from how it was, with its interval."""
     table = Table("data", *CONTENDERS, REFERENCE)
-    base = next(iter(CONTENDERS))
+    base = next(name for name in CONTENDERS if all(name in found for found in results.values()))
     for name, found in results.items():
         cells = []
         for contender in [*CONTENDERS, REFERENCE]:
