@@ -48,9 +48,10 @@ def inputs_by_evidence(
         return load("adapt" if known else settings.batchnorm, known)
     pretrained = {name: model.network.get_buffer(name).clone() for name in batchnorm_buffers(model)}
     plain = load("pretrained")
-    if not pretrained or (before := _log_loss(settings, plain)) is None:
-        say(console, "note", "batchnorm=auto keeps the pretrained: only a linear head on features can tell")
-
+    before = _log_loss(settings, plain) if pretrained else None
+    if before is None:
+        why = "only a linear head on features can tell" if pretrained else "no BatchNorm is frozen"
+        say(console, "note", f"batchnorm=auto keeps the pretrained: {why}")
         return plain
     adapted = load("adapt")
     assert adapted.batchnorm is not None

@@ -29,7 +29,7 @@ def standardize(
     A layer that was kept computes the same as before.
 
     Raises:
-        RequestError: `standardize=true` or an optimiser that solves asks for it, and there is no such layer.
+        RequestError: `standardize=true`, and there is no such layer.
     """
     name = inputs.plan.split and direct_layer(inputs.plan.split)
     if settings.standardize is False:

@@ -215,7 +215,7 @@ class Settings(Strict):
             for key, usual in SCHEDULED.items()
             if OPTIMIZERS[self.optimizer.name].solves and getattr(self, key) != usual
         ]
-        return solved or steps
+        return [*solved, *steps]
 
 
 SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
