@@ -19,6 +19,7 @@ LAYERS = [
     {"workers", "prepared", "summary"},
     {"evaluation", "inspection"},
     {"build", "heads", "learners"},
+    {"demands"},
     {"report"},
     {"runs"},
     {"training"},

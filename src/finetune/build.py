@@ -21,6 +21,7 @@ from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
+from finetune.demands import refuse_unsolvable, refuse_validating
 from finetune.errors import RequestError
 from finetune.features.batchnorm import Statistics, find_statistics
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
@@ -92,19 +93,6 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     return assemble(config, dataset.classes)
 
 
-def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> None:
-    """Raise RequestError where a model has nothing to learn, or its outputs are not the data set's labels."""
-    if dataset.multi_label and model.outputs != len(dataset.classes):
-        raise RequestError(
-            f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
-        )
-    if not any(p.requires_grad for p in model.network.parameters()):
-        raise RequestError(
-            "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
-            " number of outputs for a new head, or a freeze that leaves something trainable"
-        )
-
-
 def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
     """How long and on what to train, decided once; rank: of this process among those that train together.
 
@@ -174,6 +162,8 @@ def build_inputs(
         on_wait=partial(say, console, "note", waiting),
     )
     batchnorm = None
+    if solves(settings):
+        refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
         if settings.batchnorm == "adapt":
             cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
@@ -185,10 +175,8 @@ def build_inputs(
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
         raise
-    patience, unvalidated = settings.patience, not len(inputs.dataset.split["val"])
-    if unvalidated and (patience is not None or settings.refit):
-        setting = "refit=true" if patience is None else f"patience={patience}"
-        raise RequestError(f"{setting}: expected images to validate with; there are none (data.val_fraction)")
+    if not len(inputs.dataset.split["val"]):
+        refuse_validating(settings)
     return replace(inputs, batchnorm=batchnorm)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +16,10 @@ from finetune.choices.schedules import Span
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
-from finetune.model.standardize import StandardizedLinear
+from finetune.model.standardize import standardized_layers
 from finetune.training.classifier import Classifier
 from finetune.training.losses import balanced_weights, create_loss
 from finetune.training.optim import create_schedule, parameter_groups
@@ -34,7 +36,11 @@ def build_classifier(
     if compiled:
         inputs.network.compile()
     config = build_job_config(settings, model, batches.train_labels, len(batches.train_dataloader()))
-    classifier = Classifier(
+    kind: Callable[..., Classifier] = Classifier
+    if isinstance(settings.optimizer, LBFGS):
+        (layer,) = standardized_layers(model.network).values()
+        kind = partial(SolvedClassifier, layer=layer, choice=_choice(settings, inputs.dataset))
+    return kind(
         model.network,
         inputs.network,
         model.frozen,
@@ -42,7 +48,6 @@ def build_classifier(
         optimizer=lambda: (config.create_optimizer(), config.schedule),
         labels=inputs.dataset.classes if inputs.dataset.multi_label else (),
     )
-    return _solved(settings, classifier, inputs)
 
 
 def build_job_config(settings: Settings, model: Model, train_labels: Tensor, batches: int) -> JobConfig:
@@ -67,37 +72,18 @@ def build_job_config(settings: Settings, model: Model, train_labels: Tensor, bat
     )
 
 
-def _solved(settings: Settings, classifier: Classifier, inputs: ModelInputs) -> Classifier:
-    """The classifier that solves, where the optimiser does; else the one given.
+def _choice(settings: Settings, dataset: Dataset) -> Choice:
+    """How `optimizer=lbfgs` finds the strength of the penalty.
 
     Raises:
-        RequestError: more than a linear layer on constant features is to train, or images are too few.
+        RequestError: images are too few.
     """
-    optimizer = settings.optimizer
-    if not isinstance(optimizer, LBFGS):
-        return classifier
-    layers = [one for one in classifier.network.modules() if isinstance(one, StandardizedLinear)]
-    own = {id(p) for layer in layers for p in layer.parameters()}
-    named = classifier.model.named_parameters()
-    others = [name for name, p in named if p.requires_grad and id(p) not in own]
-    if not layers or others or inputs.features is None:
-        why = f"{brief(others, 3)} would train, too" if others else "there is none"
-        if inputs.features is None and not others:
-            why = f"there are no features: {inputs.plan.why}"
-        raise RequestError(
-            f"optimizer={optimizer.name}: expected a linear layer on constant features as all that trains;"
-            f" {why}"
-        )
-    strength = None if optimizer.weight_decay == "auto" else float(optimizer.weight_decay)
-    folds = None
-    if strength is None:
-        folds = stratified_folds(inputs.dataset, settings.seed) if optimizer.select == "cv" else None
-        if optimizer.select == "val" and not len(inputs.dataset.split["val"]):
-            raise RequestError(
-                "optimizer.select=val: expected images to validate with; there are none (data.val_fraction)"
-            )
-    choice = Choice(strength, folds, create_loss(settings.loss))
-    return SolvedClassifier(classifier, layers[0], choice)
+    optimizer, folds = settings.optimizer, None
+    assert isinstance(optimizer, LBFGS)
+    if optimizer.chooses_by == "cv":
+        folds = stratified_folds(dataset, settings.seed)
+    strength = None if optimizer.chooses_by else float(optimizer.weight_decay)
+    return Choice(strength, folds, create_loss(settings.loss))
 
 
 def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:

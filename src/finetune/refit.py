@@ -31,17 +31,13 @@ def initial_state(prepared: Prepared) -> State:
     return state, raw_tensors(model.network, state)
 
 
-def refitted_classifier(prepared: Prepared, initial: State, batches: Batches) -> Classifier:
-    """The classifier to refit: as it was before training, with the strength that was chosen."""
-    settings, (state, raw) = prepared.settings, initial
-    prepared.model.network.load_state_dict(state, strict=False)
-    take_raw(prepared.model.network, raw)
-    if isinstance(prepared.classifier, SolvedClassifier):
-        chosen = {"weight_decay": prepared.classifier.strength}
-        optimizer = settings.optimizer.model_copy(update=chosen)
-        settings = settings.model_copy(update={"optimizer": optimizer})
+def fresh_classifier(prepared: Prepared, initial: State) -> Classifier:
+    """The classifier of these settings and batches, with the model put back to what it was before."""
+    model, (state, raw) = prepared.model, initial
+    model.network.load_state_dict(state, strict=False)
+    take_raw(model.network, raw)
     compiled = prepared.options.compiled
-    return build_classifier(settings, prepared.model, prepared.inputs, batches, compiled=compiled)
+    return build_classifier(prepared.settings, model, prepared.inputs, prepared.batches, compiled=compiled)
 
 
 def choosing_batches(settings: Settings, batches: Batches) -> Batches:
@@ -56,6 +52,25 @@ def refit_batches(settings: Settings, batches: Batches) -> Batches:
     examples = for_refit(batches.examples)
     size = len(examples.split["train"]) if solves(settings) else settings.batch_size
     return Batches(examples, size, batches.seed, batches.processes)
+
+
+def refit_alone(
+    prepared: Prepared, initial: State, job: Job, chosen: Sequence[Fitted | RunError]
+) -> list[Fitted | RunError]:
+    """Train one run's model again, from what it was before, with the epoch or the strength that was chosen.
+
+    Of a solved head the larger gradient of both solutions is kept.
+    """
+    settings, first = prepared.settings, prepared.classifier
+    if isinstance(first, SolvedClassifier):
+        optimizer = settings.optimizer.model_copy(update={"weight_decay": first.strength})
+        settings = settings.model_copy(update={"optimizer": optimizer})
+    batches = refit_batches(settings, prepared.batches)
+    learner = fresh_classifier(replace(prepared, settings=settings, batches=batches), initial)
+    found = refit(learner, batches, jobs=[job], chosen=chosen, options=prepared.options)
+    if isinstance(first, SolvedClassifier) and isinstance(learner, SolvedClassifier):
+        first.gradient = max(first.gradient, learner.gradient)
+    return found
 
 
 def refit(

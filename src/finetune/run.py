@@ -18,6 +18,7 @@ from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
+from finetune.demands import refuse_untrainable
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.overlay import maps
 from finetune.features.load import ModelInputs
@@ -27,7 +28,7 @@ from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
 from finetune.prepared import Prepared, as_opened, job_of, start_log
-from finetune.refit import choosing_batches, initial_state, refit, refit_batches, refitted_classifier
+from finetune.refit import choosing_batches, initial_state, refit_alone
 from finetune.report import terminal
 from finetune.report.page import write_report
 from finetune.report.predictions import write_predictions
@@ -160,7 +161,7 @@ def _find_model_and_data(
     dataset = build.find_data(settings, partial(progress, console))
     model = build.make_model(settings, dataset)
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
-    build.refuse_untrainable(settings, model, dataset)
+    refuse_untrainable(settings, model, dataset)
     return model, dataset
 
 
@@ -220,9 +221,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)
         found = fit(prepared.classifier, chosen_on, [job], options, callbacks, resume=path)
         if settings.refit:
-            again = refit_batches(settings, prepared.batches)
-            learner = refitted_classifier(prepared, initial, again)
-            found = refit(learner, again, jobs=[job], chosen=found, options=options)
+            found = refit_alone(prepared, initial, job, found)
     prepared.proof.check_unchanged(prepared.model.network)
     return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
 

@@ -104,6 +104,26 @@ def test_each_job_is_as_if_it_had_run_alone(
     assert open_run(str(sweep / "3")).summary == read_json(sweep / "3" / "summary.json", "a summary")
 
 
+def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Path, knobs: list[str]) -> None:
+    solved = ("optimizer=lbfgs", "optimizer.weight_decay=auto,0.01", "refit=true")
+    ended = train("-m", *knobs, *solved, "seed=0,7")
+    assert ended.code == 0, ended.err
+    assert "together jobs 0-3, which differ in optimizer.weight_decay, seed: solved in turns" in ended.out
+    sweep, alone = sweep_of(tmp_path), tmp_path / "alone"
+    again = train(*knobs, "optimizer=lbfgs", "refit=true", "seed=7", f"hydra.run.dir={alone}")
+    assert again.code == 0, again.err
+    ours, theirs = summary_of(sweep / "1"), summary_of(alone)
+    assert ours["solution"] == theirs["solution"]
+    assert ours["val"] == theirs["val"]
+    assert ours["test"] == theirs["test"]
+    for name in ("best", "chosen"):
+        state = checkpoint(alone, name)["state_dict"]
+        for key, value in checkpoint(sweep / "1", name)["state_dict"].items():
+            assert torch.equal(value, state[key])
+    assert summary_of(sweep / "3")["solution"]["weight_decay"] == 0.01
+    assert os.stat(sweep / "0/checkpoints/frozen.safetensors").st_nlink == 4
+
+
 def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:

@@ -53,6 +53,11 @@ class OptimizerEntry:
     counts_steps: bool = False
     solves: bool = False
 
+    @property
+    def together(self) -> bool:
+        """Whether jobs of a sweep can share what is prepared."""
+        return self.solves or self.move is not None
+
 
 class SGD(SteppedSettings):
     """The settings of optimizer=sgd."""
@@ -114,6 +119,11 @@ class LBFGS(OptimizerSettings):
     name: Literal["lbfgs"]
     weight_decay: Annotated[float | str, BeforeValidator(_strength)]
     select: Literal["cv", "val"]
+
+    @property
+    def chooses_by(self) -> Literal["cv", "val"] | None:
+        """What the strength of the penalty is chosen by; None where it is given."""
+        return self.select if self.weight_decay == "auto" else None
 
 
 def broadcast(values: Tensor, like: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def alone_because(settings: Settings) -> str | None:
     augment, optimizer = settings.data.augment, settings.optimizer.name
     reasons = (
         (LOSSES[settings.loss].stacked is None, f"loss={settings.loss}"),
-        (OPTIMIZERS[optimizer].move is None, f"optimizer={optimizer}"),
+        (not OPTIMIZERS[optimizer].together, f"optimizer={optimizer}"),
         (settings.head_dropout, f"head_dropout={settings.head_dropout:g}"),
         (settings.freeze == ["none"], "freeze=none"),
         (settings.cache == "none", "cache=none"),

@@ -44,15 +44,8 @@ class SolvedClassifier(Classifier):
 
     points: Sequence[Point] = ()
 
-    def __init__(self, classifier: Classifier, layer: StandardizedLinear, choice: Choice) -> None:
-        super().__init__(
-            classifier.model,
-            classifier.network,
-            classifier.frozen,
-            classifier.loss,
-            optimizer=classifier.make_optimizer,
-            labels=classifier.labels,
-        )
+    def __init__(self, *parts: Any, layer: StandardizedLinear, choice: Choice, **others: Any) -> None:
+        super().__init__(*parts, **others)
         self.automatic_optimization = False
         self.layer, self.choice = (layer,), choice  # in a tuple: it is the model's own
         self.iterations: list[dict[str, float]] = []
@@ -145,14 +138,18 @@ class SolvedClassifier(Classifier):
         optimizer: Any = self.optimizers()
         weight, bias = self.solution
         exact = train.features.double()
+        known: list[Tensor] = []  # where the value and the gradient are known from, and the value
 
         def closure() -> Tensor:
+            if known and torch.equal(known[0], weight) and torch.equal(known[1], bias):
+                return known[2]  # an iteration begins where the line search of the one before ended
             signals.check()
             optimizer.zero_grad()
             loss = self.loss(torch.addmm(bias, exact, weight.T), train.labels)[0]
             value = loss + strength / 2 * weight.square().sum()
             self.manual_backward(value)
-            return value
+            known[:] = weight.detach().clone(), bias.detach().clone(), value.detach()
+            return known[2]
 
         for _ in range(ROUNDS):
             before = weight.detach().clone()

@@ -1,0 +1,51 @@
+"""What training demands that only the model and the data can tell."""
+
+from __future__ import annotations
+
+from finetune.choices.optimizers import LBFGS
+from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
+from finetune.errors import RequestError, brief
+from finetune.features.plan import FeaturePlan
+from finetune.model.assemble import Model
+from finetune.model.standardize import direct_layer
+
+
+def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> None:
+    """Raise RequestError where a model has nothing to learn, or its outputs are not the data set's labels."""
+    if dataset.multi_label and model.outputs != len(dataset.classes):
+        raise RequestError(
+            f"head={settings.head}: expected auto or {len(dataset.classes)}, one output for each label"
+        )
+    if not any(p.requires_grad for p in model.network.parameters()):
+        raise RequestError(
+            "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
+            " number of outputs for a new head, or a freeze that leaves something trainable"
+        )
+
+
+def refuse_validating(settings: Settings) -> None:
+    """Raise RequestError where a setting needs images to validate with."""
+    chooses = isinstance(settings.optimizer, LBFGS) and settings.optimizer.chooses_by == "val"
+    for needs, setting in (
+        (settings.patience is not None, f"patience={settings.patience}"),
+        (settings.refit, "refit=true"),
+        (chooses, "optimizer.select=val"),
+    ):
+        if needs:
+            raise RequestError(
+                f"{setting}: expected images to validate with; there are none (data.val_fraction)"
+            )
+
+
+def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> None:
+    """Raise RequestError where a linear layer on constant features is not all that trains."""
+    layer = plan.split and direct_layer(plan.split)
+    trained = [name for name, p in model.network.named_parameters() if p.requires_grad]
+    others = [name for name in trained if name.rpartition(".")[0] != layer]
+    if others or plan.where == "none":
+        why = f"{brief(others, 3)} would train, too" if others else f"there are no features: {plan.why}"
+        raise RequestError(
+            f"optimizer={settings.optimizer.name}: expected a linear layer on constant features as all that"
+            f" trains; {why}"
+        )

@@ -1,0 +1,183 @@
+"""A group of jobs that were prepared once: trained in one step of all, or each solved in its turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from torch.utils._pytree import tree_map
+
+from finetune.build import is_light
+from finetune.choices.best import NAMES
+from finetune.data.module import Batches
+from finetune.data.stacked import StackedBatches
+from finetune.data.views import views
+from finetune.errors import Interrupted, RequestError, RunError
+from finetune.learners import build_job_config
+from finetune.machine import versions
+from finetune.model.head import initial_head
+from finetune.prepared import Prepared, job_of, start_log
+from finetune.refit import choosing_batches, fresh_classifier, initial_state, refit, refit_batches
+from finetune.report import terminal
+from finetune.run import finish, train
+from finetune.runs import folder as folders
+from finetune.runs import resume as resuming
+from finetune.say import Screen, say
+from finetune.sweep.plans import Plan, numbers, varying
+from finetune.training import device as devices
+from finetune.training.batched_checkpoints import Pair
+from finetune.training.callbacks import EpochLines
+from finetune.training.checkpoint import AtomicCheckpointIO
+from finetune.training.fit import Fitted, fit
+from finetune.training.learner import Job
+from finetune.training.stacked import Network, StackedClassifier, why_not_stacked
+
+
+def why_alone(prepared: Prepared) -> str | None:
+    """Why jobs prepared like this one cannot train together; None where they can."""
+    if prepared.inputs.features is None:
+        return "nothing of the model is kept"
+    if not is_light(prepared.settings, prepared.inputs):
+        return "one step keeps the machine busy"
+    inputs, _ = next(iter(prepared.batches.train_dataloader()))
+    inputs = tree_map(lambda one: one.to(prepared.options.device), inputs)
+    return why_not_stacked(_network(prepared), inputs)
+
+
+def _network(prepared: Prepared) -> Network:
+    model = prepared.model
+    model.network.to(prepared.options.device)
+    return Network(model.network, prepared.inputs.network, model.frozen)
+
+
+def train_together(
+    plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
+) -> None:
+    say(console, "together", f"jobs {numbers(plans)}{_differences(plans)}: all advance in each step")
+    if state := prepared.resume_state:
+        terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
+    jobs = [_own(prepared, plan) for plan in plans]
+    boards = [start_log(jobs[0], figures=False)]
+    boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
+    ready_at = time.perf_counter()
+    light = is_light(prepared.settings, prepared.inputs, len(jobs))
+    with devices.threads(1 if light else None), devices.freed_memory_kept():
+        written = [job_of(job, board) for job, board in zip(jobs, boards, strict=True)]
+        fitted = _fit(plans, jobs, written, _Lines(console, prepared.settings.epochs, reach))
+    prepared.proof.check_unchanged(prepared.model.network)
+    training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
+    for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
+        if isinstance(came_to, RunError):
+            board.writer.close()
+            continue
+        share = replace(job, started=time.perf_counter() - total_time / len(jobs))
+        plan.finish(finish(share, board, came_to, training / len(jobs), Screen(quiet=True)))
+    _say_done(plans, prepared, console)
+
+
+def _differences(plans: Sequence[Plan]) -> str:
+    return f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
+
+
+def _say_done(plans: Sequence[Plan], prepared: Prepared, console: Console) -> None:
+    finished = [plan for plan in plans if not plan.code]
+    text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
+    if scores := [abs(plan.score) for plan in finished if plan.score is not None]:
+        text += f"; validation {NAMES[finished[0].deciding]} {min(scores):.3f} to {max(scores):.3f}"
+    say(console, "done", text)
+
+
+def solve_in_turns(
+    plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
+) -> None:
+    """Solve each job's head on the features that all share."""
+    say(
+        console, "together", f"jobs {numbers(plans)}{_differences(plans)}: solved in turns on shared features"
+    )
+    initial, quiet = initial_state(prepared), Screen(quiet=True)
+    share, first = (time.perf_counter() - prepared.started) / len(plans), None
+    for done, plan in enumerate(plans, 1):
+        job = replace(_own(prepared, plan), started=time.perf_counter() - share)
+        try:
+            job = replace(job, classifier=fresh_classifier(job, initial))
+            board = start_log(job, first, figures=False)
+            ready_at, first = time.perf_counter(), first or board
+            fitted = train(job, board, quiet)
+            assert fitted
+            plan.finish(finish(job, board, fitted, time.perf_counter() - ready_at, quiet))
+        except Interrupted:
+            raise
+        except (RequestError, RunError) as error:
+            plan.fail(error)
+        reach(done)
+    _say_done(plans, prepared, console)
+
+
+def _fit(
+    plans: list[Plan], prepared: list[Prepared], jobs: list[Job], lines: EpochLines
+) -> list[Fitted | RunError]:
+    """Train the jobs together and, where they ask for it, refit them."""
+    first = prepared[0]
+    settings, options = first.settings, first.options
+    batches = [choosing_batches(one.settings, one.batches) for one in prepared]
+    resume = _checkpoints(plans) if first.resume_state else None
+    learner = _learner(plans, prepared, batches)
+    found = fit(learner, StackedBatches(batches), jobs, options, [lines], resume)
+    if not settings.refit or not any(isinstance(one, Fitted) for one in found):
+        return found
+    again = [refit_batches(one.settings, one.batches) for one in prepared]
+    learner = _learner(plans, prepared, again)
+    return refit(learner, StackedBatches(again), jobs=jobs, chosen=found, options=options)
+
+
+def _learner(plans: list[Plan], prepared: list[Prepared], batches: Sequence[Batches]) -> StackedClassifier:
+    """All jobs as they are before they train, on these batches of each."""
+    network = _network(prepared[0])
+    configs = [
+        build_job_config(one.settings, one.model, own.train_labels, len(own.train_dataloader()))
+        for one, own in zip(prepared, batches, strict=True)
+    ]
+    states = [network.frozen.others(network.model) | _initial(one) for one in prepared]
+    return StackedClassifier(network, configs, states, lambda number, error: plans[number].fail(error))
+
+
+def _own(prepared: Prepared, plan: Plan) -> Prepared:
+    """The same for another job: its settings, its folder begun, its batches."""
+    settings = plan.settings
+    assert settings is not None
+    if plan.folder != prepared.folder:
+        if plan.resume_state is None:
+            folders.begin(plan.folder, settings.model_dump())
+        folders.start(plan.folder, prepared.inputs.bad)
+    shared, inputs = prepared.batches, prepared.inputs.inputs
+    own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed)
+    batches = Batches(replace(shared.examples, inputs=own), shared.batch_size, settings.seed)
+    origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
+    begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
+    return replace(begun, resume_state=plan.resume_state)
+
+
+def _checkpoints(plans: list[Plan]) -> list[Pair]:
+    """Of each job the newest and the best."""
+    load = AtomicCheckpointIO().load_checkpoint
+    paths = [plan.resume_state.path for plan in plans if plan.resume_state]
+    return [(load(path), load(path.with_name("best.ckpt"))) for path in paths]
+
+
+def _initial(job: Prepared) -> dict[str, Any]:
+    return initial_head(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
+
+
+class _Lines(EpochLines):
+    """A line an epoch, and the sweep's bar."""
+
+    def __init__(self, console: Console, epochs: int, reach: Callable[[int], None]) -> None:
+        super().__init__(console, epochs)
+        self.reach = reach
+
+    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
+        super().on_train_epoch_end(trainer, learner)
+        self.reach((trainer.current_epoch + 1) * len(learner.jobs))
