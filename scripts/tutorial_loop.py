@@ -16,8 +16,6 @@ from torch import nn, optim
 from torchvision import datasets, models, transforms
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-CROPPED = [transforms.Resize(256), transforms.CenterCrop(224)]
-AUGMENTED = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
 
 
 def build(name: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
@@ -48,17 +46,26 @@ def main() -> None:
     parser.add_argument("--freeze", default="all")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--no-augment", action="store_true")
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
     model, mean, std = build(arguments.model)
     tensor = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    prepared = {
-        "train": transforms.Compose([*(CROPPED if arguments.no_augment else AUGMENTED), *tensor]),
-        "val": transforms.Compose([*CROPPED, *tensor]),
+    size = arguments.size
+    cropped = [transforms.Resize(size * 256 // 224), transforms.CenterCrop(size)]
+    augmented = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    sides = [side for side in ("train", "val", "test") if (arguments.data / side).is_dir()]
+    pictures = {
+        side: datasets.ImageFolder(
+            arguments.data / side,
+            transforms.Compose(
+                [*(augmented if side == "train" and not arguments.no_augment else cropped), *tensor]
+            ),
+        )
+        for side in sides
     }
-    pictures = {side: datasets.ImageFolder(arguments.data / side, prepared[side]) for side in prepared}
     loaders = {
         side: torch.utils.data.DataLoader(
             pictures[side], batch_size=64, shuffle=side == "train", num_workers=os.cpu_count() or 1
@@ -75,10 +82,11 @@ def main() -> None:
     optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
 
-    accuracies, seconds = [], []
+    seconds: list[float] = []
+    accuracies: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(arguments.epochs):
         started = time.perf_counter()
-        for side in ("train", "val"):
+        for side in sides:
             model.train(side == "train")
             right = 0
             for inputs, labels in loaders[side]:
@@ -91,11 +99,15 @@ def main() -> None:
                         loss.backward()
                         optimizer.step()
                 right += int((outputs.argmax(1) == labels).sum())
+            accuracies[side].append(right / len(pictures[side]))
         scheduler.step()
-        accuracies.append(right / len(pictures["val"]))
         seconds.append(time.perf_counter() - started)
     counted = sum(map(len, pictures.values()))
-    print(json.dumps({"accuracies": accuracies, "epoch_seconds": seconds, "pictures": counted}))
+    told = {"accuracies": accuracies["val"], "epoch_seconds": seconds, "pictures": counted}
+    if "test" in sides:
+        best = max(range(len(seconds)), key=accuracies["val"].__getitem__)
+        told |= {"accuracy": accuracies["test"][best], "seconds": sum(seconds)}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

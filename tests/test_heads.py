@@ -133,6 +133,19 @@ def test_identical_images_are_in_one_fold(few_pictures: Path) -> None:
         assert not set(digests[fit]) & set(digests[held])
 
 
+def test_folds_measure_classes_that_they_know(few_pictures: Path) -> None:
+    settings = compose(
+        [*QUICK[:1], f"data.root={few_pictures}", "data.val_fraction=0", "data.test_fraction=0"]
+    )
+    dataset = find_data(settings)
+    labels = np.arange(60)
+    assert stratified_folds(replace(dataset, labels=labels), 0) == []
+    labels[:20] = 0
+    folds = stratified_folds(replace(dataset, labels=labels), 0)
+    assert sorted(int(row) for _, held in folds for row in held) == list(range(20))
+    assert all(len(fit) == 48 for fit, _ in folds)
+
+
 @pytest.mark.parametrize("select", ["cv", "val"])
 def test_the_strength_of_the_lowest_log_loss_is_taken(finished_run: Finished, select: str) -> None:
     summary = summary_of(finished_run(*SOLVED, f"optimizer.select={select}"))

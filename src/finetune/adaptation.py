@@ -50,7 +50,8 @@ def inputs_by_evidence(
     plain = load("pretrained")
     before = _log_loss(settings, plain) if pretrained else None
     if before is None:
-        why = "only a linear head on features can tell" if pretrained else "no BatchNorm is frozen"
+        able = "only a linear head on features of several images a class can tell"
+        why = able if pretrained else "no BatchNorm is frozen"
         say(console, "note", f"batchnorm=auto keeps the pretrained: {why}")
         return plain
     adapted = load("adapt")
@@ -77,5 +78,6 @@ def _log_loss(settings: Settings, inputs: ModelInputs) -> float | None:
     loss, labels = create_loss(settings.loss), torch.from_numpy(inputs.dataset.labels)[rows]
     outputs = len(inputs.dataset.classes)
     examples = Problem((features - mean) * scale, labels, loss, outputs)
-    folds = stratified_folds(inputs.dataset, settings.seed)
+    if not (folds := stratified_folds(inputs.dataset, settings.seed)):
+        return None
     return min(point.log_loss for point in follow_path(examples, folds, loss, check=signals.check))

@@ -80,8 +80,11 @@ def _choice(settings: Settings, dataset: Dataset) -> Choice:
     """
     optimizer, folds = settings.optimizer, None
     assert isinstance(optimizer, LBFGS)
-    if optimizer.chooses_by == "cv":
-        folds = stratified_folds(dataset, settings.seed)
+    if optimizer.chooses_by == "cv" and not (folds := stratified_folds(dataset, settings.seed)):
+        raise RequestError(
+            "optimizer.select=cv: expected two different images of a class to train on, or a number for"
+            " optimizer.weight_decay"
+        )
     strength = None if optimizer.chooses_by else float(optimizer.weight_decay)
     return Choice(strength, folds, create_loss(settings.loss))
 
@@ -89,8 +92,7 @@ def _choice(settings: Settings, dataset: Dataset) -> Choice:
 def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Five stratified folds of the training images, identical ones in the same: rows to fit and to measure.
 
-    Raises:
-        RequestError: there are fewer than two different images.
+    None where no class has two different images.
     """
     rows = dataset.split["train"]
     contents, first, content = np.unique(
@@ -98,11 +100,16 @@ def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]
     )
     number = min(FOLDS, len(contents))
     if number < 2:
-        raise RequestError("optimizer.select=cv: expected two different images or more to train on")
+        return []
     labels = dataset.labels[rows][first]
     kind = KFold if labels.ndim == 2 or np.bincount(labels).max() < number else StratifiedKFold
     with warnings.catch_warnings():  # of classes of fewer images than folds: they are in some folds only
         warnings.filterwarnings("ignore", "The least populated class")
         parts = list(kind(number, shuffle=True, random_state=seed).split(contents, labels))
-    held = [np.isin(content, part) for _, part in parts]
-    return [(torch.from_numpy(np.flatnonzero(~one)), torch.from_numpy(np.flatnonzero(one))) for one in held]
+    every, folds = dataset.labels[rows], []
+    for _, part in parts:
+        held = np.isin(content, part)
+        # A class of which nothing is left to solve for says nothing of the strength.
+        known = held if every.ndim == 2 else held & np.isin(every, every[~held])
+        folds.append((torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(known))))
+    return folds if any(len(held) for _, held in folds) else []
