@@ -47,10 +47,7 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         data.test_fraction,
         memo=memo(settings),
         progress=progress,
-        name=data.name,
-        nested=data.nested,
-        image_column=data.image_column,
-        label_column=data.label_column,
+        **data.model_dump(include=sources.SETTINGS),
     )
     if settings.best == "map" and not dataset.multi_label:
         raise RequestError("best=map: expected images with several labels each, or best=macro_f1")

@@ -134,7 +134,8 @@ def run_hydra() -> NoReturn:
     SWEEP.set(None)  # a command may have run in this process before
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
-    sys.argv[1:] = map(quoted, arguments)
+    sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    sys.argv[1:] = [quoted(one, sweeps) for one in arguments]
     _, unknown = get_args_parser().parse_known_args()
     if unknown:
         raise RequestError(unknown_option(unknown[0]))

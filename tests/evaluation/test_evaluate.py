@@ -164,7 +164,7 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
         (("data.image_size=64",), "data.image_size: this is the run's own; expected data, "),
         (("trainer.devices=2",), "trainer.devices: this is the run's own; expected data, "),
         (("precision=16", "trainer=cpu"), "precision=16: expected a GPU with it"),
-        (("data.root=a,b",), "data.root=a,b: expected a single value"),
+        (("data.root=a,b",), "data.root=a,b: expected a folder; there is none"),
         (("data.root='interval(0,1)'",), "data.root=interval(0,1): expected"),
         (("data.rot=x",), "data.rot: there is no such setting; did you mean data.root?"),
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
@@ -180,6 +180,13 @@ def test_a_wrong_request_is_one_line(
     assert ended.code == 2
     assert ended.err.startswith(f"error: {line}")
     assert ended.err.count("\n") == 1
+
+
+def test_images_that_were_trained_on_are_told(command: Command, run: finetune.Run) -> None:
+    trained = run.summary["data"]["train"]
+    told = f"warning  the run has learned from {trained} of these 60 images; --split=test measures on others"
+    assert told in command("evaluate", str(run.folder), "--split", "all").out
+    assert "has learned from" not in command("evaluate", str(run.folder)).out
 
 
 def test_what_hydra_refuses_is_told_in_one_line(command: Command, run: finetune.Run) -> None:

@@ -38,6 +38,12 @@ def _as_features(value: Any) -> Any:
     return value
 
 
+def _as_columns(value: Any) -> Any:
+    if isinstance(value, list) and (len(value) < 2 or not all(isinstance(name, str | int) for name in value)):
+        raise ValueError("a column, or two or more as '[scab,rust]'")
+    return value
+
+
 def _as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value  # a folder named 2026, precision=32
 
@@ -73,7 +79,10 @@ class Data(Strict):
     name: Text | None
     nested: bool
     image_column: Text | None
-    label_column: Text | None
+    label_column: Annotated[Text | list[Text] | None, BeforeValidator(_as_columns)]
+    label_separator: Text | None
+    image_folder: Text | None
+    image_suffix: Text | None
     image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
     augment: Augment
     val_fraction: Fraction

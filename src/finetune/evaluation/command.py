@@ -40,9 +40,11 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         devices.precision(settings.precision, device)
     predictor = Predictor(saved, settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
+    learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
     chosen = choose_images(find_data(settings), saved, split, named_alike)
-    if (saved.summary or {}).get("refit") and (chosen.own or named_alike) and chosen.split in ("val", "all"):
-        say(console, "warning", "refitted on train and validation images: it has learned from these")
+    if (chosen.own or named_alike) and (seen := chosen.in_sides(learned)):
+        told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
+        say(console, "warning", f"{told}; --split=test measures on others")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)

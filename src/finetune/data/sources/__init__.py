@@ -12,7 +12,7 @@ from finetune.data import splits
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
 from finetune.data.digests import content_digest, file_digests
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
-from finetune.data.sources.labeled import LabeledImages, Progress, silent
+from finetune.data.sources.labeled import LabeledImages, Progress, odd_names, silent
 from finetune.errors import RequestError, brief
 
 
@@ -31,18 +31,20 @@ class Source:
 
 
 COLUMNS = ("image_column", "label_column")
+TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix")
 SOURCES = {
     "clipart": Source(builtin.find_clipart),
     "digits": Source(builtin.find_digits),
     "random": Source(builtin.make_noise),
     "folder": Source(folder.find_in_folder, "the folder of your images", ("nested",)),
-    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", COLUMNS),
+    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
     "torchvision": Source(
         torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
     ),
     "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
     "webdataset": Source(shards.find_in_shards, "a folder of .tar shards"),
 }
+SETTINGS = {name for entry in SOURCES.values() for name in entry.takes}
 
 
 def load_dataset(
@@ -52,12 +54,12 @@ def load_dataset(
     test_fraction: float,
     memo: Path | None = None,
     progress: Progress = silent,
-    **settings: str | bool | None,
+    **settings: str | list[str] | bool | None,
 ) -> Dataset:
     """Find the images of a source by the settings of `data`; nothing is decoded yet.
 
     memo: the file that remembers the digests of images. progress: a progress bar of a name and a length.
-    settings: `name`, `nested`, `image_column`, `label_column`, for the sources that take them.
+    settings: those of SETTINGS, for the sources that take them.
 
     Raises:
         RequestError: there are no images as the source expects them, fewer than two classes, a setting that
@@ -77,8 +79,10 @@ def load_dataset(
             raise RequestError(f"data.{name}={shown}: expected data={' or '.join(takers)} with it")
     if root is None and entry.root and entry.needs_root:
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
-    taken = {name: settings[name] for name in entry.takes if name in settings}
+    taken = {name: settings[name] for name in entry.takes if settings.get(name) is not None}
     found = entry.find(root, **taken) if entry.root else entry.find()
+    if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
+        found = replace(found, warnings=found.warnings + odd_names(found.classes))
     if not found.digests:
         with progress("hashing images", len(found.images)) as advance:
             found = replace(found, digests=_digests(found.images, memo, advance))
@@ -122,6 +126,7 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
         digests=found.digests,
         ignored_files=found.ignored_files,
         warnings=warnings,
+        notes=found.notes,
         own_split=found.splits is not None,
     )
     _check_something_trains(dataset, found.setting)

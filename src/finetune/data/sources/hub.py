@@ -143,7 +143,7 @@ def _columns(features: Any, image: str | None, label: str | None, setting: str) 
     import datasets
 
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [key for key, kind in features.items() if isinstance(_inner(kind), datasets.ClassLabel)]
+    labels = [key for key, kind in features.items() if isinstance(inner(kind), datasets.ClassLabel)]
     labels = labels or [key for key in ("label", "labels") if key in features]
     chosen = []
     for name, wanted, found in (("image_column", image, images), ("label_column", label, labels)):
@@ -161,7 +161,7 @@ def _columns(features: Any, image: str | None, label: str | None, setting: str) 
     return chosen[0], chosen[1]
 
 
-def _inner(kind: Any) -> Any:
+def inner(kind: Any) -> Any:
     """The type of a column, or of what its lists hold."""
     return getattr(kind, "feature", kind)
 
@@ -175,8 +175,8 @@ def _labels(
     """
     kind, values = part.features[column], part[column]
     values = list(values)
-    several = _inner(kind) is not kind
-    known = getattr(_inner(kind), "names", None)
+    several = inner(kind) is not kind
+    known = getattr(inner(kind), "names", None)
     if not several:
         missing = sum(value is None or value == -1 for value in values)
         if missing == len(values):

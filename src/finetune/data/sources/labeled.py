@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
 from finetune.data.dataset import SPLITS, RawImage
-from finetune.errors import RequestError
+from finetune.errors import RequestError, brief
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 SPLIT_NAMES = {split: split for split in SPLITS} | {
@@ -41,6 +44,7 @@ class LabeledImages:
     declared: Sequence[str] = ()
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     digests: Sequence[str] = ()
 
 
@@ -60,8 +64,8 @@ def expand_home(root: str) -> Path:
     return Path(os.path.expanduser(root))
 
 
-def existing_folder(root: str) -> Path:
-    """The folder that `data.root` means.
+def existing_folder(root: str, setting: str = "data.root") -> Path:
+    """The folder that `data.root`, or another setting, means.
 
     Raises:
         RequestError: there is none.
@@ -69,7 +73,7 @@ def existing_folder(root: str) -> Path:
     path = expand_home(root)
     if not os.path.isdir(path):
         there = "this is a file" if os.path.exists(path) else "there is none"
-        raise RequestError(f"data.root={root}: expected a folder; {there}")
+        raise RequestError(f"{setting}={root}: expected a folder; {there}")
     return path
 
 
@@ -88,3 +92,27 @@ def label_vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.n
     for row, some in zip(labels, names, strict=True):
         row[[classes.index(name) for name in some]] = 1
     return classes, labels
+
+
+def odd_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Warnings where classes differ in their spelling alone, or are decimals."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_plain(name), []).append(name)
+    told = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    warnings: tuple[str, ...] = ()
+    if told:
+        warnings = (f"classes that differ in their spelling alone: {brief(told)}",)
+    fractions = [name for name in classes if re.search(r"\.0*[1-9]", name)]
+    if fractions and all(re.fullmatch(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", name) for name in classes):
+        what = f"the labels are decimals ({brief(fractions, 3)})"
+        warnings += (f"{what}: each is trained as a class of its own, not as a number",)
+    return warnings
+
+
+def _plain(name: str) -> str:
+    """A name without what is spelled in several ways: case, spaces, how letters are coded, 1.0 for 1."""
+    try:
+        return str(Decimal(name.strip()).normalize())
+    except ArithmeticError:
+        return " ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold().strip()))
