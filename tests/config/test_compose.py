@@ -67,6 +67,11 @@ def test_a_comma_stands_between_the_values_of_a_sweep_and_else_in_a_name() -> No
             assert compose([override]).data.label_separator == separator
 
 
+def test_a_name_in_bytes_of_another_encoding_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^data.root=k\udce4: expected text in UTF-8$"):
+        compose(["data=folder", "data.root=k\udce4"])
+
+
 def test_what_refers_to_another_setting_still_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "/there")
     assert compose(["data.root=${oc.env:HERE}/images"]).data.root == "/there/images"

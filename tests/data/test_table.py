@@ -243,6 +243,12 @@ def test_an_end_that_two_images_have_is_no_image(folder: Path) -> None:
     assert "; 11 of 12 images were found" in found.warnings[0]
 
 
+def test_one_image_is_not_found_for_two_paths(folder: Path) -> None:
+    paths = ["cat/0", "dog/0", *map(str, range(1, 11))]
+    found = csv(table(folder, "path,label", *(f"{path},{'ab'[n % 2]}" for n, path in enumerate(paths))))
+    assert found.images[:3] == [folder / "cat/0", folder / "dog/0", folder / "my images" / "1.png"]
+
+
 def test_columns_that_are_not_read_are_named(folder: Path) -> None:
     lines = [f"{row},3,4" for row in rows(*"ab" * 6)]
     assert csv(table(folder, "path,label,width,", *lines)).notes == ("columns that are not read: width",)
@@ -298,6 +304,18 @@ def test_labels_that_seem_to_be_several_are_told(folder: Path, separator: str) -
 def test_a_separator_that_parts_nothing_is_told(folder: Path) -> None:
     found = csv(table(folder, "path,label", *rows(*"ab" * 6)), label_separator=";")
     assert found.warnings == ("data.label_separator=;: no image has several labels",)
+
+
+def test_several_columns_are_of_tables_alone(folder: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"^data.label_column=\[a,b\]: expected data=csv with several columns$"
+    ):
+        load_dataset("hf", str(folder), 0.15, 0.15, label_column=["a", "b"])
+
+
+def test_text_for_a_path_is_a_bad_image(folder: Path) -> None:
+    found = csv(table(folder, "path,label", *(f"{n} {'long ' * 80},{'ab'[n % 2]}" for n in range(12))))
+    assert len(found.images) == 12
 
 
 # Tables with images in them

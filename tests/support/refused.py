@@ -237,7 +237,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ),
     (
         "data=folder data.root=here data.bad_images=skip",
-        "data.root: expected 24 of 24 broken",
+        "data.root: expected 24 of 24 broken for one: not an image",
         all_broken,
     ),
     ("data=torchvision data.root=here", "data.name: expected a data set of torchvision.datasets", None),

@@ -16,6 +16,8 @@ from finetune.choices.fields import (
     Fraction,
     Positive,
     Strict,
+    Text,
+    as_text,
     names_where,
     number_or,
 )
@@ -38,17 +40,6 @@ def _as_features(value: Any) -> Any:
     return value
 
 
-def _as_columns(value: Any) -> Any:
-    if isinstance(value, list) and (len(value) < 2 or not all(isinstance(name, str | int) for name in value)):
-        raise ValueError("a column, or two or more as '[scab,rust]'")
-    return value
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value  # a folder named 2026, precision=32
-
-
-Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
 
 
@@ -79,7 +70,7 @@ class Data(Strict):
     name: Text | None
     nested: bool
     image_column: Text | None
-    label_column: Annotated[Text | list[Text] | None, BeforeValidator(_as_columns)]
+    label_column: Text | Annotated[list[Text], Field(min_length=2)] | None
     label_separator: Text | None
     image_folder: Text | None
     image_suffix: Text | None
@@ -152,7 +143,7 @@ class Settings(Strict):
     cache_dir: Text
     cache_max_gb: Positive
     cache_shared: bool
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(as_text)]
     compile: Literal["auto", True, False]
     trainer: Trainer
     resume: Literal["auto"] | None

@@ -73,6 +73,8 @@ def load_dataset(
             f"data.root={root}: expected data=folder with it; data={source} brings its own images"
         )
     for name, value in settings.items():
+        if isinstance(value, list) and source != "csv":
+            raise RequestError(f"data.{name}=[{','.join(value)}]: expected data=csv with several columns")
         if value not in (None, False) and name not in entry.takes:
             takers = [one for one, other in SOURCES.items() if name in other.takes]
             shown = "true" if value is True else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def find_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawIm
     if wanted.image_folder:
         folder = existing_folder(wanted.image_folder, "data.image_folder")
     written = [_written(one, folder, wanted.image_suffix) if isinstance(one, str) else one for one in named]
-    if any(not isinstance(one, Path) or one.is_file() for one in written):
+    if any(not isinstance(one, Path) or os.path.isfile(one) for one in written):
         return written, ()
     found = _by_ends(written, folder)
     for number, (name, one) in enumerate(zip(named, found, strict=True), 1):
@@ -173,14 +174,19 @@ def _written(name: str, folder: Path, suffix: str) -> Path:
 
 
 def _by_ends(paths: Sequence[Any], folder: Path) -> list[Path | None]:
-    """For each path the only image below a folder whose path ends like it, by the longest such end."""
+    """For each path the only image below a folder whose path ends like it, by the longest such end.
+
+    None, too, where the same image would be found for another path.
+    """
     ends: dict[str, list[Path]] = {}
     for file in filter(is_image, files_below(folder)):
         inside = file.relative_to(folder)
         for end in {*_ends(inside), *_ends(inside.with_suffix(""))}:
             ends.setdefault(end, []).append(file)
     only = {end: files[0] for end, files in ends.items() if len(files) == 1}
-    return [next((only[end] for end in _ends(path) if end in only), None) for path in paths]
+    found = {path: next((only[end] for end in _ends(path) if end in only), None) for path in {*paths}}
+    times = Counter(found.values())
+    return [found[path] if times[found[path]] == 1 else None for path in paths]
 
 
 def _ends(path: Path) -> Iterator[str]:
