@@ -376,7 +376,7 @@ def test_lists_and_missing_labels_of_parquet(folder: Path) -> None:
     import pyarrow
 
     paths = [f"my images/{n}.png" for n in range(12)]
-    several = {"path": paths, "label": [["a", "b"], ["b"], []] * 4}
+    several = {"path": paths, "label": [["a", "b"], ["b", None], []] * 4}
     parquet.write_table(pyarrow.table(several), folder / "several.parquet")
     assert csv(folder / "several.parquet").labels[:3].tolist() == [[1, 1], [0, 1], [0, 0]]
     for missing in (None, float("nan")):
@@ -386,6 +386,15 @@ def test_lists_and_missing_labels_of_parquet(folder: Path) -> None:
             RequestError, match=r"row 3: expected a path and a label.*; 4 of 12 rows have no label"
         ):
             csv(folder / "missing.parquet")
+
+
+def test_a_damaged_file_of_arrow_is_told(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    offsets, letters = (pyarrow.py_buffer(one) for one in (np.array([0, 5, 2], np.int32), b"hello"))
+    broken = pyarrow.StringArray.from_buffers(2, offsets, letters)
+    write(pyarrow.table({"path": broken, "label": ["a", "b"]}), folder / "broken.arrow")
+    with pytest.raises(RequestError, match=r"cannot be read as .arrow \("):
+        csv(folder / "broken.arrow")
 
 
 # Names

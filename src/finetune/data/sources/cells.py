@@ -123,6 +123,7 @@ def _arrow(path: Path, setting: str) -> Cells:
             table = pyarrow.ipc.open_file(path.read_bytes()).read_all()
         except pyarrow.ArrowInvalid:  # the other form of Arrow, which Hugging Face's files have
             table = pyarrow.ipc.open_stream(path.read_bytes()).read_all()
+    table.validate(full=True)  # of a damaged file it would read memory that is not its own
     features: dict[str, Any] = {}
     if b"huggingface" in (table.schema.metadata or {}) and importlib.util.find_spec("datasets"):
         import datasets
@@ -144,7 +145,7 @@ def _cell(value: Any, where: str, classes: Sequence[str] | None) -> Any:
     if isinstance(value, list):
         return [_cell(one, where, classes) for one in value]
     if classes and isinstance(value, int):
-        value = classes[value] if value >= 0 else None
+        value = classes[value] if 0 <= value < len(classes) else None
     return "" if value is None else str(value).strip()
 
 

@@ -120,7 +120,7 @@ def _listed(label: str | list[str], where: str) -> list[str]:
         found = label if isinstance(label, list) else json.loads((label or "[]").replace("'", '"'))
     except ValueError:
         raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {label}") from None
-    return [str(one) for one in found]
+    return [str(one) for one in found if one not in ("", None)]
 
 
 def _joint(classes: Sequence[str]) -> tuple[str, ...]:
