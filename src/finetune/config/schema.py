@@ -72,6 +72,7 @@ class Data(Strict):
     root: Text | None
     name: Text | None
     nested: bool
+    split: Literal["auto", "folders", "none"]
     image_column: Text | None
     label_column: Text | None
     image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.folder import files_below, is_image
+from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError
 
 

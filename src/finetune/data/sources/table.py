@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
     expand_home,
     label_vectors,
     number_classes,
     own_splits,
+    side_of,
 )
 from finetune.errors import RequestError, brief
 
@@ -21,12 +21,12 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def find_in_table(
-    root: str, image_column: str | None = None, label_column: str | None = None
+    root: str, image_column: str | None = None, label_column: str | None = None, split: str = "auto"
 ) -> LabeledImages:
     """The images that a table names; a relative path starts at the table's folder.
 
     Where any label has a `|`, every image has any number of labels. Files that are missing are told of when
-    the images are read, with their reason like any other.
+    the images are read, with their reason like any other. split: `none`: whatever the column split says.
 
     Raises:
         RequestError: the table is missing, no table, or lacks a column or a value.
@@ -45,10 +45,13 @@ def find_in_table(
         where = f"{setting}: row {number}"
         if not row[image] or not (row[label] or several):
             raise RequestError(f"{where}: expected a path and a label")
-        if "split" in row:
-            if row["split"] not in SPLIT_NAMES:
-                raise RequestError(f"{where}: expected train, val or test as its split, not {row['split']!r}")
-            splits.append(SPLIT_NAMES[row["split"]])
+        if split != "none" and "split" in row:
+            if (side := side_of(row["split"])) is None:
+                raise RequestError(
+                    f"{where}: expected train, val or test as its split, not {row['split']!r};"
+                    " data.split=none does without"
+                )
+            splits.append(side)
     images = [path.parent / row[image] for row in rows]
     if several:
         parts = [[part.strip() for part in row[label].split("|")] for row in rows]
