@@ -22,7 +22,7 @@ from finetune.config.compose import REFUSALS, quoted, refused, settings_from_con
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST, PLAN, find_run, is_sweep
+from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep
 from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
@@ -71,15 +71,16 @@ class Task:
             except (RequestError, RunError) as error:
                 raise SystemExit(tell(error)) from None
             return plan.score
-        self.began = True
+        self.began, folder = True, _folder_of(HydraConfig.get())
         try:
             settings = settings_from_config(config)
             import_torch()
             from finetune.run import run
 
-            run(settings, _folder_of(HydraConfig.get()), Screen())
+            run(settings, folder, Screen())
         except (RequestError, RunError) as error:
             self.error = error
+            drop_unused(folder)
         return None
 
     def plan(self, config: DictConfig) -> Plan:

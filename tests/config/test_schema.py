@@ -50,6 +50,7 @@ DEFAULTS = {
     "data.root": None,
     "data.name": None,
     "data.nested": False,
+    "data.split": "auto",
     "data.image_column": None,
     "data.label_column": None,
     "data.label_separator": None,

@@ -66,7 +66,7 @@ def test_numbers_stand_in_their_order(folder: Path) -> None:
 
 
 def test_a_split_in_the_table_is_taken(folder: Path) -> None:
-    sides = ["train"] * 6 + ["val"] * 2 + ["validation"] + ["test"] * 3
+    sides = ["train"] * 4 + ["Training"] * 2 + ["val"] * 2 + ["Validation"] + ["TEST", "test", "testing"]
     lines = [f"{row},{side}" for row, side in zip(rows(*"ab" * 6), sides, strict=True)]
     found = csv(table(folder, "path,label,split", *lines))
     assert {side: indices.tolist() for side, indices in found.split.items()} == {
@@ -74,6 +74,24 @@ def test_a_split_in_the_table_is_taken(folder: Path) -> None:
         "val": [6, 7, 8],
         "test": [9, 10, 11],
     }
+
+
+def test_data_split_none_leaves_the_column_aside(folder: Path) -> None:
+    lines = [f"{row},fold {n}" for n, row in enumerate(rows(*"ab" * 6))]
+    path = table(folder, "path,label,split", *lines)
+    assert load_dataset("csv", str(path), 0.0, 0.0, split="none").counts()["train"] == 12
+
+
+def test_a_table_of_one_class_or_to_test_with_alone_can_be_measured(folder: Path) -> None:
+    one = str(table(folder, "path,label", *rows(*"aaaa")))
+    alone = str(
+        table(folder, "path,label,split", *(f"{row},test" for row in rows(*"abab")), name="alone.csv")
+    )
+    for path, told in ((one, "there is only a"), (alone, "there are only those of test")):
+        with pytest.raises(RequestError, match=told):
+            load_dataset("csv", path, 0.15, 0.15)
+    assert len(load_dataset("csv", one, 0.15, 0.15, measured=True).images) == 4
+    assert load_dataset("csv", alone, 0.15, 0.15, measured=True).counts() == {"train": 0, "val": 0, "test": 4}
 
 
 def test_columns_have_the_names_the_knobs_give_them(folder: Path) -> None:
@@ -154,7 +172,7 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         (["path,label", "a.png,b", ",c"], "row 2: expected a path and a label"),
         (
             ["path,label,split", "a.png,b,later"],
-            "row 1: expected train, val or test as its split, not 'later'",
+            "row 1: expected train, val or test as its split, not 'later'; data.split=none does without",
         ),
         (["path,label", 'a.png,"b'], "cannot be read as .csv (unexpected end of data)"),
         (["path,label", "a.png,b", "b.png,b"], "expected two classes or more; there is only b"),

@@ -127,6 +127,27 @@ def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> No
     assert "without images, left out of the means: green" in ended.out
 
 
+def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictures: Path) -> None:
+    """One class, a class without images, a side alone, a class named test, a table of one class."""
+    for name in ("one/red", "holes/red", "sides/test/red", "sides/test/blue", "classes/red", "classes/blue"):
+        shutil.copytree(few_pictures / Path(name).name, name)
+    shutil.copytree(few_pictures / "green", Path("classes") / "test")
+    (Path("holes") / "blue").mkdir()
+    rows = [f"{few_pictures}/red/{number}.png,red\n" for number in range(20)]
+    Path("one.csv").write_text("".join(["path,label\n", *rows]))
+    for root, source, number, more in (
+        ("one", "folder", 20, ()),
+        ("holes", "folder", 20, ()),
+        ("sides", "folder", 40, ()),
+        ("sides", "folder", 40, ("--split", "test")),
+        ("classes", "folder", 40, ("data.split=none",)),
+        ("one.csv", "csv", 20, ()),
+    ):
+        ended, found = evaluate(f"data={source}", f"data.root={root}", *more)
+        assert (ended.code, ended.err, found["pictures"]) == (0, "", number)
+    assert found["classes_without_pictures"] == ["blue", "green"]
+
+
 def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Path) -> None:
     shutil.copytree(few_pictures, "new")
     (Path("new") / "red" / "broken.png").write_bytes(b"no picture")

@@ -69,6 +69,7 @@ class Data(Strict):
     root: Text | None
     name: Text | None
     nested: bool
+    split: Literal["auto", "folders", "none"]
     image_column: Text | None
     label_column: Text | Annotated[list[Text], Field(min_length=2)] | None
     label_separator: Text | None

@@ -13,9 +13,9 @@ from typing import TextIO
 from finetune.data.dataset import RawImage
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.cells import encoding_of, is_table, read_cells
-from finetune.data.sources.folder import files_below, is_image
 from finetune.data.sources.table import Columns
 from finetune.data.sources.table import find_images as find_in_table
+from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError
 
 

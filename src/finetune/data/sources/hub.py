@@ -18,12 +18,12 @@ import numpy as np
 
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
     existing_folder,
     label_vectors,
     number_classes,
     own_splits,
+    side_of,
 )
 from finetune.errors import RequestError, brief
 
@@ -58,8 +58,8 @@ def find_in_hub(
         images += _images(part, image, split)
         names += told
         splits += [split] * len(told)
-    if not images or "train" not in splits:
-        raise RequestError(f"{setting}: expected images with labels to train on; there are none")
+    if not images:
+        raise RequestError(f"{setting}: expected images with labels; there are none")
     classes, labels = _number_labels(names, several, known)
     return LabeledImages(
         name=name or str(root),
@@ -112,9 +112,10 @@ def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, 
         raise RequestError(f"{setting}: cannot be loaded by the package datasets ({told})") from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    others = [one for one in loaded if one not in SPLIT_NAMES]
+    parts: dict[str, Any] = {}
+    others = [one for one in loaded if (side := side_of(one)) is None or parts.setdefault(side, one) != one]
     warnings = (f"parts that are not train, val or test are left out: {brief(others)}",) if others else ()
-    return {SPLIT_NAMES[one]: part for one, part in loaded.items() if one in SPLIT_NAMES}, warnings
+    return {side: loaded[one] for side, one in parts.items()}, warnings
 
 
 @contextmanager

@@ -13,16 +13,16 @@ from unicodedata import normalize
 
 import numpy as np
 
-from finetune.data.dataset import SPLITS, RawImage
+from finetune.data.dataset import RawImage
 from finetune.errors import RequestError, brief
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-SPLIT_NAMES = {split: split for split in SPLITS} | {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+SIDES = {spelling: side for side, spellings in SPELLINGS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LabeledImages:
     splits: the split of each image, where the data itself brings a split; None: to be split by content.
     declared: the splits that the data brings, where one of them may be empty.
     digests: SHA-256 of each image's content, where they are known.
+    empty: classes that are there without an image.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LabeledImages:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     digests: Sequence[str] = ()
+    empty: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -54,9 +56,14 @@ def silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
+def side_of(name: str) -> str | None:
+    """The side of the split that a name means, in any case; None where it means none."""
+    return SIDES.get(name.strip().lower())
+
+
 def own_splits(splits: Sequence[str]) -> Sequence[str] | None:
-    """The splits of images, unless all are in the same: a single part is a set to be split."""
-    return splits if len(set(splits)) > 1 else None
+    """The splits of images, unless all are to train on: these are a set to be split."""
+    return splits if set(splits) - {"train"} else None
 
 
 def expand_home(root: str) -> Path:

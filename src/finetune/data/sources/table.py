@@ -15,16 +15,16 @@ from urllib.parse import unquote
 
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.cells import Cells, read_cells
-from finetune.data.sources.folder import files_below, is_image
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
     existing_folder,
     expand_home,
     label_vectors,
     number_classes,
     own_splits,
+    side_of,
 )
+from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError, brief
 
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
@@ -41,6 +41,7 @@ class Columns:
     label_separator: str | None = None
     image_folder: str | None = None
     image_suffix: str = ""
+    split: str = "auto"
 
 
 def find_in_table(root: str, **settings: Any) -> LabeledImages:
@@ -65,7 +66,8 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
     else:
         classes, labels = number_classes([one for (one,) in names])
         warnings += _joint(classes)
-    used = {place for name in (wanted.image_column, *columns, "split") for place in cells.places(name)}
+    sides = ["split"] if wanted.split != "none" and cells.places("split") else []
+    used = {place for name in (wanted.image_column, *columns, *sides) for place in cells.places(name)}
     unread = [name for i, name in enumerate(cells.header) if i not in used and name]
     return LabeledImages(
         name=str(path),
@@ -73,19 +75,23 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
         classes=classes,
         images=images,
         labels=labels,
-        splits=own_splits(_splits(cells)),
+        splits=own_splits(_splits(cells) if sides else ()),
         notes=(f"columns that are not read: {brief(unread)}",) if unread else (),
         warnings=cells.warnings + warnings,
     )
 
 
 def _splits(cells: Cells) -> list[str]:
-    sides = cells.column("split", "its split", str) if cells.places("split") else ()
-    for number, side in enumerate(sides, 1):
-        if side.lower() not in SPLIT_NAMES:
+    splits = []
+    for number, written in enumerate(cells.column("split", "data.split", str), 1):
+        if (side := side_of(written)) is None:
             where = f"{cells.setting}: row {number}"
-            raise RequestError(f"{where}: expected train, val or test as its split, not {side!r}")
-    return [SPLIT_NAMES[side.lower()] for side in sides]
+            raise RequestError(
+                f"{where}: expected train, val or test as its split, not {written!r};"
+                " data.split=none does without"
+            )
+        splits.append(side)
+    return splits
 
 
 def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[list[str]]:
