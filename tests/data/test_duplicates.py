@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+import finetune
 from finetune.data.duplicates import leaked
 from finetune.data.sources import load_dataset
 from support.folders import fill, folder
+from support.runs import SMALL
 
 
 def test_images_of_train_in_test_and_under_another_label_are_counted_and_named(tmp_path: Path) -> None:
@@ -57,3 +61,17 @@ def test_what_the_toolkit_splits_never_leaks(tmp_path: Path) -> None:
     dataset = folder(tmp_path, 0.3, 0.3)
     assert leaked(dataset) == {"val": {}, "test": {}}
     assert not dataset.warnings
+
+
+def test_the_summary_has_how_many_leaked_and_the_terminal_says_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("pets") / "train", 6)
+    shutil.copytree(Path("pets") / "train", Path("pets") / "test")
+    (Path("pets") / "test" / "cat" / "5.png").unlink()
+    data = {"root": "pets", "image_size": 32}
+    quick = {"model": SMALL.partition("=")[2], "weights": "random", "cache": "memory", "epochs": 1}
+    run = finetune.fit(data, folder="run", **quick)
+    assert run.summary["data"]["leaked"] == {"val": 0, "test": 11}
+    assert capsys.readouterr().out.count("11 of 11 test images are on another side, too (pets/test") == 1
