@@ -46,6 +46,13 @@ def test_fit_leaves_what_the_command_leaves(run: finetune.Run) -> None:
         finetune.fit("pictures", weights="random", folder=run.folder, quiet=True)
 
 
+def test_a_refused_fit_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=r"^data\.root=nowhere: expected a folder"):
+        finetune.fit("nowhere", weights="random", quiet=True)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pictures: Path) -> None:
     model = run.load()
     assert model.classes == ("blue", "green", "red")

@@ -195,8 +195,8 @@ def test_a_solve_that_ends_early_is_told(
 def test_evaluating_what_was_refitted_on_is_told(finished_run: Finished, command: Command) -> None:
     run = finished_run("data.val_fraction=0.3", "refit=true")
     Path("pictures").symlink_to(run.parent / "pictures")
-    assert "it has learned from these" in command("evaluate", str(run), "--split", "val").out
-    assert "it has learned from these" not in command("evaluate", str(run), "--split", "test").out
+    assert "the run has learned from" in command("evaluate", str(run), "--split", "val").out
+    assert "has learned from" not in command("evaluate", str(run), "--split", "test").out
 
 
 def test_the_temperature_of_a_refitted_head_comes_from_the_folds(finished_run: Finished) -> None:

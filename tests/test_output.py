@@ -36,6 +36,14 @@ def test_a_reader_that_has_enough_ends_no_command_and_is_no_fault() -> None:
     assert (one.returncode, one.stderr) == (0, b"")
 
 
+def test_names_of_files_are_utf_8_whatever_the_locale() -> None:
+    code = r"import os; from finetune.cli import at_once; at_once(lambda: print(os.fsencode('\xe4'), '\xe4'))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = [sys.executable, "-c", code]
+    one = subprocess.run(line, capture_output=True, env={**os.environ, **plain}, timeout=60)
+    assert (one.returncode, one.stdout, one.stderr) == (0, rb"b'\xc3\xa4' ?" + b"\n", b"")
+
+
 def test_a_closed_stdout_is_nobodys_file() -> None:
     one = ended(">&-")
     assert (one.returncode, one.stdout, one.stderr) == (0, b"", b"done\n")

@@ -32,6 +32,15 @@ def test_a_loss_that_is_not_finite(train: Train) -> None:
     assert summary["reason"] in ended.err
 
 
+def test_a_batch_with_one_value_per_channel_is_a_wrong_request(train: Train) -> None:
+    ended = train(*QUICK, "freeze=none", "batch_size=1", "data.augment=none", "epochs=1")
+    assert ended.code == 2
+    assert ended.err.startswith(
+        "error: a BatchNorm that trains got a single value per channel, expected more"
+    )
+    assert ended.err.count("\n") == 1
+
+
 def test_the_proof_fails_a_run_whose_frozen_part_moved(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing holds the BatchNorms in eval mode here, so that their statistics move."""
     monkeypatch.setattr(Frozen, "hold", lambda self, model: None)

@@ -34,8 +34,10 @@ from finetune.training.distributed import SINGLE, Rank
 from finetune.training.fit import Options
 
 
-def find_data(settings: Settings, progress: Progress = sources.silent) -> Dataset:
+def find_data(settings: Settings, progress: Progress = sources.silent, *, measured: bool = False) -> Dataset:
     """The images and labels that the settings name; nothing is decoded yet.
+
+    measured: they are for measuring alone, so that it does not matter whether a model could learn from them.
 
     Raises:
         RequestError: they are not there, or not as the settings need them.
@@ -46,13 +48,13 @@ def find_data(settings: Settings, progress: Progress = sources.silent) -> Datase
         data.root,
         data.val_fraction,
         data.test_fraction,
+        measured=measured,
         memo=memo(settings),
         progress=progress,
-        name=data.name,
-        nested=data.nested,
-        image_column=data.image_column,
-        label_column=data.label_column,
+        **data.model_dump(include=sources.SETTINGS),
     )
+    if measured:
+        return dataset
     if settings.best == "map" and not dataset.multi_label:
         raise RequestError("best=map: expected images with several labels each, or best=macro_f1")
     if dataset.multi_label and not LOSSES[settings.loss].several_labels:

@@ -32,7 +32,7 @@ app = Typer(
 Work = Callable[..., None]
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 RUN = Argument(help="A run's folder, or latest.")
-IMAGES = Argument(help="Images, folders of them, globs, or - for a list on stdin.")
+IMAGES = Argument(help="Images, folders or tables of them, globs, or - for a list on stdin.")
 RAW = Option(False, "--raw", help="Leave the probabilities uncalibrated.")
 
 
@@ -223,6 +223,7 @@ def at_once(command: Callable[[], object]) -> NoReturn:
     code: object = 0
     # No Python that is started on the way, by whatever library, runs what lies in the working folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    output.in_utf8()
     output.take_over()
     try:
         command()

@@ -22,7 +22,7 @@ from finetune.config.compose import REFUSALS, quoted, refused, settings_from_con
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST, PLAN, find_run, is_sweep
+from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep
 from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
@@ -71,15 +71,16 @@ class Task:
             except (RequestError, RunError) as error:
                 raise SystemExit(tell(error)) from None
             return plan.score
-        self.began = True
+        self.began, folder = True, _folder_of(HydraConfig.get())
         try:
             settings = settings_from_config(config)
             import_torch()
             from finetune.run import run
 
-            run(settings, _folder_of(HydraConfig.get()), Screen())
+            run(settings, folder, Screen())
         except (RequestError, RunError) as error:
             self.error = error
+            drop_unused(folder)
         return None
 
     def plan(self, config: DictConfig) -> Plan:
@@ -134,7 +135,8 @@ def run_hydra() -> NoReturn:
     SWEEP.set(None)  # a command may have run in this process before
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
-    sys.argv[1:] = map(quoted, arguments)
+    sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    sys.argv[1:] = [quoted(one, sweeps) for one in arguments]
     _, unknown = get_args_parser().parse_known_args()
     if unknown:
         raise RequestError(unknown_option(unknown[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import locale
 import os
 import sys
 from typing import Any
@@ -22,6 +23,17 @@ class Output(io.FileIO):
             except OSError as error:
                 self.failed = error
         return len(data)
+
+
+def in_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where names of files would not be read as UTF-8.
+
+    What is printed stays in the terminal's letters.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", locale.getencoding())
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def take_over() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from finetune.choices.losses import LOSSES
+from finetune.data.duplicates import leaked
 from finetune.evaluation.calibration import calibrate
 from finetune.features.load import ModelInputs
 from finetune.machine import versions
@@ -26,6 +27,7 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint(),
         "skipped": len(inputs.bad),
         "ignored_files": dataset.ignored_files,
+        "leaked": {side: len(rows) for side, rows in leaked(dataset).items()},
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.compose import compose, free_folder, override_settings
+from finetune.config.compose import compose, free_folder, override_settings, quoted
 from finetune.errors import RequestError
 
 
@@ -39,10 +39,42 @@ def test_hydras_refusal_is_told_in_our_words() -> None:
         ("a=b", "a=b"),
         ("'two words'", "two words"),
         ("~/images", "~/images"),
+        ("a,b", "a,b"),
+        ("2026,11", "2026,11"),
+        ("007", "007"),
     ],
 )
 def test_a_path_need_not_be_quoted_for_hydra(root: str, kept: str) -> None:
     assert compose(["data=folder", f"data.root={root}"]).data.root == kept
+
+
+@pytest.mark.parametrize("name", ["${x}", "a${b", "[one]", "'quoted'", "a,b", "it's, ${here}", "back\\slash"])
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_what_is_there_is_meant_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, sweeps: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    assert compose([quoted(f"data.root={name}", sweeps)]).data.root == name
+
+
+def test_a_comma_stands_between_the_values_of_a_sweep_and_else_in_a_name() -> None:
+    assert quoted("data.root=a,b", sweeps=True) == "data.root=a,b"
+    assert quoted("data.root=a,b") == "data.root='a,b'"
+    for separator in (",", " ", ";", "|"):
+        for sweeps in (True, False):
+            override = quoted(f"data.label_separator={separator}", sweeps)
+            assert compose([override]).data.label_separator == separator
+
+
+def test_a_name_in_bytes_of_another_encoding_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^data.root=k\udce4: expected text in UTF-8$"):
+        compose(["data=folder", "data.root=k\udce4"])
+
+
+def test_what_refers_to_another_setting_still_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/there")
+    assert compose(["data.root=${oc.env:HERE}/images"]).data.root == "/there/images"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +82,6 @@ def test_a_path_need_not_be_quoted_for_hydra(root: str, kept: str) -> None:
     [
         ("epoch=1", "epoch: there is no such setting; did you mean epochs?"),
         ("epochs=1", "epochs: this is the run's own; expected data, data.root"),
-        ("data.root=a,b", "data.root=a,b: expected a single value"),
         ("data.root=[a", "data.root=[a: this value cannot be read; expected brackets that are closed"),
         ("data=nowhere", "data=nowhere: expected one of cifar10"),
         ("data.root=${nothing}", "data.root=${nothing}: Interpolation key 'nothing' not found"),

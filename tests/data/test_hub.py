@@ -69,6 +69,19 @@ def test_a_saved_set_with_sides_keeps_its_classes_and_order(tmp_path: Path) -> N
     assert np.array_equal(decode(image, Preprocessing(8, 8)).permute(1, 2, 0).numpy(), pixels(11))
 
 
+def test_sides_are_known_by_any_spelling_and_none_hides_another(tmp_path: Path) -> None:
+    parts = {
+        "Training": table([0, 1] * 5, NAMES),
+        "val": table([0, 1], NAMES, 10),
+        "validation": table([0, 1, 0], NAMES, 12),
+        "TESTING": table([1], NAMES, 15),
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    found = hf(tmp_path / "saved")
+    assert found.counts() == {"train": 10, "val": 2, "test": 1}
+    assert found.warnings == ("parts that are not train, val or test are left out: validation",)
+
+
 def test_a_single_part_is_split_by_content(tmp_path: Path) -> None:
     table(["b", "a", "a"] * 20, datasets.Value("string")).save_to_disk(str(tmp_path / "saved"))
     found = hf(tmp_path / "saved")

@@ -70,11 +70,31 @@ def test_names_of_shards_are_sides(tmp_path: Path) -> None:
     assert shards(tmp_path / "set").counts() == {"train": 12, "val": 4, "test": 2}
 
 
+def test_a_side_is_a_word_of_a_shards_name_in_any_spelling(tmp_path: Path) -> None:
+    """As people name them; what macOS puts beside them is no shard."""
+    names = ("imagenet-Train-000000", "imagenet-train-000001", "imagenet-validation-0", "testing00", "c#test")
+    for number, name in enumerate(names):
+        write_samples(tmp_path / "set" / f"{name}.tar", range(4 * number, 4 * number + 4))
+    (tmp_path / "set" / "._testing00.tar").write_bytes(b"no archive")
+    assert shards(tmp_path / "set").counts() == {"train": 8, "val": 4, "test": 8}
+    whole = load_dataset("webdataset", str(tmp_path / "set"), 0.0, 0.0, split="none")
+    assert whole.counts() == {"train": 20, "val": 0, "test": 0}
+
+
+def test_shards_to_test_with_alone_train_nothing(tmp_path: Path) -> None:
+    write_samples(tmp_path / "set" / "test-0.tar", range(4))
+    with pytest.raises(RequestError, match=r"expected images to train on; there are only those of test$"):
+        shards(tmp_path / "set")
+    measured = load_dataset("webdataset", str(tmp_path / "set"), 0.2, 0.2, measured=True)
+    assert measured.counts() == {"train": 0, "val": 0, "test": 4}
+
+
 def test_only_some_shards_named_as_sides_is_refused(tmp_path: Path) -> None:
     write_samples(tmp_path / "set" / "train-0.tar", range(8))
     write_samples(tmp_path / "set" / "more-0.tar", range(8, 16))
     with pytest.raises(
-        RequestError, match=r"to begin with train-, val- or test-; there are more-0.tar, train-0"
+        RequestError,
+        match=r"in the names of all shards, or of none; there are more-0.tar, train-0.tar \(data.split=none",
     ):
         shards(tmp_path / "set")
 

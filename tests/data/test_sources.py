@@ -98,10 +98,14 @@ def test_only_train_and_val_leave_nothing_to_test(tmp_path: Path) -> None:
     assert folder(tmp_path).counts() == {"train": 8, "val": 4, "test": 0}
 
 
-def test_an_empty_side_is_empty(tmp_path: Path) -> None:
-    fill(tmp_path / "train", 4)
-    (tmp_path / "val").mkdir()
-    assert folder(tmp_path).counts() == {"train": 8, "val": 0, "test": 0}
+def test_an_empty_side_counts_as_if_it_were_not_there(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 12)
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    dataset = folder(tmp_path, val=0.3)
+    check(dataset)
+    assert len(dataset.split["val"]) > 0
+    assert dataset.counts()["test"] == 0
+    assert dataset.warnings == ("val has no images and counts as if it were not there",)
 
 
 def test_folders_without_pictures_beside_train_do_no_harm(tmp_path: Path) -> None:
@@ -150,7 +154,8 @@ def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
     dataset = folder(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.images) == 10
-    assert dataset.ignored_files == 6  # what lies in hidden folders is not looked at
+    assert dataset.ignored_files == 5  # what lies in hidden folders is not looked at
+    assert dataset.warnings == (f"1 image lies directly in {tmp_path.name}, in no class folder: left out",)
 
 
 def test_every_case_of_extension_counts(tmp_path: Path) -> None:
@@ -178,7 +183,8 @@ def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
     assert dataset.classes == ("cat/black", "cat/tabby", "dog", "dog/large/grey")
     for path, label in zip(dataset.images, dataset.labels, strict=True):
         assert Path(str(path)).parent == tmp_path / dataset.classes[label]
-    assert dataset.ignored_files == 1
+    assert dataset.ignored_files == 0
+    assert dataset.warnings[0].startswith("1 image lies directly in ")
 
 
 def test_nested_folders_below_train_and_test(tmp_path: Path) -> None:

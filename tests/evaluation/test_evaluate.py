@@ -127,6 +127,27 @@ def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> No
     assert "without images, left out of the means: green" in ended.out
 
 
+def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictures: Path) -> None:
+    """One class, a class without images, a side alone, a class named test, a table of one class."""
+    for name in ("one/red", "holes/red", "sides/test/red", "sides/test/blue", "classes/red", "classes/blue"):
+        shutil.copytree(few_pictures / Path(name).name, name)
+    shutil.copytree(few_pictures / "green", Path("classes") / "test")
+    (Path("holes") / "blue").mkdir()
+    rows = [f"{few_pictures}/red/{number}.png,red\n" for number in range(20)]
+    Path("one.csv").write_text("".join(["path,label\n", *rows]))
+    for root, source, number, more in (
+        ("one", "folder", 20, ()),
+        ("holes", "folder", 20, ()),
+        ("sides", "folder", 40, ()),
+        ("sides", "folder", 40, ("--split", "test")),
+        ("classes", "folder", 40, ("data.split=none",)),
+        ("one.csv", "csv", 20, ()),
+    ):
+        ended, found = evaluate(f"data={source}", f"data.root={root}", *more)
+        assert (ended.code, ended.err, found["pictures"]) == (0, "", number)
+    assert found["classes_without_pictures"] == ["blue", "green"]
+
+
 def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Path) -> None:
     shutil.copytree(few_pictures, "new")
     (Path("new") / "red" / "broken.png").write_bytes(b"no picture")
@@ -164,7 +185,7 @@ def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictur
         (("data.image_size=64",), "data.image_size: this is the run's own; expected data, "),
         (("trainer.devices=2",), "trainer.devices: this is the run's own; expected data, "),
         (("precision=16", "trainer=cpu"), "precision=16: expected a GPU with it"),
-        (("data.root=a,b",), "data.root=a,b: expected a single value"),
+        (("data.root=a,b",), "data.root=a,b: expected a folder; there is none"),
         (("data.root='interval(0,1)'",), "data.root=interval(0,1): expected"),
         (("data.rot=x",), "data.rot: there is no such setting; did you mean data.root?"),
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
@@ -180,6 +201,13 @@ def test_a_wrong_request_is_one_line(
     assert ended.code == 2
     assert ended.err.startswith(f"error: {line}")
     assert ended.err.count("\n") == 1
+
+
+def test_images_that_were_trained_on_are_told(command: Command, run: finetune.Run) -> None:
+    trained = run.summary["data"]["train"]
+    told = f"warning  the run has learned from {trained} of these 60 images; --split=test measures on others"
+    assert told in command("evaluate", str(run.folder), "--split", "all").out
+    assert "has learned from" not in command("evaluate", str(run.folder)).out
 
 
 def test_what_hydra_refuses_is_told_in_one_line(command: Command, run: finetune.Run) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import os
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import RequestError
 from finetune.evaluation.paths import find_images
+from support.typed import typed
 
 FILES = ("a/1.png", "a/b/2.JPG", "a/b/notes.txt", "a/.hidden/3.png", "c/[4].png", "c/5.webp")
 
@@ -33,15 +34,42 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_files_folders_and_globs(arguments: list[str], expected: list[str]) -> None:
-    found = find_images(arguments, io.StringIO())
+    found = find_images(arguments, typed(), None)
     assert [str(path) for path in found] == expected
     assert found.total == len(expected)
 
 
 def test_a_list_on_stdin_is_taken_line_by_line() -> None:
-    found = find_images(["c/5.webp", "-"], io.StringIO("a/1.png\n\nnowhere.png\r\n"))
+    found = find_images(["c/5.webp", "-"], typed(b"a/1.png\n\nnowhere.png\r\n"), None)
     assert found.total is None
     assert [str(path) for path in found] == ["c/5.webp", "a/1.png", "nowhere.png"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a/1.png\0two\nlines.png\0",
+        b"a/1.png\0two\nlines.png",
+        b"\xef\xbb\xbfa/1.png\0two\nlines.png\0",
+        "\ufeffa/1.png\0two\nlines.png\0".encode("utf-16-le"),
+    ],
+)
+def test_a_list_may_be_parted_by_zero_bytes_and_have_a_mark(content: bytes) -> None:
+    assert [str(path) for path in find_images(["-"], typed(content), None)] == ["a/1.png", "two\nlines.png"]
+
+
+def test_the_names_in_a_list_are_of_any_bytes() -> None:
+    (path,) = find_images(["-"], typed(b"\xe4.png\n"), None)
+    assert os.fsencode(str(path)) == b"\xe4.png"
+
+
+def test_a_table_stands_for_its_images() -> None:
+    Path("labels.csv").write_text("name;x\n1;a\nb/2;b\ngone;c\n")
+    found = find_images(["labels.csv", "c/5.webp"], typed(), "name")
+    assert [str(path) for path in found] == ["a/1.png", "a/b/2.JPG", "gone", "c/5.webp"]
+    assert found.total == 4
+    with pytest.raises(RequestError, match=r"^labels.csv: expected a column path .*; there are name, x$"):
+        find_images(["labels.csv"], typed(), None)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +84,7 @@ def test_a_list_on_stdin_is_taken_line_by_line() -> None:
 def test_what_names_nothing_is_told(argument: str, line: str | None) -> None:
     Path("empty").mkdir()
     if line is None:
-        assert find_images([argument], io.StringIO()).total == 2
+        assert find_images([argument], typed(), None).total == 2
     else:
         with pytest.raises(RequestError, match=f"^{line}"):
-            find_images([argument], io.StringIO())
+            find_images([argument], typed(), None)

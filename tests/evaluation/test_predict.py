@@ -20,6 +20,7 @@ from finetune.errors import RunError
 from finetune.evaluation.forward import Answer, Predictor
 from finetune.runs.open import Saved
 from support.ended import Ended
+from support.typed import typed
 
 Command = Callable[..., Ended]
 
@@ -90,7 +91,7 @@ def test_a_bad_file_is_a_row_with_a_reason(predict: Command, strict: bool) -> No
 
 
 def test_a_list_on_stdin(predict: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("pictures/blue/3.png\ngone.png\n"))
+    monkeypatch.setattr(sys, "stdin", typed(b"pictures/blue/3.png\ngone.png\n"))
     ended = predict("-", "--format", "jsonl")
     first, second = map(json.loads, ended.out.splitlines())
     assert (ended.code, first["path"]) == (0, "pictures/blue/3.png")

@@ -139,6 +139,27 @@ def test_an_image_replaced_after_it_was_hashed_ends_the_run_and_is_not_stored(
     check_store(tmp_path, root)
 
 
+@pytest.mark.parametrize("kept", ["disk", "memory", "none"])
+def test_a_folder_that_is_gone_after_it_was_hashed_ends_the_run_with_a_name(
+    root: Path, tmp_path: Path, kept: str
+) -> None:
+    """It may be on a disk of the network; with all features in the store, too."""
+    dataset = load(root)
+    for stored in (False, True):
+        if stored:
+            prepared(dataset, tmp_path, kept)
+        root.rename(tmp_path / "gone")
+        with pytest.raises(ChangedImage, match="no such file or directory, though it could be read when the"):
+            prepared(dataset, tmp_path, kept)
+        (tmp_path / "gone").rename(root)
+
+
+def test_a_file_that_was_never_there_is_a_broken_image(root: Path, tmp_path: Path) -> None:
+    (root / "a" / "gone.png").symlink_to("nowhere.png")
+    inputs = prepared(load(root), tmp_path)
+    assert [bad.reason for bad in inputs.bad] == ["no such file or directory"]
+
+
 def test_rows_computed_before_the_image_that_was_replaced_are_kept(root: Path, tmp_path: Path) -> None:
     dataset = load(root)
     paint(root / "b" / "39.png", 999)  # in the last batch

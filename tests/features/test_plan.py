@@ -135,6 +135,19 @@ def test_plan_for_a_cache_folder_that_does_not_exist_yet(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_cache_folder_that_cannot_be_made_is_told_as_such(tmp_path):
+    (tmp_path / "file").touch()
+    for cache, why in (
+        (tmp_path / "file", "Not a directory"),
+        (Path("/proc/none"), "No such file or directory"),
+    ):
+        plan = planned(resnet(["all"]), cache)
+        told = f"cache_dir={cache} cannot be made ({why}), so not stored; in memory for this run"
+        assert (plan.where, plan.why) == ("memory", told)
+        with pytest.raises(RequestError, match=f"^cache_dir={cache}: expected a folder"):
+            planned(resnet(["all"]), cache, "disk")
+
+
 def test_sizes_read_as_people_read_them():
     assert [readable(n) for n in (0, 999, 1024, 1.5e6, 2e13)] == [
         "0 B",

@@ -81,10 +81,12 @@ def only_a_test_folder(here: Path) -> None:
 def valid_beside_train(here: Path) -> None:
     pets(here / "train")
     pets(here / "valid")
+    pets(here / "Validation")
 
 
 def class_missing_in_train(here: Path) -> None:
     pets(here / "train")
+    pets(here / "test")
     picture(here / "test" / "horse" / "1.png")
 
 
@@ -222,9 +224,17 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
         one_class,
     ),
     ("data=folder data.root=here", "in every class folder; none in fish", class_without_pictures),
-    ("data=folder data.root=here", "there are train, valid", valid_beside_train),
-    ("data=folder data.root=here", "there are test", only_a_test_folder),
-    ("data=folder data.root=here", "in every class folder; none in horse", class_missing_in_train),
+    (
+        "data=folder data.root=here",
+        "expected one folder for val; there are Validation and valid",
+        valid_beside_train,
+    ),
+    ("data=folder data.root=here", "there are only those of test", only_a_test_folder),
+    (
+        "data=folder data.root=here",
+        "images to train on for every class; none for horse",
+        class_missing_in_train,
+    ),
     (
         "data=folder data.root=here",
         "data.bad_images=error: 1 of 24 images here/cat/0.png (",
@@ -237,7 +247,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ),
     (
         "data=folder data.root=here data.bad_images=skip",
-        "data.root: expected 24 of 24 broken",
+        "data.root: expected 24 of 24 broken for one: not an image",
         all_broken,
     ),
     ("data=torchvision data.root=here", "data.name: expected a data set of torchvision.datasets", None),

@@ -13,6 +13,16 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def as_text(value: Any) -> Any:
+    """A whole number as text; what is no UTF-8 is refused."""
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("text in UTF-8")  # bytes of another encoding are surrogates in Python
+    return str(value) if type(value) is int else value  # a folder named 2026, precision=32
+
+
+Text = Annotated[str, BeforeValidator(as_text), Field(min_length=1)]
+
+
 class Strict(BaseModel):
     """Settings as they were given: no unknown key, no value of another type."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is ch
 # Settings whose values are paths and names, in whatever letters.
 PLACES = (
     *("data.root", "data.name", "data.image_column", "data.label_column", "weights", "cache_dir"),
+    *("data.label_separator", "data.image_folder", "data.image_suffix"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
 # What composing raises where the request is wrong; a group's name that is no text is a ValueError.
@@ -46,20 +49,23 @@ OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, repl
 OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)  # for --help
 
 
-def quoted(override: str) -> str:
+def quoted(override: str, sweeps: bool = False) -> str:
     """A command line's override as Hydra's grammar takes it: a path such as München goes into quotes.
 
-    A list (a comma) or what is in quotes or brackets already stays as it is.
+    What is in quotes or brackets already stays as it is, unless there is a file of that very name.
+    sweeps: whether a comma stands between several values.
     """
     key, _, value = override.partition("=")
-    if key not in PLACES or not value or "," in value or "\\" in value or value[0] in "'\"[{$":
+    there = os.path.lexists(os.path.expanduser(value))
+    if key not in PLACES or value in ("", "null") or (not there and (value[0] in "'\"[{" or "\\" in value)):
         return override
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        escaped = value.replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return override
+    text = value.replace("${", "\\${") if there else value
+    with suppress(HydraException):
+        read = OverridesParser.create().parse_override(override)
+        if str(read.value()) == text or (sweeps and not there and read.is_sweep_override()):
+            return override
+    escaped = text.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def compose(overrides: Sequence[str]) -> Settings:

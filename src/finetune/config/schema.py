@@ -16,6 +16,8 @@ from finetune.choices.fields import (
     Fraction,
     Positive,
     Strict,
+    Text,
+    as_text,
     names_where,
     number_or,
 )
@@ -38,11 +40,6 @@ def _as_features(value: Any) -> Any:
     return value
 
 
-def _as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value  # a folder named 2026, precision=32
-
-
-Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
 
 
@@ -72,8 +69,12 @@ class Data(Strict):
     root: Text | None
     name: Text | None
     nested: bool
+    split: Literal["auto", "folders", "none"]
     image_column: Text | None
-    label_column: Text | None
+    label_column: Text | Annotated[list[Text], Field(min_length=2)] | None
+    label_separator: Text | None
+    image_folder: Text | None
+    image_suffix: Text | None
     image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
     augment: Augment
     val_fraction: Fraction
@@ -143,7 +144,7 @@ class Settings(Strict):
     cache_dir: Text
     cache_max_gb: Positive
     cache_shared: bool
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(as_text)]
     compile: Literal["auto", True, False]
     trainer: Trainer
     resume: Literal["auto"] | None

@@ -41,7 +41,7 @@ class Dataset:
     split: indices into images for train, val and test.
     digests: SHA-256 of each image's content.
     ignored_files: how many files beside the images were passed over.
-    warnings: what the user should know of them, a line each.
+    warnings: what the user should know of them, a line each; notes: what is no fault.
     own_split: whether the data brought sides of their own.
     """
 
@@ -53,6 +53,7 @@ class Dataset:
     digests: Sequence[str]
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     own_split: bool = False
 
     @property
@@ -76,8 +77,8 @@ class Dataset:
         """The places that stay when some are left out."""
         return np.setdiff1d(np.arange(len(self.images)), bad)
 
-    def without(self, bad: Sequence[int]) -> Dataset:
-        """The same without some images; the rest keep their side.
+    def without(self, bad: Sequence[int], reason: str = "") -> Dataset:
+        """The same without some images, the first for this reason; the rest keep their side.
 
         Raises:
             RequestError: nothing is left to train on.
@@ -89,7 +90,8 @@ class Dataset:
         if not len(split["train"]):
             raise RequestError(
                 f"data.root: expected images to train on; {len(bad)} of {len(self.images)} are broken"
-                f" ({self.images[bad[0]]} for one), and none of the others falls to train"
+                f" ({self.images[bad[0]]} for one{reason and f': {reason}'}), and none of the others falls to"
+                " train"
             )
         return rest
 

@@ -138,4 +138,9 @@ def _digest(path: Path) -> str:
         if path.is_file():  # a named pipe would be waited for
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
+    return name_digest(path)
+
+
+def name_digest(path: Path) -> str:
+    """What stands for the digest of a file that could not be read."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()

@@ -18,7 +18,7 @@ from torch import Tensor
 from finetune.data import limits
 from finetune.data.colour import to_srgb
 from finetune.data.dataset import RawImage, Stored
-from finetune.data.digests import content_digest
+from finetune.data.digests import content_digest, name_digest
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
@@ -55,10 +55,10 @@ class BrokenImage(Exception):
 
 
 class ChangedImage(RunError):
-    """An image whose bytes are not those that its digest is of."""
+    """An image whose bytes are not those that its digest is of, or can no longer be read."""
 
-    def __init__(self, image: RawImage) -> None:
-        super().__init__(f"{image}: changed since the run began, which goes by its content; run again")
+    def __init__(self, image: RawImage, what: str = "changed since") -> None:
+        super().__init__(f"{image}: {what} the run began, which goes by its content; run again")
         self.image = image
 
 
@@ -85,7 +85,13 @@ def decode(image: RawImage, preprocessing: Preprocessing, digest: str | None = N
     Returns: uint8 (3, crop_size, crop_size).
     Raises: BrokenImage; ChangedImage.
     """
-    content = _content(image)
+    try:
+        content = _content(image)
+    except BrokenImage as error:
+        unread = name_digest(image) if isinstance(image, Path) else None
+        if error.lasting or digest in (None, unread):
+            raise
+        raise ChangedImage(image, f"{error}, though it could be read when") from error
     if digest is not None and digest != content_digest(content):
         raise ChangedImage(image)
     with ExitStack() as memory:

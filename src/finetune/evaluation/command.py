@@ -40,9 +40,11 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         devices.precision(settings.precision, device)
     predictor = Predictor(saved, settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
-    chosen = choose_images(find_data(settings), saved, split, named_alike)
-    if (saved.summary or {}).get("refit") and (chosen.own or named_alike) and chosen.split in ("val", "all"):
-        say(console, "warning", "refitted on train and validation images: it has learned from these")
+    learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
+    chosen = choose_images(find_data(settings, measured=True), saved, split, named_alike)
+    if (chosen.own or named_alike) and (seen := chosen.in_sides(learned)):
+        told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
+        say(console, "warning", f"{told}; --split=test measures on others")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
@@ -65,7 +67,7 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     dataset = None
     if FORMATS[format].convert:
         try:
-            dataset = find_data(saved.settings)
+            dataset = find_data(saved.settings, measured=True)
         except RequestError as gone:
             say(console, "note", f"the run's images are not there ({gone})")
     inputs, what = example_inputs(dataset, saved.preprocessing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ class Chosen:
     rows: np.ndarray
     labels: np.ndarray
     unknown: dict[str, int]
+
+    def in_sides(self, sides: Sequence[str]) -> int:
+        """How many of the images are on these sides of the split."""
+        return sum(np.isin(self.rows, self.dataset.split[side]).sum() for side in sides)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
         RequestError: there are no images, or the folder cannot be made.
         RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
-    images, saved = list(find_images(paths, sys.stdin)), open_run(run)
+    saved = open_run(run)
+    images = list(find_images(paths, sys.stdin, saved.settings.data.image_column))
     if not images:
         raise RequestError("-: expected names of images on stdin; there are none")
     folder = out or saved.folder / "explain"
@@ -66,7 +67,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
                 captions = answers(saved, explained.logits)
                 for index, heat, caption in zip(good, explained.maps, captions, strict=True):
                     tile = pair(pixels[index], heat, caption)
-                    _save(tile, folder / f"{_free_name(chunk[index].stem, taken)}.png")
+                    _save(tile, folder / f"{_free_name(Path(str(chunk[index])).stem, taken)}.png")
                     if len(tiles) < IN_GRID:
                         tiles.append(tile)
             advance(len(chunk))

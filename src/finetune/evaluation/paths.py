@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from finetune.data.dataset import RawImage
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.folder import files_below, is_image
+from finetune.data.sources.cells import encoding_of, is_table, read_cells
+from finetune.data.sources.table import Columns
+from finetune.data.sources.table import find_images as find_in_table
+from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError
 
 
@@ -18,30 +23,31 @@ from finetune.errors import RequestError
 class Paths:
     """Images to go through one by one; a list of them is never made.
 
-    total: how many there are; None where stdin names them.
+    column: of a table's images. total: how many there are; None where stdin names them.
     """
 
     arguments: Sequence[str]
     stdin: TextIO
+    column: str | None
     total: int | None
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[RawImage]:
         for argument in self.arguments:
-            yield from _listed(self.stdin) if argument == "-" else _found(argument)
+            yield from _listed(self.stdin) if argument == "-" else _found(argument, self.column)
 
 
-def find_images(arguments: Sequence[str], stdin: TextIO) -> Paths:
-    """Look for what each argument names.
+def find_images(arguments: Sequence[str], stdin: TextIO, column: str | None) -> Paths:
+    """Look for what each argument names; column: of a table's images.
 
     Raises:
         RequestError: an argument names nothing, or a folder without images.
     """
-    counts = [_count(argument) for argument in arguments if argument != "-"]
-    return Paths(arguments, stdin, None if "-" in arguments else sum(counts))
+    counts = [_count(argument, column) for argument in arguments if argument != "-"]
+    return Paths(arguments, stdin, column, None if "-" in arguments else sum(counts))
 
 
-def _count(argument: str) -> int:
-    number = sum(1 for _ in _found(argument))
+def _count(argument: str, column: str | None) -> int:
+    number = sum(1 for _ in _found(argument, column))
     if not number and os.path.isdir(argument):
         raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)})")
     if not number:
@@ -49,18 +55,28 @@ def _count(argument: str) -> int:
     return number
 
 
-def _found(argument: str) -> Iterator[Path]:
-    """A file whatever its name, the images in a folder and below, or what a glob matches of both."""
+def _found(argument: str, column: str | None) -> Iterator[RawImage]:
+    """A file whatever its name, the images in a folder and below or in a table, or what a glob matches."""
     if not os.path.lexists(argument) and glob.has_magic(argument):
         for match in sorted(glob.iglob(argument, recursive=True)):
-            yield from _found(glob.escape(match) if not os.path.lexists(match) else match)
+            yield from _found(glob.escape(match) if not os.path.lexists(match) else match, column)
     elif os.path.isdir(argument):
         yield from filter(is_image, files_below(Path(argument)))
+    elif is_table(Path(argument)) and os.path.exists(argument):
+        cells = read_cells(Path(argument), argument)
+        yield from find_in_table(cells, Path(argument).parent, Columns(column or Columns.image_column))[0]
     elif os.path.lexists(argument):
         yield Path(argument)
 
 
 def _listed(stdin: TextIO) -> Iterator[Path]:
-    for line in stdin:
-        if name := line.rstrip("\r\n"):
-            yield Path(name)
+    """Names in lines, or each with a zero byte behind it as `find -print0` has them."""
+    start = stdin.buffer.peek(4)  # type: ignore[attr-defined]
+    text = io.TextIOWrapper(stdin.buffer, encoding_of(start) or "utf-8", "surrogateescape")
+    rest, zeros = "", False
+    for line in text:
+        zeros = zeros or "\0" in line
+        *names, rest = (rest + line).split("\0") if zeros else (line.rstrip("\n"), "")
+        yield from (Path(name) for name in names if name)
+    if rest.strip():
+        yield Path(rest.rstrip("\n"))

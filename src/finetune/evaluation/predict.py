@@ -61,7 +61,8 @@ def predict_paths(
 
     top: how many classes an image. raw: leave the probabilities uncalibrated.
     """
-    format, images, saved = format_of(out, format), find_images(paths, sys.stdin), open_run(run)
+    format, saved = format_of(out, format), open_run(run)
+    images = find_images(paths, sys.stdin, saved.settings.data.image_column)
     predictor = Predictor(saved, saved.settings.precision, raw=raw)
     console = Screen(stderr=True)
     if not out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way

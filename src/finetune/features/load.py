@@ -152,7 +152,7 @@ def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
 def _leave_out(bad: list[BadImage], dataset: Dataset, memo: Path) -> Dataset:
     """The data set without images that are broken, which are remembered."""
     remember_bad({dataset.digests[one.index]: one.reason for one in bad if one.lasting}, memo)
-    return dataset.without([one.index for one in bad]) if bad else dataset
+    return dataset.without([one.index for one in bad], bad[0].reason) if bad else dataset
 
 
 def _summary(computed: list[Features], plan: FeaturePlan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import PIL
@@ -183,7 +184,7 @@ class Capacity:
     """Bytes for features.
 
     stored: in the cache already, of which `reused` are of these features. limit: `cache_max_gb`.
-    free: on the disk. memory: of this machine, of which a quarter may be taken.
+    free: on the disk. memory: of this machine, of which a quarter may be taken. full: why no more is stored.
     """
 
     stored: int
@@ -191,11 +192,20 @@ class Capacity:
     limit: int
     free: int
     memory: int
+    full: str = "over cache_max_gb or the free disk"
 
 
 def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
     folder = settings.cache_dir
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        if not folder.is_dir():
+            TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        full = f"cache_dir={folder} cannot be made ({error.strerror})"
+        if settings.cache == "disk":
+            raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror})") from None
+        return Capacity(0, 0, limit=-1, free=0, memory=ram(), full=full)
     return Capacity(
         stored=size_of_all(folder),
         reused=sum(size_of_store(folder, key | form.describe()) for key in keys),
@@ -216,7 +226,7 @@ def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Capaci
     fits_disk = space.stored + new <= space.limit and new <= 0.9 * space.free
     if cache in ("auto", "disk") and fits_disk:
         return "disk", "on disk for the next run"
-    over = "" if cache == "memory" else "over cache_max_gb or the free disk, so not stored; "
+    over = "" if cache == "memory" else f"{space.full}, so not stored; "
     if size <= space.memory / 4:
         return "memory", f"{over}in memory for this run"
     return "none", f"{over}too large for memory"

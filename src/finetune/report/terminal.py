@@ -68,6 +68,8 @@ def _data_lines(console: Console, inputs: ModelInputs, size: int) -> None:
     say(console, "data", f"{dataset.name}: {classes}, {splits}{own}; {prepared}")
     if dataset.ignored_files:
         say(console, "", f"{dataset.ignored_files:,} files that are no images by their name were passed over")
+    for note in dataset.notes:
+        say(console, "", note)
     if skipped:
         number = f"{len(skipped):,} image{'s are' if len(skipped) > 1 else ' is'}"
         paths = brief([bad.path for bad in skipped], 2)

@@ -36,7 +36,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path, began = folder / LOCK, (folder / "settings.json").exists()
     with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
         if not _locked(file, path):
             file.seek(0)
@@ -47,6 +47,10 @@ def one_writer(folder: Path) -> Iterator[None]:
         file.flush()
         try:
             yield
+        except RequestError:
+            if not (began or (folder / "skipped.csv").exists()):
+                (folder / "settings.json").unlink(missing_ok=True)  # nothing is to be resumed
+            raise
         finally:
             path.unlink(missing_ok=True)
             for empty in made:  # what was asked for was wrong
@@ -120,6 +124,15 @@ def refuse_used(folder: Path) -> None:
         raise RequestError(
             f"hydra.run.dir={folder}: expected a new folder; this one holds a run's checkpoints"
         )
+
+
+def drop_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but what Hydra writes first, and those above that then are empty."""
+    if {path.name for path in folder.glob("*")} <= {".hydra"}:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for above in folder.parents:
+                above.rmdir()
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.data.module import Batch
-from finetune.errors import RunError
+from finetune.errors import RequestError, RunError
 from finetune.training import metrics
 from finetune.training.best import Best
 from finetune.training.epoch_metrics import EpochMetrics
@@ -145,7 +145,7 @@ class Learner(pl.LightningModule):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise RunError(
+            raise RequestError(
                 "a BatchNorm that trains got a single value per channel, expected more: a larger batch_size"
                 " or data.image_size, or freeze=@norm"
             ) from None

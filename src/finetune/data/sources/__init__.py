@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finetune.data import splits
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
 from finetune.data.digests import content_digest, file_digests
+from finetune.data.duplicates import told_twice
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
-from finetune.data.sources.labeled import LabeledImages, Progress, silent
+from finetune.data.sources.labeled import LabeledImages, Progress, odd_names, silent
 from finetune.errors import RequestError, brief
 
 
@@ -31,18 +33,20 @@ class Source:
 
 
 COLUMNS = ("image_column", "label_column")
+TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix", "split")
 SOURCES = {
     "clipart": Source(builtin.find_clipart),
     "digits": Source(builtin.find_digits),
     "random": Source(builtin.make_noise),
-    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested",)),
-    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", COLUMNS),
+    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested", "split")),
+    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
     "torchvision": Source(
         torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
     ),
     "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
-    "webdataset": Source(shards.find_in_shards, "a folder of .tar shards"),
+    "webdataset": Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
 }
+SETTINGS = {name for entry in SOURCES.values() for name in entry.takes}
 
 
 def load_dataset(
@@ -51,17 +55,39 @@ def load_dataset(
     val_fraction: float,
     test_fraction: float,
     memo: Path | None = None,
-    progress: Progress = silent,
-    **settings: str | bool | None,
+    *,
+    measured: bool = False,
+    **how: Any,
 ) -> Dataset:
     """Find the images of a source by the settings of `data`; nothing is decoded yet.
 
-    memo: the file that remembers the digests of images. progress: a progress bar of a name and a length.
-    settings: `name`, `nested`, `image_column`, `label_column`, for the sources that take them.
+    measured: nothing is trained on them: one class will do, or one side. how: as `find_images` takes it.
 
     Raises:
-        RequestError: there are no images as the source expects them, fewer than two classes, a setting that
-            the source does not take, no such source, or nothing falls to train.
+        RequestError: as of `find_images`; there are fewer than two classes, or nothing falls to train.
+    """
+    found = find_images(source, root, memo, **how)
+    dataset = _split(found, val_fraction, test_fraction)
+    if not measured:
+        _check_something_trains(dataset, found)
+    return dataset
+
+
+def find_images(
+    source: str,
+    root: str | None,
+    memo: Path | None = None,
+    progress: Progress = silent,
+    **settings: str | list[str] | bool | None,
+) -> LabeledImages:
+    """The images of a source, with their digests.
+
+    memo: the file that remembers the digests of images. progress: a progress bar of a name and a length.
+    settings: those of SETTINGS, for the sources that take them.
+
+    Raises:
+        RequestError: there are no images as the source expects them, a setting that the source does not take,
+            or no such source.
     """
     if source not in SOURCES:
         raise RequestError(f"data.source={source}: expected {', '.join(SOURCES)}")
@@ -71,18 +97,24 @@ def load_dataset(
             f"data.root={root}: expected data=folder with it; data={source} brings its own images"
         )
     for name, value in settings.items():
-        if value not in (None, False) and name not in entry.takes:
-            takers = [one for one, other in SOURCES.items() if name in other.takes]
+        if isinstance(value, list) and source != "csv":
+            raise RequestError(f"data.{name}=[{','.join(value)}]: expected data=csv with several columns")
+        takers = [one for one, other in SOURCES.items() if name in other.takes and value != "folders"]
+        if value not in (None, False, "auto") and source not in (takers or ["folder"]):
             shown = "true" if value is True else value
-            raise RequestError(f"data.{name}={shown}: expected data={' or '.join(takers)} with it")
+            raise RequestError(
+                f"data.{name}={shown}: expected data={' or '.join(takers or ['folder'])} with it"
+            )
     if root is None and entry.root and entry.needs_root:
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
-    taken = {name: settings[name] for name in entry.takes if name in settings}
+    taken = {name: settings[name] for name in entry.takes if settings.get(name) is not None}
     found = entry.find(root, **taken) if entry.root else entry.find()
+    if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
+        found = replace(found, warnings=found.warnings + odd_names(found.classes))
     if not found.digests:
         with progress("hashing images", len(found.images)) as advance:
             found = replace(found, digests=_digests(found.images, memo, advance))
-    return _split(found, val_fraction, test_fraction)
+    return found
 
 
 def _digests(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
@@ -99,9 +131,6 @@ def _digests(images: Sequence[RawImage], memo: Path | None, advance: Callable[[i
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:
-    if len(found.classes) < 2 and found.labels.ndim == 1:
-        only = f"there is only {found.classes[0]}" if found.classes else "there are none"
-        raise RequestError(f"{found.setting}: expected two classes or more; {only}")
     warnings = found.warnings
     if found.splits is None:
         split = splits.split_by_content(found.digests, found.labels, val_fraction, test_fraction)
@@ -122,23 +151,33 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
         digests=found.digests,
         ignored_files=found.ignored_files,
         warnings=warnings,
+        notes=found.notes,
         own_split=found.splits is not None,
     )
-    _check_something_trains(dataset, found.setting)
-    return dataset
+    return replace(dataset, warnings=warnings + told_twice(dataset))
 
 
-def _check_something_trains(dataset: Dataset, setting: str) -> None:
-    """Raise RequestError where nothing falls to train, or nothing of a class that is validated or tested."""
-    if not len(dataset.split["train"]):
+def _check_something_trains(dataset: Dataset, found: LabeledImages) -> None:
+    """Raise RequestError where there are no two classes, or one of them has nothing to train on."""
+    several, train = dataset.labels.ndim > 1, len(dataset.split["train"])
+    if len(found.classes) < 2 and not several:
+        only = f"there is only {found.classes[0]}" if found.classes else "there are none"
+        raise RequestError(f"{found.setting}: expected two classes or more; {only}")
+    if found.empty:
+        expected = "expected images to train on in every class folder"
+        raise RequestError(f"{found.setting}: {expected}; none in {brief(found.empty)}")
+    if not train and dataset.own_split:
+        there = " and ".join(side for side, number in dataset.counts().items() if number)
+        raise RequestError(f"{found.setting}: expected images to train on; there are only those of {there}")
+    if not train:
         raise RequestError(
             f"data.val_fraction and data.test_fraction: expected images to train on; none of the"
             f" {len(dataset.images)} falls to train"
         )
-    if dataset.labels.ndim == 1:
+    if not several:
         present = set(dataset.labels.tolist())
         counts = enumerate(dataset.to_train().items())
         if untaught := [name for i, (name, count) in counts if not count and i in present]:
             raise RequestError(
-                f"{setting}: expected images to train on for every class; none for {brief(untaught)}"
+                f"{found.setting}: expected images to train on for every class; none for {brief(untaught)}"
             )

@@ -2,109 +2,161 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from finetune.data.dataset import SPLITS
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes
+from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes, side_of
+from finetune.data.sources.walk import Walk, files_below, is_image, listed
 from finetune.errors import RequestError, brief
 
 
-def find_in_folder(root: str, nested: bool = False) -> LabeledImages:
+def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> LabeledImages:
     """The images below a folder per class, or below the classes in train, val and test.
 
     nested: a class is the whole path of an image's folder, not the first part of it.
+    split: `auto`: folders named train, val and test are sides of the split, and nothing may lie beside them;
+        `folders`: what lies beside them is left out; `none`: all are classes.
 
     Raises:
-        RequestError: the folder is missing or cannot be read, or a class has nothing to train on.
+        RequestError: the folder is missing or cannot be read, or has no classes with images.
     """
     folder, setting = existing_folder(root), f"data.root={root}"
-    declared = _declared_splits(folder, setting)
-    tops = declared or {"train": folder}
-    images: list[Path] = []
-    names, splits, empty = [], [], set()
-    ignored = sum(map(os.path.isfile, (path for top in tops.values() for path in top.iterdir())))
-    for split, top in tops.items():
-        for child in _subfolders(top, setting):
-            files = list(files_below(child))
-            paths = [path for path in files if is_image(path)]
-            ignored += len(files) - len(paths)
-            images += paths
-            names += [path.parent.relative_to(top).as_posix() if nested else child.name for path in paths]
-            splits += [split] * len(paths)
-            empty |= set() if paths or nested else {child.name}
-    classes, _ = number_classes([*names, *empty])
-    present = {name for name, split in zip(names, splits, strict=True) if split == "train"}
-    _check_classes(classes, present, setting)
+    try:
+        sides, warnings = ({}, []) if split == "none" else _sides(folder, split == "folders")
+        if split == "auto" and not sides and not nested:
+            _refuse_unnamed_sides(folder)
+        found, empty, ignored = _read(sides or {"": folder}, nested, warnings)
+        if not found:
+            takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
+            seem = takes if sides else _seem([folder.parent] if listed(folder)[1] and folder.name else [])
+            types = ", ".join(EXTENSIONS)
+            raise RequestError(
+                f"expected a folder per class with images ({types}) in it; there are none{seem}"
+            )
+        _check_names({*(name for _, name, _ in found), *empty})
+        if split == "auto" and not sides and len({name for _, name, _ in found}) < 2:
+            below = (where for where, folders, _ in Walk(folder).folders(folder) if folders)
+            if seem := _seem(below):
+                raise RequestError(f"expected two classes or more; there is only {found[0][1]}{seem}")
+    except RequestError as error:
+        raise RequestError(f"{setting}: {error}") from None
+    classes, _ = number_classes([*(name for _, name, _ in found), *empty])
     place = {name: label for label, name in enumerate(classes)}
     return LabeledImages(
         name=str(folder),
         setting=setting,
         classes=classes,
-        images=images,
-        labels=np.array([place[name] for name in names]),
-        splits=splits if declared else None,
-        declared=tuple(declared),
+        images=[image for image, _, _ in found],
+        labels=np.array([place[name] for _, name, _ in found]),
+        splits=[side for _, _, side in found] if sides else None,
         ignored_files=ignored,
+        warnings=tuple(warnings),
+        empty=empty,
     )
 
 
-def _declared_splits(folder: Path, setting: str) -> dict[str, Path]:
-    """The folders train, val and test where the user has split the images."""
-    subfolders = _subfolders(folder, setting)
-    declared = {path.name: path for path in subfolders if path.name in SPLITS}
-    others = [p.name for p in subfolders if p.name not in SPLITS and any(map(is_image, files_below(p)))]
-    if declared and ("train" not in declared or others):
+def _read(
+    tops: dict[str, Path], nested: bool, warnings: list[str]
+) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], int]:
+    """Each image with its class and side, the classes without one, and how many files are no images.
+
+    warnings: gets a line for what is left out.
+    """
+    walk, found, empty, ignored = Walk(*tops.values()), [], set(), 0
+    taught: set[str] = set()
+    for side, top in tops.items():
+        here, beside, listed = [], 0, []
+        for where, folders, files in walk.folders(top):
+            images = [path for path in map(where.__truediv__, files) if is_image(path)]
+            ignored += len(files) - len(images)
+            if where == top:
+                beside, listed = len(images), [] if nested else [*folders]
+                continue
+            below = where.relative_to(top)
+            here += [(image, below.as_posix() if nested else below.parts[0], side) for image in images]
+        names = {name for _, name, _ in here}
+        taught = taught or names  # of train, which comes first
+        if beside:
+            lie = f"{beside:,} image{'s lie' if beside > 1 else ' lies'}"
+            warnings.append(f"{lie} directly in {top.name or top}, in no class folder: left out")
+        elif side and not here:
+            warnings.append(f"{top.name} has no images and counts as if it were not there")
+        if taught.isdisjoint(names) and here:
+            told = f"{top.name} has no class of those to train on, only {brief(sorted(names))}"
+            warnings.append(f"{told}: its {len(here):,} images are left out")
+            here = []
+        found += here
+        empty |= set(listed) if here else set()
+    if walk.back:
+        warnings.append(f"links to folders that are read at their own place are left out: {brief(walk.back)}")
+    return found, tuple(sorted(empty - {name for _, name, _ in found})), ignored
+
+
+def _sides(folder: Path, alone: bool) -> tuple[dict[str, Path], list[str]]:
+    """The folders that are sides of the split, by side; none where they are classes. And what is left out.
+
+    alone: only they count; else nothing with images may lie beside them.
+    """
+    sides: dict[str, Path] = {}
+    others = []
+    for path in listed(folder)[0]:
+        side = side_of(path.name)
+        if side in sides:
+            raise RequestError(
+                f"expected one folder for {side}; there are {sides[side].name} and {path.name}"
+            )
+        if side:
+            sides[side] = path
+        elif any(map(is_image, files_below(path))):
+            others.append(path.name)
+    sides = {side: sides[side] for side in SPLITS if side in sides}
+    if alone and not sides:
+        raise RequestError("expected train, val or test in it, for data.split=folders; there are none")
+    if alone:
+        return sides, [f"left out beside train, val and test: {brief(others)}"] if others else []
+    if sides and others:
+        names = [path.name for path in sides.values()]
+        if {name.lower() for name in names}.isdisjoint(SPLITS):
+            return {}, []  # classes with such names, as valid and invalid
         raise RequestError(
-            f"{setting}: expected either a folder per class, or only train, val and test with the classes"
-            f" below them; there are {brief([*declared, *others])}"
+            "expected either a folder per class, or only train, val and test with the classes below them;"
+            f" there are {brief([*names, *others])} (data.split=none takes all for classes, folders the first"
+            f" {len(names)} for sides)"
         )
-    return declared
+    return sides, []
 
 
-def _check_classes(classes: Sequence[str], present: set[str], setting: str) -> None:
-    if strange := [name for name in classes if not _is_text(name)]:
-        raise RequestError(f"{setting}: expected class folders with names in UTF-8; {strange[0]!r} is not")
-    if not classes:
-        raise RequestError(f"{setting}: expected a folder per class with images in it; there are no folders")
-    if not present:
-        raise RequestError(
-            f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its class folders; there are none"
-        )
-    if empty := [name for name in classes if name not in present]:
-        raise RequestError(
-            f"{setting}: expected images to train on in every class folder; none in {brief(empty)}"
-        )
+def _refuse_unnamed_sides(folder: Path) -> None:
+    """Raise RequestError where folders look like sides of the split under names that are none."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for path in listed(folder)[0]:
+        folders, images = listed(path)
+        if len(folders) > 1 and not images:
+            alike.setdefault(tuple(one.name for one in folders), []).append(path.name)
+    for below, names in alike.items():
+        if len(names) > 1:
+            raise RequestError(
+                f"{brief(names)} hold the same folders ({brief(below)}): expected train, val and test as"
+                " their names if they are sides of the split; data.split=none takes them for classes,"
+                " data.nested=true each folder in them"
+            )
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can be written; one of bytes that are no UTF-8 holds surrogates instead."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def _seem(places: Iterable[Path]) -> str:
+    """Where the classes seem to lie, as the end of a line: the first place with two folders of images."""
+    for place in places:
+        if sum(bool(listed(one)[1]) for one in listed(place)[0]) > 1:
+            place = place.parent if side_of(place.name) else place
+            return f"; the classes seem to lie in {place}: data.root={place}"
+    return ""
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image; what is in it is seen when it is decoded."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def _subfolders(folder: Path, setting: str) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise RequestError(f"{setting}: {folder} cannot be read: {error.strerror}") from None
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder but those in hidden folders, links followed, in a stable order."""
-    seen = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:  # a link to a folder above would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(where) / name for name in sorted(names))
+def _check_names(names: Iterable[str]) -> None:
+    """Raise RequestError where one cannot be written: bytes that are no UTF-8 are surrogates in it."""
+    for name in sorted(names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise RequestError(f"expected class folders with names in UTF-8; {name!r} is not")

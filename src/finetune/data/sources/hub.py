@@ -18,12 +18,12 @@ import numpy as np
 
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
     existing_folder,
     label_vectors,
     number_classes,
     own_splits,
+    side_of,
 )
 from finetune.errors import RequestError, brief
 
@@ -58,8 +58,8 @@ def find_in_hub(
         images += _images(part, image, split)
         names += told
         splits += [split] * len(told)
-    if not images or "train" not in splits:
-        raise RequestError(f"{setting}: expected images with labels to train on; there are none")
+    if not images:
+        raise RequestError(f"{setting}: expected images with labels; there are none")
     classes, labels = _number_labels(names, several, known)
     return LabeledImages(
         name=name or str(root),
@@ -112,9 +112,10 @@ def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, 
         raise RequestError(f"{setting}: cannot be loaded by the package datasets ({told})") from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    others = [one for one in loaded if one not in SPLIT_NAMES]
+    parts: dict[str, Any] = {}
+    others = [one for one in loaded if (side := side_of(one)) is None or parts.setdefault(side, one) != one]
     warnings = (f"parts that are not train, val or test are left out: {brief(others)}",) if others else ()
-    return {SPLIT_NAMES[one]: part for one, part in loaded.items() if one in SPLIT_NAMES}, warnings
+    return {side: loaded[one] for side, one in parts.items()}, warnings
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def _columns(features: Any, image: str | None, label: str | None, setting: str) 
     import datasets
 
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [key for key, kind in features.items() if isinstance(_inner(kind), datasets.ClassLabel)]
+    labels = [key for key, kind in features.items() if isinstance(inner(kind), datasets.ClassLabel)]
     labels = labels or [key for key in ("label", "labels") if key in features]
     chosen = []
     for name, wanted, found in (("image_column", image, images), ("label_column", label, labels)):
@@ -161,7 +162,7 @@ def _columns(features: Any, image: str | None, label: str | None, setting: str) 
     return chosen[0], chosen[1]
 
 
-def _inner(kind: Any) -> Any:
+def inner(kind: Any) -> Any:
     """The type of a column, or of what its lists hold."""
     return getattr(kind, "feature", kind)
 
@@ -175,8 +176,8 @@ def _labels(
     """
     kind, values = part.features[column], part[column]
     values = list(values)
-    several = _inner(kind) is not kind
-    known = getattr(_inner(kind), "names", None)
+    several = inner(kind) is not kind
+    known = getattr(inner(kind), "names", None)
     if not several:
         missing = sum(value is None or value == -1 for value in values)
         if missing == len(values):

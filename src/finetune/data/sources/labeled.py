@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
-from finetune.data.dataset import SPLITS, RawImage
-from finetune.errors import RequestError
+from finetune.data.dataset import RawImage
+from finetune.errors import RequestError, brief
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-SPLIT_NAMES = {split: split for split in SPLITS} | {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+SIDES = {spelling: side for side, spellings in SPELLINGS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class LabeledImages:
     splits: the split of each image, where the data itself brings a split; None: to be split by content.
     declared: the splits that the data brings, where one of them may be empty.
     digests: SHA-256 of each image's content, where they are known.
+    empty: classes that are there without an image.
     """
 
     name: str
@@ -41,7 +45,9 @@ class LabeledImages:
     declared: Sequence[str] = ()
     ignored_files: int = 0
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     digests: Sequence[str] = ()
+    empty: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -50,9 +56,14 @@ def silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
+def side_of(name: str) -> str | None:
+    """The side of the split that a name means, in any case; None where it means none."""
+    return SIDES.get(name.strip().lower())
+
+
 def own_splits(splits: Sequence[str]) -> Sequence[str] | None:
-    """The splits of images, unless all are in the same: a single part is a set to be split."""
-    return splits if len(set(splits)) > 1 else None
+    """The splits of images, unless all are to train on: these are a set to be split."""
+    return splits if set(splits) - {"train"} else None
 
 
 def expand_home(root: str) -> Path:
@@ -60,8 +71,8 @@ def expand_home(root: str) -> Path:
     return Path(os.path.expanduser(root))
 
 
-def existing_folder(root: str) -> Path:
-    """The folder that `data.root` means.
+def existing_folder(root: str, setting: str = "data.root") -> Path:
+    """The folder that `data.root`, or another setting, means.
 
     Raises:
         RequestError: there is none.
@@ -69,7 +80,7 @@ def existing_folder(root: str) -> Path:
     path = expand_home(root)
     if not os.path.isdir(path):
         there = "this is a file" if os.path.exists(path) else "there is none"
-        raise RequestError(f"data.root={root}: expected a folder; {there}")
+        raise RequestError(f"{setting}={root}: expected a folder; {there}")
     return path
 
 
@@ -88,3 +99,27 @@ def label_vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.n
     for row, some in zip(labels, names, strict=True):
         row[[classes.index(name) for name in some]] = 1
     return classes, labels
+
+
+def odd_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Warnings where classes differ in their spelling alone, or are decimals."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_plain(name), []).append(name)
+    told = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    warnings: tuple[str, ...] = ()
+    if told:
+        warnings = (f"classes that differ in their spelling alone: {brief(told)}",)
+    fractions = [name for name in classes if re.search(r"\.0*[1-9]", name)]
+    if fractions and all(re.fullmatch(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", name) for name in classes):
+        what = f"the labels are decimals ({brief(fractions, 3)})"
+        warnings += (f"{what}: each is trained as a class of its own, not as a number",)
+    return warnings
+
+
+def _plain(name: str) -> str:
+    """A name without what is spelled in several ways: case, spaces, how letters are coded, 1.0 for 1."""
+    try:
+        return str(Decimal(name.strip()).normalize())
+    except ArithmeticError:
+        return " ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold().strip()))

@@ -14,11 +14,11 @@ from typing import BinaryIO
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
     existing_folder,
     number_classes,
     own_splits,
+    side_of,
 )
 from finetune.errors import RequestError, brief
 
@@ -27,16 +27,17 @@ NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
 Sample = tuple[Stored, str]  # an image and its label
 
 
-def find_in_shards(root: str) -> LabeledImages:
+def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
     """The samples of every shard in a folder, the text of `.cls` as label.
 
-    Shards named train-…, val-… and test-… are these splits. Images stay in their shard until decoded.
+    Shards with train, val or test as a word of their names are these splits, unless `split` is `none`. Images
+    stay in their shard until decoded.
 
     Raises:
         RequestError: there are no shards, or one is damaged or lacks a label.
     """
     folder, setting = existing_folder(root), f"data.root={root}"
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(shard for shard in folder.glob("*.tar") if not shard.name.startswith("."))
     if not shards:
         raise RequestError(f"{setting}: expected a folder of .tar shards; there are none")
     samples: list[Sample] = []
@@ -49,7 +50,7 @@ def find_in_shards(root: str) -> LabeledImages:
             raise RequestError(f"{setting}: {shard.name} is damaged ({error})") from None
         samples += found
         ignored += without_image
-        splits += [SPLIT_NAMES.get(shard.stem.partition("-")[0], "")] * len(found)
+        splits += ["" if split == "none" else _side(shard)] * len(found)
     if not samples:
         raise RequestError(
             f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
@@ -62,7 +63,7 @@ def find_in_shards(root: str) -> LabeledImages:
         classes=classes,
         images=[image for image, _ in samples],
         labels=labels,
-        splits=own_splits(splits),
+        splits=own_splits(splits) if any(splits) else None,
         ignored_files=ignored,
     )
 
@@ -70,11 +71,17 @@ def find_in_shards(root: str) -> LabeledImages:
 def _check_names(shards: Sequence[Path], splits: Iterable[str], setting: str) -> None:
     """Raise RequestError where the names of some shards say which split they are, but not of all."""
     declared = set(splits)
-    if declared - {""} and ("" in declared or "train" not in declared):
+    if declared - {""} and "" in declared:
         raise RequestError(
-            f"{setting}: expected the names of all shards, or of none, to begin with train-, val- or test-;"
-            f" there are {brief([shard.name for shard in shards])}"
+            f"{setting}: expected train, val or test in the names of all shards, or of none; there are"
+            f" {brief([shard.name for shard in shards])} (data.split=none takes them as one)"
         )
+
+
+def _side(shard: Path) -> str:
+    """The side that a shard's name has among its words, as imagenet-train-000000; none where it has two."""
+    sides = {side for word in re.findall("[a-z]+", shard.stem.lower()) if (side := side_of(word))}
+    return sides.pop() if len(sides) == 1 else ""
 
 
 def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], int]:

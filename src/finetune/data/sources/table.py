@@ -2,98 +2,200 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.util
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
+from urllib.parse import unquote
 
+from finetune.data.dataset import RawImage, Stored
+from finetune.data.sources.cells import Cells, read_cells
 from finetune.data.sources.labeled import (
-    SPLIT_NAMES,
     LabeledImages,
+    existing_folder,
     expand_home,
     label_vectors,
     number_classes,
     own_splits,
+    side_of,
 )
+from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError, brief
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
+MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+ELSEWHERE = re.compile(r"[a-z][\w+.-]*:[\\/]", re.IGNORECASE)  # a drive's letter, or an address
 
 
-def find_in_table(
-    root: str, image_column: str | None = None, label_column: str | None = None
-) -> LabeledImages:
+@dataclass(frozen=True)
+class Columns:
+    """What a table is told to hold, by settings of `data`."""
+
+    image_column: str = "path"
+    label_column: str | list[str] = "label"
+    label_separator: str | None = None
+    image_folder: str | None = None
+    image_suffix: str = ""
+    split: str = "auto"
+
+
+def find_in_table(root: str, **settings: Any) -> LabeledImages:
     """The images that a table names; a relative path starts at the table's folder.
 
-    Where any label has a `|`, every image has any number of labels. Files that are missing are told of when
-    the images are read, with their reason like any other.
+    An image has any number of labels where `label_separator` is given, a label has a `|` or is a list, or
+    several columns say 0 or 1. Files that are missing are told of when the images are read, with their reason
+    like any other. settings: those of `Columns`.
 
     Raises:
         RequestError: the table is missing, no table, or lacks a column or a value.
     """
-    path, setting = expand_home(root), f"data.root={root}"
-    rows = _rows(path, setting)
-    image, label = image_column or "path", label_column or "label"
-    for column, name in ((image, "image_column"), (label, "label_column")):
-        if column not in rows[0]:
-            raise RequestError(
-                f"{setting}: expected a column {column} (data.{name}); there are {brief(list(rows[0]))}"
-            )
-    several = any("|" in row[label] for row in rows)
-    splits = []
-    for number, row in enumerate(rows, 1):
-        where = f"{setting}: row {number}"
-        if not row[image] or not (row[label] or several):
-            raise RequestError(f"{where}: expected a path and a label")
-        if "split" in row:
-            if row["split"] not in SPLIT_NAMES:
-                raise RequestError(f"{where}: expected train, val or test as its split, not {row['split']!r}")
-            splits.append(SPLIT_NAMES[row["split"]])
-    images = [path.parent / row[image] for row in rows]
-    if several:
-        parts = [[part.strip() for part in row[label].split("|")] for row in rows]
-        classes, labels = label_vectors([list(filter(None, some)) for some in parts])
+    path, wanted = expand_home(root), Columns(**settings)
+    cells = read_cells(path, f"data.root={root}")
+    images, warnings = find_images(cells, path.parent, wanted)
+    columns = [wanted.label_column] if isinstance(wanted.label_column, str) else wanted.label_column
+    names = _labels(cells, columns, wanted.label_separator)
+    if wanted.label_separator or any(len(some) != 1 for some in names):
+        classes, labels = label_vectors(names)
+        if wanted.label_separator and max(map(len, names)) < 2:
+            warnings += (f"data.label_separator={wanted.label_separator}: no image has several labels",)
     else:
-        classes, labels = number_classes([row[label] for row in rows])
+        classes, labels = number_classes([one for (one,) in names])
+        warnings += _joint(classes)
+    sides = ["split"] if wanted.split != "none" and cells.places("split") else []
+    used = {place for name in (wanted.image_column, *columns, *sides) for place in cells.places(name)}
+    unread = [name for i, name in enumerate(cells.header) if i not in used and name]
     return LabeledImages(
         name=str(path),
-        setting=setting,
+        setting=cells.setting,
         classes=classes,
         images=images,
         labels=labels,
-        splits=own_splits(splits),
+        splits=own_splits(_splits(cells) if sides else ()),
+        notes=(f"columns that are not read: {brief(unread)}",) if unread else (),
+        warnings=cells.warnings + warnings,
     )
 
 
-def _rows(path: Path, setting: str) -> list[dict[str, str]]:
-    if not path.is_file():
-        there = "this is none" if path.exists() else "there is none"
-        raise RequestError(f"{setting}: expected a table, .csv, .tsv or .parquet; {there}")
-    kind = path.suffix.lower()
-    if kind not in (*DELIMITERS, ".parquet"):
-        raise RequestError(f"{setting}: expected a table, .csv, .tsv or .parquet")
+def _splits(cells: Cells) -> list[str]:
+    splits = []
+    for number, written in enumerate(cells.column("split", "data.split", str), 1):
+        if (side := side_of(written)) is None:
+            where = f"{cells.setting}: row {number}"
+            raise RequestError(
+                f"{where}: expected train, val or test as its split, not {written!r};"
+                " data.split=none does without"
+            )
+        splits.append(side)
+    return splits
+
+
+def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[list[str]]:
+    """The labels of each image."""
+    columns = [cells.column(name, "data.label_column", str, list) for name in names]
+    if len(columns) > 1:
+        rows = enumerate(zip(*columns, strict=True), 1)
+        return [_marked(names, row, f"{cells.setting}: row {number}") for number, row in rows]
+    labels = columns[0]
+    given = [one for one in labels if one]
+    if given and all(isinstance(one, list) or one[0] + one[-1] == "[]" for one in given):
+        return [_listed(one, f"{cells.setting}: row {number}") for number, one in enumerate(labels, 1)]
+    if separator := separator or ("|" if any("|" in one for one in given) else None):
+        return [[part.strip() for part in one.split(separator) if part.strip()] for one in labels]
+    if missing := [number for number, one in enumerate(labels) if one.lower() in MISSING]:
+        told = f", not {labels[missing[0]]!r}" if labels[missing[0]] else ""
+        told += f"; {len(missing):,} of {len(labels):,} rows have no label" if len(missing) > 1 else ""
+        raise RequestError(f"{cells.setting}: row {missing[0] + 1}: expected a path and a label{told}")
+    return [[one] for one in labels]
+
+
+def _marked(names: Sequence[str], row: Sequence[Any], where: str) -> list[str]:
+    """The names of the columns that have a 1."""
+    if strange := [one for one in row if str(one).lower() not in MARKS]:
+        raise RequestError(f"{where}: expected 0 or 1 below {brief(names)}, not {strange[0]!r}")
+    return [name for name, one in zip(names, row, strict=True) if MARKS[one.lower()]]
+
+
+def _listed(label: str | list[str], where: str) -> list[str]:
+    """The labels in a list, of Parquet's or as Python and JSON write it."""
     try:
-        rows = _parquet(path, setting) if kind == ".parquet" else _text(path, DELIMITERS[kind])
-    except (OSError, ValueError, csv.Error) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(
-            f"{setting}: cannot be read as {kind} ({str(error).partition(chr(10))[0]})"
-        ) from None
-    if not rows:
-        raise RequestError(f"{setting}: expected rows below the names of its columns; there are none")
-    return [{key: "" if value is None else str(value).strip() for key, value in row.items()} for row in rows]
+        found = label if isinstance(label, list) else json.loads((label or "[]").replace("'", '"'))
+    except ValueError:
+        raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {label}") from None
+    return [str(one) for one in found if one not in ("", None)]
 
 
-def _text(path: Path, delimiter: str) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="", restval="", strict=True)
-        return [{key: value for key, value in row.items() if key} for row in reader]
+def _joint(classes: Sequence[str]) -> tuple[str, ...]:
+    """A warning where labels seem to be several, as their parts are labels, too."""
+    for separator in (",", ";", " "):
+        parts = {name: {part.strip() for part in name.split(separator)} for name in classes}
+        if joint := [name for name in classes if len(parts[name]) > 1 and parts[name] <= set(classes)]:
+            told = f"{brief(joint, 3)}: classes of their own, and so are their parts"
+            return (f"{told}; data.label_separator='{separator}' takes them apart",)
+    return ()
 
 
-def _parquet(path: Path, setting: str) -> list[dict[str, Any]]:
-    if not importlib.util.find_spec("pyarrow"):
-        raise RequestError(f"{setting}: expected pyarrow to read Parquet with: pip install pyarrow")
-    import pyarrow.parquet
+def find_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawImage], tuple[str, ...]]:
+    """The images that a table names or holds, and what is to be said of how they were found.
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    Where no file is there as the table has it, one is known by the end of its path below the folder, with or
+    without its extension, if only one has it: so are ids, and paths of another machine.
+
+    Raises:
+        RequestError: there is no such column or folder, or a path is of another machine.
+    """
+    named = cells.column(wanted.image_column, "data.image_column", str, Stored)
+    if "" in named:
+        raise RequestError(f"{cells.setting}: row {named.index('') + 1}: expected a path and a label")
+    if wanted.image_folder:
+        folder = existing_folder(wanted.image_folder, "data.image_folder")
+    written = [_written(one, folder, wanted.image_suffix) if isinstance(one, str) else one for one in named]
+    if any(not isinstance(one, Path) or os.path.isfile(one) for one in written):
+        return written, ()
+    found = _by_ends(written, folder)
+    for number, (name, one) in enumerate(zip(named, found, strict=True), 1):
+        if one is None and ELSEWHERE.match(name):
+            raise RequestError(
+                f"{cells.setting}: row {number}: {name} is a path of another machine; expected one of this,"
+                f" or a file of this name below {folder} (data.image_folder)"
+            )
+    if not any(found):
+        return written, ()
+    told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found by the"
+    chosen = [one or path for one, path in zip(found, written, strict=True)]
+    return chosen, (f"{told} ends of their paths below {folder}",)
+
+
+def _written(name: str, folder: Path, suffix: str) -> Path:
+    """A path as this machine writes it."""
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").removeprefix("//"))
+    if "\\" in name and not os.path.lexists(folder / name):
+        name = name.replace("\\", "/")
+    return folder / (name if name.endswith(suffix) else name + suffix)
+
+
+def _by_ends(paths: Sequence[Any], folder: Path) -> list[Path | None]:
+    """For each path the only image below a folder whose path ends like it, by the longest such end.
+
+    None, too, where the same image would be found for another path.
+    """
+    ends: dict[str, list[Path]] = {}
+    for file in filter(is_image, files_below(folder)):
+        inside = file.relative_to(folder)
+        for end in {*_ends(inside), *_ends(inside.with_suffix(""))}:
+            ends.setdefault(end, []).append(file)
+    only = {end: files[0] for end, files in ends.items() if len(files) == 1}
+    found = {path: next((only[end] for end in _ends(path) if end in only), None) for path in {*paths}}
+    times = Counter(found.values())
+    return [found[path] if times[found[path]] == 1 else None for path in paths]
+
+
+def _ends(path: Path) -> Iterator[str]:
+    """A path, then without its first folder and so on; in whatever case and however letters are coded."""
+    parts = normalize("NFC", path.as_posix()).casefold().split("/")
+    return ("/".join(parts[first:]) for first in range(len(parts)))

@@ -1,0 +1,38 @@
+"""Images that are there twice, byte for byte: on two sides of the split, or with two labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from finetune.data.dataset import SPLITS, Dataset
+
+
+def leaked(dataset: Dataset) -> dict[str, dict[int, int]]:
+    """The images of val that are in train, too, and those of test that are in train or val: where each is."""
+    found: dict[str, dict[int, int]] = {}
+    before: dict[str, int] = {}
+    for side in SPLITS:
+        rows = {i: dataset.digests[i] for i in dataset.split[side].tolist()}
+        found[side] = {i: before[digest] for i, digest in rows.items() if digest in before}
+        before |= {digest: i for i, digest in rows.items() if digest not in before}
+    return {side: found[side] for side in SPLITS[1:]}
+
+
+def told_twice(dataset: Dataset) -> tuple[str, ...]:
+    """A line that says what is there twice and should not be, how often, and where one of each is."""
+    first: dict[str, int] = {}
+    twins = {i: first.setdefault(digest, i) for i, digest in enumerate(dataset.digests)}
+    labels = dataset.labels
+    counted = {
+        f"{len(pairs):,} of {len(dataset.split[side]):,} {side} images are on another side, too": pairs
+        for side, pairs in leaked(dataset).items()
+    }
+    other = {i: twin for i, twin in twins.items() if i != twin and (labels[i] != labels[twin]).any()}
+    counted[f"{len(other):,} of {len(labels):,} images have another label elsewhere"] = other
+    told = [f"{what} ({_pair(dataset, *pairs.items())})" for what, pairs in counted.items() if pairs]
+    return (f"the same bytes twice: {'; '.join(told)}",) if told else ()
+
+
+def _pair(dataset: Dataset, pair: tuple[int, int], *_: tuple[int, int]) -> str:
+    images = [(i, dataset.images[i]) for i in pair]
+    return " and ".join(f"array {i}" if isinstance(one, np.ndarray) else str(one) for i, one in images)

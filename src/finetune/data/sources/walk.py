@@ -1,0 +1,76 @@
+"""Folders as people have them, gone through: without what systems put there, and each folder once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from finetune.data.images import EXTENSIONS
+from finetune.errors import RequestError
+
+# Bins, previews and rests of archives that macOS, Windows, Linux, Python, Synology and QNAP make.
+SYSTEM = {
+    *("__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__"),
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+    *("network trash folder", "temporary items"),
+}
+
+
+class Walk:
+    """Goes through folders in a stable order; links are followed, but for those that lead back.
+
+    A link leads back where it names one of `tops`, what is above or below it, or what another link has named:
+    its images have their own place. back: these links, as they are met.
+    """
+
+    def __init__(self, *tops: Path) -> None:
+        self.tops = [os.path.realpath(top) for top in tops]
+        self.back: list[str] = []
+
+    def folders(self, top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+        """Each folder from `top` down but hidden ones and systems' own: the names of its folders and files.
+
+        Raises:
+            RequestError: one cannot be read.
+        """
+        followed: set[Path] = set()
+        for where, folders, names in os.walk(top, followlinks=True, onerror=_unreadable):
+            folders[:] = [one for one in sorted(folders) if not _passed_over(one)]
+            for link in [path for one in folders if os.path.islink(path := os.path.join(where, one))]:
+                target = Path(os.path.realpath(link))
+                if target in followed or self._leads_back(target, os.path.realpath(where)):
+                    self.back.append(link)
+                    folders.remove(os.path.basename(link))
+                followed.add(target)
+            yield Path(where), folders, sorted(names)
+
+    def _leads_back(self, target: Path, where: str) -> bool:
+        tops = map(Path, (*self.tops, where))
+        return any(target.is_relative_to(top) or top.is_relative_to(target) for top in tops)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise RequestError(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and below, as `Walk` finds them."""
+    return (where / name for where, _, names in Walk(folder).folders(folder) for name in names)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image; what is in it is seen when it is decoded."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the images directly in a folder; none where it cannot be read."""
+    _, folders, names = next(os.walk(folder), ("", [], []))
+    kept = [folder / one for one in sorted(folders) if not _passed_over(one)]
+    return kept, [path for path in map(folder.__truediv__, names) if is_image(path)]
