@@ -19,6 +19,30 @@ MARK = b"sha256:"
 LENGTH = len(MARK) + 64
 
 
+class Plain:
+    """In the place of a value beside tensors that nothing here reads; takes whatever it is made of."""
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# What trainings store beside their weights. None of it is imported, so that no bytes can misuse it.
+PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+PLAIN: list[Any] = [
+    (Plain, name)
+    for name in (
+        *("argparse.Namespace", "numpy.dtype", "numpy.ndarray"),
+        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATHS),
+        *(
+            f"numpy.{core}.multiarray.{name}"
+            for core in ("core", "_core")
+            for name in ("scalar", "_reconstruct")
+        ),
+    )
+]
+
+
 class WrongDigest(ValueError):
     """A checkpoint that is no longer what was written."""
 
@@ -58,7 +82,8 @@ def read_checkpoint(path: Path) -> Any:
                 raise changed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's note on a pickle that it then refuses
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            content = torch.load(source, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
         if content.pop("sealed", False) and not sealed:  # its end is missing
             raise changed
