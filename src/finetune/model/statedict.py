@@ -96,10 +96,11 @@ def fit_state_dict(
         size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
         if not keep_head:
             state = _without(state, theirs)
-            what = f"has {size[0]} outputs" if size else "has layers of its own"
-            notes.append(
-                f"the head in the weights {what} and was left out" if theirs else "the weights have no head"
-            )
+            told = "has layers of its own and was left out"
+            if size:
+                way = f"head=keep keeps it, -{head} in freeze trains it"
+                told = f"has {size[0]} outputs and was left out ({way})"
+            notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
         elif size and _shapes(theirs, 1) == _shapes(mine, 1):
             replace_head(model, head, size[0])
             own = model.state_dict()
