@@ -122,7 +122,8 @@ def prepare(
     resuming.check_origin(resume_state, origin)
     if writes:
         longer.begin(asked, folder, console)
-        folders.start(folder, inputs.bad)
+        if note := folders.start(folder, inputs.bad):
+            say(console, "note", note)
     return Prepared(
         settings=settings,
         folder=folder,
