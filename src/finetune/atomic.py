@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 PART = ".part"
-SOON = 2.0  # seconds
 
 
 def not_written(place: Path, error: OSError) -> str:
@@ -64,12 +63,13 @@ def part_of(target: Path, ending: str = "") -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes had begun to write in a folder; who still writes holds a lock, soon."""
+    """Remove what killed processes had begun to write in a folder; who writes has a lock, after a moment."""
     for part in folder.glob(f".{'[0-9a-f]' * 32}{PART}"):
-        with suppress(OSError), part.open("rb") as file:
-            if time.time() - os.fstat(file.fileno()).st_mtime > SOON:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+        with suppress(OSError):
+            if part.is_file() and time.time() - part.stat().st_mtime > 2:
+                with part.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
 
 
 def sha256_of(value: Mapping[str, Any]) -> str:

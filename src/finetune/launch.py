@@ -202,7 +202,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     sweep = is_sweep(folder)
     if sweep and overrides:
         raise RequestError(
-            f"{overrides[0]}: expected a run, not a sweep ({folder}), whose jobs end as they began"
+            f"{overrides[0]}: expected a run; {folder} is a sweep, whose jobs end as they began"
         )
     if sweep and (search := search_again(folder)):
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to

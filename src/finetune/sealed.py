@@ -22,25 +22,16 @@ LENGTH = len(MARK) + 64
 class Plain:
     """In the place of a value beside tensors that nothing here reads; takes whatever it is made of."""
 
-    def __init__(self, *args: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
+    __init__ = __setstate__ = lambda self, *args: None
 
 
 # What trainings store beside their weights. None of it is imported, so that no bytes can misuse it.
-PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
-PLAIN: list[Any] = [
-    (Plain, name)
-    for name in (
-        *("argparse.Namespace", "numpy.dtype", "numpy.ndarray"),
-        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATHS),
-        *(
-            f"numpy.{core}.multiarray.{name}"
-            for core in ("core", "_core")
-            for name in ("scalar", "_reconstruct")
-        ),
-    )
+ARRAYS = [f"{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
+NUMPY = [f"numpy.{name}" for name in ("dtype", "ndarray", *ARRAYS)]
+PATHS = [
+    f"pathlib{local}.{kind}Path" for local in ("", "._local") for kind in ("Posix", "Windows", "PureWindows")
 ]
+PLAIN: list[Any] = [(Plain, name) for name in ("argparse.Namespace", *NUMPY, *PATHS)]
 
 
 class WrongDigest(ValueError):

@@ -113,9 +113,7 @@ def test_of_two_networks_the_better_is_taken_and_told_and_the_other_can_be_asked
 
 def test_two_of_which_neither_is_better_have_to_be_named(state: State, tmp_path: Path) -> None:
     content = {"online": state, "target": under("", state, 2.0)}
-    with pytest.raises(
-        RequestError, match=r"w\.pth: expected one network that fits; there are online, target;"
-    ):
+    with pytest.raises(RequestError, match=r"w\.pth: expected one network that fits; online, target do;"):
         loaded(content, tmp_path)
     assert same_backbone(loaded(content, tmp_path, ":target")[0], state, 2.0)
     with pytest.raises(RequestError, match=r"w\.pth:tar: expected one of online, target after the colon"):

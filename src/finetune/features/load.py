@@ -31,7 +31,6 @@ from finetune.features.plan import FeaturePlan, readable
 from finetune.machine import ram
 from finetune.model.assemble import Model
 
-CHUNK = 1 << 24
 SAMPLE = 32  # training images that TensorBoard shows
 
 
@@ -196,7 +195,7 @@ def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
             if hasattr(os, "posix_fallocate"):  # to find the disk full through a mapping kills the process
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
-                file.writelines(map(bytes, repeat(CHUNK, size // CHUNK + 1)))
+                file.writelines(repeat(bytes(1 << 20), (size >> 20) + 1))
             return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
     except OSError as error:
         raise RequestError(

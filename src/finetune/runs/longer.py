@@ -42,16 +42,17 @@ def is_longer(settings: Settings, folder: Path) -> bool:
 
 
 def _ended_by(settings: Settings, folder: Path) -> str:
-    """What else than the number of epochs has ended a run; nothing where it has not ended."""
-    if OPTIMIZERS[settings.optimizer.name].solves:
-        return f"optimizer={settings.optimizer.name} solves the head"
+    """What else than the number of epochs has ended a run, or will; nothing where that is it."""
     _, content = newest(folder) or ("", {"epoch": -1, "global_step": 0})
-    best, epochs = content.get("callbacks", {}).get("Checkpoints", {}).get("best_epoch"), content["epoch"] + 1
-    if settings.max_steps is not None and content["global_step"] >= settings.max_steps:
-        return f"max_steps={settings.max_steps} ended this one"
-    if settings.patience is not None and best is not None and epochs - best >= settings.patience:
-        return f"patience={settings.patience} ended this one after epoch {epochs}"
-    return ""
+    epochs, steps, patience = content["epoch"] + 1, settings.max_steps, settings.patience
+    best = content.get("callbacks", {}).get("Checkpoints", {}).get("best_epoch", epochs)
+    reasons = {
+        f"optimizer={settings.optimizer.name} solves the head": OPTIMIZERS[settings.optimizer.name].solves,
+        f"max_steps={steps} ended this one": steps is not None and content["global_step"] >= steps,
+        f"patience={patience} ended this one after epoch {epochs}": patience is not None
+        and epochs - best >= patience,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def begin(settings: Settings, folder: Path, console: Console) -> None:
@@ -60,11 +61,9 @@ def begin(settings: Settings, folder: Path, console: Console) -> None:
     before = read_settings(folder).epochs
     if settings.epochs == before:
         return
-    text = "goes on as if so many had been asked for from the start"
-    if not SCHEDULES[settings.schedule].endless:
-        text = (
-            "is laid over all of them: its rate rises to where it would be; a run of so many ends otherwise"
-        )
+    same = "goes on as if so many had been asked for from the start"
+    other = "is laid over all of them: its rate rises to where it would be; a run of so many ends otherwise"
+    text = same if SCHEDULES[settings.schedule].endless else other
     say(console, "epochs", f"{settings.epochs}, not {before}: schedule={settings.schedule} {text}")
     (folder / "summary.json").unlink(missing_ok=True)  # what it came to is no longer its end
     forget_refitted(folder)
