@@ -201,9 +201,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
         folder = _latest(run)
     sweep = is_sweep(folder)
     if sweep and overrides:
-        raise RequestError(
-            f"{overrides[0]}: expected a run; {folder} is a sweep, whose jobs end as they began"
-        )
+        raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
     if sweep and (search := search_again(folder)):
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         run_hydra()

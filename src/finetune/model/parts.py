@@ -63,7 +63,7 @@ def taken(state: State, model: nn.Module, backbone: State, requested: str) -> tu
         elif key.rpartition(DICT)[0] == near and (inside or not key.startswith(tuple(whole))):
             others += [_shown(key)] if not name.startswith(AUXILIARY) else []
     if whole and others:
-        notes.append(f"{len(others)} tensors beside the network were left out ({brief(others, 3)})")
+        notes.append(f"left out beside the network: {brief(others, 3)}")
     return network, notes
 
 
@@ -84,11 +84,11 @@ def _preferred(whole: list[str], requested: str) -> tuple[str, list[str]]:
         return "".join(whole), []
     better = [prefix for prefix in whole if PREFERRED.search(prefix)]
     others = [_shown(prefix).rstrip(".") for prefix in whole if prefix not in better]
-    way = "after the file's name and a colon takes that one"
     if len(better) != 1:
         names = brief([_shown(prefix).rstrip(".") for prefix in whole])
-        raise RequestError(f"weights={requested}: expected one network that fits; {names} do; its name {way}")
-    return better[0], [f"{_shown(better[0]).rstrip('.')} is taken; {brief(others)}, which fits too, {way}"]
+        raise RequestError(f"weights={requested}: expected one network, not {names}; FILE:NAME takes one")
+    name = _shown(better[0]).rstrip(".")
+    return better[0], [f"{name} is taken of what fits; weights=FILE:NAME takes another: {brief(others)}"]
 
 
 def _shown(name: str) -> str:

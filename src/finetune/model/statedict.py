@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,9 @@ from finetune.model.parts import State, taken, tensors_in
 
 SHA256 = "finetune_sha256"  # in the text of an exported file
 COUNTER = "num_batches_tracked"
-UNSAFE = re.compile(r"GLOBAL (\S+)")  # in what torch says of an object that it does not load
+UNSAFE = re.compile(
+    r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)"
+)  # in what torch says of an object that it does not load
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
@@ -51,20 +52,18 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
         state = tensors_in(loaded)
-    except pickle.UnpicklingError as error:
-        if found := UNSAFE.search(str(error)):
-            raise RequestError(
-                f"{named}: holds {found[1]}, an object whose loading can run code; expected tensors and plain"
-                " data. Where you trust the file, torch.save the state_dict() of what"
-                " torch.load(…, weights_only=False) gives"
-            ) from None
-        raise RequestError(f"{named}: is damaged or no file of torch.save; expected a state dict") from None
     except RequestError:
         raise
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
-        line = (str(error).splitlines() or [""])[0]
+        if found := UNSAFE.search(str(error)):
+            raise RequestError(
+                f"{named}: holds {found[1]}, whose loading can run code; expected tensors and plain"
+                " data. Where you trust the file, torch.save the state_dict() of what"
+                " torch.load(…, weights_only=False) gives"
+            ) from None
+        line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
         raise RequestError(
-            f"{named}: expected a readable state dict ({type(error).__name__}: {line})"
+            f"{named}: is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
         ) from None
     if not state:
         keys = f"; its keys are {brief([*map(str, loaded)])}" if isinstance(loaded, dict) and loaded else ""
