@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import runpy
 import subprocess
 import sys
@@ -80,6 +82,13 @@ def test_the_torch_module_gives_the_raw_answers(run: finetune.Run, few_pictures:
     assert [named[name] for name in model.classes] == pytest.approx(p[:3].tolist(), abs=5e-3)
     network.fc.weight.data.zero_()
     assert dict(model.predict(path, top=4)[0].top) == named  # it was a copy
+
+
+def test_a_model_that_has_answered_travels_to_other_processes(run: finetune.Run, few_pictures: Path) -> None:
+    model, paths = run.load(), sorted((few_pictures / "blue").iterdir())
+    found = model.predict(paths)
+    assert pickle.loads(pickle.dumps(model)).predict(paths) == found
+    assert copy.deepcopy(model).predict(paths) == model.predict(paths) == found
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,14 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
     private.check_folder(tmp_path, shared=True)
 
 
-def test_a_file_that_another_user_put_there_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data.bin").touch()
-    owner = os.geteuid()
-    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_a_file_that_another_user_put_there_is_refused_unless_the_cache_is_theirs(tmp_path: Path) -> None:
+    (file := tmp_path / "data.bin").touch()
+    os.chown(file, 12345, -1)
     with pytest.raises(RequestError, match=r"data\.bin: expected a file of your own"):
-        private.open_file(tmp_path / "data.bin", tmp_path)
+        private.open_file(file, tmp_path)
+    os.chown(tmp_path, 12345, -1)  # which `check_folder` lets pass with cache_shared=true alone
+    private.open_file(file, tmp_path).close()
 
 
 def test_all_in_a_shared_cache_is_its_groups(tmp_path: Path) -> None:

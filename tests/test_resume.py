@@ -8,8 +8,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -328,18 +327,6 @@ def test_a_signal_says_how_to_go_on(tmp_path: Path, phase: str, code: int) -> No
 
 
 # disks
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that is soon full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "none", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_disk_is_one_line_and_a_run_goes_on_once_there_is_room(

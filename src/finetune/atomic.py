@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,9 @@ from finetune.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+
+PART = ".part"
 
 
 def not_written(place: Path, error: OSError) -> str:
@@ -30,16 +35,19 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     Raises:
         RunError: the file cannot be written; the old one stays.
     """
-    part = part_of(target)
+    _sweep(target.parent)
+    part = part_of(target, PART)
     try:
         with part.open("xb") as file:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(target)
+            part.replace(target)
     except (OSError, RuntimeError) as error:
         # torch puts an error of its own before the system's, which says why.
         system = error if isinstance(error, OSError) else error.__context__
@@ -49,9 +57,19 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
             part.unlink()
 
 
-def part_of(target: Path) -> Path:
+def part_of(target: Path, ending: str = "") -> Path:
     """A file beside the target whose name is new, and no longer than a name may be."""
-    return target.with_name(f".{uuid4().hex}")
+    return target.with_name(f".{uuid4().hex}{ending}")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes had begun to write in a folder; who writes has a lock, after a moment."""
+    for part in folder.glob(f".{'[0-9a-f]' * 32}{PART}"):
+        with suppress(OSError):
+            if part.is_file() and time.time() - part.stat().st_mtime > 2:
+                with part.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
 
 
 def sha256_of(value: Mapping[str, Any]) -> str:
@@ -101,7 +119,7 @@ def read_json(
 
 def linked(source: Path, target: Path) -> bool:
     """Give a file a second name, in place of what had it; False on file systems where files have only one."""
-    part = part_of(target)
+    part = part_of(target, PART)
     try:
         part.hardlink_to(source)
         part.replace(target)

@@ -202,14 +202,19 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
     return Batches(examples, max(train, val) if whole else settings.batch_size, settings.seed, processes)
 
 
-def adapt_options(options: Options, settings: Settings, inputs: ModelInputs) -> Options:
+def adapt_options(
+    options: Options, settings: Settings, inputs: ModelInputs, compiled: bool | None = None
+) -> Options:
     """The same for these inputs: a step that is so small needs no other precision than 32.
+
+    compiled: whether an interrupted run was.
 
     Raises:
         RequestError: compiling was asked for and there is no compiler.
     """
     images = settings.epochs * len(inputs.dataset.split["train"])
-    options = replace(options, compiled=devices.compiles(settings.compile, options.device, images))
+    wanted = settings.compile if compiled is None else compiled
+    options = replace(options, compiled=devices.compiles(wanted, options.device, images))
     if settings.precision == "auto" and is_light(settings, inputs):
         return replace(options, precision="32-true")
     return options

@@ -145,10 +145,10 @@ def predict(  # noqa: PLR0913, PLR0917 - a parameter is an option
         tally.check()
 
 
-@command()
-def resume(run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
-    """Resume what was interrupted, a run or a sweep: finetune resume latest."""
-    sys.exit(launch.resume_any(run))
+@command(context_settings={"allow_extra_args": True})
+def resume(context: Context, run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
+    """Resume what was interrupted, a run or a sweep; a run to more epochs: finetune resume RUN epochs=9."""
+    sys.exit(launch.resume_any(run, context.args))
 
 
 @command(context_settings=OVERRIDES)

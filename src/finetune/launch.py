@@ -18,11 +18,12 @@ from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from finetune.config.compose import REFUSALS, quoted, refused, settings_from_config
+from finetune.config.compose import REFUSALS, override_settings, quoted, refused, settings_from_config
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep
+from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
@@ -189,8 +190,10 @@ def show_leaderboard(folder: Path) -> bool:
     return not board.others
 
 
-def resume_any(run: str) -> int:
+def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     """Resume a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
+
+    overrides: of a run, `epochs` alone.
 
     Raises:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
@@ -199,6 +202,8 @@ def resume_any(run: str) -> int:
     if run == "latest" and not folder.exists():
         folder = _latest(run)
     sweep = is_sweep(folder)
+    if sweep and overrides:
+        raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
     if sweep and (search := search_again(folder)):
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         run_hydra()
@@ -208,7 +213,9 @@ def resume_any(run: str) -> int:
 
     console = Screen()
     if not sweep:
-        runs.resume(find_run(str(folder)), console)
+        folder = find_run(str(folder))
+        settings = override_settings(read_settings(folder), overrides, ["epochs"])
+        runs.run(settings.model_copy(update={"resume": "auto"}), folder, console)
         return 0
     code = resume_sweep(folder, console)
     return max(code, int(not show_leaderboard(folder)))

@@ -34,10 +34,10 @@ from finetune.report.page import write_report
 from finetune.report.predictions import write_predictions
 from finetune.report.tensorboard import Board
 from finetune.runs import folder as folders
+from finetune.runs import longer
 from finetune.runs import resume as resuming
 from finetune.runs.folder import is_sweep
 from finetune.runs.resume import ResumeState
-from finetune.runs.settings import read_settings
 from finetune.say import Screen, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
@@ -87,11 +87,6 @@ def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any]
     return summary
 
 
-def resume(folder: Path, console: Console) -> dict[str, Any]:
-    """Resume the run in a folder, with the settings that it began with, and return the summary."""
-    return run(read_settings(folder).model_copy(update={"resume": "auto"}), folder, console)
-
-
 def prepare(
     settings: Settings,
     folder: Path,
@@ -121,13 +116,16 @@ def prepare(
     standardize(settings, model, inputs, device, console=console)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
-    options = build.adapt_options(options, settings, inputs)
+    compiled = resume_state.origin["compiled"] if resume_state else None
+    options = build.adapt_options(options, settings, inputs, compiled)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, resume_state)
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
     resuming.check_origin(resume_state, origin)
     if writes:
-        folders.start(folder, inputs.bad)
+        longer.begin(asked, folder, console)
+        if note := folders.start(folder, inputs.bad):
+            say(console, "note", note)
     return Prepared(
         settings=settings,
         folder=folder,

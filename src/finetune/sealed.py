@@ -19,6 +19,21 @@ MARK = b"sha256:"
 LENGTH = len(MARK) + 64
 
 
+class Plain:
+    """In the place of a value beside tensors that nothing here reads; takes whatever it is made of."""
+
+    __init__ = __setstate__ = lambda self, *args: None
+
+
+# What trainings store beside their weights. None of it is imported, so that no bytes can misuse it.
+ARRAYS = [f"{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
+NUMPY = [f"numpy.{name}" for name in ("dtype", "ndarray", *ARRAYS)]
+PATHS = [
+    f"pathlib{local}.{kind}Path" for local in ("", "._local") for kind in ("Posix", "Windows", "PureWindows")
+]
+PLAIN: list[Any] = [(Plain, name) for name in ("argparse.Namespace", *NUMPY, *PATHS)]
+
+
 class WrongDigest(ValueError):
     """A checkpoint that is no longer what was written."""
 
@@ -58,7 +73,8 @@ def read_checkpoint(path: Path) -> Any:
                 raise changed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's note on a pickle that it then refuses
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            content = torch.load(source, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
         if content.pop("sealed", False) and not sealed:  # its end is missing
             raise changed

@@ -76,6 +76,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
             "requested": model.weights.requested,
             "used": model.weights.used,
             "sha256": model.weights.sha256,
+            "notes": model.weights.notes,
         },
         "freeze": settings.freeze,
         "head": settings.head,

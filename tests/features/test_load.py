@@ -10,6 +10,8 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.sources import Dataset
+from finetune.errors import RequestError
+from finetune.features import load as loading_module
 from finetune.features.load import LoadSettings, load_inputs
 from finetune.features.plan import FeatureSettings, plan_features
 from finetune.model.assemble import ModelConfig, assemble
@@ -273,3 +275,17 @@ def test_pictures_too_large_for_memory_lie_in_a_file_that_nobody_sees(tmp_path, 
     chosen = torch.tensor([19, 0, 7])
     assert torch.equal(held.inputs(chosen), mapped.inputs(chosen))
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_decoded_images_that_no_disk_has_room_for_are_one_line(small_disk, monkeypatch):
+    monkeypatch.setattr(loading_module, "ram", lambda: 0)
+    pixels = loading_module._allocate(small_disk, (3 << 20, 3, 2, 2))
+    assert not pixels.any()
+    pixels[-1] = 1
+    with pytest.raises(RequestError, match=r"^cache_dir=.*disk: expected room for 75.5 MB .*No space left"):
+        loading_module._allocate(small_disk, (6 << 20, 3, 2, 2))
+    with monkeypatch.context() as patch:
+        patch.delattr("os.posix_fallocate")  # as on macOS
+        with pytest.raises(RequestError, match="No space left"):
+            loading_module._allocate(small_disk, (6 << 20, 3, 2, 2))
+        assert not loading_module._allocate(small_disk, (100, 3, 2, 2)).any()

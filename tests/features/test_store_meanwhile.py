@@ -89,6 +89,46 @@ def test_a_store_that_something_else_writes_into_is_not_added_to(tmp_path):
             store.append(digests(2), tensors(2))
 
 
+def test_a_store_that_something_else_cuts_is_not_read(tmp_path):
+    with opened(tmp_path, {}, LAYOUT) as store:
+        store.append(digests(1, 2), tensors(1, 2))
+        os.truncate(store.folder / "data.bin", LAYOUT.row_bytes)
+        with pytest.raises(RunError, match=r"data\.bin was changed by something else; run again"):
+            store.verify(digests(1, 2))
+
+
+@pytest.fixture
+def only_read(tmp_path):
+    """A store of two rows, in a cache that may only be read."""
+    with opened(tmp_path, {}, LAYOUT) as store:
+        store.append(digests(1, 2), tensors(1, 2))
+    paths = [tmp_path, *tmp_path.rglob("*")]
+    for path in paths:
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    yield store.folder
+    for path in paths:
+        path.chmod(0o700)
+
+
+def test_a_store_that_may_only_be_read_serves_several_and_is_not_added_to(tmp_path, only_read):
+    before = {path: path.read_bytes() for path in only_read.iterdir()}
+    with (
+        without_privilege(),
+        opened(tmp_path, {}, LAYOUT) as store,
+        opened(tmp_path, {}, LAYOUT, waiting=lambda: pytest.fail("it waits")) as other,
+    ):
+        assert store.verify(digests(1, 2)) == other.verify(digests(1, 2)) == []
+        assert torch.equal(read(other, 2, 1)[0], tensors(2, 1)[0])
+        with pytest.raises(RequestError, match=r"lacks rows and may only be read; or cache=memory"):
+            store.append(digests(3), tensors(3))
+        with (
+            pytest.raises(RequestError, match="expected a folder that can be written to"),
+            opened(tmp_path, {"is": "new"}, LAYOUT),
+        ):
+            pass
+    assert {path: path.read_bytes() for path in only_read.iterdir()} == before
+
+
 def test_rows_that_somebody_still_has_open_never_change(tmp_path):
     with opened(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))

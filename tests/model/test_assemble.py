@@ -133,7 +133,9 @@ def test_a_run_of_other_classes_serves_as_weights(tmp_path):
     )
     second = made(weights=str(tmp_path / "w.safetensors"), size="auto")
     assert second.preprocessing.crop_size == 64
-    assert second.weights.notes == ["the head in the weights has 4 outputs and was left out"]
+    assert second.weights.notes == [
+        "the head in the weights has 4 outputs and was left out (head=keep keeps it, -fc in freeze trains it)"
+    ]
     assert torch.equal(second.network.conv1.weight, first.network.conv1.weight)
     kept = made(weights=str(tmp_path / "w.safetensors"), head="keep", classes=["a", "b"])
     assert kept.outputs == 4

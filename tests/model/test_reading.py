@@ -1,9 +1,12 @@
 """State dicts from files of every kind and from runs' folders; what is none is refused and never executed."""
 
+import argparse
 import copy
 import pickle
-from pathlib import Path
+import zipfile
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +17,8 @@ from finetune.model.build import build_model
 from finetune.model.freeze import freeze
 from finetune.model.hashing import digest
 from finetune.model.head import replace_head
-from finetune.model.statedict import State, fit_state_dict, read_state_dict, sealed_text
+from finetune.model.parts import State
+from finetune.model.statedict import fit_state_dict, read_state_dict, sealed_text
 from finetune.training.checkpoint import save_frozen
 
 
@@ -27,15 +31,6 @@ def test_a_file_of_torch_save(trained, tmp_path: Path):
     state, text = read_state_dict(tmp_path / "w.pth")
     assert digest(state) == digest(state_of(trained("squeezenet1_1")))
     assert text == {}
-
-
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_a_state_dict_wrapped_in_a_checkpoint(trained, tmp_path: Path, wrapper: str):
-    torch.save(
-        {wrapper: state_of(trained("squeezenet1_1")), "epoch": 3, "optimizer": {"lr": 0.1}},
-        tmp_path / "w.pth",
-    )
-    assert digest(read_state_dict(tmp_path / "w.pth")[0]) == digest(state_of(trained("squeezenet1_1")))
 
 
 def test_an_old_file_that_is_no_zip_archive(trained, tmp_path: Path):
@@ -86,10 +81,51 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
     assert not left.exists()
 
 
-def test_a_whole_pickled_model_is_refused(tmp_path: Path):
-    torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
-    with pytest.raises(RequestError, match=r"weights=.*w\.pth: expected a plain state dict"):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_object_is_named_with_the_way_out(tmp_path: Path, legacy: bool):
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        RequestError,
+        match=r"weights=.*w\.pth: holds torch\.nn\.modules\.linear\.Linear, .*weights_only=False",
+    ):
         read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["builtins eval", "os system", "posix system", "builtins getattr"])
+def test_what_would_run_a_command_is_named_and_does_not_run(tmp_path: Path, name: str):
+    left = tmp_path / "left"
+    argument = f"__import__('os').system('touch {left}')" if "eval" in name else f"touch {left}"
+    called = f"c{name.replace(' ', chr(10))}\nX".encode() + len(argument).to_bytes(4, "little")
+    bare = b"\x80\x02" + called
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(tmp_path / "bad.pth", "w") as bad:
+        for entry in whole.namelist():
+            pickled = entry.endswith("data.pkl")
+            bad.writestr(entry, bare + argument.encode() + b"\x85R." if pickled else whole.read(entry))
+    with pytest.raises(RequestError, match=rf"bad\.pth: holds \S*{name.split()[1]}, whose loading"):
+        read_state_dict(tmp_path / "bad.pth")
+    assert not left.exists()
+
+
+def test_a_training_scripts_plain_data_does_no_harm(tmp_path: Path):
+    args = argparse.Namespace(lr=np.float32(0.1), out=tmp_path, data=PureWindowsPath("C:/data"))
+    content = {
+        "state_dict": {"a": torch.ones(2)},
+        "args": args,
+        "best": np.float64(0.7),
+        "step": np.int64(3),
+        "history": np.arange(3.0),
+        "optimizer": {"state": {0: {"momentum": torch.ones(3)}}},
+    }
+    content["itself"] = content
+    torch.save(content, tmp_path / "w.pth")
+    newer = tmp_path / "newer.pth"  # as of another version of Python and of NumPy
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(newer, "w") as other:
+        for entry in whole.namelist():
+            data = whole.read(entry).replace(b"cpathlib\n", b"cpathlib._local\n")
+            other.writestr(entry, data.replace(b"numpy._core", b"numpy.core"))
+    for file in (tmp_path / "w.pth", newer):
+        assert read_state_dict(file)[0].keys() == {"state_dict:a", "optimizer:state:0:momentum"}
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -128,14 +164,27 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content
 
 
 @pytest.mark.parametrize(
-    "content", [{}, [torch.zeros(2)], {"state_dict": {"a": 1}}, {"a": torch.zeros(2), "b": 1}]
+    ("content", "keys"),
+    [
+        ({}, ""),
+        ([torch.zeros(2)], ""),
+        ({"state_dict": {"a": 1}}, "; its keys are state_dict"),
+        ({"epoch": 1, "args": {"lr": 0.1}}, "; its keys are epoch, args"),
+    ],
 )
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object):
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object, keys: str):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(
-        RequestError, match=r"weights=.*w\.pth: expected a state dict, that is names with tensors"
+        RequestError, match=r"weights=.*w\.pth: expected a state dict, .* with tensors" + f"{keys}$"
     ):
         read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_damaged_file_is_told_apart_from_one_with_objects(tmp_path: Path):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00abcdeq\x01h\x09s.")
+    with pytest.raises(RequestError, match=r"w\.pth: ") as refused:
+        read_state_dict(tmp_path / "w.pth")
+    assert "code" not in str(refused.value)
 
 
 # --- a run's folder

@@ -172,14 +172,15 @@ SMALLER = {"conv1.weight": torch.zeros(64, 3, 3, 3)}
             lambda s: [s.pop(key) for key in list(s) if key.startswith("layer4")],
             [r"25 missing \(layer4\.0\.conv1\.weight, .* and 22 more\)"],
         ),
-        (lambda s: s.update({"layer5.weight": torch.zeros(1)}), [r"1 unexpected \(layer5\.weight\)"]),
+        (lambda s: s.update({"layer4.2.b": torch.zeros(1)}), [r"1 unexpected \(layer4\.2\.b\)"]),
+        (lambda s: s.update({"token": torch.zeros(1)}), [r"1 unexpected \(token\)"]),
         (lambda s: s.update(SMALLER), [r"1 of another shape \(conv1\.weight\)"]),
         (
             lambda s: s.update(SMALLER | {"bn1.b": s.pop("bn1.bias")}),
             [r"1 missing \(bn1\.bias\)", r"1 unexpected \(bn1\.b\)", r"1 of another shape \(conv1\.weight\)"],
         ),
     ],
-    ids=["missing", "many missing", "unexpected", "misshapen", "all three"],
+    ids=["missing", "many missing", "unexpected", "of the model", "misshapen", "all three"],
 )
 @pytest.mark.parametrize("keep_head", [True, False])
 def test_misfits_of_the_backbone_are_counted_and_named(trained, change, told: list[str], keep_head: bool):

@@ -100,7 +100,10 @@ def test_a_heads_own_numbers_are_no_part_of_the_fingerprint_where_it_is_left_out
     torch.manual_seed(99)
     again = load_weights(build_model(NAME), NAME, str(tmp_path / "w.pth"))
     assert weights.sha256 == again.sha256
-    assert weights.notes == ["the head in the weights has 10 outputs and was left out"]
+    assert weights.notes == [
+        "the head in the weights has 10 outputs and was left out"
+        " (head=keep keeps it, -classifier.1 in freeze trains it)"
+    ]
     kept = load_weights(model := fresh(), NAME, str(tmp_path / "w.pth"), keep_head=True)
     assert kept.sha256 == digest(model.state_dict()) != weights.sha256
     assert kept.notes == []

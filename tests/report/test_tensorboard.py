@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch.utils.tensorboard._utils import figure_to_image
 from finetune.atomic import read_json
 from finetune.config.compose import compose
 from finetune.errors import RequestError
-from finetune.report.tensorboard import confusion_figure, flat, image_grid, restore_log
+from finetune.report.tensorboard import Board, confusion_figure, flat, image_grid, restore_log
 from finetune.run import run
 from finetune.training.metrics import confusion_matrix
 
@@ -250,3 +251,16 @@ def test_large_pictures_are_shown_smaller() -> None:
     grid = image_grid(torch.zeros(16, 3, 224, 224), (0.5,) * 3, (0.5,) * 3)
     assert grid.shape == (3, 2 * 130 + 2, 8 * 130 + 2)
     torch.testing.assert_close(grid[:, 2:130, 2:130], torch.full((3, 128, 128), 0.5))
+
+
+def test_a_full_disk_is_an_error_and_no_traceback_of_the_thread_that_writes(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, told = Board(small_disk), list[object]()
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(OSError, match="No space left"):  # noqa: PT012 - by whichever call comes then
+        for number in range(100):
+            board.writer.add_text("long", "text" * 10_000, number)
+        board.writer.flush()
+    assert not told

@@ -14,6 +14,7 @@ import pytest
 from finetune.errors import RequestError
 from finetune.runs.folder import logdir, one_writer
 from support.ended import Ended
+from support.privilege import without_privilege
 from support.runs import QUICK, summary_of
 
 
@@ -94,6 +95,36 @@ def test_a_second_command_is_refused_while_the_first_trains(
     assert (folder / "metrics.csv").read_bytes() == rows
     assert command("resume", "run").code == 0
     assert not (folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_working_folder_and_a_warm_cache_that_may_only_be_read_are_enough(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path_factory: pytest.TempPathFactory, cold: bool
+) -> None:
+    out = tmp_path_factory.mktemp("out")
+    request = [*QUICK, f"data.root={few_pictures}", "cache=disk", "cache_dir=store", "epochs=1"]
+    assert cold or command("train", *request, f"hydra.run.dir={out}/first").code == 0
+    Path("store").mkdir(exist_ok=True)
+    shutil.rmtree("outputs", ignore_errors=True)
+    paths = [Path(), Path("store"), *Path("store").rglob("*")]
+    before = [path.stat().st_mode for path in paths]
+    try:
+        for path in paths:
+            path.chmod(0o500 if path.is_dir() else 0o400)
+        with without_privilege():
+            ended = command("train", *request, f"hydra.run.dir={out}/second")
+    finally:
+        for path, mode in zip(paths, before, strict=True):
+            path.chmod(mode)
+    if cold:
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "cache_dir=store: expected a folder that can be written to" in ended.err
+        return
+    assert ended.code == 0, ended.err
+    assert "latest does not mean this run" in " ".join(ended.out.split())
+    first, second = summary_of(out / "first"), summary_of(out / "second")
+    assert second["features"]["computed"] == 0
+    assert second["test"] == first["test"]
 
 
 def test_a_job_that_something_else_trains_is_told_and_the_others_finish(

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from finetune.model.build import build_model
-from finetune.model.statedict import State
+from finetune.model.parts import State
 
 
 def state_of(model: nn.Module) -> State:

@@ -24,11 +24,13 @@ class ScheduleEntry:
     factor: what multiplies the learning rate at a step, from 0 on.
     settings: those of `Span` that it heeds and others do not.
     own_warmup: whether it warms up by itself, so that `warmup_epochs` must be 0.
+    endless: whether it is the same however many steps follow.
     """
 
     factor: Callable[[int, Span], float]
     settings: tuple[str, ...] = ()
     own_warmup: bool = False
+    endless: bool = False
 
 
 def constant(step: int, span: Span) -> float:
@@ -62,8 +64,8 @@ def _half_cosine(start: float, end: float, share: float) -> float:
 
 
 SCHEDULES: dict[str, ScheduleEntry] = {
-    "constant": ScheduleEntry(constant),
+    "constant": ScheduleEntry(constant, endless=True),
     "cosine": ScheduleEntry(cosine),
     "onecycle": ScheduleEntry(onecycle, own_warmup=True),
-    "step": ScheduleEntry(stairs, settings=("step_epochs", "step_gamma")),
+    "step": ScheduleEntry(stairs, settings=("step_epochs", "step_gamma"), endless=True),
 }

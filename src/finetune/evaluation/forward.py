@@ -60,6 +60,10 @@ class Predictor:
         )
         self.forward: Forward | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """What a pickle has: the forward is made again."""
+        return {**vars(self), "forward": None}
+
     def __call__(self, images: Iterable[RawImage]) -> Iterator[list[Answer]]:
         """The answers to images in their order, a few at a time; memory does not grow with their number."""
         stream = iter(images)

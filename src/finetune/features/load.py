@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,8 +25,9 @@ from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs, Views, views
+from finetune.errors import RequestError
 from finetune.features.compute import FeatureComputer, Features, Images
-from finetune.features.plan import FeaturePlan
+from finetune.features.plan import FeaturePlan, readable
 from finetune.machine import ram
 from finetune.model.assemble import Model
 
@@ -185,10 +188,20 @@ def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: 
 
 def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
     """Zeroed bytes: in a quarter of the memory at most, else in a file that is gone with the process."""
-    if math.prod(shape) <= ram() / 4:
+    if (size := math.prod(shape)) <= ram() / 4:
         return torch.zeros(shape, dtype=torch.uint8)
-    with TemporaryFile(dir=private.make_folder(folder)) as file:
-        return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
+    try:
+        with TemporaryFile(dir=private.make_folder(folder)) as file:
+            if hasattr(os, "posix_fallocate"):  # to find the disk full through a mapping kills the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.writelines(repeat(bytes(1 << 20), (size >> 20) + 1))
+            return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
+    except OSError as error:
+        raise RequestError(
+            f"cache_dir={folder}: expected room for {readable(size)} of decoded images"
+            f" ({error.strerror}), of which memory holds no more than a quarter; or a smaller data.image_size"
+        ) from None
 
 
 def _unchanged(features: Inputs, training: bool, number: int) -> Inputs:

@@ -56,7 +56,8 @@ class Store:
             self.sums.append(total)
             if not line:
                 self._write(self.index, i * LINE_BYTES, _line(GONE, 0))
-        self.index.truncate(len(self.sums) * LINE_BYTES)
+        if self.index.writable():
+            self.index.truncate(len(self.sums) * LINE_BYTES)
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
         """Add rows: the data first, then the lines that make it count.
@@ -66,7 +67,7 @@ class Store:
         """
         rows, start = self.layout.pack(tensors), len(self.sums)
         if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
-            raise RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
+            raise self._changed()
         sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
         self._write(self.data, start * self.layout.row_bytes, rows.tobytes())
         self._write(self.index, start * LINE_BYTES, b"".join(map(_line, digests, sums)))
@@ -87,14 +88,22 @@ class Store:
         shape = len(self.sums), self.layout.row_bytes
         if not self.sums:
             return np.empty(shape, dtype=np.uint8)
-        rows = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
+        try:
+            rows = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
+        except ValueError:  # it is shorter now
+            raise self._changed() from None
         return np.frombuffer(rows, dtype=np.uint8).reshape(shape)
 
     def removed(self) -> bool:
         """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""
         return not _is_at(self.data, self.folder / "data.bin")
 
+    def _changed(self) -> RunError:
+        return RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
+
     def _write(self, file: FileIO, offset: int, content: bytes) -> None:
+        if not file.writable():
+            raise RequestError(f"cache_dir: {self.folder} lacks rows and may only be read; or cache=memory")
         try:
             while content:
                 done = os.pwrite(file.fileno(), content, offset)
@@ -172,13 +181,14 @@ def _lock(
         with ExitStack() as attempt, suppress(FileNotFoundError):  # the folder was removed at this moment
             private.make_folder(cache, "features", folder.name)
             data = attempt.enter_context(private.open_file(folder / "data.bin", cache))
+            kind = fcntl.LOCK_EX if data.writable() else fcntl.LOCK_SH
             try:
-                fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(data, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if waiting is None:
                     raise
                 waiting()
-                fcntl.flock(data, fcntl.LOCK_EX)
+                fcntl.flock(data, kind)
             attempt.callback(fcntl.flock, data, fcntl.LOCK_UN)  # a mapping would keep it
             index = attempt.enter_context(private.open_file(folder / "rows.txt", cache))
             if _is_at(data, folder / "data.bin"):
@@ -194,6 +204,8 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 def _write_about(folder: Path, cache: Path, about: dict[str, Any]) -> None:
     with private.open_file(folder / "about.json", cache) as file:
+        if not file.writable():
+            return
         file.truncate()
         file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
 

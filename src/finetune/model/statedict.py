@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +10,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from finetune import sealed
 from finetune.atomic import sha256_of
 from finetune.errors import RequestError, brief
 from finetune.model.hashing import digest
 from finetune.model.head import find_head, replace_head
+from finetune.model.parts import State, taken, tensors_in
 
-State = dict[str, Tensor]
-
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 SHA256 = "finetune_sha256"  # in the text of an exported file
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+COUNTER = "num_batches_tracked"
+UNSAFE = re.compile(
+    r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)"
+)  # in what torch says of an object that it does not load
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
@@ -33,12 +33,13 @@ RENAMED = (
 
 
 def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
-    """A state dict and the text stored with it, from .safetensors, a file of torch.save or a run's folder.
+    """A file's tensors and the text stored with them: of .safetensors, of torch.save or of a run's folder.
 
-    A run's text has the SHA-256 of its `settings` and its `data`, too.
+    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings` and its
+    `data`, too.
 
     Raises:
-        RequestError: the file is damaged, holds no state dict, or other objects, which are never loaded.
+        RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
     """
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if not file.exists():
@@ -50,19 +51,24 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
         loaded = sealed.read_checkpoint(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
-    except pickle.UnpicklingError:
-        raise RequestError(
-            f"{named}: expected a plain state dict; this file is damaged or holds other objects,"
-            f" which are never loaded as they can run code"
-        ) from None
+        state = tensors_in(loaded)
     except RequestError:
         raise
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
-        line = (str(error).splitlines() or [""])[0]
+        if found := UNSAFE.search(str(error)):
+            raise RequestError(
+                f"{named}: holds {found[1]}, whose loading can run code; expected tensors and plain"
+                " data. Where you trust the file, torch.save the state_dict() of what"
+                " torch.load(…, weights_only=False) gives"
+            ) from None
+        line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
         raise RequestError(
-            f"{named}: expected a readable state dict ({type(error).__name__}: {line})"
+            f"{named}: is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
         ) from None
-    return _unwrapped(loaded, f"{named}"), {}
+    if not state:
+        keys = f"; its keys are {brief([*map(str, loaded)])}" if isinstance(loaded, dict) and loaded else ""
+        raise RequestError(f"{named}: expected a state dict, that is names with tensors{keys}")
+    return state, {}
 
 
 def fit_state_dict(
@@ -75,18 +81,25 @@ def fit_state_dict(
         RequestError: tensors of the backbone are missing, unexpected or of another shape, or the head to be
             kept is not there.
     """
-    head, own, notes = find_head(model), model.state_dict(), list[str]()
-    state = _with_own_names(state, model)
-    theirs, mine = _below(state, head), _below(own, head)
+    head, own = find_head(model), model.state_dict()
+    mine = _below(own, head)
+    # Old files lack the counters of batches, which nothing here reads.
+    backbone = {key: value for key, value in _without(own, mine).items() if not key.endswith(COUNTER)}
+    for pattern, replacement in RENAMED:
+        state = {pattern.sub(replacement, key): value for key, value in state.items()}
+    state, notes = taken(state, model, backbone, requested)
+    theirs = _below(state, head)
     _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
+    refuse_hollow(theirs, f"weights={requested}")
     if _shapes(theirs) != _shapes(mine):
         size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
         if not keep_head:
             state = _without(state, theirs)
-            what = f"has {size[0]} outputs" if size else "has layers of its own"
-            notes = [
-                f"the head in the weights {what} and was left out" if theirs else "the weights have no head"
-            ]
+            told = "has layers of its own and was left out"
+            if size:
+                way = f"head=keep keeps it, -{head} in freeze trains it"
+                told = f"has {size[0]} outputs and was left out ({way})"
+            notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
         elif size and _shapes(theirs, 1) == _shapes(mine, 1):
             replace_head(model, head, size[0])
             own = model.state_dict()
@@ -122,6 +135,7 @@ def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]
     """What trained, from a run's checkpoint, and what was frozen, from the file beside it."""
     frozen, text = read_frozen(file.with_name("frozen.safetensors"), checkpoint)
     known = {key: value for key, value in checkpoint.get("origin", {}).items() if key in ("data", "settings")}
+    refuse_hollow(checkpoint["state_dict"], f"{file}")
     return {**frozen, **checkpoint["state_dict"]}, {**text, **known}
 
 
@@ -144,35 +158,18 @@ def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[
     return frozen, text
 
 
-def _unwrapped(loaded: Any, named: str) -> State:
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not (isinstance(loaded, dict) and loaded and all(isinstance(v, Tensor) for v in loaded.values())):
-        raise RequestError(f"{named}: expected a state dict, that is names with tensors")
-    return loaded
-
-
-def _with_own_names(state: State, model: nn.Module) -> State:
-    """The same tensors under the model's names, without wrappers' prefixes and auxiliary heads."""
-    own = model.state_dict()
-    while not state.keys() & own.keys():
-        shared = [wrapper for wrapper in WRAPPERS if all(key.startswith(wrapper) for key in state)]
-        if not shared:
-            break
-        state = {key.removeprefix(shared[0]): value for key, value in state.items()}
-    for pattern, replacement in RENAMED:
-        state = {pattern.sub(replacement, key): value for key, value in state.items()}
-    # Constants that a library does not store, but a run's record of what is frozen does.
-    constants = {name for name, _ in model.named_buffers()} - own.keys()
-    return {
-        key: value for key, value in state.items() if key not in constants and not key.startswith(AUXILIARY)
-    }
+def refuse_hollow(state: State, named: str) -> None:
+    """Raise RequestError for tensors without numbers of their own, as one number repeated a billion times."""
+    for key, value in state.items():
+        real = value.layout == torch.strided and value.device.type == "cpu"
+        if not real or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise RequestError(
+                f"{named}: expected a number for each of {key} {list(value.shape)}; it has fewer"
+            )
 
 
 def _refuse_misfits(state: State, own: State, requested: str) -> None:
-    # Old files lack the counters of batches, which nothing here reads.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in own]
     misshapen = [key for key in state if key in own and own[key].shape != state[key].shape]
     kinds = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))

@@ -14,8 +14,9 @@ from finetune.errors import RequestError
 from finetune.model.build import check_model_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
+from finetune.model.parts import State, below
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.statedict import State, fit_state_dict, read_state_dict
+from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
 WORDS = ("auto", "imagenet", "bundled", "random")
@@ -128,7 +129,10 @@ def _bundled(architecture: str, requested: str) -> tuple[State, Weights]:
 def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if "://" in requested:
         raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
-    path = Path(requested)
+    path, part = Path(requested), ""
+    file, _, name = requested.rpartition(":")
+    if not path.exists() and Path(file).is_file():  # one of several networks in a file
+        path, part = Path(file), name
     if not path.exists():
         own = () if architecture.startswith("timm/") else torchvision.models.get_model_weights(architecture)
         raise RequestError(
@@ -136,6 +140,8 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
             f" a file or a run's folder"
         )
     state, text = read_state_dict(path)
+    if part:
+        state = below(state, part, requested)
     try:
         preprocessing = Preprocessing.from_metadata(text)
         classes = tuple(map(str, json.loads(text.get("classes", "[]"))))
@@ -145,7 +151,7 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
             " list of its classes"
         ) from None
     preprocessing = preprocessing or default_preprocessing(architecture, model)
-    return state, Weights(requested, str(path), preprocessing, classes=classes)
+    return state, Weights(requested, requested, preprocessing, classes=classes)
 
 
 def _enum_preprocessing(enum: Any) -> Preprocessing:

@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -49,6 +51,17 @@ LAYOUT = {
         "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
     }
 }
+
+
+class _Thread(event_file_writer._AsyncWriterThread):
+    """TensorBoard's, but for a traceback where the disk is full: the next call raises the error, too."""
+
+    def run(self) -> None:
+        with suppress(OSError):
+            super().run()
+
+
+event_file_writer._AsyncWriterThread = _Thread
 
 
 class Board:

@@ -141,35 +141,33 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         for name in ("metrics.csv", "summary.json", "skipped.csv"):
             (folder / name).unlink(missing_ok=True)
-        _drop_parts(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / "settings.json", settings)
 
 
 def reopen(folder: Path, curves: str) -> None:
-    """Make metrics.csv what it was at a checkpoint, and drop what a killed process left half-written."""
-    _drop_parts(folder)
+    """Make metrics.csv what it was at a checkpoint."""
     if curves:
         write_atomically(folder / "metrics.csv", curves.encode())
 
 
-def _drop_parts(folder: Path) -> None:
-    """Remove what a killed process had begun to write beside the files of a run."""
-    for where in (folder, folder / "checkpoints"):
-        for part in where.glob("." + "[0-9a-f]" * 32):
-            part.unlink()
+def start(folder: Path, skipped: Sequence[BadImage]) -> str | None:
+    """Write what is known when settings and data are found valid, and make this run the latest.
 
-
-def start(folder: Path, skipped: Sequence[BadImage]) -> None:
-    """Write what is known when settings and data are found valid, and make this run the latest."""
+    Returns: why it is not, where the working folder cannot be written to.
+    """
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        LATEST.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
     if skipped:
         list_bad(folder, skipped)
-    write_atomically(LATEST, f"{folder}\n".encode())
+    try:
+        LATEST.parent.mkdir(exist_ok=True)
+        write_atomically(LATEST, f"{folder}\n".encode())
+    except (OSError, RunError) as error:
+        return f"latest does not mean this run ({error})"
+    return None
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -13,21 +13,20 @@ import numpy as np
 from safetensors.torch import load_file
 
 from finetune.atomic import sha256_of
-from finetune.config.schema import Settings, flat
+from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError
 from finetune.features.batchnorm import Statistics
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
+from finetune.runs.longer import is_longer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import overrides_of
 from finetune.training.checkpoint import forget_refitted, newest
 from finetune.training.fit import Options
 
-# Settings that change no number of a run.
-FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
 # What a checkpoint says of where it came from, and what each differs in.
 TOLD = {
     "model": "model",
@@ -66,7 +65,7 @@ class ResumeState:
 
 
 def finished_summary(settings: Settings, folder: Path) -> dict[str, Any] | None:
-    """The summary of the run in a folder, if it has ended well.
+    """The summary of the run in a folder, if it has ended well and no more epochs are asked for.
 
     Raises:
         RequestError: these settings are not the run's.
@@ -74,8 +73,7 @@ def finished_summary(settings: Settings, folder: Path) -> dict[str, Any] | None:
     summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         return None
-    _same_settings(settings, folder)
-    return summary
+    return None if is_longer(settings, folder) else summary
 
 
 def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
@@ -93,7 +91,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
             f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
             f" {sweep} goes on with its sweep, and weights={job} starts a new run from its weights"
         )
-    _same_settings(settings, folder)
+    is_longer(settings, folder)
     return resume_state
 
 
@@ -109,7 +107,8 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         raise RequestError(str(error)) from None
     if checkpoint is None:
         return None
-    forget_refitted(folder)
+    if (read_summary(folder) or {}).get("status") != "finished":  # else more epochs are asked for
+        forget_refitted(folder)
     path, content = checkpoint
     together = "together" in content
     if (
@@ -151,16 +150,6 @@ def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
         read_frozen(file, checkpoint)
     except RequestError as error:
         raise RequestError(f"{error}; without it the run writes it again") from None
-
-
-def _same_settings(settings: Settings, folder: Path) -> None:
-    before, now = (flat(one.model_dump()) for one in (read_settings(folder), settings))
-    for key in sorted(before.keys() | now.keys()):
-        if key not in FREE and before.get(key) != now.get(key):
-            raise RequestError(
-                f"{key}={now.get(key)}: expected {before.get(key)}, as {folder / 'settings.json'} has it, to"
-                f" go on with that run; weights={shlex.quote(str(folder))} starts a new run from its weights"
-            )
 
 
 def as_decided(settings: Settings, resume_state: ResumeState | None) -> Settings:

@@ -16,11 +16,12 @@ from finetune.errors import RequestError
 
 # What runs did that are older than a setting and so lack it; without an entry, what its default says.
 BEFORE = {"best": "accuracy", "standardize": False}
+LATER = "epochs_later"  # in settings.json: how many a run was resumed for, time after time
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
 
 def read_settings(folder: Path, sha256: str | None = None) -> Settings:
-    """The settings that a run began with; one that did not exist yet has its default.
+    """A run's settings, with the epochs last asked for; one that did not exist yet has its default.
 
     sha256: of the settings, as a checkpoint of the run has it; those of older versions have none.
 
@@ -30,8 +31,11 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     file = folder / "settings.json"
     way = f"weights={shlex.quote(str(folder))} starts a new run from its weights"
     values = read_json(file, "the settings of a run", way=way)
+    later = values.pop(LATER, None)  # a checkpoint knows what the run began with
     if sha256 not in (None, sha256_of(values)):
         raise RequestError(f"{file}: expected the settings that this run began with; these are others; {way}")
+    if isinstance(later, list) and later:
+        values["epochs"] = later[-1]
     try:
         return validate(completed(values))
     except RequestError as error:

@@ -100,6 +100,10 @@ class Classifier(Learner):
 
     def on_train_start(self) -> None:
         take_raw(self.model, self.standardized)
+        for config in self.trainer.lr_scheduler_configs:  # a checkpoint of fewer epochs has other rates
+            scheduler: Any = config.scheduler
+            for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Take a checkpoint's tensors; the frozen ones stay as they are.
