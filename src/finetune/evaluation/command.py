@@ -44,6 +44,8 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     if (saved.summary or {}).get("refit") and (chosen.own or named_alike) and chosen.split in ("val", "all"):
         say(console, "warning", "refitted on train and validation images: it has learned from these")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
+    for text in chosen.dataset.warnings:
+        say(console, "warning", text)
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
     tables.show_evaluation(console, chosen, evaluation, predictor.temperature)
