@@ -51,7 +51,7 @@ def test_fit_leaves_what_the_command_leaves(run: finetune.Run) -> None:
 def test_a_refused_fit_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=r"^data\.root=nowhere: expected a folder"):
-        finetune.fit("nowhere", weights="random", quiet=True)
+        finetune.fit({"root": "nowhere"}, weights="random", quiet=True)
     assert not [*tmp_path.iterdir()]
 
 

@@ -106,6 +106,16 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     assert folder(tmp_path).classes == ("invalid", "valid")
 
 
+def test_sides_beside_something_else_are_no_classes_without_a_word(tmp_path: Path) -> None:
+    fill(tmp_path / "Training", 3)
+    save(tmp_path / "Testing" / "cat" / "0.png", 90)
+    save(tmp_path / "more" / "0.png", 91)
+    with pytest.raises(
+        RequestError, match=r"Training, Testing, more; .* data.split=folders leaves out more$"
+    ):
+        folder(tmp_path)
+
+
 def test_what_lies_beside_sides_may_be_left_out(tmp_path: Path) -> None:
     for first, name in enumerate(("train", "test", "more")):
         fill(tmp_path / name, 4, 4 * first)

@@ -133,6 +133,7 @@ def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictur
         shutil.copytree(few_pictures / Path(name).name, name)
     shutil.copytree(few_pictures / "green", Path("classes") / "test")
     (Path("holes") / "blue").mkdir()
+    shutil.copy(few_pictures / "blue" / "0.png", "one")
     rows = [f"{few_pictures}/red/{number}.png,red\n" for number in range(20)]
     Path("one.csv").write_text("".join(["path,label\n", *rows]))
     for root, source, number, more in (
@@ -145,6 +146,7 @@ def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictur
     ):
         ended, found = evaluate(f"data={source}", f"data.root={root}", *more)
         assert (ended.code, ended.err, found["pictures"]) == (0, "", number)
+        assert ("1 image lies directly in one, in no class folder: left out" in ended.out) == (root == "one")
     assert found["classes_without_pictures"] == ["blue", "green"]
 
 

@@ -46,6 +46,8 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
         say(console, "warning", f"{told}; --split=test measures on others")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
+    for text in chosen.dataset.warnings:
+        say(console, "warning", text)
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
     tables.show_evaluation(console, chosen, evaluation, predictor.temperature)

@@ -68,8 +68,9 @@ def load_dataset(
     """
     found = find_images(source, root, memo, **how)
     dataset = _split(found, val_fraction, test_fraction)
-    if not measured:
-        _check_something_trains(dataset, found)
+    if measured:  # what is said of training does not matter
+        return replace(dataset, warnings=found.warnings)
+    _check_something_trains(dataset, found)
     return dataset
 
 

@@ -31,12 +31,12 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
             _refuse_unnamed_sides(folder)
         found, empty, ignored = _read(sides or {"": folder}, nested, warnings)
         if not found:
-            takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
-            seem = takes if sides else _seem([folder.parent] if listed(folder)[1] and folder.name else [])
-            types = ", ".join(EXTENSIONS)
-            raise RequestError(
-                f"expected a folder per class with images ({types}) in it; there are none{seem}"
+            expected = (
+                f"expected a folder per class with images ({', '.join(EXTENSIONS)}) in it; there are none"
             )
+            takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
+            above = [folder.parent] if listed(folder)[1] and folder.name else []
+            raise RequestError(expected + (takes if sides else _seem(above)))
         _check_names({*(name for _, name, _ in found), *empty})
         if split == "auto" and not sides and len({name for _, name, _ in found}) < 2:
             below = (where for where, folders, _ in Walk(folder).folders(folder) if folders)
@@ -120,12 +120,14 @@ def _sides(folder: Path, alone: bool) -> tuple[dict[str, Path], list[str]]:
         return sides, [f"left out beside train, val and test: {brief(others)}"] if others else []
     if sides and others:
         names = [path.name for path in sides.values()]
-        if {name.lower() for name in names}.isdisjoint(SPLITS):
+        if {name.lower() for name in names}.isdisjoint(SPLITS) and not any(
+            listed(p)[0] for p in sides.values()
+        ):
             return {}, []  # classes with such names, as valid and invalid
         raise RequestError(
             "expected either a folder per class, or only train, val and test with the classes below them;"
-            f" there are {brief([*names, *others])} (data.split=none takes all for classes, folders the first"
-            f" {len(names)} for sides)"
+            f" there are {brief([*names, *others])}; data.split=none takes all for classes,"
+            f" data.split=folders leaves out {brief(others)}"
         )
     return sides, []
 
