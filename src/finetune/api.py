@@ -22,6 +22,7 @@ from finetune.data.images import BadImage, on_white
 from finetune.errors import RequestError
 from finetune.evaluation.forward import Predictor
 from finetune.run import run
+from finetune.runs.folder import drop_unused
 from finetune.runs.open import Saved, open_run
 from finetune.say import Screen
 
@@ -115,7 +116,11 @@ def fit(
     asked = settings_from(given)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     place = Path(free_folder(wanted)) if folder is None else Path(folder)
-    return Run(place, run(asked, place, Screen(quiet=quiet)))
+    try:
+        return Run(place, run(asked, place, Screen(quiet=quiet)))
+    except RequestError:
+        drop_unused(place)
+        raise
 
 
 def load(run: Run | str | Path, raw: bool = False) -> Model:

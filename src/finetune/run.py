@@ -74,7 +74,6 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
     except BaseException as error:
         if rank is None or rank.is_main:
             folders.give_reason(folder, error)
-            folders.drop_unused(folder)
         raise
 
 
