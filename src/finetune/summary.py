@@ -25,7 +25,8 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
         **dataset.counts(),
         "fingerprint": dataset.fingerprint(),
         "skipped": len(inputs.bad),
-        "ignored_files": dataset.ignored_files,
+        "repaired": len(inputs.repaired),
+        "ignored_files": dataset.passed_over.total(),
     }
 
 

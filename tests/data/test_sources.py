@@ -150,7 +150,21 @@ def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
     dataset = folder(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.images) == 10
-    assert dataset.ignored_files == 6  # what lies in hidden folders is not looked at
+    assert dataset.passed_over.total() == 6  # what lies in hidden folders is not looked at
+    kinds = {".png": 2, ".txt": 1, ".db": 1, "notes": 1, ".DS_Store": 1}
+    assert dataset.passed_over == kinds
+
+
+def test_what_could_be_read_with_an_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.data.sources.folder.EXTENSIONS", (".png",))
+    fill(tmp_path, 3)
+    (tmp_path / "cow").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.ppm"):
+        (tmp_path / "cow" / name).touch()
+    with pytest.raises(
+        RequestError, match=r"none in cow \(3 files passed over: 2 .heic, 1 .ppm; pip install"
+    ):
+        folder(tmp_path)
 
 
 def test_every_case_of_extension_counts(tmp_path: Path) -> None:
@@ -178,7 +192,7 @@ def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
     assert dataset.classes == ("cat/black", "cat/tabby", "dog", "dog/large/grey")
     for path, label in zip(dataset.images, dataset.labels, strict=True):
         assert Path(str(path)).parent == tmp_path / dataset.classes[label]
-    assert dataset.ignored_files == 1
+    assert dataset.passed_over.total() == 1
 
 
 def test_nested_folders_below_train_and_test(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data import splits
+from finetune.data.brightness import find_scales
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
-from finetune.data.digests import content_digest, file_digests
+from finetune.data.digests import Content, file_contents, stored_content
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
 from finetune.data.sources.labeled import LabeledImages, Progress, silent
 from finetune.errors import RequestError, brief
@@ -79,23 +80,26 @@ def load_dataset(
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
     taken = {name: settings[name] for name in entry.takes if name in settings}
     found = entry.find(root, **taken) if entry.root else entry.find()
+    contents: list[Content] = []
     if not found.digests:
         with progress("hashing images", len(found.images)) as advance:
-            found = replace(found, digests=_digests(found.images, memo, advance))
-    return _split(found, val_fraction, test_fraction)
+            contents = _contents(found.images, memo, advance)
+        found = replace(found, digests=[content.sha256 for content in contents])
+    brightness = find_scales(content.extent for content in contents)
+    return replace(_split(found, val_fraction, test_fraction), brightness=brightness)
 
 
-def _digests(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
-    """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
-    files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
-    digests = []
+def _contents(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[Content]:
+    """What is known of each image's content: files are remembered, what is stored elsewhere is read."""
+    files = iter(file_contents([image for image in images if isinstance(image, Path)], memo, advance))
+    contents = []
     for image in images:
         if isinstance(image, Path):
-            digests.append(next(files))
+            contents.append(next(files))
             continue
-        digests.append(content_digest(image.read() if isinstance(image, Stored) else image))
+        contents.append(stored_content(image.read() if isinstance(image, Stored) else image))
         advance(1)
-    return digests
+    return contents
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:
@@ -120,7 +124,7 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
         labels=found.labels,
         split=split,
         digests=found.digests,
-        ignored_files=found.ignored_files,
+        passed_over=found.passed_over,
         warnings=warnings,
         own_split=found.splits is not None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from finetune.data.dataset import SPLITS
 from finetune.data.images import EXTENSIONS
+from finetune.data.pixels import HEIF
 from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes
 from finetune.errors import RequestError, brief
 
@@ -27,19 +29,19 @@ def find_in_folder(root: str, nested: bool = False) -> LabeledImages:
     tops = declared or {"train": folder}
     images: list[Path] = []
     names, splits, empty = [], [], set()
-    ignored = sum(map(os.path.isfile, (path for top in tops.values() for path in top.iterdir())))
+    ignored = Counter(kind_of(path) for top in tops.values() for path in top.iterdir() if path.is_file())
     for split, top in tops.items():
         for child in _subfolders(top, setting):
             files = list(files_below(child))
             paths = [path for path in files if is_image(path)]
-            ignored += len(files) - len(paths)
+            ignored += Counter(kind_of(path) for path in files if not is_image(path))
             images += paths
             names += [path.parent.relative_to(top).as_posix() if nested else child.name for path in paths]
             splits += [split] * len(paths)
             empty |= set() if paths or nested else {child.name}
     classes, _ = number_classes([*names, *empty])
     present = {name for name, split in zip(names, splits, strict=True) if split == "train"}
-    _check_classes(classes, present, setting)
+    _check_classes(classes, present, setting, f" ({tell_others(ignored)})" if ignored else "")
     place = {name: label for label, name in enumerate(classes)}
     return LabeledImages(
         name=str(folder),
@@ -49,7 +51,7 @@ def find_in_folder(root: str, nested: bool = False) -> LabeledImages:
         labels=np.array([place[name] for name in names]),
         splits=splits if declared else None,
         declared=tuple(declared),
-        ignored_files=ignored,
+        passed_over=ignored,
     )
 
 
@@ -66,18 +68,17 @@ def _declared_splits(folder: Path, setting: str) -> dict[str, Path]:
     return declared
 
 
-def _check_classes(classes: Sequence[str], present: set[str], setting: str) -> None:
+def _check_classes(classes: Sequence[str], present: set[str], setting: str, beside: str) -> None:
     if strange := [name for name in classes if not _is_text(name)]:
         raise RequestError(f"{setting}: expected class folders with names in UTF-8; {strange[0]!r} is not")
     if not classes:
         raise RequestError(f"{setting}: expected a folder per class with images in it; there are no folders")
     if not present:
-        raise RequestError(
-            f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its class folders; there are none"
-        )
+        wanted = f"expected images ({', '.join(EXTENSIONS)}) in its class folders"
+        raise RequestError(f"{setting}: {wanted}; there are none{beside}")
     if empty := [name for name in classes if name not in present]:
         raise RequestError(
-            f"{setting}: expected images to train on in every class folder; none in {brief(empty)}"
+            f"{setting}: expected images to train on in every class folder; none in {brief(empty)}{beside}"
         )
 
 
@@ -89,6 +90,21 @@ def _is_text(name: str) -> bool:
 def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image; what is in it is seen when it is decoded."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def kind_of(path: Path) -> str:
+    """A file's extension; its name where it has none."""
+    return path.suffix.lower() or path.name
+
+
+def tell_others(passed_over: Counter[str]) -> str:
+    """How many files are no images by their name, by extension; nothing where there are none."""
+    if not passed_over:
+        return ""
+    kinds = brief([f"{number:,} {kind}" for kind, number in passed_over.most_common()])
+    total = passed_over.total()
+    way = "; pip install 'finetune-toolkit[heif]' reads HEIF" if {*HEIF} & passed_over.keys() else ""
+    return f"{total:,} file{'s' if total > 1 else ''} passed over: {kinds}{way}"
 
 
 def _subfolders(folder: Path, setting: str) -> list[Path]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class LabeledImages:
     setting: what asked for them, as an error names it.
     splits: the split of each image, where the data itself brings a split; None: to be split by content.
     declared: the splits that the data brings, where one of them may be empty.
+    passed_over: how many files beside the images there are of each extension.
     digests: SHA-256 of each image's content, where they are known.
     """
 
@@ -39,7 +41,7 @@ class LabeledImages:
     labels: np.ndarray
     splits: Sequence[str] | None = None
     declared: Sequence[str] = ()
-    ignored_files: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
     warnings: tuple[str, ...] = ()
     digests: Sequence[str] = ()
 
