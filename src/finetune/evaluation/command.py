@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from finetune.errors import RequestError
 from finetune.evaluation import tables
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.evaluate import choose_images, evaluate_images
-from finetune.evaluation.export import example_inputs, export_target, loads_into, write_export
+from finetune.evaluation.export import example_inputs, export_target, write_export
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.forward import Predictor
+from finetune.evaluation.recipe import loads_into
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
@@ -38,9 +40,15 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     device = devices.accelerator(settings.trainer.accelerator)
     if settings.precision != saved.settings.precision:
         devices.precision(settings.precision, device)
-    predictor = Predictor(saved, settings.precision, device, raw)
+    how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
+    predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
-    chosen = choose_images(find_data(settings), saved, split, named_alike)
+    dataset = find_data(settings)
+    chosen = choose_images(dataset, saved, split, named_alike)
+    for kind, found in dataset.brightness.items():
+        if (black_and_white := how.brightness.get(kind, found)) != found:
+            text = f"black and white are the run's, {black_and_white}; these images alone would have {found}"
+            say(console, "warning", text)
     if (saved.summary or {}).get("refit") and (chosen.own or named_alike) and chosen.split in ("val", "all"):
         say(console, "warning", "refitted on train and validation images: it has learned from these")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
@@ -71,7 +79,7 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     inputs, what = example_inputs(dataset, saved.preprocessing)
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)
-    say(console, "export", str(target))
+    say(console, "export", f"{target}, and predict.py beside it, which runs it")
     if softmax:
         say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
     if difference is None:
