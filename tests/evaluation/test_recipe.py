@@ -78,7 +78,9 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "onnx")
 
 
 @pytest.mark.parametrize("format", ["safetensors", *SLOW])
-@pytest.mark.parametrize(("precision", "apart"), [("32", 1e-4), ("auto", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "apart"), [("32", 1e-4), pytest.param("auto", 1e-2, marks=pytest.mark.slow)]
+)
 def test_it_answers_as_predict_does(
     deep_run: Callable[..., str], command: Command, format: str, precision: str, apart: float
 ) -> None:
@@ -116,3 +118,17 @@ def test_it_needs_nothing_of_the_toolkit(
     assert header == "path,class,probability"
     assert row.startswith(f"{image},")
     assert 0 < float(row.rpartition(",")[2]) < 1
+
+
+@pytest.mark.slow
+def test_images_that_alone_would_be_scaled_otherwise_are_told(
+    deep_run: Callable[..., str], command: Command
+) -> None:
+    run = deep_run()
+    for path in Path("deep").rglob("*.png"):
+        full = Path("full", path.parent.name)
+        full.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(path)) * 16).save(full / path.name)
+    told = "black and white are the run's, 0 and 4095; these images alone would have 0 and 65535"
+    assert told in command("evaluate", run, "data.root=full").out
+    assert "black and white" not in command("evaluate", run, "--split", "all").out

@@ -46,8 +46,9 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     dataset = find_data(settings)
     chosen = choose_images(dataset, saved, split, named_alike)
     for kind, found in dataset.brightness.items():
-        if (black_and_white := how.brightness.get(kind, found)) != found:
-            text = f"black and white are the run's, {black_and_white}; these images alone would have {found}"
+        if (own := tuple(how.brightness.get(kind, found))) != found:
+            here, alone = ("{:.10g} and {:.10g}".format(*ends) for ends in (own, found))
+            text = f"black and white are the run's, {here}; these images alone would have {alone}"
             say(console, "warning", text)
     if (saved.summary or {}).get("refit") and (chosen.own or named_alike) and chosen.split in ("val", "all"):
         say(console, "warning", "refitted on train and validation images: it has learned from these")
