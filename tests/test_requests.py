@@ -144,6 +144,22 @@ def test_skip_trains_without_the_broken_pictures(train: Train, tmp_path: Path, c
     assert sum(summary["data"][side] for side in ("train", "val", "test")) == 20
 
 
+@pytest.mark.parametrize("cache", ["disk", pytest.param("none", marks=pytest.mark.slow)])
+def test_repair_shows_what_there_is_and_tells_it_each_time(train: Train, tmp_path: Path, cache: str) -> None:
+    broken_picture(tmp_path / "here")
+    (tmp_path / "here" / "cat" / "0.png").write_bytes(b"no image")
+    cut = tmp_path / "here" / "dog" / "1.png"
+    cut.write_bytes(cut.read_bytes()[:-60])
+    for asked, counts in (("repair", (1, 1)), ("repair", (1, 1)), ("skip", (0, 2))):
+        run = tmp_path / f"{asked}{len(list(tmp_path.iterdir()))}"
+        settings = (f"data.bad_images={asked}", f"cache={cache}", f"hydra.run.dir={run}", "cache_dir=store")
+        ended = train(*FOLDER, SMALL, *settings)
+        assert ended.code == 0, ended.err
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["data"]["repaired"], summary["data"]["skipped"]) == counts
+        assert ("broken images shown as far as they go: 1 (here/dog/1.png)" in ended.out) == bool(counts[0])
+
+
 FINETUNE = Path(sys.executable).with_name("finetune")
 COMMANDS = [
     ([sys.executable, CHECKOUT / "train.py", "epochs=0"], "error: epochs=0: expected 1 or more\n"),

@@ -18,7 +18,8 @@ from finetune.config.compose import GROUPS, choices_of, compose_config, free_fol
 from finetune.config.messages import unknown_setting, validate
 from finetune.config.schema import SECTIONS, Settings
 from finetune.data.dataset import RawImage
-from finetune.data.images import BadImage, on_white
+from finetune.data.images import BadImage
+from finetune.data.pixels import Brightness, on_white
 from finetune.errors import RequestError
 from finetune.evaluation.forward import Predictor
 from finetune.run import run
@@ -72,7 +73,7 @@ class Model:
             raise RequestError(f"top={top}: expected 1 or more")
         many: Iterable[Any] = [pictures] if _is_one(pictures) else pictures  # type: ignore[assignment]
         found = []
-        for answers in self._predictor(_image(one) for one in many):
+        for answers in self._predictor(map(self._image, many)):
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.image}: expected an image; {answer.reason}")
@@ -81,10 +82,13 @@ class Model:
 
     def preprocess(self, picture: Given) -> Tensor:
         """An image as the network takes it: normalised float32, (3, H, W)."""
-        decoded = self._predictor.read(_image(picture))
+        decoded = self._predictor.read(self._image(picture))
         if isinstance(decoded, BadImage):
             raise RequestError(f"{decoded.path}: expected an image; {decoded.reason}")
         return self._predictor.normalise(decoded[None])[0]
+
+    def _image(self, given: Any) -> RawImage:
+        return _image(given, self._saved.preprocessing.brightness)
 
     def to_torch(self) -> nn.Module:
         """A copy of the network itself, in eval mode: preprocessed images (B, 3, H, W) to logits."""
@@ -183,12 +187,12 @@ def _is_one(pictures: Any) -> bool:
     return one_array or isinstance(pictures, str | Path | Image.Image)
 
 
-def _image(given: Any) -> RawImage:
+def _image(given: Any, brightness: Brightness) -> RawImage:
     if isinstance(given, str):
         return Path(given)
     if isinstance(given, Image.Image):
         try:
-            return np.asarray(on_white(ImageOps.exif_transpose(given)))
+            return np.asarray(on_white(ImageOps.exif_transpose(given), brightness))
         except OSError as error:  # it is decoded only now
             name = getattr(given, "filename", "") or "a PIL image"
             raise RequestError(f"{name}: expected an image; {error}") from None

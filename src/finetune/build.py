@@ -92,7 +92,10 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
         image_size=settings.data.image_size,
         seed=settings.seed,
     )
-    return assemble(config, dataset.classes)
+    model = assemble(config, dataset.classes)
+    repair = settings.data.bad_images == "repair"
+    how = replace(model.preprocessing, brightness=dataset.brightness, repair=repair)
+    return replace(model, preprocessing=how)
 
 
 def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:

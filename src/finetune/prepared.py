@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ class Prepared:
     def dataset(self) -> Dataset:
         """The images in use: without those that were left out."""
         return self.inputs.dataset
+
+
+def keep_scale(dataset: Dataset, resume_state: ResumeState | None) -> Dataset:
+    """The data set with the scale of brightness that an interrupted run began with; older ones have none."""
+    if resume_state is None:
+        return dataset
+    return replace(
+        dataset, brightness=json.loads(resume_state.origin.get("about", {}).get("brightness", "{}"))
+    )
 
 
 def start_log(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:

@@ -27,7 +27,7 @@ from finetune.learners import build_classifier
 from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
-from finetune.prepared import Prepared, as_opened, job_of, start_log
+from finetune.prepared import Prepared, as_opened, job_of, keep_scale, start_log
 from finetune.refit import choosing_batches, initial_state, refit_alone
 from finetune.report import terminal
 from finetune.report.page import write_report
@@ -156,7 +156,7 @@ def _find_model_and_data(
     settings: Settings, resume_state: ResumeState | None, console: Console
 ) -> tuple[Model, Dataset]:
     """The model, and the data set with its classes numbered as the model's outputs are."""
-    dataset = build.find_data(settings, partial(progress, console))
+    dataset = keep_scale(build.find_data(settings, partial(progress, console)), resume_state)
     model = build.make_model(settings, dataset)
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
     refuse_untrainable(settings, model, dataset)

@@ -26,7 +26,8 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
         **dataset.counts(),
         "fingerprint": dataset.fingerprint(),
         "skipped": len(inputs.bad),
-        "ignored_files": dataset.ignored_files,
+        "repaired": len(inputs.repaired),
+        "ignored_files": dataset.passed_over.total(),
         "leaked": {side: len(rows) for side, rows in leaked(dataset).items()},
     }
 

@@ -16,7 +16,7 @@ from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS, BadImage, BrokenImage, decode
 from finetune.data.reader import Reader
 from finetune.model.preprocessing import Preprocessing
-from support.painted import noise, photograph
+from support.painted import noise, photograph, save_as
 from support.privilege import without_privilege
 
 
@@ -63,7 +63,7 @@ def test_a_picture_inside_something_larger_is_decoded_like_a_file(tmp_path: Path
 def whole_files(folder: Path) -> list[Path]:
     paths = [folder / f"whole{extension}" for extension in EXTENSIONS]
     for path in paths:
-        photograph(40, 60).save(path)
+        save_as(photograph(40, 60), path)
     return paths
 
 
@@ -82,7 +82,7 @@ def test_empty_and_foreign_files_are_named_with_their_reason(tmp_path: Path) -> 
 
 
 def test_a_format_that_is_not_offered_is_not_opened(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="PPM")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TGA")
     assert bad(tmp_path / "a.png").reason == "not an image, or of an unknown format"
 
 
@@ -104,6 +104,39 @@ def test_a_truncated_file_is_broken_or_shows_all_that_matters(tmp_path: Path) ->
                 assert found.reason
             else:  # a trailer is missing, no pixels
                 assert torch.equal(found, whole), (path.suffix, length)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_only_its_end_is_whole(tmp_path: Path, progressive: bool) -> None:
+    path, how = tmp_path / "a.jpg", Preprocessing(32, 36)
+    for size in ((40, 60), (300, 400)):
+        photograph(*size).save(path, progressive=progressive, quality=90)
+        content, whole = path.read_bytes(), decode(path, how)
+        for lacking in (1, 2):
+            path.write_bytes(content[:-lacking])
+            assert torch.equal(decode(path, how), whole)
+        for lacking in (3, 4, 5, 20, 300):
+            path.write_bytes(content[:-lacking])
+            assert "truncated" in bad(path).reason
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff", "a.bmp"])
+def test_what_is_cut_off_is_shown_as_far_as_it_goes_where_that_is_asked_for(
+    tmp_path: Path, name: str
+) -> None:
+    path, how = tmp_path / name, Preprocessing(64, 64, repair=True)
+    Image.fromarray(noise(64, 64)).save(path, quality=100, subsampling=0)
+    whole = decode(path, how).int()
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    reader = Reader([path], how)
+    shown = reader(0)
+    assert isinstance(shown, Tensor)
+    upper = slice(32, None) if name == "a.bmp" else slice(None, 32)  # which begins at the bottom
+    assert (shown.int() - whole)[:, upper].abs().max() == 0
+    assert "truncated" in reader.repaired[0].reason
+    assert "truncated" in bad(path).reason  # in the next breath, where it is not asked for
+    path.write_bytes(b"no image at all")
+    assert isinstance(reader(0), BadImage)
 
 
 @pytest.mark.filterwarnings("ignore")

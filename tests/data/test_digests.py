@@ -4,12 +4,13 @@ import hashlib
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finetune.data import digests
-from finetune.data.digests import file_digests, forget, known_bad, remember_bad
+from finetune.data.digests import file_contents, forget, known_bad, remember_bad
 
 LONG_AGO = 1_600_000_000_000_000_000
 
@@ -18,6 +19,10 @@ def write(path: Path, content: bytes, changed: int = LONG_AGO) -> Path:
     path.write_bytes(content)
     os.utime(path, ns=(changed, changed))
     return path
+
+
+def file_digests(*given: Any) -> list[str]:
+    return [content.sha256 for content in file_contents(*given)]
 
 
 def sha(content: bytes) -> str:
@@ -89,7 +94,7 @@ def test_links_to_one_file_are_remembered_as_one(tmp_path: Path) -> None:
     memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
     (tmp_path / "link").symlink_to(path)
     file_digests([tmp_path / "link", path], memo)
-    assert sqlite3.connect(memo).execute("SELECT count(*) FROM hashed").fetchone() == (1,)
+    assert sqlite3.connect(memo).execute("SELECT count(*) FROM known").fetchone() == (1,)
 
 
 def test_what_is_broken_is_remembered_by_content_and_pillow(

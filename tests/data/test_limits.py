@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from finetune.data import images, limits
+from finetune.data import limits, pixels
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.machine import Budget
@@ -119,19 +119,19 @@ def test_all_threads_together_keep_to_one_budget_of_memory(
     photograph(100, 100).save(path)
     each, lock, now, most = 100 * 100 * 20, Lock(), [0], [0]
 
-    on_white = images.on_white
+    on_white = pixels.on_white
 
-    def counted(image: Image.Image) -> Image.Image:
+    def counted(image: Image.Image, brightness: pixels.Brightness) -> Image.Image:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
         time.sleep(0.01)
-        shown = on_white(image)
+        shown = on_white(image, brightness)
         with lock:
             now[0] -= 1
         return shown
 
-    monkeypatch.setattr(images, "on_white", counted)
+    monkeypatch.setattr(pixels, "on_white", counted)
     for limit, allowed in ((2 * each, 2), (each // 2, 1), (100 * each, 8)):
         monkeypatch.setattr(limits, "DECODING", Budget(limit))
         most[0] = 0

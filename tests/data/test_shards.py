@@ -116,7 +116,7 @@ def test_files_that_are_no_sample_are_passed_over(tmp_path: Path) -> None:
     found = shards(tmp_path / "set")
     assert found.classes == ("ape", "bee")
     assert [str(image).partition("0.tar/")[2] for image in found.images] == ["f.png", "a.b/c.d/e.png"]
-    assert found.ignored_files == 1
+    assert found.passed_over.total() == 1
 
 
 def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:

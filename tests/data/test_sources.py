@@ -154,8 +154,20 @@ def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
     dataset = folder(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.images) == 10
-    assert dataset.ignored_files == 5  # what lies in hidden folders is not looked at
+    kinds = {".png": 1, ".txt": 1, ".db": 1, "notes": 1, ".DS_Store": 1}
+    assert dataset.passed_over == kinds  # what lies in hidden folders is not looked at
     assert dataset.warnings == (f"1 image lies directly in {tmp_path.name}, in no class folder: left out",)
+
+
+def test_what_could_be_read_with_an_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.data.sources.walk.EXTENSIONS", (".png",))
+    (tmp_path / "cow").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.ppm"):
+        (tmp_path / "cow" / name).touch()
+    with pytest.raises(
+        RequestError, match=r"there are none \(3 files passed over: 2 .heic, 1 .ppm; pip inst"
+    ):
+        folder(tmp_path)
 
 
 def test_every_case_of_extension_counts(tmp_path: Path) -> None:
@@ -183,7 +195,7 @@ def test_nested_folders_are_classes_of_their_own(tmp_path: Path) -> None:
     assert dataset.classes == ("cat/black", "cat/tabby", "dog", "dog/large/grey")
     for path, label in zip(dataset.images, dataset.labels, strict=True):
         assert Path(str(path)).parent == tmp_path / dataset.classes[label]
-    assert dataset.ignored_files == 0
+    assert dataset.passed_over.total() == 0
     assert dataset.warnings[0].startswith("1 image lies directly in ")
 
 

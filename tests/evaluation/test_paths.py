@@ -39,6 +39,17 @@ def test_files_folders_and_globs(arguments: list[str], expected: list[str]) -> N
     assert found.total == len(expected)
 
 
+def test_what_is_passed_over_is_counted_by_extension() -> None:
+    Path("c/6.heic9").touch()
+    assert find_images(["a", "c", "a/b/notes.txt"], typed(), None).passed_over == {".txt": 1, ".heic9": 1}
+    Path("empty").mkdir()
+    Path("empty/x.raw").touch()
+    with pytest.raises(
+        RequestError, match=r"expected images in this folder \(.*\); 1 file passed over: 1 .raw"
+    ):
+        find_images(["empty"], typed(), None)
+
+
 def test_a_list_on_stdin_is_taken_line_by_line() -> None:
     found = find_images(["c/5.webp", "-"], typed(b"a/1.png\n\nnowhere.png\r\n"), None)
     assert found.total is None

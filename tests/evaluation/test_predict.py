@@ -49,6 +49,16 @@ def test_a_folder_as_csv_on_stdout(predict: Command, run: finetune.Run) -> None:
     assert ended.err.endswith(f"logits divided by {temperature:.3f}\n")
 
 
+def test_files_that_are_passed_over_are_named_by_extension(predict: Command) -> None:
+    for name in ("a/1.raw", "a/2.raw", "a/3.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("a/4.png").symlink_to("../pictures/red/0.png")
+    ended = predict("a")
+    assert ended.code == 0
+    assert ended.err.startswith("note     3 files passed over: 2 .raw, 1 .txt\n")
+
+
 def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run) -> None:
     assert predict("pictures/red", "--out", "found.jsonl", "--top", "2").code == 0
     found = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]

@@ -79,7 +79,7 @@ class Data(Strict):
     augment: Augment
     val_fraction: Fraction
     test_fraction: Fraction
-    bad_images: Literal["error", "skip"]
+    bad_images: Literal["error", "skip", "repair"]
     workers: Annotated[int | str, number_or(1, "a number of threads, 1 or more, or auto", "auto")]
 
     @model_validator(mode="after")

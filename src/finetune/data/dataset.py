@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,10 @@ class Dataset:
     labels: int64 (N,) class indices, or float32 (N, outputs) label vectors.
     split: indices into images for train, val and test.
     digests: SHA-256 of each image's content.
-    ignored_files: how many files beside the images were passed over.
+    passed_over: how many files beside the images there are of each extension.
     warnings: what the user should know of them, a line each; notes: what is no fault.
     own_split: whether the data brought sides of their own.
+    brightness: one scale for all images of more than 8 bits, as `brightness.find_scales` gives it.
     """
 
     name: str
@@ -51,10 +53,11 @@ class Dataset:
     labels: np.ndarray
     split: dict[str, np.ndarray]
     digests: Sequence[str]
-    ignored_files: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     own_split: bool = False
+    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def multi_label(self) -> bool:

@@ -1,8 +1,9 @@
-"""SHA-256 of image files, remembered by path, size and time of change; and which cannot be decoded."""
+"""What is known of image files: SHA-256 and extent, by path, size and time of change; which are broken."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sqlite3
 import time
@@ -11,27 +12,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 
 from finetune import private
+from finetune.data import pixels
+from finetune.data.brightness import extent
 from finetune.say import Screen, say
 
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
 # Each row ends with a checksum of all before it. Tables of other names are of versions that had none.
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS hashed"
-    " (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT, crc32 INT)",
-    "CREATE TABLE IF NOT EXISTS broken"
-    " (sha256 TEXT, pillow TEXT, reason TEXT, crc32 INT, PRIMARY KEY (sha256, pillow))",
+    "CREATE TABLE IF NOT EXISTS known"
+    " (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT, extent TEXT, crc32 INT)",
+    "CREATE TABLE IF NOT EXISTS bad"
+    " (sha256 TEXT, decoders TEXT, reason TEXT, crc32 INT, PRIMARY KEY (sha256, decoders))",
 )
 
 
-def file_digests(
+class Content(NamedTuple):
+    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent` as JSON."""
+
+    sha256: str
+    extent: str = ""
+
+
+def file_contents(
     paths: Sequence[Path], memo: Path | None, advance: Callable[[int], None] = lambda _: None
-) -> list[str]:
-    """SHA-256 of each file's bytes; of its name where it is none or cannot be read, which decoding reports.
+) -> list[Content]:
+    """Each file's content; for one that is none or cannot be read, which decoding reports, that of its name.
 
     memo: an SQLite file that remembers them, shared by all runs; files are read only when new or changed.
     None, or where it cannot be used: every file is read. advance: called with the number of files done.
@@ -56,11 +67,22 @@ def content_digest(content: bytes | np.ndarray) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def stored_content(image: bytes | np.ndarray) -> Content:
+    """The same of an image that is no file."""
+    return Content(content_digest(image), extent(io.BytesIO(image)) if isinstance(image, bytes) else "")
+
+
+def decoders() -> str:
+    """The versions of what decodes images, which decides what they show and which can be read."""
+    heif = ["heif " + pixels.pillow_heif.__version__] if "HEIF" in pixels.FORMATS else []
+    return ", ".join([PIL.__version__, *heif])
+
+
 def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
-    """The digests of images that an earlier run could not decode, and why; by this version of Pillow."""
+    """The digests of images that an earlier run could not decode, and why; with these decoders."""
     try:
         with _opened(memo) as base:
-            rows = base.execute("SELECT * FROM broken WHERE pillow = ?", (PIL.__version__,)).fetchall()
+            rows = base.execute("SELECT * FROM bad WHERE decoders = ?", (decoders(),)).fetchall()
     except (OSError, sqlite3.Error):
         return {}
     reasons = {row[0]: row[2] for row in rows if row == _row(*row[:-1])}
@@ -69,15 +91,15 @@ def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
 
 def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
     """Remember why images cannot be decoded, by their digests."""
-    rows = [_row(digest, PIL.__version__, reason) for digest, reason in reasons.items()]
+    rows = [_row(digest, decoders(), reason) for digest, reason in reasons.items()]
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:
-        base.executemany("INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?)", rows)
+        base.executemany("INSERT OR REPLACE INTO bad VALUES (?, ?, ?, ?)", rows)
 
 
 def forget(path: Path, memo: Path) -> None:
     """Have a file hashed again next time, in case it changed although its size and times did not."""
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:
-        base.execute("DELETE FROM hashed WHERE path = ?", (os.fsencode(path.resolve()),))
+        base.execute("DELETE FROM known WHERE path = ?", (os.fsencode(path.resolve()),))
 
 
 def _row(*fields: str | bytes | int) -> tuple[str | bytes | int, ...]:
@@ -94,24 +116,26 @@ def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
         yield base
 
 
-def _remembered(paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]) -> list[str]:
-    digests: dict[int, str] = {}
+def _remembered(
+    paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]
+) -> list[Content]:
+    contents: dict[int, Content] = {}
     facts = [_facts(path) for path in paths]
-    query = "SELECT sha256, crc32 FROM hashed WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
+    query = "SELECT sha256, extent, crc32 FROM known WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, fact in enumerate(facts):
-        if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, row[0]):
-            digests[i] = row[0]
-    new = [i for i in range(len(paths)) if i not in digests]
-    advance(len(digests))
-    digests |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
+        if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, *row[:2]):
+            contents[i] = Content(*row[:2])
+    new = [i for i in range(len(paths)) if i not in contents]
+    advance(len(contents))
+    contents |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
     rows = [
-        _row(*fact, digests[i])
+        _row(*fact, *contents[i])
         for i in new
         if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
     ]
-    base.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?)", rows)
-    return [digests[i] for i in range(len(paths))]
+    base.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    return [contents[i] for i in range(len(paths))]
 
 
 def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
@@ -124,21 +148,21 @@ def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
         return None
 
 
-def _hash_files(paths: Sequence[Path], advance: Callable[[int], None]) -> list[str]:
-    digests = []
+def _hash_files(paths: Sequence[Path], advance: Callable[[int], None]) -> list[Content]:
+    contents = []
     with ThreadPoolExecutor() as pool:
-        for digest in pool.map(_digest, paths):
-            digests.append(digest)
+        for content in pool.map(_digest, paths):
+            contents.append(content)
             advance(1)
-    return digests
+    return contents
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> Content:
     with suppress(OSError):
         if path.is_file():  # a named pipe would be waited for
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    return name_digest(path)
+                return Content(hashlib.file_digest(file, "sha256").hexdigest(), extent(file))
+    return Content(name_digest(path))
 
 
 def name_digest(path: Path) -> str:

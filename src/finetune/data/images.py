@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import local
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from finetune.data import limits
-from finetune.data.colour import to_srgb
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest, name_digest
+from finetune.data.pixels import FORMATS, as_rgb, rgb, square
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
-FORMATS = {
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "JPEG": (".jpg", ".jpeg"),  # also MPO, which some cameras write: Pillow opens it as JPEG
-    "PNG": (".png",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    **({"AVIF": (".avif",)} if features.check("avif") else {}),
-}
 EXTENSIONS = tuple(sorted(extension for extensions in FORMATS.values() for extension in extensions))
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
+JPEG, END = b"\xff\xd8", b"\xff\xd9"
+
+
+class Lenient(local):
+    """Pillow's switch for files that are cut off, for one thread where its own is for all."""
+
+    on = bool(ImageFile.LOAD_TRUNCATED_IMAGES)
+
+    def __bool__(self) -> bool:
+        return self.on
+
+
+LENIENT: Any = Lenient()
+ImageFile.LOAD_TRUNCATED_IMAGES = LENIENT
 
 # What is wrong with an image is told by us, with its path.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -75,12 +76,16 @@ class BadImage:
     lasting: bool = True
 
 
-def decode(image: RawImage, preprocessing: Preprocessing, digest: str | None = None) -> Tensor:
+def decode(
+    image: RawImage,
+    preprocessing: Preprocessing,
+    digest: str | None = None,
+    repaired: Callable[[str], object] = lambda _: None,
+) -> Tensor:
     """Decode one image: shorter side to `resize_size`, then the central square of `crop_size` pixels.
 
-    The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
-
     digest: of the content that is expected.
+    repaired: called with what is wrong with an image that is shown all the same (`preprocessing.repair`).
 
     Returns: uint8 (3, crop_size, crop_size).
     Raises: BrokenImage; ChangedImage.
@@ -95,24 +100,10 @@ def decode(image: RawImage, preprocessing: Preprocessing, digest: str | None = N
     if digest is not None and digest != content_digest(content):
         raise ChangedImage(image)
     with ExitStack() as memory:
-        return _cut(_open(content, preprocessing.resize_size, memory), preprocessing)
-
-
-def _cut(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    resize, crop = preprocessing.resize_size, preprocessing.crop_size
-    width, height = image.size
-    shorter = min(width, height)
-    across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
-    # Only the central square is resampled: a 1 x 20,000 strip must not become gigabytes on the way.
-    left, top = round((across - crop) / 2), round((down - crop) / 2)
-    box = (
-        left / across * width,
-        top / down * height,
-        (left + crop) / across * width,
-        (top + crop) / down * height,
-    )
-    image = image.resize((crop, crop), FILTERS[preprocessing.interpolation], box=box)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        opened = _open(content, preprocessing, memory, repaired)
+        resize, crop = preprocessing.resize_size, preprocessing.crop_size
+        pixels = square(opened, resize, crop, preprocessing.interpolation)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _content(image: RawImage) -> bytes | np.ndarray:
@@ -134,50 +125,72 @@ def _content(image: RawImage) -> bytes | np.ndarray:
         raise BrokenImage(reason(error), lasting=False) from error
 
 
-def _open(content: bytes | np.ndarray, least: int, memory: ExitStack) -> Image.Image:
+def _open(
+    content: bytes | np.ndarray,
+    preprocessing: Preprocessing,
+    memory: ExitStack,
+    repaired: Callable[[str], object],
+) -> Image.Image:
     """The image in RGB; `memory` holds what decoding takes of all threads' budget."""
     try:
         if isinstance(content, np.ndarray):
-            return _as_rgb(Image.fromarray(content))
-        with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-            limits.check_limits(image, content)
-            needed = limits.memory(image)
-            image.draft("RGB", (2 * least, 2 * least))  # JPEGs only: decodes at 1/2, 1/4 or 1/8
-            memory.enter_context(limits.DECODING.taking(needed))
-            image.load()
-            # A damaged EXIF is left aside, as viewers do.
-            with suppress(SyntaxError, ValueError, TypeError, LookupError, struct.error):
-                ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
-            return on_white(image)
+            return as_rgb(Image.fromarray(content))
+        try:
+            return _read(content, preprocessing, memory)
+        except Exception as error:
+            memory.close()
+            if lacks_only_its_end(content):
+                return _read(content + END, preprocessing, memory)
+            if not preprocessing.repair or isinstance(error, MemoryError):
+                raise
+            shown = _read_what_is_there(content, preprocessing, memory)
+            repaired(reason(error))
+            return shown
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
         of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
         raise BrokenImage(reason(error), lasting=not of_the_system) from error
 
 
+def _read(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
+        limits.check_limits(image, content)
+        memory.enter_context(limits.DECODING.taking(limits.memory(image)))
+        return rgb(image, preprocessing.resize_size, preprocessing.brightness)
+
+
+def _read_what_is_there(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:
+    """A file that is cut off, as viewers show it: what is missing is grey or black."""
+    before, LENIENT.on = LENIENT.on, True
+    try:
+        return _read(content + END * content.startswith(JPEG), preprocessing, memory)
+    finally:
+        LENIENT.on = before
+
+
+def lacks_only_its_end(content: bytes) -> bool:
+    """Whether a JPEG that cannot be decoded shows all its pixels once its end marker is added.
+
+    Where pixels are missing, the decoder takes what stands before the marker for them; else it skips that.
+    """
+    if not content.startswith(JPEG):
+        return False
+    seen = []
+    for filling in (b"", b"\x5a\xa5" * 64, b"\x33\xcc\x0f" * 64):
+        try:
+            with Image.open(
+                io.BytesIO(content.removesuffix(END[:1]) + filling + END), formats=("JPEG",)
+            ) as image:
+                limits.check_limits(image, content)
+                with limits.DECODING.taking(limits.memory(image)):
+                    seen.append(content_digest(image.tobytes()))
+        except Exception:  # broken otherwise, which the first attempt has told
+            return False
+    return len(set(seen)) == 1
+
+
 def _is_something_else(path: Path) -> bool:
     # Unlike Path's own methods these take any name, however long.
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: transparency on white, 16-bit grey scaled, colours in sRGB."""
-    if image.mode.startswith(("I", "F")):
-        array = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        top = 65535.0 if image.mode.startswith("I") else max(float(array.max()), 1e-12)
-        return Image.fromarray((array / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        rgba = to_srgb(rgba, image.info.get("icc_profile"))
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba)
-        return white
-    if image.mode in ("P", "1", "PA"):
-        image = image.convert("RGB")
-    return _as_rgb(to_srgb(image, image.info.get("icc_profile")))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:

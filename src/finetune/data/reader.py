@@ -27,6 +27,7 @@ class Reader:
     digests: of the content that each is expected to have; none: whatever is found is taken.
     uncropped: those that keep the whole square of `resize_size`, from which training takes its own crops. The
         others are decoded as every later command does.
+    repaired: those that are broken and shown all the same, as far as they have been decoded.
     """
 
     images: Sequence[RawImage]
@@ -34,6 +35,7 @@ class Reader:
     known: Mapping[int, BadImage] = field(default_factory=dict)
     digests: Sequence[str] = ()
     uncropped: frozenset[int] = frozenset()
+    repaired: dict[int, BadImage] = field(default_factory=dict)
 
     def __call__(self, index: int) -> Tensor | BadImage:
         """uint8 (3, H, H), or what is wrong with the image.
@@ -47,8 +49,12 @@ class Reader:
         wanted = self.preprocessing
         if index in self.uncropped:
             wanted = replace(wanted, crop_size=wanted.resize_size)
+
+        def repaired(reason: str) -> None:
+            self.repaired[index] = BadImage(index, str(image), reason)
+
         try:
-            return decode(image, wanted, digest)
+            return decode(image, wanted, digest, repaired)
         except BrokenImage as error:
             return BadImage(index, str(image), str(error), error.lasting)
 
@@ -97,5 +103,5 @@ def refuse_bad_images(bad: Sequence[BadImage], total: int, listed: Path | None =
         shown += f"; all are listed in {listed}" if listed else f" and {len(bad) - NAMED} more"
     raise RequestError(
         f"data.bad_images=error: {len(bad)} of {total} images cannot be used: {shown};"
-        " mend them, or data.bad_images=skip leaves them out"
+        " mend them, or data.bad_images=skip leaves them out, =repair shows what there is of those cut off"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from finetune.errors import RequestError
 from finetune.evaluation import tables
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.evaluate import choose_images, evaluate_images
-from finetune.evaluation.export import example_inputs, export_target, loads_into, write_export
+from finetune.evaluation.export import example_inputs, export_target, write_export
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.forward import Predictor
+from finetune.evaluation.recipe import loads_into
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
@@ -38,10 +40,17 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     device = devices.accelerator(settings.trainer.accelerator)
     if settings.precision != saved.settings.precision:
         devices.precision(settings.precision, device)
-    predictor = Predictor(saved, settings.precision, device, raw)
+    how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
+    predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
     learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
-    chosen = choose_images(find_data(settings, measured=True), saved, split, named_alike)
+    dataset = find_data(settings, measured=True)
+    chosen = choose_images(dataset, saved, split, named_alike)
+    for kind, found in dataset.brightness.items():
+        if (own := tuple(how.brightness.get(kind, found))) != found:
+            here, alone = ("{:.10g} and {:.10g}".format(*ends) for ends in (own, found))
+            text = f"black and white are the run's, {here}; these images alone would have {alone}"
+            say(console, "warning", text)
     if (chosen.own or named_alike) and (seen := chosen.in_sides(learned)):
         told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
         say(console, "warning", f"{told}; --split=test measures on others")
@@ -75,7 +84,7 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     inputs, what = example_inputs(dataset, saved.preprocessing)
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)
-    say(console, "export", str(target))
+    say(console, "export", f"{target}, and predict.py beside it, which runs it")
     if softmax:
         say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
     if difference is None:

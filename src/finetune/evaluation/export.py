@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,10 +20,8 @@ from finetune.data.dataset import Dataset
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
 from finetune.evaluation.formats import FORMATS
-from finetune.model import staged
-from finetune.model.build import OPTIONS
+from finetune.evaluation.recipe import recipe
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.staged import Staged
 from finetune.model.statedict import sealed_text
 from finetune.runs.open import Saved
 
@@ -33,21 +30,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 EXAMPLES = 16
-LOADER = '''
-
-import {library}
-from pathlib import Path
-from safetensors.torch import load_file
-
-
-def load(weights: Path = Path(__file__).with_suffix(".safetensors")) -> nn.Module:
-    """The trained network, in eval mode: normalised images (B, 3, H, W) to logits."""
-    network = {plain}
-    network.set_submodule("{head}", {layers})
-    add_stages(network, "{head}", {stages})
-    network.load_state_dict(load_file(weights))
-    return network.eval()
-'''
 
 
 class Exported(nn.Module):
@@ -115,7 +97,7 @@ def write_export(
 ) -> float | None:
     """Write the model and return the largest difference of its outputs from the model's own on `inputs`.
 
-    A state dict is itself the model: None is returned.
+    A state dict is itself the model: None is returned. A script beside it, predict.py, classifies images.
     temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
@@ -126,10 +108,12 @@ def write_export(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--out={target.parent}: cannot be made: {error.strerror}") from None
+    prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
     about = {"labels": list(saved.classes), "preprocessing": asdict(saved.preprocessing)}
     convert = FORMATS[format].convert
     if convert is None:
-        _write_state_dict(saved, target, about)
+        _write_state_dict(saved, target, {f"{prefix}{name}.json": value for name, value in about.items()})
+        _write_script(saved, target, prefix, temperature)
         return None
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
     text = {name: json.dumps(value) for name, value in about.items()}
@@ -140,25 +124,25 @@ def write_export(
             f" {TOLERANCE:g} at most"
         )
     write_atomically(target, content)
+    _write_script(saved, target, prefix, temperature)
     return difference
 
 
-def _write_state_dict(saved: Saved, target: Path, about: dict[str, Any]) -> None:
-    """The weights; labels and preprocessing are in two files beside, named after it unless it is `model`.
+def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
+    text = recipe(saved, target.name, softmax=temperature is not None)
+    write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())
 
-    No library has a network whose head reads several stages: a .py file beside the weights builds it.
-    """
-    prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
+
+def _write_state_dict(saved: Saved, target: Path, about: dict[str, Any]) -> None:
+    """The weights, and files of these names with labels and preprocessing beside them."""
     for name, value in about.items():
-        write_json(target.with_name(f"{prefix}{name}.json"), value)
+        write_json(target.with_name(name), value)
     text = {**saved.preprocessing.metadata(), "classes": json.dumps(saved.classes)}
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
         for name, value in saved.network.state_dict().items()
     }
     write_atomically(target, safetensors.torch.save(state, sealed_text(state, text)))
-    if isinstance(saved.network, Staged):
-        write_atomically(target.with_suffix(".py"), _loader(saved, saved.network.head_stages).encode())
 
 
 def _converted(
@@ -186,44 +170,3 @@ def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedPro
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine are nobody's business
     return program
-
-
-def loads_into(saved: Saved) -> str:
-    """The model that an exported state dict loads into, as one writes it."""
-    head, network = saved.network.get_submodule(saved.head), saved.network
-    text = _plain(saved, num_classes=isinstance(head, nn.Linear | nn.Conv2d))
-    if isinstance(network, Staged):
-        stages = ", ".join(network.head_stages)
-        return (
-            f"what load() in the .py file beside it makes, not into {text}, whose head does not read {stages}"
-        )
-    if isinstance(head, nn.Sequential):
-        layers = ", ".join(map(str, head))
-        text += f" with {saved.head} = Sequential({layers})"
-    return text
-
-
-def _loader(saved: Saved, stages: Sequence[str]) -> str:
-    """The text of a module whose `load()` gives the network, of torch and the model's library only."""
-    head = saved.network.get_submodule(saved.head)
-    layers = ", ".join(f"nn.{layer}" for layer in (head if isinstance(head, nn.Sequential) else [head]))
-    return inspect.getsource(staged) + LOADER.format(
-        library="timm" if saved.settings.model.startswith("timm/") else "torchvision",
-        plain=_plain(saved, num_classes=False),
-        head=saved.head,
-        layers=f"nn.Sequential({layers})" if isinstance(head, nn.Sequential) else layers,
-        stages=tuple(stages),
-    )
-
-
-def _plain(saved: Saved, num_classes: bool) -> str:
-    """The call that builds the architecture."""
-    name, network = saved.settings.model, saved.network
-    options: dict[str, Any] = {"num_classes": saved.outputs} if num_classes else {}
-    options |= OPTIONS.get(name, {})
-    if getattr(network, "image_size", 224) != 224:  # a vision transformer of torchvision
-        options["image_size"] = network.image_size
-    arguments = [f"{key}={value}" for key, value in options.items()]
-    if name.startswith("timm/"):
-        return f"timm.create_model({', '.join([repr(name.removeprefix('timm/')), *arguments])})"
-    return f"torchvision.models.{name}({', '.join(arguments)})"

@@ -59,6 +59,7 @@ class Predictor:
             precision, False, self.device, macs=0, bf16=devices.multiplies_bf16(self.device)
         )
         self.forward: Forward | None = None
+        self.repaired: list[str] = []  # what is wrong with images that are shown all the same
 
     def __getstate__(self) -> dict[str, object]:
         """What a pickle has: the forward is made again."""
@@ -126,7 +127,7 @@ class Predictor:
     def read(self, image: RawImage) -> Tensor | BadImage:
         """uint8 (3, H, W), or what is wrong with the image."""
         try:
-            return decode(image, self.saved.preprocessing)
+            return decode(image, self.saved.preprocessing, repaired=self.repaired.append)
         except BrokenImage as error:
             return BadImage(0, str(image), str(error))
 

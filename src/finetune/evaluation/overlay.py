@@ -19,6 +19,7 @@ from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
+from finetune.data.sources.folder import tell_others
 from finetune.errors import RequestError, RunError, brief
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.explain import heatmaps
@@ -43,7 +44,8 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
         RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
     saved = open_run(run)
-    images = list(find_images(paths, sys.stdin, saved.settings.data.image_column))
+    named = find_images(paths, sys.stdin, saved.settings.data.image_column)
+    images = list(named)
     if not images:
         raise RequestError("-: expected names of images on stdin; there are none")
     folder = out or saved.folder / "explain"
@@ -52,6 +54,8 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     except OSError as error:
         raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
     console, method = Screen(), ""
+    if named.passed_over:
+        say(console, "note", tell_others(named.passed_over))
     tiles: list[Image.Image] = []
     bad: list[BadImage] = []
     taken = {"grid"}

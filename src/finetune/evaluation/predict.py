@@ -18,10 +18,10 @@ from rich.console import Console
 from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
+from finetune.data.sources.folder import tell_others
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.evaluation.forward import Predictor, Ranked
 from finetune.evaluation.paths import find_images
-from finetune.features.extract import Form
 from finetune.output import failure
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
@@ -44,12 +44,14 @@ class Tally:
             told = f"{self.broken:,} of {self.images:,} images cannot be read"
             raise RunError(f"--strict: {told}; the first is {self.first}")
 
-    def tell(self, console: Console, form: Form, temperature: float) -> None:
+    def tell(self, console: Console, predictor: Predictor) -> None:
         """One line on what was done and how."""
+        form, temperature, repaired = predictor.form, predictor.temperature, len(predictor.repaired)
         seconds = time.perf_counter() - self.started
         text = "1 image" if self.images == 1 else f"{self.images:,} images"
         text += f" in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
+        text += f", {repaired:,} are cut off and shown as far as they go" if repaired else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
         say(console, "predict", text)
 
@@ -65,13 +67,15 @@ def predict_paths(
     images = find_images(paths, sys.stdin, saved.settings.data.image_column)
     predictor = Predictor(saved, saved.settings.precision, raw=raw)
     console = Screen(stderr=True)
+    if images.passed_over:
+        say(console, "note", tell_others(images.passed_over))
     if not out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
         bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda _: None)
     else:
         bar = progress(console, "predict", images.total)
     with bar as advance:
         tally = predict_images(predictor, images, out, format=format, top=top, advance=advance)
-    tally.tell(console, predictor.form, predictor.temperature)
+    tally.tell(console, predictor)
     return tally
 
 

@@ -59,6 +59,7 @@ class ModelInputs:
     sample: some training images as the model sees them, (B, 3, H, W).
     features: what the summary says of them; None where images are used.
     notes: what the user should know, a line each.
+    repaired: the images that are broken and shown all the same.
     batchnorm: how many layers have the statistics of how many images, and what `auto` went by; None where all
         have the weights'.
     """
@@ -72,6 +73,7 @@ class ModelInputs:
     plan: FeaturePlan
     features: dict[str, Any] | None
     notes: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     batchnorm: dict[str, Any] | None = None
 
 
@@ -91,7 +93,8 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
     with settings.progress("reading images", len(dataset.images)) as advance:
         pixels, bad = reader.all(settings.workers, advance, partial(_allocate, plan.cache_dir))
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
-    dataset = _leave_out(bad, dataset, settings.memo)
+    repaired = _repaired(reader, dataset, bad)
+    dataset = _leave_out(bad, reader, dataset, settings.memo)
 
     def plain(chosen: Tensor) -> Tensor:
         return pixels[places[chosen]]
@@ -108,6 +111,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
         bad=bad,
         plan=plan,
         features=None,
+        repaired=repaired,
     )
 
 
@@ -121,7 +125,8 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
     computed = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
     bad = [images.bad[index] for index in sorted(images.bad)]
     kept = dataset.kept([one.index for one in bad])
-    dataset = _leave_out(bad, dataset, settings.memo)
+    repaired = _repaired(reader, dataset, bad)
+    dataset = _leave_out(bad, reader, dataset, settings.memo)
     plain, mirrored = computed[0].select(kept).inputs, computed[-1].select(kept).inputs
     return ModelInputs(
         dataset=dataset,
@@ -133,6 +138,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
         plan=plan,
         features=_summary(computed, plan),
         notes=tuple(computer.notes),
+        repaired=repaired,
     )
 
 
@@ -142,19 +148,31 @@ def _reader(plan: FeaturePlan, model: Model, dataset: Dataset, memo: Path) -> Re
 
 
 def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
-    """Decodes the images as the model takes them; those known to be broken are not tried again."""
+    """Decodes the images as the model takes them; those known to be broken are not tried again.
+
+    Where they are repaired, that they are broken is told all the same.
+    """
     reasons = known_bad(dataset.digests, memo)
     known = {
         index: BadImage(index, str(dataset.images[index]), reasons[digest])
         for index, digest in enumerate(dataset.digests)
         if digest in reasons
     }
-    return Reader(dataset.images, model.preprocessing, known=known, digests=dataset.digests)
+    reader = Reader(dataset.images, model.preprocessing, digests=dataset.digests)
+    return replace(reader, repaired=known) if model.preprocessing.repair else replace(reader, known=known)
 
 
-def _leave_out(bad: list[BadImage], dataset: Dataset, memo: Path) -> Dataset:
-    """The data set without images that are broken, which are remembered."""
-    remember_bad({dataset.digests[one.index]: one.reason for one in bad if one.lasting}, memo)
+def _repaired(reader: Reader, dataset: Dataset, bad: list[BadImage]) -> tuple[str, ...]:
+    """The images that are shown although they are broken."""
+    shown = {dataset.digests[i] for i in reader.repaired} - {dataset.digests[one.index] for one in bad}
+    pairs = zip(dataset.images, dataset.digests, strict=True)
+    return tuple(str(image) for image, digest in pairs if digest in shown)
+
+
+def _leave_out(bad: list[BadImage], reader: Reader, dataset: Dataset, memo: Path) -> Dataset:
+    """The data set without images that are broken, which are remembered, as are those repaired."""
+    lasting = [one for one in [*reader.repaired.values(), *bad] if one.lasting]
+    remember_bad({dataset.digests[one.index]: one.reason for one in lasting}, memo)
     return dataset.without([one.index for one in bad], bad[0].reason) if bad else dataset
 
 
@@ -178,7 +196,9 @@ def _sample_of(dataset: Dataset) -> np.ndarray:
 
 def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
     """Some training images as the first epoch may show them; decoded unless they are held."""
-    reader = replace(reader, images=dataset.images, known={}, digests=dataset.digests)  # renumbered
+    reader = replace(
+        reader, images=dataset.images, known={}, digests=dataset.digests, repaired={}
+    )  # renumbered
     found = []
     for index in _sample_of(dataset).tolist():
         digest = dataset.digests[index]

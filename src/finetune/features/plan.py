@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import PIL
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
 from finetune.choices.fields import names_where
 from finetune.data.dataset import Dataset
+from finetune.data.digests import decoders
 from finetune.errors import RequestError
 from finetune.features.extract import Form, choose_form
 from finetune.features.store import size_of_all, size_of_store
@@ -175,7 +175,7 @@ def known_by(model: Model, device: str) -> dict[str, Any]:
         "model": model.name,
         "preprocessing": model.preprocessing.metadata(),
         "device": torch.cuda.get_device_name() if device == "cuda" else processor,
-        "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm],
+        "versions": [torch.__version__, torchvision.__version__, decoders(), *timm],
     }
 
 

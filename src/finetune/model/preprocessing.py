@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ class Preprocessing:
     """Sizes in pixels, mean and standard deviation of each RGB channel in [0, 1].
 
     `data.images.decode` brings an image to `crop_size`; `normalise` makes a batch of them an input.
+
+    brightness: what is black and what white in images of more than 8 bits, as `data.brightness` finds it.
+    repair: whether files that are cut off are shown as viewers do.
     """
 
     crop_size: int = 224
@@ -22,6 +25,8 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    repair: bool = False
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 255] as the weights expect them: float32, channels last."""
@@ -31,10 +36,11 @@ class Preprocessing:
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def metadata(self) -> dict[str, str]:
-        """As the text that safetensors files carry."""
-        return {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(self).items()
+        """As the text that safetensors files carry; without what older runs lack, unless it counts."""
+        told = {
+            key: value for key, value in asdict(self).items() if value or key not in ("brightness", "repair")
         }
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
     @staticmethod
     def from_metadata(text: Mapping[str, str]) -> Preprocessing | None:
@@ -47,6 +53,11 @@ class Preprocessing:
             mean=tuple(json.loads(text["mean"])),
             std=tuple(json.loads(text["std"])),
             interpolation=text["interpolation"],
+            brightness={
+                kind: (float(black), float(white))
+                for kind, (black, white) in json.loads(text.get("brightness", "{}")).items()
+            },
+            repair=bool(json.loads(text.get("repair", "false"))),
         )
 
     def to(self, image_size: int) -> Preprocessing:

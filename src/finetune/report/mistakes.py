@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -20,13 +21,13 @@ Maps = Callable[[Sequence[RawImage], Sequence[str]], Sequence[Image.Image | None
 
 
 def mistakes(
-    wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None
+    wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None, how: Preprocessing
 ) -> list[tuple[Prediction, str | None, str | None]]:
     """Each wrong answer with its image and, where there are maps, what spoke for it; both as data URIs."""
     found = named([one.picture for one in wrong], images)
     overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
     heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
-    return [*zip(wrong, map(thumbnail, found), heat, strict=True)]
+    return [*zip(wrong, [thumbnail(one, how) for one in found], heat, strict=True)]
 
 
 def named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:
@@ -35,10 +36,10 @@ def named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:
     return [found.get(name, Path(name)) for name in names]
 
 
-def thumbnail(image: RawImage) -> str | None:
+def thumbnail(image: RawImage, how: Preprocessing) -> str | None:
     """Cropped as the model sees it; None where it cannot be read."""
     try:
-        pixels = decode(image, Preprocessing(THUMBNAIL, THUMBNAIL))
+        pixels = decode(image, replace(how, crop_size=THUMBNAIL, resize_size=THUMBNAIL))
     except BrokenImage:
         return None
     return _as_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))

@@ -19,6 +19,7 @@ from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.data.dataset import RawImage
 from finetune.errors import RequestError
+from finetune.model.preprocessing import Preprocessing
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
@@ -52,8 +53,13 @@ def write_report(
     result = None
     if split:
         answers = [one for one in answers if one.split == split]
+        told = summary["preprocessing"]  # runs of older versions have neither
+        how = Preprocessing(brightness=told.get("brightness", {}), repair=told.get("repair", False))
         result = _result(answers, summary[split], summary)
-        result |= {"split": SPLITS[split], "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps)}
+        result |= {
+            "split": SPLITS[split],
+            "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
+        }
     overrides, solution = summary.get("overrides"), summary.get("solution")
     page = {
         "run": folder.name,

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
+from finetune.data.sources.folder import tell_others
 from finetune.errors import brief
 from finetune.features.load import ModelInputs
 from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
+from finetune.model.preprocessing import Preprocessing
 from finetune.model.staged import Staged
 from finetune.runs.folder import logdir
 from finetune.say import say
@@ -51,25 +53,31 @@ def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weigh
     """The data, what the user should know of its classes, and what of the model is computed once."""
     for note in inputs.notes:
         say(console, "note", note)
-    _data_lines(console, inputs, model.preprocessing.crop_size)
+    _data_lines(console, inputs, model.preprocessing)
     _balance_lines(console, inputs.dataset, class_weights)
     if inputs.batchnorm:
         _batchnorm_line(console, model.name, **inputs.batchnorm)
     _feature_line(console, inputs)
 
 
-def _data_lines(console: Console, inputs: ModelInputs, size: int) -> None:
+def _data_lines(console: Console, inputs: ModelInputs, how: Preprocessing) -> None:
     dataset, skipped, counts = inputs.dataset, inputs.bad, inputs.dataset.counts()
     classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
     train, val, test = (f"{counts[split]:,}" for split in ("train", "val", "test"))
     splits = f"{train} images to train, {val} to validate, {test} to test"
     own = ", as the data split them" if dataset.own_split else ""
-    prepared = f"{size} px, augmentation: {inputs.plan.augment}"
+    prepared = f"{how.crop_size} px, augmentation: {inputs.plan.augment}"
     say(console, "data", f"{dataset.name}: {classes}, {splits}{own}; {prepared}")
-    if dataset.ignored_files:
-        say(console, "", f"{dataset.ignored_files:,} files that are no images by their name were passed over")
+    if dataset.passed_over:
+        say(console, "", tell_others(dataset.passed_over))
     for note in dataset.notes:
         say(console, "", note)
+    for kind, (black, white) in how.brightness.items():
+        pixels = "floats" if kind == "F" else "whole numbers of more than 8 bits"
+        say(console, "", f"brightness of {pixels}: {black:.10g} is black, {white:.10g} white, in every image")
+    if inputs.repaired:
+        text = f"broken images shown as far as they go: {len(inputs.repaired):,}"
+        say(console, "warning", f"{text} ({brief(list(inputs.repaired), 2)})")
     if skipped:
         number = f"{len(skipped):,} image{'s are' if len(skipped) > 1 else ' is'}"
         paths = brief([bad.path for bad in skipped], 2)

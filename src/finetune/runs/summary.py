@@ -35,7 +35,12 @@ FINISHED = _shape(
     parameters=_shape(total=int, trainable=int),
     frozen_proof=_shape(tensors=int),
     data=_shape(name=str, train=int, val=int, test=int, fingerprint=str, ignored_files=int),
-    preprocessing=_shape(crop_size=int, resize_size=int, interpolation=str),
+    preprocessing=_shape(
+        **dict.fromkeys(("crop_size", "resize_size"), int),
+        interpolation=str,
+        brightness=(dict[str, tuple[float, float]], {}),
+        repair=(bool, False),
+    ),
     boundary=_shape(share=float, why=str),
     features=_shape(computed=int, reused=int, seconds=float) | None,
     batchnorm=(_shape(adapted=int, images=int, log_loss=(dict[str, float], {})) | None, None),

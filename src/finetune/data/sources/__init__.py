@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from finetune.data import splits
+from finetune.data.brightness import find_scales
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
-from finetune.data.digests import content_digest, file_digests
+from finetune.data.digests import Content, file_contents, stored_content
 from finetune.data.duplicates import told_twice
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
 from finetune.data.sources.labeled import LabeledImages, Progress, odd_names, silent
@@ -112,23 +113,25 @@ def find_images(
     found = entry.find(root, **taken) if entry.root else entry.find()
     if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
         found = replace(found, warnings=found.warnings + odd_names(found.classes))
-    if not found.digests:
-        with progress("hashing images", len(found.images)) as advance:
-            found = replace(found, digests=_digests(found.images, memo, advance))
-    return found
+    if found.digests:
+        return found
+    with progress("hashing images", len(found.images)) as advance:
+        contents = _contents(found.images, memo, advance)
+    scales = find_scales(content.extent for content in contents)
+    return replace(found, digests=[content.sha256 for content in contents], brightness=scales)
 
 
-def _digests(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[str]:
-    """SHA-256 of each image's content: files are remembered, what is stored elsewhere is read."""
-    files = iter(file_digests([image for image in images if isinstance(image, Path)], memo, advance))
-    digests = []
+def _contents(images: Sequence[RawImage], memo: Path | None, advance: Callable[[int], None]) -> list[Content]:
+    """What is known of each image's content: files are remembered, what is stored elsewhere is read."""
+    files = iter(file_contents([image for image in images if isinstance(image, Path)], memo, advance))
+    contents = []
     for image in images:
         if isinstance(image, Path):
-            digests.append(next(files))
+            contents.append(next(files))
             continue
-        digests.append(content_digest(image.read() if isinstance(image, Stored) else image))
+        contents.append(stored_content(image.read() if isinstance(image, Stored) else image))
         advance(1)
-    return digests
+    return contents
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:
@@ -150,10 +153,11 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
         labels=found.labels,
         split=split,
         digests=found.digests,
-        ignored_files=found.ignored_files,
+        passed_over=found.passed_over,
         warnings=warnings,
         notes=found.notes,
         own_split=found.splits is not None,
+        brightness=found.brightness,
     )
     return replace(dataset, warnings=warnings + told_twice(dataset))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from finetune.data.dataset import SPLITS
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes, side_of
-from finetune.data.sources.walk import Walk, files_below, is_image, listed
+from finetune.data.sources.walk import Walk, files_below, is_image, kind_of, listed, tell_others
 from finetune.errors import RequestError, brief
 
 
@@ -29,14 +30,15 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
         sides, warnings = ({}, []) if split == "none" else _sides(folder, split == "folders")
         if split == "auto" and not sides and not nested:
             _refuse_unnamed_sides(folder)
-        found, empty, ignored = _read(sides or {"": folder}, nested, warnings)
+        found, empty, passed_over = _read(sides or {"": folder}, nested, warnings)
+        beside = f" ({tell_others(passed_over)})" if passed_over else ""
         if not found:
             expected = (
                 f"expected a folder per class with images ({', '.join(EXTENSIONS)}) in it; there are none"
             )
             takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
             above = [folder.parent] if listed(folder)[1] and folder.name else []
-            raise RequestError(expected + (takes if sides else _seem(above)))
+            raise RequestError(expected + beside + (takes if sides else _seem(above)))
         _check_names({*(name for _, name, _ in found), *empty})
         if split == "auto" and not sides and len({name for _, name, _ in found}) < 2:
             below = (where for where, folders, _ in Walk(folder).folders(folder) if folders)
@@ -53,7 +55,7 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
         images=[image for image, _, _ in found],
         labels=np.array([place[name] for _, name, _ in found]),
         splits=[side for _, _, side in found] if sides else None,
-        ignored_files=ignored,
+        passed_over=passed_over,
         warnings=tuple(warnings),
         empty=empty,
     )
@@ -61,18 +63,19 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
 
 def _read(
     tops: dict[str, Path], nested: bool, warnings: list[str]
-) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], int]:
-    """Each image with its class and side, the classes without one, and how many files are no images.
+) -> tuple[list[tuple[Path, str, str]], tuple[str, ...], Counter[str]]:
+    """Each image with its class and side, the classes without one, and how many other files of each kind.
 
     warnings: gets a line for what is left out.
     """
-    walk, found, empty, ignored = Walk(*tops.values()), [], set(), 0
+    walk, found, empty, passed_over = Walk(*tops.values()), [], set(), Counter[str]()
     taught: set[str] = set()
     for side, top in tops.items():
         here, beside, listed = [], 0, []
         for where, folders, files in walk.folders(top):
-            images = [path for path in map(where.__truediv__, files) if is_image(path)]
-            ignored += len(files) - len(images)
+            paths = [where / name for name in files]
+            images = [path for path in paths if is_image(path)]
+            passed_over.update(kind_of(path) for path in paths if not is_image(path))
             if where == top:
                 beside, listed = len(images), [] if nested else [*folders]
                 continue
@@ -93,7 +96,7 @@ def _read(
         empty |= set(listed) if here else set()
     if walk.back:
         warnings.append(f"links to folders that are read at their own place are left out: {brief(walk.back)}")
-    return found, tuple(sorted(empty - {name for _, name, _ in found})), ignored
+    return found, tuple(sorted(empty - {name for _, name, _ in found})), passed_over
 
 
 def _sides(folder: Path, alone: bool) -> tuple[dict[str, Path], list[str]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from unicodedata import normalize
@@ -32,8 +33,9 @@ class LabeledImages:
     setting: what asked for them, as an error names it.
     splits: the split of each image, where the data itself brings a split; None: to be split by content.
     declared: the splits that the data brings, where one of them may be empty.
+    passed_over: how many files beside the images there are of each extension.
     digests: SHA-256 of each image's content, where they are known.
-    empty: classes that are there without an image.
+    empty: classes that are there without an image. brightness: one scale for all of more than 8 bits.
     """
 
     name: str
@@ -43,11 +45,12 @@ class LabeledImages:
     labels: np.ndarray
     splits: Sequence[str] | None = None
     declared: Sequence[str] = ()
-    ignored_files: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     digests: Sequence[str] = ()
     empty: tuple[str, ...] = ()
+    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @contextmanager

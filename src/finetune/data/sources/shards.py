@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -42,7 +43,7 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
         raise RequestError(f"{setting}: expected a folder of .tar shards; there are none")
     samples: list[Sample] = []
     splits: list[str] = []
-    ignored = 0
+    ignored: Counter[str] = Counter()
     for shard in shards:
         try:
             found, without_image = _read_shard(shard, setting)
@@ -64,7 +65,7 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
         images=[image for image, _ in samples],
         labels=labels,
         splits=own_splits(splits) if any(splits) else None,
-        ignored_files=ignored,
+        passed_over=ignored,
     )
 
 
@@ -84,14 +85,14 @@ def _side(shard: Path) -> str:
     return sides.pop() if len(sides) == 1 else ""
 
 
-def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], int]:
-    """The samples with an image, and how many have none."""
-    samples, without_image = [], 0
+def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], Counter[str]]:
+    """The samples with an image, and by the extensions of their files how many have none."""
+    samples, without_image = [], Counter[str]()
     with shard.open("rb") as file:
         for key, files in _grouped(file):
             extension = next((one for one in files if f".{one}" in EXTENSIONS), None)
             if extension is None:
-                without_image += 1
+                without_image[" ".join(f".{one}" for one in files if one != "cls")] += 1
                 continue
             if "cls" not in files:
                 raise RequestError(f"{setting}: expected {key}.cls in {shard.name}, an image's label")

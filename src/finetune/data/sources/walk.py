@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from finetune.data.images import EXTENSIONS
-from finetune.errors import RequestError
+from finetune.data.pixels import HEIF
+from finetune.errors import RequestError, brief
 
 # Bins, previews and rests of archives that macOS, Windows, Linux, Python, Synology and QNAP make.
 SYSTEM = {
@@ -67,6 +69,21 @@ def files_below(folder: Path) -> Iterator[Path]:
 def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image; what is in it is seen when it is decoded."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def kind_of(path: Path) -> str:
+    """A file's extension; its name where it has none."""
+    return path.suffix.lower() or path.name
+
+
+def tell_others(passed_over: Counter[str]) -> str:
+    """How many files are no images by their name, by extension; nothing where there are none."""
+    if not passed_over:
+        return ""
+    kinds = brief([f"{number:,} {kind}" for kind, number in passed_over.most_common()])
+    total = passed_over.total()
+    way = "; pip install 'finetune-toolkit[heif]' reads HEIF" if {*HEIF} & passed_over.keys() else ""
+    return f"{total:,} file{'s' if total > 1 else ''} passed over: {kinds}{way}"
 
 
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
