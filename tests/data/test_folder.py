@@ -72,7 +72,7 @@ def test_images_directly_in_a_side_are_left_out_and_told(tmp_path: Path, side: s
     check(dataset)
     assert dataset.warnings == (f"9 images lie directly in {side}, in no class folder: left out",)
     assert 0 < dataset.counts()["val"] < 24 == len(dataset.images)
-    assert (dataset.counts()["test"], dataset.ignored_files) == (0, 0)
+    assert (dataset.counts()["test"], dataset.passed_over) == (0, {})
 
 
 def test_a_side_of_an_unknown_class_is_left_out_and_told(tmp_path: Path) -> None:

@@ -33,10 +33,9 @@ REFUSALS = (HydraException, OmegaConfBaseException, OSError, ValueError)
 def free_folder(wanted: str) -> str:
     """A folder of that name that did not exist yet, made; a second run within the second gets a suffix."""
     folder, number = Path(wanted), 1
-    folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
             number += 1
             folder = Path(f"{wanted}-{number}")

@@ -127,12 +127,17 @@ def refuse_used(folder: Path) -> None:
 
 
 def drop_unused(folder: Path) -> None:
-    """Remove a folder that holds nothing but what Hydra writes first, and those above that then are empty."""
-    if {path.name for path in folder.glob("*")} <= {".hydra"}:
+    """Remove a folder that holds nothing but what Hydra writes first.
+
+    Those above it that then are empty go, too, up to the working folder.
+    """
+    here, folder = Path.cwd(), folder.resolve()
+    if folder != here and {path.name for path in folder.glob("*")} <= {".hydra"}:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
+        with suppress(OSError):  # others lie there
             for above in folder.parents:
-                above.rmdir()
+                if here in above.parents:
+                    above.rmdir()
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import RequestError
-from finetune.runs.folder import logdir, one_writer
+from finetune.runs.folder import drop_unused, logdir, one_writer
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.runs import QUICK, summary_of
@@ -141,3 +141,18 @@ def test_a_job_that_something_else_trains_is_told_and_the_others_finish(
         assert (ended.code, ended.out) == (2, "")
         assert ended.err.startswith("error: sweep: expected a folder that nobody writes to;")
     assert command("resume", "sweep").code == 0
+
+
+def test_only_what_hydra_wrote_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for place in ("outputs/day/time", ".", "../beside/run"):
+        (Path(place) / ".hydra").mkdir(parents=True)
+        drop_unused(Path(place))
+    assert [path.name for path in here.iterdir()] == [".hydra"]
+    assert [*(tmp_path / "beside").iterdir()] == []
+    Path("kept/.hydra").mkdir(parents=True)
+    Path("kept/notes.txt").touch()
+    drop_unused(Path("kept"))
+    assert Path("kept/.hydra").is_dir()
