@@ -40,12 +40,7 @@ class BatchedLauncher(Launcher):
         loader.load_sweep_config = once  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of jobs; each returns its score in validation, None where it failed or has none.
-
-        Raises:
-            RequestError: the sweep is wrong as a whole.
-            Interrupted: some jobs have not ended.
-        """
+        """Train a batch of jobs, each returning its score in validation, if any; raises as `train_plans`."""
         from finetune.launch import train_plans  # every app of Hydra imports this module
 
         setup_globals()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,8 +12,7 @@ from hydra.errors import HydraException
 
 from finetune.errors import RequestError
 from finetune.runs.folder import PLAN
-from finetune.sweep.planned import Planned, own_configs, write_plan
-from finetune.sweep.planning import plan
+from finetune.sweep.planned import Planned, folder_of, own_configs, plan, write_plan
 
 
 class ListedSweeper(BasicSweeper):
@@ -28,7 +25,7 @@ class ListedSweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         """The jobs of each batch."""
         batches = BasicSweeper.split_arguments(overrides, max_batch_size)
-        folder, wrong = self._folder(), own_configs(self.config.hydra.runtime.config_sources)
+        folder, wrong = folder_of(self.config), own_configs(self.config.hydra.runtime.config_sources)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = enumerate(chain.from_iterable(batches))
         write_plan(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
@@ -41,11 +38,9 @@ class ListedSweeper(BasicSweeper):
         assert self.overrides is not None
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
+        folder = folder_of(self.config)
         try:
-            write_plan(self._folder(), plan(self.hydra_context.config_loader, self.config, jobs))
+            write_plan(folder, plan(self.hydra_context.config_loader, self.config, jobs))
         except (HydraException, RequestError):  # no job will begin
-            (self._folder() / PLAN).unlink()
+            (folder / PLAN).unlink()
             raise
-
-    def _folder(self) -> Path:
-        return Path(os.path.relpath(self.config.hydra.sweep.dir))
