@@ -98,7 +98,11 @@ def prepare(
     """
     started, asked, writes = time.perf_counter(), settings, options.rank.is_main
     state = resuming.find_resume_state(settings, folder) if settings.resume else state
-    settings, options = _as_decided(settings, folder, options, state)
+    if state:  # as an interrupted run decided; a new run must have a folder of its own
+        settings = resuming.as_decided(settings, state)
+        options = build.build_options(settings, options.rank)
+    elif writes:
+        folders.refuse_used(folder)
     model, dataset = _find_model_and_data(settings, state, console)
     origin = resuming.origin_of_data(model, dataset)
     resuming.check_origin(state, origin)
@@ -134,18 +138,6 @@ def prepare(
         origin=origin,
         resume_state=state,
     )
-
-
-def _as_decided(
-    settings: Settings, folder: Path, options: Options, resume_state: ResumeState | None
-) -> tuple[Settings, Options]:
-    """Settings and options as an interrupted run decided them; a new run must have a folder of its own."""
-    if resume_state:
-        settings = resuming.as_decided(settings, resume_state)
-        return settings, build.build_options(settings, options.rank)
-    if options.rank.is_main:
-        folders.refuse_used(folder)
-    return settings, options
 
 
 def _find_model_and_data(

@@ -45,7 +45,7 @@ class FolderCallback(Callback):
                         f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
                     )
                 HELD.get().enter_context(one_writer(folder))
-            config.hydra.sweeper._target_ = "hydra_plugins.finetune.sweeper.ListedSweeper"
+            config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
 
 
