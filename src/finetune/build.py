@@ -69,11 +69,7 @@ def memo(settings: Settings) -> Path:
 
 
 def cache_dir(settings: Settings) -> Path:
-    """The folder of features and digests, made where it is missing; `~` is the user's own.
-
-    Raises:
-        RequestError: others could have filled it, and `cache_shared` does not say that they may.
-    """
+    """The folder of features and digests, made if missing; raises RequestError where others could fill it."""
     folder = Path(os.path.expanduser(settings.cache_dir))
     private.check_folder(folder, settings.cache_shared)
     return folder
@@ -123,11 +119,7 @@ def solves(settings: Settings) -> bool:
 
 
 def plan_inputs(settings: Settings, dataset: Dataset, model: Model, device: Device) -> FeaturePlan:
-    """Where the model splits and what would be cached of the images; nothing is decoded.
-
-    Raises:
-        RequestError: the cache asked for is not to be had.
-    """
+    """Where the model splits and what is cached, nothing decoded; raises RequestError of no such cache."""
     wanted = FeatureSettings(
         cache=settings.cache,
         cache_dir=cache_dir(settings),
@@ -186,11 +178,7 @@ def build_inputs(
 
 
 def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -> Batches:
-    """The three splits in batches, each shared by so many processes.
-
-    Raises:
-        RequestError: a batch is too small for every process to get a part of it.
-    """
+    """The splits in batches, each shared by so many processes; raises RequestError of one with too few."""
     dataset = inputs.dataset
     train, val = len(dataset.split["train"]), len(dataset.split["val"])
     sizes = {"batch_size": settings.batch_size, "training images": train, "validation": val or processes}

@@ -24,11 +24,7 @@ def cells(values: Iterable[Any]) -> list[Any]:
 
 
 def uncelled(row: Mapping[str, str]) -> dict[str, str]:
-    """A row as csv.DictReader has it, each text as it was before `cells`.
-
-    Raises:
-        TypeError: it has too few cells.
-    """
+    """A row as csv.DictReader has it, each text as before `cells`; raises TypeError of too few cells."""
     return {
         name: text[1:] if text[:1] == "'" and FORMULA.match(text[1:]) else text for name, text in row.items()
     }
@@ -42,11 +38,7 @@ def table_of(rows: Iterable[Iterable[Any]], lineterminator: str = "\r\n") -> byt
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
-    """The rows of a file that `table_of` made; none where there is no file.
-
-    Raises:
-        RequestError: it is damaged.
-    """
+    """The rows of a file of `table_of`, none where there is no file; raises RequestError of a damaged one."""
     if not file.exists():
         return []
     try:

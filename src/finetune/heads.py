@@ -32,14 +32,12 @@ def standardize(
         RequestError: `standardize=true`, and there is no such layer.
     """
     name = inputs.plan.split and direct_layer(inputs.plan.split)
-    if settings.standardize is False:
-        return
-    if name is None:
-        if settings.standardize is True:
-            raise RequestError(
-                "standardize=true: expected a linear layer that reads the constant features itself, with none"
-                " that trains before it"
-            )
+    if settings.standardize is True and name is None:
+        raise RequestError(
+            "standardize=true: expected a linear layer that reads the constant features itself, with none"
+            " that trains before it"
+        )
+    if not (settings.standardize and name):
         return
     model.network.to(device)
     layer = model.network.get_submodule(name)

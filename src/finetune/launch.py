@@ -27,9 +27,9 @@ from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import HELD, SWEEP, sweep_folder
+from finetune.sweep.callback import HELD, SWEEP
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.planned import check_stored, hydra_request, searched
+from finetune.sweep.planned import check_stored, folder_of, hydra_request, searched
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
 
 # What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
@@ -113,8 +113,8 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
     """
     tell_apart(plans)
     if whole and plans[0].wrong and len({str(plan.wrong) for plan in plans}) == 1:
-        if sweep := sweep_folder():
-            (sweep / PLAN).unlink(missing_ok=True)  # nothing is left to resume
+        if sweep := SWEEP.get():
+            (folder_of(sweep) / PLAN).unlink(missing_ok=True)  # nothing is left to resume
         raise plans[0].wrong
     for plan in plans:
         if plan.wrong:
@@ -127,11 +127,7 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
 
 
 def run_hydra() -> NoReturn:
-    """Train one run, or a sweep with -m, from the overrides in sys.argv; raises SystemExit.
-
-    Raises:
-        RequestError, RunError: of a run, or of a sweep as a whole.
-    """
+    """Train a run, or a sweep with -m, as sys.argv has it; raises SystemExit, RequestError or RunError."""
     task = Task()
     SWEEP.set(None)  # a command may have run in this process before
     # Hydra understands -m before or after all overrides only.
@@ -168,8 +164,7 @@ def _end_sweep() -> int:
 
     Jobs that ran in other processes or on other machines are known by their folders alone.
     """
-    config, folder = SWEEP.get(), sweep_folder()
-    if config is None or folder is None:
+    if (config := SWEEP.get()) is None:
         return 0
     if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
         from joblib.externals.loky import get_reusable_executor
@@ -177,7 +172,7 @@ def _end_sweep() -> int:
         # They would stay for minutes with all that they hold.
         get_reusable_executor().shutdown(kill_workers=True)
     try:
-        return int(not show_leaderboard(folder))
+        return int(not show_leaderboard(folder_of(config)))
     except (RequestError, RunError) as error:
         return tell(error)
 

@@ -73,11 +73,7 @@ def build_job_config(settings: Settings, model: Model, train_labels: Tensor, bat
 
 
 def _choice(settings: Settings, dataset: Dataset) -> Choice:
-    """How `optimizer=lbfgs` finds the strength of the penalty.
-
-    Raises:
-        RequestError: images are too few.
-    """
+    """How `optimizer=lbfgs` finds the strength of the penalty; raises RequestError of too few images."""
     optimizer, folds = settings.optimizer, None
     assert isinstance(optimizer, LBFGS)
     if optimizer.chooses_by == "cv" and not (folds := stratified_folds(dataset, settings.seed)):

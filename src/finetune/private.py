@@ -36,11 +36,7 @@ def check_folder(path: Path, shared: bool) -> None:
 
 
 def make_folder(cache: Path, *names: str) -> Path:
-    """A folder below the cache's, made where it is missing.
-
-    Raises:
-        RequestError: it is a link, which could lead anywhere.
-    """
+    """A folder below the cache's, made where it is missing; raises RequestError of a link, to anywhere."""
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     shared, folder = _shared(cache), cache
     for name in names:

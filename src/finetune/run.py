@@ -38,6 +38,7 @@ from finetune.runs import longer
 from finetune.runs import resume as resuming
 from finetune.runs.folder import is_sweep
 from finetune.runs.resume import ResumeState
+from finetune.runs.summary import read_summary
 from finetune.say import Screen, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
@@ -59,7 +60,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         return summary
     rank: Rank | None = None
     try:
-        rank = workers.this_rank(settings)
+        rank = distributed.find_rank(workers.count(settings), settings.trainer.nodes)
         if rank is None:
             return workers.launch(settings, folder, console.quiet)
         options = build.build_options(settings, rank)
@@ -79,48 +80,46 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
 
 def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any] | None:
     """The summary of a run that is to be resumed and has ended; None where there is something to train."""
-    summary = resuming.finished_summary(settings, folder) if settings.resume else None
-    if summary:
-        text = f"{folder} has ended, after epoch {summary['epochs']}; nothing to do"
-        say(console, "finished", text)
+    summary = read_summary(folder) if settings.resume else None
+    if summary is None or summary["status"] != "finished" or longer.is_longer(settings, folder):
+        return None
+    say(console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do")
     return summary
 
 
 def prepare(
-    settings: Settings,
-    folder: Path,
-    console: Console,
-    options: Options,
-    *,
-    resume_state: ResumeState | None = None,
+    settings: Settings, folder: Path, console: Console, options: Options, *, state: ResumeState | None = None
 ) -> Prepared:
-    """Find data and model, compute what is constant, and begin the run's folder.
+    """Find data and model, compute what is constant, and begin the run's folder; or raise RequestError.
 
     options: as `build_options` makes them; of processes that train together only the first one writes.
-    resume_state: where a job that trained together with others resumes.
-
-    Raises:
-        RequestError: the request was wrong.
+    state: where a job that trained together with others resumes.
     """
-    started = time.perf_counter()
-    resume_state = resuming.find_resume_state(settings, folder) if settings.resume else resume_state
-    writes, asked = options.rank.is_main, settings
-    settings, options = _as_decided(settings, folder, options, resume_state)
-    model, dataset = _find_model_and_data(settings, resume_state, console)
-    origin = _begin(settings, model, dataset, folder if writes else None, resume_state=resume_state)
+    started, asked, writes = time.perf_counter(), settings, options.rank.is_main
+    state = resuming.find_resume_state(settings, folder) if settings.resume else state
+    if state:  # as an interrupted run decided; a new run must have a folder of its own
+        settings = resuming.as_decided(settings, state)
+        options = build.build_options(settings, options.rank)
+    elif writes:
+        folders.refuse_used(folder)
+    model, dataset = _find_model_and_data(settings, state, console)
+    origin = resuming.origin_of_data(model, dataset)
+    resuming.check_origin(state, origin)
+    if writes and not state:
+        folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
-    known, device = resuming.adapted_before(resume_state), options.device
+    known, device = resuming.adapted_before(state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, device, console=console)
     batches = build.build_batches(settings, inputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
-    compiled = resume_state.origin["compiled"] if resume_state else None
+    compiled = state.origin["compiled"] if state else None
     options = build.adapt_options(options, settings, inputs, compiled)
     proof = Proof(model.network, model.frozen)
-    origin |= resuming.origin_of_request(folder, asked, resume_state)
+    origin |= resuming.origin_of_request(folder, asked, state)
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
-    resuming.check_origin(resume_state, origin)
+    resuming.check_origin(state, origin)
     if writes:
         longer.begin(asked, folder, console)
         if note := folders.start(folder, inputs.bad):
@@ -136,20 +135,8 @@ def prepare(
         proof=proof,
         started=started,
         origin=origin,
-        resume_state=resume_state,
+        resume_state=state,
     )
-
-
-def _as_decided(
-    settings: Settings, folder: Path, options: Options, resume_state: ResumeState | None
-) -> tuple[Settings, Options]:
-    """Settings and options as an interrupted run decided them; a new run must have a folder of its own."""
-    if resume_state:
-        settings = resuming.as_decided(settings, resume_state)
-        return settings, build.build_options(settings, options.rank)
-    if options.rank.is_main:
-        folders.refuse_used(folder)
-    return settings, options
 
 
 def _find_model_and_data(
@@ -161,22 +148,6 @@ def _find_model_and_data(
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
     refuse_untrainable(settings, model, dataset)
     return model, dataset
-
-
-def _begin(
-    settings: Settings,
-    model: Model,
-    dataset: Dataset,
-    folder: Path | None,
-    *,
-    resume_state: ResumeState | None,
-) -> dict[str, Any]:
-    """Begin a new run's folder, or check that a resumed one's model and data are its own; returns these."""
-    origin = resuming.origin_of_data(model, dataset)
-    if folder and resume_state is None:
-        folders.begin(folder, settings.model_dump())
-    resuming.check_origin(resume_state, origin)
-    return origin
 
 
 def _refuse_bad_images(

@@ -39,11 +39,7 @@ class WrongDigest(ValueError):
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically, as a file that `torch.load` reads; the digest is its archive's comment.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Write atomically what `torch.load` reads, the digest as its archive's comment; or raise RunError."""
     file = io.BytesIO()
     torch.save({**content, "sealed": True}, file)
     file.seek(-2, os.SEEK_END)  # where a zip archive without a comment has the length of it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,11 +12,9 @@ from finetune.evaluation.calibration import calibrate
 from finetune.features.load import ModelInputs
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
+from finetune.prepared import Prepared
 from finetune.training.fit import Fitted
 from finetune.training.solved import SolvedClassifier
-
-if TYPE_CHECKING:
-    from finetune.prepared import Prepared
 
 
 def _data(inputs: ModelInputs) -> dict[str, Any]:

@@ -21,22 +21,12 @@ from finetune.errors import Interrupted, RequestError, RunError
 from finetune.runs.folder import interruptible
 from finetune.runs.summary import read_summary
 from finetune.training import device as devices
-from finetune.training import distributed
-from finetune.training.distributed import Rank
 
 LOCAL = "127.0.0.1"
 
 
-def this_rank(settings: Settings) -> Rank | None:
-    """This process's rank among those that train a run; None where they are still to be started.
-
-    Raises:
-        RequestError: the devices asked for are not there, or as many processes were not started.
-    """
-    return distributed.find_rank(_count(settings), settings.trainer.nodes)
-
-
-def _count(settings: Settings) -> int:
+def count(settings: Settings) -> int:
+    """How many processes of this machine train a run; raises RequestError where there are no such devices."""
     trainer = settings.trainer
     return devices.count(trainer.devices, devices.accelerator(trainer.accelerator))
 
@@ -49,7 +39,7 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     Raises:
         RequestError, RunError, Interrupted: as the first process that failed has told it.
     """
-    size = _count(settings)
+    size = count(settings)
     request = {"settings": settings.model_dump(), "folder": str(folder), "quiet": quiet}
     with TemporaryDirectory() as name:
         exchange = Path(name)
@@ -73,16 +63,13 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Leave signals to us, as errors that end the agent, and keep what it logs off the terminal."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    nowhere, before = logging.NullHandler(), logger.propagate
-    logger.addHandler(nowhere)
-    logger.propagate = False
+    before = logging.root.manager.disable
+    logging.disable()
     try:
         with env_override({"TORCHELASTIC_SIGNALS_TO_HANDLE": "none"}):
             yield
     finally:
-        logger.propagate = before
-        logger.removeHandler(nowhere)
+        logging.disable(before)
 
 
 def _agent(size: int, exchange: str) -> Any:

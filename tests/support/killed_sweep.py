@@ -11,10 +11,10 @@ import hydra.core.utils
 from omegaconf import OmegaConf
 
 from finetune import cli, launch
-from finetune.sweep import planning
+from finetune.sweep import planned
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "composing": (planning, "_composed"),
+    "composing": (planned, "_composed"),
     "multirun": (OmegaConf, "save"),  # of Hydra's own file, which then is empty
     "folder": (hydra.core.utils, "_save_config"),  # of one of three files in each job's folder
     "job": (launch.Task, "plan"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -68,20 +67,12 @@ def quoted(override: str, sweeps: bool = False) -> str:
 
 
 def compose(overrides: Sequence[str]) -> Settings:
-    """The settings that a command line of overrides amounts to.
-
-    Raises:
-        RequestError: Hydra refuses them, or a value is wrong.
-    """
+    """The settings that overrides amount to; raises RequestError where Hydra refuses, or of a wrong value."""
     return settings_from_config(compose_config([*map(quoted, overrides)]))
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
-    """The shipped configs with overrides, as Hydra composes them.
-
-    Raises:
-        RequestError: Hydra refuses them.
-    """
+    """The shipped configs with overrides, as Hydra composes them; raises RequestError where it refuses."""
     try:
         with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
             return hydra.compose("config", overrides)
@@ -90,11 +81,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
 
 
 def settings_from_config(config: DictConfig) -> Settings:
-    """Check a composed config.
-
-    Raises:
-        RequestError: a value is wrong, or refers to a key that is not there.
-    """
+    """Check a composed config; raises RequestError of a wrong value, or one that refers to no key."""
     # Not what is Hydra's: to read where a run would lie makes that folder.
     return validate({str(key): _resolved(config, str(key)) for key in config if key != "hydra"})
 
@@ -135,12 +122,9 @@ def override_settings(settings: Settings, overrides: Sequence[str], allowed: Seq
     for one in parsed:
         if one not in groups:
             section, _, key = one.key_or_group.rpartition(".")
-            (values[section] if section else values)[key] = _typed(one)
+            value = OmegaConf.create({"value": one.value()})
+            (values[section] if section else values)[key] = _resolved(value, "value", f"{one.input_line}: ")
     return validate(values)
-
-
-def _typed(override: Override) -> Any:
-    return _resolved(OmegaConf.create({"value": override.value()}), "value", f"{override.input_line}: ")
 
 
 def refused(error: Exception, typed: Sequence[str]) -> RequestError:

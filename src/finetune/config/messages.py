@@ -12,68 +12,49 @@ from finetune.choices.fields import alternatives
 from finetune.config.schema import SECTIONS, Settings
 from finetune.errors import RequestError
 
-# Names that other tools have (Lightning, timm, Keras, Hugging Face), and ours.
-SYNONYMS = {
-    "accumulate_grad_batches": "trainer.accumulate_batches",
-    "arch": "model",
-    "architecture": "model",
-    "backbone": "model",
-    "bs": "batch_size",
-    "checkpoint": "weights",
-    "ckpt_path": "weights (to start from a checkpoint) or finetune resume RUN (to continue a run)",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "dataset": "data",
-    "dropout": "head_dropout",
-    "early_stopping": "patience",
-    "gradient_accumulation_steps": "trainer.accumulate_batches",
-    "gradient_clip_val": "trainer.clip_norm",
-    "gradient_clipping": "trainer.clip_norm",
-    "gpus": "trainer.devices",
-    "img_size": "data.image_size",
-    "input_size": "data.image_size",
-    "learning_rate": "optimizer.lr",
-    "lr_scheduler": "schedule",
-    "max_epochs": "epochs",
-    "max_grad_norm": "trainer.clip_norm",
-    "model_name": "model",
-    "num_classes": "head",
-    "num_epochs": "epochs",
-    "num_nodes": "trainer.nodes",
-    "num_train_epochs": "epochs",
-    "num_workers": "data.workers",
-    "opt": "optimizer",
-    "output_dir": "hydra.run.dir",
-    "pretrained": "weights",
-    "pretrained_weights": "weights",
-    "resolution": "data.image_size",
-    "scheduler": "schedule",
-    "smoothing": "label_smoothing",
-    "strategy": "trainer",
-    "val_split": "data.val_fraction",
-    "wd": "optimizer.weight_decay",
+# Our settings, and their names in other tools (Lightning, timm, Keras, Hugging Face).
+ELSEWHERE = {
+    "batch_size": "bs",
+    "data": "dataset",
+    "data.image_size": "img_size input_size resolution",
+    "data.root": "data_dir data_path",
+    "data.val_fraction": "val_split",
+    "data.workers": "num_workers",
+    "epochs": "max_epochs num_epochs num_train_epochs",
+    "head": "num_classes",
+    "head_dropout": "dropout",
+    "hydra.run.dir": "output_dir",
+    "label_smoothing": "smoothing",
+    "model": "arch architecture backbone model_name",
+    "optimizer": "opt",
+    "optimizer.lr": "learning_rate",
+    "optimizer.weight_decay": "wd",
+    "patience": "early_stopping",
+    "schedule": "lr_scheduler scheduler",
+    "trainer": "strategy",
+    "trainer.accumulate_batches": "accumulate_grad_batches gradient_accumulation_steps",
+    "trainer.clip_norm": "gradient_clip_val gradient_clipping max_grad_norm",
+    "trainer.devices": "gpus",
+    "trainer.nodes": "num_nodes",
+    "weights": "checkpoint pretrained pretrained_weights",
+    "weights (to start from a checkpoint) or finetune resume RUN (to continue a run)": "ckpt_path",
 }
+SYNONYMS = {theirs: ours for ours, others in ELSEWHERE.items() for theirs in others.split()}
 # The same for values; only one that the setting may have is proposed.
-VALUES = {
-    "16-mixed": "16",
-    "16-true": "16",
-    "32-true": "32",
-    "adam": "adamw",
-    "bf16-mixed": "bf16",
-    "bf16-true": "bf16",
-    "bfloat16": "bf16",
-    "binary_cross_entropy": "bce",
-    "ce": "cross_entropy",
-    "cosine_annealing": "cosine",
-    "cuda": "gpu",
-    "fp16": "16",
-    "fp32": "32",
-    "half": "16",
-    "image_folder": "folder",
-    "imagefolder": "folder",
-    "multistep": "step",
-    "one_cycle": "onecycle",
+VALUES_ELSEWHERE = {
+    "16": "16-mixed 16-true fp16 half",
+    "32": "32-true fp32",
+    "adamw": "adam",
+    "bce": "binary_cross_entropy",
+    "bf16": "bf16-mixed bf16-true bfloat16",
+    "cosine": "cosine_annealing",
+    "cross_entropy": "ce",
+    "folder": "image_folder imagefolder",
+    "gpu": "cuda",
+    "onecycle": "one_cycle",
+    "step": "multistep",
 }
+VALUES = {theirs: ours for ours, others in VALUES_ELSEWHERE.items() for theirs in others.split()}
 EXPECTED = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
@@ -140,11 +121,7 @@ def _hint(value: str, choices: Sequence[str]) -> str:
 
 
 def validate(values: dict[str, Any]) -> Settings:
-    """Check the plain values of a composed config.
-
-    Raises:
-        RequestError: with one line that names the first wrong setting and what was expected.
-    """
+    """Check plain values; raises RequestError, which names the first wrong setting and what was expected."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -29,11 +29,7 @@ LOCK = ".lock"  # in a folder while a process writes there
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run or a sweep while this process writes there; made where it is missing.
-
-    Raises:
-        RequestError: another process writes there.
-    """
+    """Hold a folder, made where missing, while this process writes; raises RequestError if another does."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, began = folder / LOCK, (folder / "settings.json").exists()
@@ -92,11 +88,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_run(run: str) -> Path:
-    """The folder that `RUN` on the command line means: a path, or `latest`.
-
-    Raises:
-        RequestError: there is no such folder, or it holds no run.
-    """
+    """The folder that `RUN` means, a path or `latest`; raises RequestError of none, or one of no run."""
     folder, where = Path(run), ""
     if run == "latest" and not folder.exists():
         if not LATEST.exists():

@@ -51,11 +51,7 @@ class Saved:
 
 
 def open_run(run: str) -> Saved:
-    """Open a run by its folder or `latest`.
-
-    Raises:
-        RequestError: it has no checkpoint yet, or its files are damaged.
-    """
+    """Open a run by its folder or `latest`; raises RequestError of one without checkpoint, or damaged."""
     folder = find_run(run)
     if not (folder / "checkpoints" / "best.ckpt").exists():
         raise RequestError(f"{folder}: expected a run with a finished epoch; it has no checkpoints/best.ckpt")

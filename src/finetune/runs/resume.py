@@ -64,18 +64,6 @@ class ResumeState:
     curves: str = ""
 
 
-def finished_summary(settings: Settings, folder: Path) -> dict[str, Any] | None:
-    """The summary of the run in a folder, if it has ended well and no more epochs are asked for.
-
-    Raises:
-        RequestError: these settings are not the run's.
-    """
-    summary = read_summary(folder)
-    if summary is None or summary.get("status") != "finished":
-        return None
-    return None if is_longer(settings, folder) else summary
-
-
 def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
     """Where `resume=auto` goes on in a folder; None where no epoch was finished, so that it starts.
 
@@ -111,16 +99,18 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         forget_refitted(folder)
     path, content = checkpoint
     together = "together" in content
-    if (
-        not {"global_step", "origin", *(["together"] if together else ["loops", "callbacks"])}
-        <= content.keys()
-    ):
+    if not {"global_step", "origin", *(() if together else ("loops", "callbacks"))} <= content.keys():
         raise RequestError(
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
             " a new run from its weights"
         )
     read_settings(folder, content["origin"].get("settings"))
-    _check_frozen(path.with_name("frozen.safetensors"), content)
+    frozen = path.with_name("frozen.safetensors")
+    try:
+        if frozen.exists():  # else the run writes it again
+            read_frozen(frozen, content)
+    except RequestError as error:
+        raise RequestError(f"{error}; without it the run writes it again") from None
     epochs = content["epoch"] + 1
     curves = content.get("curves") or _table_until(folder / "metrics.csv", epochs)
     return ResumeState(path, epochs, content["global_step"], content["origin"], together, curves)
@@ -143,19 +133,8 @@ def _table_until(file: Path, epochs: int) -> str:
     return "".join(f"{line}\r\n" for line in lines)
 
 
-def _check_frozen(file: Path, checkpoint: Mapping[str, Any]) -> None:
-    if not file.exists():
-        return  # the run writes it again
-    try:
-        read_frozen(file, checkpoint)
-    except RequestError as error:
-        raise RequestError(f"{error}; without it the run writes it again") from None
-
-
-def as_decided(settings: Settings, resume_state: ResumeState | None) -> Settings:
+def as_decided(settings: Settings, resume_state: ResumeState) -> Settings:
     """The settings with what `auto` came to when the run began, where that can be asked for."""
-    if resume_state is None:
-        return settings
     origin = resume_state.origin
     device = "cpu" if origin["device"] == "cpu" else "gpu"
     return settings.model_copy(

@@ -52,11 +52,7 @@ SUMMARY: TypeAdapter[Any] = TypeAdapter(FINISHED | UNFINISHED)
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run; None where there is none yet.
-
-    Raises:
-        RequestError: it is damaged.
-    """
+    """The summary of a run, None where there is none yet; raises RequestError where it is damaged."""
     file = folder / "summary.json"
     if not file.exists():
         return None

@@ -41,11 +41,7 @@ class SweepJob:
 
 
 def find_sweep(sweep: str) -> Path:
-    """The folder that `SWEEP` on the command line means: a path, or `latest`, the sweep begun last.
-
-    Raises:
-        RequestError: there is no such folder.
-    """
+    """The folder that `SWEEP` means, a path or `latest`, the one begun last; raises RequestError of none."""
     folder = Path(sweep)
     if sweep == "latest" and not folder.exists():
         files = [file for name in (PLAN, "multirun.yaml") for file in SWEEPS.glob(f"*/*/{name}")]
@@ -67,20 +63,12 @@ def job_folders(sweep: Path) -> list[Path]:
     # Hydra opens its file before it writes: an empty one is of a process that was killed.
     found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml") if file.stat().st_size]
     # Hydra makes a folder for a request that is refused, too; in a sweep such a job may wait for its turn.
-    found = [job for job in found if (job / "settings.json").exists() or _of_sweep(job)]
+    found = [job for job in found if (job / "settings.json").exists() or any(map(is_sweep, job.parents))]
     return sorted(found, key=lambda job: in_order(str(job.relative_to(sweep))))
 
 
-def _of_sweep(job: Path) -> bool:
-    return any(map(is_sweep, job.parents))
-
-
 def overrides_of(job: Path) -> list[str]:
-    """What was asked for, as on the command line.
-
-    Raises:
-        RequestError: the file that has it is damaged.
-    """
+    """What was asked for, as on the command line; raises RequestError where its file is damaged."""
     overrides = read_yaml(file := job / ".hydra" / "overrides.yaml")
     if not isinstance(overrides, list):
         raise RequestError(f"{file}: expected what Hydra wrote there, a list; it is damaged")
@@ -93,11 +81,7 @@ def unescaped(override: str) -> str:
 
 
 def read_yaml(file: Path) -> Any:
-    """What a file of Hydra's holds, nothing of it interpolated.
-
-    Raises:
-        RequestError: it is damaged.
-    """
+    """What a file of Hydra's holds, nothing of it interpolated; raises RequestError where it is damaged."""
     try:
         return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
@@ -122,11 +106,7 @@ def ranges(names: Iterable[str]) -> str:
 
 
 def read_job(folder: Path, asked: list[str]) -> SweepJob:
-    """The job in a folder, of which that was asked for.
-
-    Raises:
-        RequestError: its summary is damaged.
-    """
+    """The job in a folder, of which that was asked for; raises RequestError of a damaged summary."""
     summary = read_summary(folder) or {}
     overrides = {
         key.lstrip("+~"): value

@@ -16,17 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.errors import RequestError, tell
 from finetune.runs.folder import is_sweep, one_writer, refuse_used
+from finetune.sweep.planned import folder_of
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
 # What is let go of when the command ends: the lock of the sweep's folder.
 HELD: ContextVar[ExitStack] = ContextVar("held")
-
-
-def sweep_folder() -> Path | None:
-    """The folder of the sweep that this command runs; None where it runs none."""
-    config = SWEEP.get()
-    return None if config is None else Path(os.path.relpath(config.hydra.sweep.dir))
 
 
 class FolderCallback(Callback):
@@ -43,10 +38,14 @@ class FolderCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
             with _refusing():
-                folder = Path(os.path.relpath(config.hydra.sweep.dir))
-                _refuse_used_sweep(folder)
+                folder = folder_of(config)
+                if is_sweep(folder) and any(folder.glob("*/settings.json")):
+                    raise RequestError(
+                        f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
+                        f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
+                    )
                 HELD.get().enter_context(one_writer(folder))
-            config.hydra.sweeper._target_ = "hydra_plugins.finetune.sweeper.ListedSweeper"
+            config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
 
 
@@ -59,11 +58,3 @@ def _refusing() -> Iterator[None]:
         raise SystemExit(tell(error)) from None
     except OmegaConfBaseException:
         pass  # of a folder that cannot be made Hydra tells itself
-
-
-def _refuse_used_sweep(folder: Path) -> None:
-    if is_sweep(folder) and any(folder.glob("*/settings.json")):
-        raise RequestError(
-            f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
-            f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
-        )

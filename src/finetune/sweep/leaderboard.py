@@ -90,11 +90,7 @@ def _metric(job: SweepJob, metric: str) -> float | None:
 
 
 def compare(sweep: Path) -> Leaderboard:
-    """Rank the jobs of a sweep by validation alone; those without a validation split come last.
-
-    Raises:
-        RequestError: there are no jobs in the folder, or a summary is damaged.
-    """
+    """Rank a sweep's jobs by validation alone, those without it last; raises RequestError of none."""
     jobs = [read_job(job.folder, job.overrides) for job in planned(sweep)]
     finished = [job for job in jobs if job.status == "finished"]
     done = [job.overrides for job in finished]

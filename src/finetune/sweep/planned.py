@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from pydantic import BaseModel
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict
 
 from finetune.atomic import read_json, write_sealed
-from finetune.config.compose import GROUPS, compose_config
+from finetune.config.compose import GROUPS, compose_config, settings_from_config
 from finetune.config.messages import known_keys, validate
 from finetune.config.schema import Settings, configs_folder
 from finetune.errors import RequestError, one_line
@@ -35,17 +40,15 @@ class Planned:
     wrong: why there are none and never will be.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     folder: Path
     overrides: list[str]
     settings: dict[str, Any] | None = None
     wrong: str | None = None
 
     def checked(self) -> Settings:
-        """Its settings; what the sweep was stopped too early for is composed, with nothing interpolated.
-
-        Raises:
-            RequestError: they are wrong.
-        """
+        """Its settings, composed without interpolation if it was stopped too early; or RequestError."""
         if self.wrong:
             raise RequestError(self.wrong)
         if self.settings is not None:
@@ -56,16 +59,9 @@ class Planned:
         return validate(values)
 
 
-class _Entry(BaseModel, extra="forbid", strict=True):
-    folder: str
-    overrides: list[str]
-    settings: dict[str, Any] | None
-    wrong: str | None
-
-
-class _File(BaseModel, extra="forbid", strict=True):
+class _File(BaseModel, extra="forbid"):
     searched: bool
-    jobs: list[_Entry]
+    jobs: list[Planned]
 
 
 def check_stored(override: str, also: Sequence[str] = ()) -> None:
@@ -83,12 +79,62 @@ def check_stored(override: str, also: Sequence[str] = ()) -> None:
         )
 
 
-def write_plan(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
-    """Write the list atomically; of a search it has what was asked for so far.
+def folder_of(sweep: DictConfig) -> Path:
+    """The folder of a sweep, by its config."""
+    return Path(os.path.relpath(sweep.hydra.sweep.dir))
+
+
+def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], first: int = 0) -> list[Planned]:
+    """Compose jobs as Hydra will; one whose folder has another name than its number gets it as an override.
+
+    sweep: its config. first: the number of the first job.
 
     Raises:
-        RunError: it cannot be written.
+        RequestError: a job has no folder of its own within the sweep's.
+        HydraException: an override is wrong.
     """
+    hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    try:
+        composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first)]
+    finally:
+        hydra.cfg = before
+    if not _own_folders(folder_of(sweep), [job.folder for job in composed]):
+        raise _no_folder(sweep.hydra.sweep.dir)
+    return composed
+
+
+def _composed(loader: ConfigLoader, sweep: DictConfig, overrides: list[str], number: int) -> Planned:
+    config = loader.load_sweep_config(sweep, list(overrides))
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # what ${hydra:…} looks into
+    folder = folder_of(sweep)
+    with open_dict(config):
+        config.hydra.job.num = number
+        if config.hydra.runtime.choices["hydra/launcher"] in ("basic", "batched"):
+            config.hydra.job.id = number  # other launchers learn it from the machine that runs the job
+        try:
+            name = str(config.hydra.sweep.subdir)
+        except OmegaConfBaseException:
+            raise _no_folder(folder) from None
+        config.hydra.runtime.output_dir = os.path.abspath(folder / name)
+    asked = list(config.hydra.overrides.task)
+    if name != str(number):  # it may tell the time
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"hydra.sweep.subdir='{quoted}'")
+    try:
+        return Planned(folder / name, asked, settings_from_config(config).model_dump())
+    except RequestError as error:
+        return Planned(folder / name, asked, wrong=one_line(error))
+
+
+def _no_folder(sweep: Path) -> RequestError:
+    return RequestError(
+        f"hydra.sweep.subdir: expected for each job a folder of its own within {sweep}, whose name is known"
+        " before it begins, as ${hydra.job.num}"
+    )
+
+
+def write_plan(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
+    """Write the list atomically, of a search what was asked for so far; raises RunError where it cannot."""
     entries = [{**vars(job), "folder": str(job.folder.relative_to(sweep))} for job in jobs]
     write_sealed(sweep / PLAN, {"searched": searched, "jobs": entries})
 
@@ -99,11 +145,7 @@ def searched(sweep: Path) -> bool:
 
 
 def planned(sweep: Path) -> list[Planned]:
-    """The jobs of a sweep in the order of their numbers, those of an older one as Hydra would list them.
-
-    Raises:
-        RequestError: what tells of them is damaged, or there are none.
-    """
+    """A sweep's jobs in order, an older one's as Hydra would list them; raises RequestError of none."""
     if not (jobs := list_planned(sweep)):
         raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
     return jobs
@@ -113,25 +155,26 @@ def list_planned(sweep: Path) -> list[Planned]:
     """The same; there may be none."""
     if (sweep / PLAN).is_file():
         jobs = _read(sweep).jobs
-        return [Planned(sweep / one.folder, one.overrides, one.settings, one.wrong) for one in jobs]
+        return [replace(job, folder=sweep / job.folder) for job in jobs]
     if (sweep / "multirun.yaml").is_file():
         return _older(sweep)
     return [Planned(job, overrides_of(job)) for job in job_folders(sweep)]
 
 
 def _read(sweep: Path) -> _File:
-    file, inside = sweep / PLAN, sweep.resolve()
     what = "the jobs of a sweep, each in a folder of its own in there"
-    try:
-        held = _File.model_validate(read_json(file, what))
-        places = {(sweep / one.folder).resolve() for one in held.jobs}
-    except ValueError as error:  # of another shape; a name that no folder can have
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"{file}: expected {what}") from None
-    if len(places) < len(held.jobs) or not all(inside in place.parents for place in places):
-        raise RequestError(f"{file}: expected {what}")
-    return held
+    values = read_json(sweep / PLAN, what)
+    with suppress(ValueError):  # of another shape; a name that no folder can have
+        held = _File.model_validate(values)
+        if _own_folders(sweep, [sweep / job.folder for job in held.jobs]):
+            return held
+    raise RequestError(f"{sweep / PLAN}: expected {what}")
+
+
+def _own_folders(sweep: Path, folders: list[Path]) -> bool:
+    """Whether each of them lies, links followed, in a place of its own within the sweep's."""
+    places, inside = {folder.resolve() for folder in folders}, sweep.resolve()
+    return len(places) == len(folders) and all(inside in place.parents for place in places)
 
 
 def _older(sweep: Path) -> list[Planned]:
@@ -142,39 +185,34 @@ def _older(sweep: Path) -> list[Planned]:
     jobs = [Planned(job, overrides) for job, overrides in known.items()]
     left = list(known.values())
     free = (place for number in count() if (place := sweep / str(number)) not in known)
-    wrong = own_configs(noted.sources)
     for one in _expanded(sweep, noted.params + noted.task) if not searched else []:
         if one in left:  # not by number: what is drawn by chance (shuffle) comes in another order
             left.remove(one)
         else:
-            jobs.append(Planned(next(free), one, wrong=wrong))
+            jobs.append(Planned(next(free), one, wrong=noted.wrong))
     return sorted(jobs, key=lambda job: in_order(str(job.folder.relative_to(sweep))))
 
 
 class Asked(NamedTuple):
-    """What Hydra noted of a sweep: its sweeper, the overrides, the sweeper's own, where configs came from."""
+    """What Hydra noted of a sweep: its sweeper, the overrides, the sweeper's own; what `own_configs` says."""
 
     sweeper: str
     hydra: list[str]
     task: list[str]
     params: list[str]
-    sources: list[dict[str, str]]
+    wrong: str | None
 
 
 def hydra_request(sweep: Path) -> Asked:
-    """Read it, with nothing interpolated.
-
-    Raises:
-        RequestError: it is damaged.
-    """
+    """Read it, with nothing interpolated; raises RequestError where it is damaged."""
     held = read_yaml(file := sweep / "multirun.yaml")
     try:
         hydra = held["hydra"]
         params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
         overrides, runtime = hydra["overrides"], hydra["runtime"]
         own, task = ([str(one) for one in overrides[kind]] for kind in ("hydra", "task"))
-        sources = [{"provider": str(one["provider"])} for one in runtime["config_sources"]]
-        return Asked(runtime["choices"]["hydra/sweeper"], own, task, params, sources)
+        wrong = own_configs(runtime["config_sources"])
+        return Asked(runtime["choices"]["hydra/sweeper"], own, task, params, wrong)
     except (AttributeError, KeyError, TypeError):
         raise RequestError(f"{file}: expected what Hydra wrote there; it is damaged") from None
 

@@ -29,11 +29,7 @@ WORDS = {"interrupted": "stopped"}  # at most eight letters
 
 
 def write_leaderboard(board: Leaderboard) -> None:
-    """Write leaderboard.csv and leaderboard.md into the sweep's folder.
-
-    Raises:
-        RunError: they cannot be written.
-    """
+    """Write leaderboard.csv and leaderboard.md into the sweep's folder; raises RunError where it cannot."""
     write_atomically(board.sweep / "leaderboard.csv", as_csv(board))
     write_atomically(board.sweep / "leaderboard.md", as_markdown(board).encode("utf-8", "surrogateescape"))
 

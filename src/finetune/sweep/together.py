@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
+from pytorch_lightning.callbacks import Callback, LambdaCallback
 from rich.console import Console
 from torch.utils._pytree import tree_map
 
@@ -28,7 +28,6 @@ from finetune.runs import resume as resuming
 from finetune.say import Screen, say
 from finetune.sweep.plans import Plan, numbers, varying
 from finetune.training import device as devices
-from finetune.training.batched_checkpoints import Pair
 from finetune.training.callbacks import EpochLines
 from finetune.training.checkpoint import AtomicCheckpointIO
 from finetune.training.fit import Fitted, fit
@@ -56,7 +55,7 @@ def _network(prepared: Prepared) -> Network:
 def train_together(
     plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
 ) -> None:
-    say(console, "together", f"jobs {numbers(plans)}{_differences(plans)}: all advance in each step")
+    _say_together(plans, console, "all advance in each step")
     if state := prepared.resume_state:
         terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
@@ -64,9 +63,13 @@ def train_together(
     boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
     ready_at = time.perf_counter()
     light = is_light(prepared.settings, prepared.inputs, len(jobs))
+    shown = [
+        EpochLines(console, prepared.settings.epochs),
+        LambdaCallback(on_train_epoch_end=lambda trainer, _: reach((trainer.current_epoch + 1) * len(jobs))),
+    ]
     with devices.threads(1 if light else None), devices.freed_memory_kept():
         written = [job_of(job, board) for job, board in zip(jobs, boards, strict=True)]
-        fitted = _fit(plans, jobs, written, _Lines(console, prepared.settings.epochs, reach))
+        fitted = _fit(plans, jobs, written, shown)
     prepared.proof.check_unchanged(prepared.model.network)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
@@ -78,8 +81,9 @@ def train_together(
     _say_done(plans, prepared, console)
 
 
-def _differences(plans: Sequence[Plan]) -> str:
-    return f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
+def _say_together(plans: Sequence[Plan], console: Console, how: str) -> None:
+    differing = f", which differ in {', '.join(varying(plans))}" if len(plans) > 1 else ""
+    say(console, "together", f"jobs {numbers(plans)}{differing}: {how}")
 
 
 def _say_done(plans: Sequence[Plan], prepared: Prepared, console: Console) -> None:
@@ -94,9 +98,7 @@ def solve_in_turns(
     plans: list[Plan], prepared: Prepared, console: Console, reach: Callable[[int], None]
 ) -> None:
     """Solve each job's head on the features that all share."""
-    say(
-        console, "together", f"jobs {numbers(plans)}{_differences(plans)}: solved in turns on shared features"
-    )
+    _say_together(plans, console, "solved in turns on shared features")
     initial, quiet = initial_state(prepared), Screen(quiet=True)
     share, first = (time.perf_counter() - prepared.started) / len(plans), None
     for done, plan in enumerate(plans, 1):
@@ -117,15 +119,17 @@ def solve_in_turns(
 
 
 def _fit(
-    plans: list[Plan], prepared: list[Prepared], jobs: list[Job], lines: EpochLines
+    plans: list[Plan], prepared: list[Prepared], jobs: list[Job], callbacks: list[Callback]
 ) -> list[Fitted | RunError]:
     """Train the jobs together and, where they ask for it, refit them."""
     first = prepared[0]
     settings, options = first.settings, first.options
     batches = [choosing_batches(one.settings, one.batches) for one in prepared]
-    resume = _checkpoints(plans) if first.resume_state else None
+    load = AtomicCheckpointIO().load_checkpoint  # of each job the newest and the best
+    paths = [plan.resume_state.path for plan in plans if plan.resume_state]
+    resume = [(load(path), load(path.with_name("best.ckpt"))) for path in paths] or None
     learner = _learner(plans, prepared, batches)
-    found = fit(learner, StackedBatches(batches), jobs, options, [lines], resume)
+    found = fit(learner, StackedBatches(batches), jobs, options, callbacks, resume)
     if not settings.refit or not any(isinstance(one, Fitted) for one in found):
         return found
     again = [refit_batches(one.settings, one.batches) for one in prepared]
@@ -140,7 +144,9 @@ def _learner(plans: list[Plan], prepared: list[Prepared], batches: Sequence[Batc
         build_job_config(one.settings, one.model, own.train_labels, len(own.train_dataloader()))
         for one, own in zip(prepared, batches, strict=True)
     ]
-    states = [network.frozen.others(network.model) | _initial(one) for one in prepared]
+    shared, head = network.frozen.others(network.model), prepared[0].model.head
+    heads = [initial_head(network.model, head, one.settings.seed) if head else {} for one in prepared]
+    states = [shared | own for own in heads]
     return StackedClassifier(network, configs, states, lambda number, error: plans[number].fail(error))
 
 
@@ -158,26 +164,3 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
     origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
     return replace(begun, resume_state=plan.resume_state)
-
-
-def _checkpoints(plans: list[Plan]) -> list[Pair]:
-    """Of each job the newest and the best."""
-    load = AtomicCheckpointIO().load_checkpoint
-    paths = [plan.resume_state.path for plan in plans if plan.resume_state]
-    return [(load(path), load(path.with_name("best.ckpt"))) for path in paths]
-
-
-def _initial(job: Prepared) -> dict[str, Any]:
-    return initial_head(job.model.network, job.model.head, job.settings.seed) if job.model.head else {}
-
-
-class _Lines(EpochLines):
-    """A line an epoch, and the sweep's bar."""
-
-    def __init__(self, console: Console, epochs: int, reach: Callable[[int], None]) -> None:
-        super().__init__(console, epochs)
-        self.reach = reach
-
-    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
-        super().on_train_epoch_end(trainer, learner)
-        self.reach((trainer.current_epoch + 1) * len(learner.jobs))

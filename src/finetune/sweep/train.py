@@ -20,36 +20,26 @@ from finetune.sweep.together import solve_in_turns, train_together, why_alone
 
 
 def train_all(plans: Sequence[Plan], console: Console) -> None:
-    """Train every job whose request was right; what each came to is in its plan.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM; the jobs that had begun and not ended are marked as interrupted.
-    """
+    """Train every job whose request was right; what each came to is in its plan. Raises Interrupted."""
     total = sum(plan.settings.epochs for plan in plans if plan.settings)
     done = 0
     what, alone = f"sweep of {len(plans)} jobs", len(plans) == 1
     with Bar(console, what, total, unit="epochs", hidden=alone) as bar:
-        for group in groups(plans):
 
-            def so_far(epochs: int, before: int = done) -> None:
-                bar.reach(before + epochs)
+        def so_far(epochs: int) -> None:
+            bar.reach(done + epochs)
 
-            try:
+        try:
+            for group in groups(plans):
                 _train_group(group, console, so_far)
-            except KeyboardInterrupt:
-                _interrupt(plans, error := Interrupted("interrupted", 130))
-                raise error from None
-            except Interrupted as error:
-                _interrupt(plans, error)
-                raise
-            done += sum(plan.settings.epochs for plan in group if plan.settings)
-            bar.reach(done)
-
-
-def _interrupt(plans: Sequence[Plan], error: Interrupted) -> None:
-    for plan in plans:
-        if not plan.ended:
-            folders.give_reason(plan.folder, error)
+                done += sum(plan.settings.epochs for plan in group if plan.settings)
+                bar.reach(done)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            error = stop if isinstance(stop, Interrupted) else Interrupted("interrupted", 130)
+            for plan in plans:
+                if not plan.ended:
+                    folders.give_reason(plan.folder, error)
+            raise error from None
 
 
 def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], None]) -> None:
@@ -84,7 +74,7 @@ def _try_together(
     assert first.settings is not None
     try:
         options = build_options(first.settings)
-        prepared = prepare(first.settings, first.folder, console, options, resume_state=first.resume_state)
+        prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
         for plan in plans:
             resuming.check_origin(plan.resume_state, prepared.origin)
         if solves(prepared.settings):

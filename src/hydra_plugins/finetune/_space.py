@@ -43,11 +43,7 @@ class Space:
 
 
 def read_space(overrides: Sequence[Override]) -> Space:
-    """The space that a command line describes; `seed=0,1,2` repeats each trial.
-
-    Raises:
-        RequestError: nothing is searched, or an interval cannot be.
-    """
+    """The space that a command line describes, `seed=0,1,2` to repeat each trial; or raises RequestError."""
     distributions: dict[str, Distribution] = {}
     fixed: list[str] = []
     seeds: list[list[str]] = [[]]
@@ -70,11 +66,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
 
 
 def distribution(override: Override) -> Distribution:
-    """The distribution that an override means; the tag `log` makes numbers even on a logarithmic scale.
-
-    Raises:
-        ValueError: Optuna has none such.
-    """
+    """The distribution that an override means, `log` as a tag; raises ValueError where Optuna has none."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         low: Any = value.start

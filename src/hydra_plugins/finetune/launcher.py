@@ -1,24 +1,30 @@
-"""Hydra's launcher `batched`: plans every job of a sweep, then trains together what can be."""
+"""What Hydra calls for `-m`: a sweeper that lists all jobs, a launcher that trains together what can be."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
+from finetune.errors import RequestError
+from finetune.runs.folder import PLAN
+from finetune.sweep.planned import Planned, folder_of, own_configs, plan, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -26,6 +32,37 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.finetune.launcher.BatchedLauncher"},
     provider="finetune",
 )
+
+
+class ListedSweeper(BasicSweeper):
+    """Hydra's `basic`; lists the jobs once they are known, and with their settings once composed."""
+
+    config: Any  # from here on it is set
+
+    def split_arguments(  # type: ignore[override]  # Hydra calls it so: there it needs no instance
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The jobs of each batch."""
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
+        folder, wrong = folder_of(self.config), own_configs(self.config.hydra.runtime.config_sources)
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = enumerate(chain.from_iterable(batches))
+        write_plan(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
+        return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """With the first batch compose all of them: what is wrong with the last is told before one trains."""
+        if self.batch_index > 1:
+            return
+        assert self.overrides is not None
+        assert self.hydra_context is not None
+        jobs: list[Any] = list(chain.from_iterable(self.overrides))
+        folder = folder_of(self.config)
+        try:
+            write_plan(folder, plan(self.hydra_context.config_loader, self.config, jobs))
+        except (HydraException, RequestError):  # no job will begin
+            (folder / PLAN).unlink()
+            raise
 
 
 class BatchedLauncher(Launcher):
@@ -40,12 +77,7 @@ class BatchedLauncher(Launcher):
         loader.load_sweep_config = once  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of jobs; each returns its score in validation, None where it failed or has none.
-
-        Raises:
-            RequestError: the sweep is wrong as a whole.
-            Interrupted: some jobs have not ended.
-        """
+        """Train a batch of jobs, each returning its score in validation, if any; raises as `train_plans`."""
         from finetune.launch import train_plans  # every app of Hydra imports this module
 
         setup_globals()
@@ -57,8 +89,8 @@ class BatchedLauncher(Launcher):
         # What comes in batches goes on after one that was wrong.
         whole = self.config.hydra.runtime.choices["hydra/sweeper"] == "basic"
         train_plans(plans, whole and self.config.hydra.sweeper.max_batch_size is None)
-        for one, plan in zip(returns, plans, strict=True):
-            one.return_value = plan.score
+        for one, ended in zip(returns, plans, strict=True):
+            one.return_value = ended.score
         return returns
 
     def _plan(self, number: int, overrides: list[str]) -> JobReturn:

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: Hydra loads plugins in a way that dataclasses then stumble over.
 
-import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,8 +22,7 @@ from finetune.errors import RequestError, shown, tell
 from finetune.runs.folder import one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import list_planned, write_plan
-from finetune.sweep.planning import plan
+from finetune.sweep.planned import folder_of, list_planned, plan, write_plan
 
 SAMPLERS = ("tpe", "gp", "random")
 
@@ -63,11 +61,7 @@ class OptunaSweeper(Sweeper):
         self.options = OptunaSweeperConf(**options)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra hands over.
-
-        Raises:
-            RequestError: Optuna is not installed, or a setting is wrong.
-        """
+        """Take what Hydra hands over; raises RequestError where Optuna or a right setting is lacking."""
         if find_spec("optuna") is None:
             raise RequestError(
                 "hydra/sweeper=optuna: expected Optuna; pip install 'finetune-toolkit[sweeps]' brings it"
@@ -94,7 +88,7 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_space(parser.parse_overrides(arguments))
         self.validate_batch_is_legal(space.examples())  # a choice that Hydra refuses is told now
-        folder = Path(os.path.relpath(self.config.hydra.sweep.dir))
+        folder = folder_of(self.config)
         with one_writer(folder):
             return self._search(folder, space)
 
@@ -128,7 +122,8 @@ class OptunaSweeper(Sweeper):
             ) from None
         jobs = [job for trial in trials for job in space.jobs(trial.params)]
         known = list_planned(folder)
-        first = max(len(known), _next_number(folder))
+        used = [int(job.name) for job in folder.iterdir() if job.name.isdigit()]
+        first = max(len(known), 1 + max(used, default=-1))  # a resumed search goes on with new jobs
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
         write_plan(folder, [*known, *new], searched=True)
         returns = list(self.launcher.launch(jobs, initial_job_idx=first))
@@ -164,8 +159,3 @@ def _expect_validation(unscored: list[JobReturn]) -> None:
     if any(_summary(job).get("status") == "finished" for job in unscored):
         wanted = "images to validate with (data.val_fraction); without them no trial has a score"
         raise SystemExit(tell(RequestError(f"hydra/sweeper=optuna: expected {wanted}")))
-
-
-def _next_number(sweep: Path) -> int:
-    """The first number that no job of a sweep's folder has: a resumed search goes on with new jobs."""
-    return max((int(job.name) for job in sweep.iterdir() if job.name.isdigit()), default=-1) + 1
