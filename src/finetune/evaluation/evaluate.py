@@ -36,7 +36,6 @@ class Chosen:
     unknown: dict[str, int]
 
     def in_sides(self, sides: Sequence[str]) -> int:
-        """How many of the images are on these sides of the split."""
         return sum(np.isin(self.rows, self.dataset.split[side]).sum() for side in sides)
 
 
@@ -98,11 +97,7 @@ def _by_name(
 def evaluate_images(
     predictor: Predictor, chosen: Chosen, bad_images: str, advance: Callable[[int], None]
 ) -> Evaluation:
-    """Measure a model on the chosen images.
-
-    Raises:
-        RequestError: images cannot be read and `bad_images` is `error`, or none can.
-    """
+    """Measure a model on the chosen images; RequestError for broken ones that `bad_images` does not allow."""
     logits, labels, broken = [], [], []
     numbered = iter(zip(chosen.rows.tolist(), chosen.labels.tolist(), strict=True))
     for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):

@@ -20,12 +20,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Explanation:
-    """Images explained.
-
-    maps: (N, H, W) in [0, 1], each divided by its largest value; all zero where nothing speaks for the class.
-    logits: (N, outputs).
-    method: what was done, in words.
-    """
+    """Maps (N, H, W) in [0, 1], zero where nothing speaks for the class; logits (N, outputs)."""
 
     maps: Tensor
     logits: Tensor

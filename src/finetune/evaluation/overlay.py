@@ -134,7 +134,6 @@ def _save(image: Image.Image, target: Path) -> None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """The name as it is the first time, then with a number."""
     number, chosen = 1, name
     while chosen.lower() in taken:  # some file systems do not tell A.png from a.png
         number += 1

@@ -77,7 +77,6 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
 
 
 def without_images(measures: dict[str, Any]) -> list[str]:
-    """The classes that nothing is known of."""
     return [row["name"] for row in measures["per_class"] if not row["pictures"]]
 
 

@@ -27,11 +27,7 @@ def list_store(folder: Path, screen: Console) -> None:
 
 
 def clear_store(folder: Path, screen: Console) -> None:
-    """Remove all stored features.
-
-    Raises:
-        RunError: some cannot be removed.
-    """
+    """Remove all stored features; RunError where some stay."""
     freed, left = store.clear(folder)
     screen.print(f"{readable(freed)} removed from {folder}")
     if left:

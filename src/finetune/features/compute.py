@@ -51,7 +51,6 @@ class Features:
         return tensors if len(tensors) > 1 else tensors[0]
 
     def select(self, kept: np.ndarray) -> Features:
-        """The same for some of the images, renumbered."""
         return replace(self, places=self.places[kept])
 
 

@@ -43,11 +43,10 @@ class Form:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
         return DTYPES[self.dtype].itemsize
 
     def describe(self) -> dict[str, Any]:
-        """The form as plain values, as a store's key has it."""
+        """As a store's key has it."""
         return asdict(self)
 
 

@@ -38,10 +38,7 @@ WORTH_MACS_PER_BYTE = 300
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """The settings that decide what is cached, and the device.
-
-    multiplies_bf16: whether the device multiplies bf16 itself.
-    """
+    """The settings that decide what is cached, and the device."""
 
     cache: str
     cache_dir: Path
@@ -150,7 +147,6 @@ def _split(model: Model) -> tuple[Split | None, str]:
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
-    """Multiply-adds of a forward pass in eval mode."""
     with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(example)
     return counter.get_total_flops() / 2

@@ -60,11 +60,7 @@ class Store:
             self.index.truncate(len(self.sums) * LINE_BYTES)
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows: the data first, then the lines that make it count.
-
-        Raises:
-            RunError: they cannot be written, or somebody else wrote into the file.
-        """
+        """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
         rows, start = self.layout.pack(tensors), len(self.sums)
         if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
             raise self._changed()
@@ -215,7 +211,6 @@ def _folders(cache: Path) -> list[Path]:
 
 
 def size_of_all(cache: Path) -> int:
-    """Bytes of all stores."""
     return sum(map(_bytes, _folders(cache)))
 
 

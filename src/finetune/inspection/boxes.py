@@ -86,13 +86,12 @@ def _leaf_lines(leaves: Sequence[Leaf], node: str) -> list[str]:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as it is written in the drawing."""
     return TIMES.join(map(str, shape))
 
 
 @cache
 def width_of(text: str, size: float, bold: bool = False) -> float:
-    """How wide a text of so many points is, in inches."""
+    """In inches; size: in points."""
     if not text:
         return 0.0
     font = FontProperties(family="sans-serif", weight="bold" if bold else "normal")

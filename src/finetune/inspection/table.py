@@ -37,12 +37,10 @@ class Inspected:
 
     @property
     def trains(self) -> bool:
-        """Whether the loss carries a gradient."""
         return any(p.requires_grad for p in self.model.network.parameters())
 
     @property
     def macs(self) -> float:
-        """Multiply-adds of the whole forward pass for one image."""
         return self.plan.prefix_macs + self.plan.suffix_macs
 
     @property

@@ -56,7 +56,6 @@ class Model:
     classes: tuple[str, ...] = ()
 
     def backbone_trains(self) -> bool:
-        """Whether anything but a new head trains."""
         head = f"{self.head}."
         return any(
             p.requires_grad and not name.startswith(head) for name, p in self.network.named_parameters()
@@ -64,11 +63,7 @@ class Model:
 
 
 def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
-    """Build a model, load its weights, replace its head and freeze it.
-
-    Raises:
-        RequestError: the model, weights, head, freeze or image size cannot be had.
-    """
+    """A model built, its weights loaded, its head replaced, frozen; RequestError where one cannot be had."""
     torch.manual_seed(config.seed)
     network = build_model(
         config.name, enum_of(config.name, config.weights), initialised=config.weights == "random"

@@ -37,7 +37,6 @@ class _Zeros(TorchFunctionMode):
 
 
 def model_names() -> list[str]:
-    """Every classification model of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 

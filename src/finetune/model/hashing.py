@@ -50,10 +50,7 @@ def _bytes(value: Tensor) -> Any:
 
 
 class Proof:
-    """Hashes of every frozen parameter and buffer, taken before training and compared after it.
-
-    each: SHA-256 by name. sha256: one over all. tensors: the frozen tensors themselves.
-    """
+    """SHA-256 of each frozen tensor, and one over all, taken before training and compared after it."""
 
     def __init__(self, network: nn.Module, frozen: Frozen) -> None:
         self.frozen = frozen

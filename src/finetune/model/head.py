@@ -34,7 +34,6 @@ def find_head(model: nn.Module) -> str:
 
 
 def count_outputs(model: nn.Module, name: str) -> int:
-    """How many logits the layer of that name computes."""
     layer = model.get_submodule(name)
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features  # type: ignore[return-value]
 

@@ -140,11 +140,7 @@ def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]
 
 
 def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[str, str]]:
-    """What was frozen in the run of a checkpoint, and the text stored with it.
-
-    Raises:
-        RequestError: it is missing, damaged or another run's.
-    """
+    """What was frozen in a checkpoint's run, and the text stored with it; RequestError for another run's."""
     refused = RequestError(f"{file}: expected what was frozen in that run; it is damaged or another run's")
     try:
         frozen, text = _safetensors(file)

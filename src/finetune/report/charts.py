@@ -16,10 +16,7 @@ Points = Sequence[tuple[float, float]]
 def curve_chart(
     title: str, series: Mapping[str, Points], best: float | None, top: float | None = None
 ) -> Markup:
-    """Lines over epochs, one for each name, which is their CSS class; the best epoch is marked.
-
-    top: the scale's upper end where it is known, as for accuracies.
-    """
+    """Lines over epochs by name, their CSS class; best: an epoch to mark; top: the scale's end, if known."""
     width, height, left, right, above, below = 380, 220, 40, 10, 12, 26
     values = [y for points in series.values() for _, y in points]
     epochs = [x for points in series.values() for x, _ in points]
@@ -83,10 +80,7 @@ def reliability_chart(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Mark
 
 
 def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
-    """Counts by true class (rows) and answer (columns), coloured by their share of the row.
-
-    Right answers have the class `right`, others `wrong`.
-    """
+    """Counts by true class (rows) and answer (columns), coloured by their share of the row."""
     rows, columns = matrix.shape
     names = [*classes, "no class"][:columns]
     cell = 30

@@ -93,7 +93,6 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     if seconds < 3600:

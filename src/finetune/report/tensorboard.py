@@ -65,10 +65,7 @@ event_file_writer._AsyncWriterThread = _Thread
 
 
 class Board:
-    """Writes one run's folder `tensorboard/`; `writer` takes the curves.
-
-    figures: whether to draw the confusion matrix, which takes longer than a small training.
-    """
+    """Writes a run's folder `tensorboard/`; figures: take longer to draw than a small training."""
 
     def __init__(self, folder: Path, figures: bool = True) -> None:
         self.folder, self.figures = folder, figures

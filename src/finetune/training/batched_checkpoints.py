@@ -20,8 +20,7 @@ from finetune.training.stacked_optim import Tensors
 
 WRITE_EVERY = 10.0  # seconds: a process that is killed loses so much of its checkpoints at most
 
-# A job's newest checkpoint and that of its best epoch.
-Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]  # a job's newest checkpoint and that of its best epoch
 
 
 class BatchedCheckpoints(Checkpoints):
@@ -59,6 +58,11 @@ class BatchedCheckpoints(Checkpoints):
             self.best[key][better], self.last[key][live] = value[better], value[live]
         for job in better:
             self.best_steps[job] = trainer.global_step
+
+    def load_best(self, learner: Any) -> None:
+        self.write()
+        for name, value in self.learner.state.items():
+            value.data.copy_(self.best["state", name])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
         super().on_train_epoch_end(trainer, learner)

@@ -54,5 +54,4 @@ class Best:
         return {"best": self.rank, "best_epoch": self.epoch, "metrics": self.metrics}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
         self.rank, self.epoch, self.metrics = state["best"], state["best_epoch"], state["metrics"]

@@ -106,11 +106,7 @@ class Classifier(Learner):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Take a checkpoint's tensors; the frozen ones stay as they are.
-
-        Raises:
-            RunError: it does not hold exactly what of this model is not frozen.
-        """
+        """Take a checkpoint's tensors; RunError unless they are just what of this model is not frozen."""
         if strange := state_dict.keys() ^ self.state_dict().keys():
             raise RunError(f"the checkpoint is of another model or freeze: {brief(sorted(strange))}")
         for layer in standardized_layers(self.model).values():

@@ -22,10 +22,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of the processes that train together this is, in the words of torchrun.
-
-    rank, world_size: among all. local_rank, local_world_size: among those of its machine.
-    """
+    """Which process this is, of all and of those on its machine (local_…), in the words of torchrun."""
 
     rank: int = 0
     world_size: int = 1
@@ -89,7 +86,6 @@ def one_after_the_other(rank: Rank) -> Iterator[None]:
 
 
 def gathered(value: Any, size: int) -> list[Any]:
-    """What each of so many processes has, in the order of their ranks."""
     found: list[Any] = [value]
     if size > 1:
         found = [None] * size

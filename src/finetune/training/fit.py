@@ -51,10 +51,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """How long and on what to train.
-
-    compiled: whether the network is. rank: of this process among those that train together.
-    """
+    """How long and on what to train; compiled: whether the network is."""
 
     epochs: int
     max_steps: int | None = None
@@ -101,8 +98,8 @@ def fit(
         if not options.rank.is_main:
             return []
         if options.rank.world_size > 1:  # the rest is for one
-            trainer = _trainer(learner, replace(options, rank=SINGLE), [checkpoints])
-        _load_best(learner, jobs, checkpoints)
+            trainer = _trainer(learner, replace(options, rank=SINGLE), [])
+        checkpoints.load_best(learner)
         return _evaluate(learner, batches, trainer)
 
 
@@ -140,16 +137,6 @@ def _ddp(learner: Learner) -> DDPStrategy:
     return DDPStrategy(
         cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, find_unused_parameters=idle
     )
-
-
-def _load_best(learner: Learner, jobs: Sequence[Job], checkpoints: Checkpoints) -> None:
-    """Put the weights of each job's best epoch back."""
-    if isinstance(checkpoints, BatchedCheckpoints):
-        checkpoints.write()
-        checkpoints.learner.load_best(checkpoints.best)
-    else:
-        best = AtomicCheckpointIO().load_checkpoint(jobs[0].folder / jobs[0].checkpoints / "best.ckpt")
-        learner.load_state_dict(best["state_dict"])
 
 
 def _evaluate(learner: Learner, batches: Batches, trainer: pl.Trainer) -> list[Fitted | RunError]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune import signals
 from finetune.data.module import Batch
 from finetune.errors import RequestError, RunError
 from finetune.training import metrics
@@ -27,10 +28,9 @@ CurvePoint = tuple[int, int, dict[str, float]]
 class Job:
     """One training of those that advance together, and its folder.
 
-    writer: of the folder's TensorBoard log; None where no curves are written.
-    patience: epochs without a better one after which it ends. origin: what its checkpoints say of where they
-        came from. curves: the lines of metrics.csv. steps: of the optimiser, at the last epoch that was kept.
-    error: why it failed. checkpoints: where its checkpoints go, within the folder.
+    writer: of TensorBoard's log; None: no curves are written. patience: epochs without a better one after
+    which it ends. origin: what its checkpoints say of where they came from. curves: the lines of metrics.csv.
+    steps: of the optimiser, at the last epoch that was kept. checkpoints: their folder within `folder`.
     """
 
     folder: Path
@@ -52,10 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the jobs made of a batch: losses and what they weigh (J,), logits (J, B, outputs), labels.
-
-    backward: the scalar that gradients are taken of.
-    """
+    """What the jobs made of a batch (J: jobs); backward: the scalar that gradients are taken of."""
 
     backward: Tensor
     losses: Tensor
@@ -65,10 +62,7 @@ class Measured:
 
 
 class Learner(pl.LightningModule):
-    """The steps that a run and stacked jobs have in common.
-
-    labels: names of the outputs, where an image has any number of labels.
-    """
+    """The steps that a run and stacked jobs have in common; labels: of outputs, where images have several."""
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         super().__init__()
@@ -78,7 +72,6 @@ class Learner(pl.LightningModule):
         self.logits: list[Tensor] = []
 
     def measure(self, batch: Batch) -> Measured:
-        """Forward and loss of a batch."""
         raise NotImplementedError
 
     def rates(self) -> list[dict[str, float]]:
@@ -107,7 +100,6 @@ class Learner(pl.LightningModule):
 
     @property
     def live(self) -> list[int]:
-        """The jobs that still train."""
         return [number for number, job in enumerate(self.jobs) if job.trains]
 
     @property
@@ -156,38 +148,31 @@ class Learner(pl.LightningModule):
         self._begin("val")
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        signals.check()
         self._step("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._end("val", "the validation loss")
+        self._check_loss("val", "the validation loss")
 
     def on_test_epoch_start(self) -> None:
         self.epoch_metrics, self.logits = {}, []
         self._begin("test")
 
     def test_step(self, batch: Batch, index: int) -> None:
+        signals.check()
         self.logits.append(self._step("test", batch).logits.cpu())
 
     def on_test_epoch_end(self) -> None:
-        self._end("test", "the test loss")
+        self._check_loss("test", "the test loss")
 
     def predict_step(self, batch: Batch, index: int) -> Tensor:
         """Logits (J, B, outputs) on the CPU."""
+        signals.check()
         return self.measure(batch).logits.cpu()
 
-    def on_train_epoch_end(self) -> None:
-        self._log("train")
-
-    def _end(self, split: str, loss: str) -> None:
-        means = self.epoch_metrics[split].means()
-        self.check_finite(loss, torch.tensor([mean["loss"] for mean in means], dtype=torch.float64))
-        self._log(split)
-
-    def _log(self, split: str) -> None:
-        """For Lightning's own callbacks and loggers: train/loss, val/accuracy …, the mean over the jobs."""
-        means = self.epoch_metrics[split].means()
-        each = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
-        self.log_dict({f"{split}/{name}": value for name, value in each.items()})
+    def _check_loss(self, split: str, name: str) -> None:
+        losses = [mean["loss"] for mean in self.epoch_metrics[split].means()]
+        self.check_finite(name, torch.tensor(losses, dtype=torch.float64))
 
     def metrics(self) -> list[dict[str, float]]:
         """The epoch's means of each job, as loss/train, accuracy/train, loss/val … or the test's."""

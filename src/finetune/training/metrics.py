@@ -46,7 +46,8 @@ def several_labels(logits: Tensor, labels: Tensor) -> Numbers:
     """
     occurs = (labels == 1).any(0)
     yes, true = (logits > 0)[:, occurs], (labels == 1)[:, occurs]
-    held, free = _share(yes & true, true), _share(~yes & ~true, ~true)
+    held = (yes & true).sum(0).double() / true.sum(0)
+    free = (~yes & ~true).sum(0).double() / (~true).sum(0)
     return {
         "accuracy": float(((logits > 0) == (labels == 1)).all(1).double().mean()),
         "balanced_accuracy": _mean(torch.where(free.isnan(), held, (held + free) / 2)),
@@ -74,10 +75,6 @@ def _average_precision(logits: Tensor, true: Tensor) -> Tensor:
     columns = zip(logits.double().sigmoid().T, true.int().T, strict=True)
     each = [binary_average_precision(one, other, validate_args=False) for one, other in columns]
     return torch.stack(each) if each else torch.zeros(0)
-
-
-def _share(right: Tensor, of: Tensor) -> Tensor:
-    return right.sum(0).double() / of.sum(0)
 
 
 def _mean(values: Tensor) -> float:
@@ -128,27 +125,19 @@ def measure_classes(
 def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:
     """Measure answers (N,) of a head of so many outputs against the true classes (N,).
 
-    Returns: `pictures`, `accuracy`, `balanced_accuracy` and `macro_f1`, means over the classes that have
-    images, `per_class`, and the confusion matrix as lists.
+    Returns: `pictures`, what `one_class` does, `per_class`, and the confusion matrix as lists.
     """
     matrix = confusion_matrix(labels, answers, len(classes), outputs)
-    rows = per_class(matrix, classes)
-    present = [row for row in rows if row["pictures"]]
     return {
         "pictures": len(labels),
-        "accuracy": float((answers == labels).double().mean()),
-        "balanced_accuracy": float(np.mean([row["recall"] for row in present])),
-        "macro_f1": float(np.mean([row["f1"] for row in present])),
-        "per_class": rows,
+        **one_class(answers, labels),
+        "per_class": per_class(matrix, classes),
         "confusion": matrix.tolist(),
     }
 
 
 def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int) -> np.ndarray:
-    """Counts by true class (rows) and answer (columns).
-
-    A head of more outputs than classes brings a last column more, for answers that are no class.
-    """
+    """Counts by true class (rows) and answer (columns), a last one for outputs of a larger head."""
     columns = classes + (outputs > classes)
     matrix = multiclass_confusion_matrix(
         answers.clamp(max=columns - 1), labels, num_classes=columns, validate_args=False
@@ -157,10 +146,7 @@ def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[Row]:
-    """Precision, recall and F1 of each class from the confusion matrix.
-
-    Precision is None where the class was never answered, recall where it has no images.
-    """
+    """Precision, recall and F1 of each class from the confusion matrix; None for a quotient by zero."""
     hits, images, answers = (part.tolist() for part in (matrix.diagonal(), matrix.sum(1), matrix.sum(0)))
     return [
         {
@@ -226,10 +212,7 @@ def calibration_bins(confidence: Tensor, right: Tensor) -> list[Row]:
 
 
 def calibration_error(bins: Sequence[Row]) -> float:
-    """Expected calibration error: the mean distance of accuracy and confidence over the answers.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
-    """
+    """The mean distance of accuracy and confidence over the answers: Guo et al. 2017, equation 3."""
     held = [one for one in bins if one["pictures"]]
     gaps = [one["pictures"] * abs(one["accuracy"] - one["confidence"]) for one in held]
     return sum(gaps) / sum(one["pictures"] for one in held)

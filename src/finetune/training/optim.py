@@ -25,10 +25,7 @@ def parameter_groups(
     backbone_lr_factor: float,
     decay_norm_and_bias: bool,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of what trains: backbone and head, each with and without decay; empty ones left out.
-
-    Frozen parameters are in no group: their gradient is None, so an optimiser would skip them anyway.
-    """
+    """Groups of what trains: backbone and head, each with and without decay; empty ones are left out."""
     norms = {
         id(p)
         for module in model.modules()
@@ -50,7 +47,6 @@ def parameter_groups(
 
 
 def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """The optimiser of that name over parameter groups, with its own options."""
     return resolve_name(OPTIMIZERS[name].made_by)(groups, **options)
 
 

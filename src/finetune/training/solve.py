@@ -20,15 +20,14 @@ HISTORY = 30  # pairs of steps and gradients: with ten it takes half as many ste
 SOLVED = 5e-6  # the largest entry of the gradient at which to stop
 WORSE = 3  # strengths in a row that end the path
 
-# Of each fold the rows to solve for and those to measure on.
-Folds = Sequence[tuple[Tensor, Tensor]]
+Folds = Sequence[tuple[Tensor, Tensor]]  # of each the rows to solve for and those to measure on
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a strength is worth on images that were not solved for: log-loss in nats, and accuracy.
+    """What a strength is worth on images that were not solved for: log-loss in nats, accuracy, and logits.
 
-    weight, bias: where to begin when all images are solved for. logits: of those images, in their order.
+    weight, bias: where to begin when all images are solved for.
     """
 
     strength: float
@@ -61,7 +60,6 @@ def follow_path(
     Each strength begins where the one before ended; float32 is enough to know the log-loss within 1 % or so.
     The path ends where three strengths in a row were worse than the best before them.
 
-    folds: of each the rows to solve for and those to measure on.
     log_loss: what is measured, as `loss` without weights and smoothing. check: called at each evaluation.
     """
     solved, lowest, worse = _SolvedFolds(problem, folds), math.inf, 0
@@ -92,17 +90,20 @@ class _SolvedFolds:
     def solve(self, strength: float, check: Callable[[], None]) -> None:
         """Move to the optimum; a weak penalty leaves flat directions, so its gradient must be smaller."""
 
-        def objective() -> Tensor:
+        def closure() -> Tensor:
             check()
+            optimizer.zero_grad()
             logits, labels = self.logits(), self.problem.labels
             losses = [
                 self.problem.loss(logits[rows, fold], labels[rows])[0]
                 for fold, (rows, _) in enumerate(self.folds)
             ]
-            return torch.stack(losses).sum() + strength / 2 * self.weight.square().sum()
+            value = torch.stack(losses).sum() + strength / 2 * self.weight.square().sum()
+            value.backward()
+            return value
 
-        enough = 2e-3 * min(1.0, (10 * strength) ** 0.5)
-        minimise(objective, [self.weight, self.bias], enough, rounds=500)
+        optimizer = lbfgs([self.weight, self.bias], 2e-3 * min(1.0, (10 * strength) ** 0.5), rounds=500)
+        optimizer.step(closure)
 
     @torch.no_grad()
     def measure(self, strength: float, log_loss: Loss) -> Point:
@@ -121,21 +122,11 @@ class _SolvedFolds:
         )
 
 
-def minimise(objective: Callable[[], Tensor], values: list[Tensor], gradient: float, rounds: int) -> None:
-    """Minimise a function of some tensors in place, until no entry of its gradient is larger than that."""
-    optimizer = lbfgs(values, gradient, rounds)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = objective()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-
-
 def lbfgs(values: list[Tensor], gradient: float, rounds: int) -> torch.optim.LBFGS:
-    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5)."""
+    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5).
+
+    It ends when no entry of the gradient is larger than `gradient`.
+    """
     return torch.optim.LBFGS(
         values,
         max_iter=rounds,

@@ -47,11 +47,9 @@ class JobConfig:
     class_weights: Tensor | None
 
     def create_loss(self) -> Loss:
-        """Its loss where it trains alone."""
         return create_loss(self.loss, self.label_smoothing, self.class_weights)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        """Its optimiser where it trains alone."""
         return create_optimizer(self.optimizer, [dict(group) for group in self.groups], **self.options)
 
 
@@ -75,8 +73,7 @@ class Network:
     def forward(self, state: Tensors, inputs: Any, shared: bool) -> Tensor:
         """Logits (J, B, outputs) of inputs (J, B, …), or of the same (B, …) for all jobs.
 
-        Raises:
-            RuntimeError: the suffix draws random numbers or does something else that cannot be stacked.
+        RuntimeError: the suffix draws random numbers or does something else that cannot be stacked.
         """
 
         def one(tensors: Tensors, batch: Any) -> Tensor:
@@ -175,7 +172,6 @@ class StackedClassifier(Learner):
 
     @property
     def optimizer(self) -> StackedOptimizer:
-        """The optimiser while training."""
         (optimizer,) = self.trainer.optimizers
         assert isinstance(optimizer, StackedOptimizer)
         return optimizer
@@ -210,11 +206,6 @@ class StackedClassifier(Learner):
         self.failed(job, told)
         if not self.live:
             self.trainer.should_stop = True
-
-    def load_best(self, best: Snapshot) -> None:
-        """Take each job's tensors of its best epoch."""
-        for name, value in self.state.items():
-            value.data.copy_(best["state", name])
 
     def snapshot(self) -> Snapshot:
         """All tensors that training changes, as they are."""
