@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.atomic import write_json
 from finetune.build import find_data
 from finetune.config.compose import override_settings
@@ -40,9 +42,10 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         devices.precision(settings.precision, device)
     predictor = Predictor(saved, settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
-    learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
     chosen = choose_images(find_data(settings, measured=True), saved, split, named_alike)
-    if (chosen.own or named_alike) and (seen := chosen.in_sides(learned)):
+    learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
+    seen = sum(np.isin(chosen.rows, chosen.dataset.split[side]).sum() for side in learned)
+    if (chosen.own or named_alike) and seen:
         told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
         say(console, "warning", f"{told}; --split=test measures on others")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")

@@ -36,11 +36,8 @@ GAP = 4
 def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     """Explain a run's answers to the images that `paths` name, in a folder; in the run's own by default.
 
-    Writes a PNG for each image and `grid.png` of the first 24.
-
-    Raises:
-        RequestError: there are no images, or the folder cannot be made.
-        RunError: an image cannot be read, the others are explained; or a file cannot be written.
+    Writes a PNG for each image and `grid.png` of the first 24. RequestError: there are no images, or no
+    folder. RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
     saved = open_run(run)
     images = list(find_images(paths, sys.stdin, saved.settings.data.image_column))

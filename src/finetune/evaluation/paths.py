@@ -21,10 +21,7 @@ from finetune.errors import RequestError
 
 @dataclass(frozen=True)
 class Paths:
-    """Images to go through one by one; a list of them is never made.
-
-    column: of a table's images. total: how many there are; None where stdin names them.
-    """
+    """Images to go through one by one; column: of a table's; total: None where stdin names them."""
 
     arguments: Sequence[str]
     stdin: TextIO

@@ -12,7 +12,6 @@ from finetune.features.plan import readable
 
 
 def list_store(folder: Path, screen: Console) -> None:
-    """Print one line for each set of features, and the size of them all."""
     held = store.contents(folder)
     for one in held:
         what = f"{one['folder']}: about.json is damaged or another version's"

@@ -39,8 +39,6 @@ Point = tuple[float, float]
 
 
 class Style(NamedTuple):
-    """The colours of a box."""
-
     face: str
     edge: str
     text: str

@@ -52,7 +52,6 @@ class Inspected:
 
 
 def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
-    """The model, its table, what would be kept, and what all of it comes to."""
     network = found.model.network
     model_lines(console, found.model, found.settings, len(found.dataset.classes))
     console.print()

@@ -38,9 +38,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with what is known of it.
+    """A network with what is known of it; head: the new head's full name, None where the old one was kept.
 
-    head: full name of the new head; None where the old one was kept.
     classes: names of the outputs, in their order; those beyond the classes have none.
     example: one black image of the right size, (1, 3, H, W).
     """
@@ -111,12 +110,7 @@ def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[s
 
 def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old: int) -> int:
     """How many outputs the head is to have; `old` is how many it has."""
-    if config.head == "keep":
-        outputs = old
-    elif config.head == "auto":
-        outputs = classes
-    else:
-        outputs = int(config.head)
+    outputs = {"keep": old, "auto": classes}.get(str(config.head)) or int(config.head)
     if outputs < len(names):
         raise RequestError(
             f"head={config.head}: expected {len(names)} outputs or more, one for each class"

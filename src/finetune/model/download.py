@@ -87,5 +87,4 @@ def _cached_or_answered(name: str, config: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong."""
     return (str(getattr(error, "reason", None) or error).splitlines() or [type(error).__name__])[0]

@@ -27,15 +27,6 @@ def list_parameters(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def parameters_as_markdown(model: nn.Module) -> str:
-    """As a table for TensorBoard's text page."""
-    header = ["| parameter | shape | values | requires_grad |", "|---|---|---:|---|"]
-    rows = [
-        "| {name} | {shape} | {values:,} | {requires_grad} |".format(**one) for one in list_parameters(model)
-    ]
-    return "\n".join(header + rows)
-
-
 def parameters_by_layer(model: nn.Module, least: int = 7) -> dict[str, dict[str, nn.Parameter]]:
     """A model's parameters by layer, in the model's order.
 

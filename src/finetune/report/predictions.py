@@ -40,13 +40,7 @@ COLUMNS = [field.name for field in fields(Prediction)]
 def write_predictions(
     folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], softmax: bool, temperature: float
 ) -> None:
-    """Write the answers for each split that has logits (N, outputs), in the order of the split.
-
-    Data with label vectors has no single class to answer with, and gets no file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Write the answers for each split with logits (N, outputs), in its order; none for label vectors."""
     rows = [
         [*asdict(one).values()]
         for split, values in logits.items()

@@ -26,8 +26,7 @@ Pair = tuple[Mapping[str, Any], Mapping[str, Any]]  # a job's newest checkpoint 
 class BatchedCheckpoints(Checkpoints):
     """best.ckpt and last.ckpt of batched jobs, written every ten seconds and in the end.
 
-    best, last: the tensors of all jobs as they were after their best and their newest epoch.
-    resume: where each job goes on, all after the same epoch; none to begin.
+    best, last: the tensors of all jobs after these epochs. resume: where each goes on, all after the same.
     """
 
     def __init__(
@@ -127,7 +126,6 @@ class BatchedCheckpoints(Checkpoints):
         return state
 
     def _names(self, config: JobConfig) -> list[str]:
-        """The names of a job's parameters in the order of its groups."""
         names = {id(p): name for name, p in self.learner.model.named_parameters()}
         return [names[id(p)] for group in config.groups for p in group["params"]]
 

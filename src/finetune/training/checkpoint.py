@@ -43,10 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint of a run's last whole epoch, and its content; None where no epoch was finished.
 
-    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt.
-
-    Raises:
-        RunError: a checkpoint is damaged.
+    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt. RunError: damage.
     """
     found, damaged = list[tuple[Path, dict[str, Any]]](), ""
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
@@ -70,7 +67,6 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Store what is frozen once a run, as safetensors."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, save(contiguous, metadata))
 

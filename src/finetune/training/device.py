@@ -33,13 +33,12 @@ def accelerator(requested: str) -> Device:
 def count(requested: int | str, device: Device) -> int:
     """How many devices of this machine `trainer.devices` means; RequestError for more GPUs than there are."""
     gpus = torch.cuda.device_count() if device == "cuda" else 1
-    if requested == "auto":
+    if not isinstance(requested, int):  # auto
         if device != "cuda":
             raise RequestError(
                 "trainer.devices=auto: expected a number of processes, as there are no CUDA GPUs to count"
             )
         return gpus
-    assert isinstance(requested, int)
     if device != "cpu" and requested > gpus:
         raise RequestError(f"trainer.devices={requested}: expected at most {gpus}, as there are so many GPUs")
     return requested
@@ -50,12 +49,8 @@ def precision(requested: str, device: Device) -> Precision:
     if requested == "16" and device == "cpu":
         raise RequestError("precision=16: expected a GPU with it; on a CPU use bf16 or 32")
     names: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-    return names.get(requested) or best_precision(device, multiplies_bf16(device))
-
-
-def best_precision(device: Device, native_bf16: bool) -> Precision:
-    """What `precision=auto` means: bf16 where the hardware multiplies it, else 16 on a CUDA GPU, else 32."""
-    return "bf16-mixed" if native_bf16 else "16-mixed" if device == "cuda" else "32-true"
+    auto = "bf16" if multiplies_bf16(device) else "16" if device == "cuda" else "32"
+    return names[auto if requested == "auto" else requested]
 
 
 def multiplies_bf16(device: Device) -> bool:

@@ -16,7 +16,6 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune import signals
 from finetune.data.module import Batch
 from finetune.errors import RequestError, RunError
-from finetune.training import metrics
 from finetune.training.best import Best
 from finetune.training.epoch_metrics import EpochMetrics
 
@@ -46,7 +45,6 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether it has neither failed nor run out of patience."""
         return self.error is None and not self.best.out_of(self.patience)
 
 
@@ -87,7 +85,6 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def title(self, epoch: int, epochs: int) -> str:
-        """What an epoch is called on the terminal."""
         return f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
 
     def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
@@ -117,11 +114,10 @@ class Learner(pl.LightningModule):
                 hint = "expected a finite number; try a smaller optimizer.lr or trainer.clip_norm=1"
                 self.fail(job, RunError(f"{error} {hint}"))
 
-    def _begin(self, split: str) -> None:
-        self.epoch_metrics[split] = EpochMetrics(bool(self.labels), self.processes)
-
     def _step(self, split: str, batch: Batch) -> Measured:
         measured = self.measure(batch)
+        if split not in self.epoch_metrics:
+            self.epoch_metrics[split] = EpochMetrics(bool(self.labels), self.processes)
         self.epoch_metrics[split].add(
             measured.losses, measured.weights, logits=measured.logits, labels=measured.labels
         )
@@ -129,7 +125,6 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.epoch_metrics = {}
-        self._begin("train")
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         try:
@@ -144,9 +139,6 @@ class Learner(pl.LightningModule):
         self.check_finite(f"the loss of batch {index + 1}", measured.losses)  # before the optimiser steps
         return measured.backward
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin("val")
-
     def validation_step(self, batch: Batch, index: int) -> None:
         signals.check()
         self._step("val", batch)
@@ -156,7 +148,6 @@ class Learner(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.epoch_metrics, self.logits = {}, []
-        self._begin("test")
 
     def test_step(self, batch: Batch, index: int) -> None:
         signals.check()
@@ -181,8 +172,3 @@ class Learner(pl.LightningModule):
             for job, means in zip(found, epoch.means(), strict=True):
                 job |= {f"{name}/{split}": mean for name, mean in means.items()}
         return found
-
-    def per_label(self, split: str) -> dict[str, dict[str, float]]:
-        """What the current epoch's answers come to for each label, where images have several."""
-        answers, labels = self.epoch_metrics[split].all()
-        return metrics.per_label(answers[0], labels[0], self.labels)

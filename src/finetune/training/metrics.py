@@ -19,11 +19,9 @@ TOP = 5
 
 
 def one_class(answers: Tensor, classes: Tensor) -> Numbers:
-    """Accuracy, and over the classes that occur the means of the share of each that is right and of its F1.
+    """Accuracy of answers (N,), and the mean recall and F1 over the classes (N,) that occur.
 
     This runs after each epoch, of each job: torchmetrics takes three times as long.
-
-    answers, classes: (N,) what was answered, and the true ones.
     """
     hits, counts = answers == classes, torch.bincount(classes)
     right = torch.bincount(classes[hits], minlength=len(counts))
@@ -39,10 +37,8 @@ def one_class(answers: Tensor, classes: Tensor) -> Numbers:
 def several_labels(logits: Tensor, labels: Tensor) -> Numbers:
     """Exact matches and balanced accuracy at a probability of 0.5, macro-F1, and mean average precision.
 
-    The means are over the labels that occur. Balanced accuracy is the mean of a label's two shares of right
-    answers, where it holds and where it does not.
-
-    logits: (N, labels). labels: (N, labels) of 0 and 1.
+    The means are over the labels, of (N, labels), that occur. Balanced accuracy is the mean of a label's two
+    shares of right answers, where it holds and where it does not.
     """
     occurs = (labels == 1).any(0)
     yes, true = (logits > 0)[:, occurs], (labels == 1)[:, occurs]
@@ -82,11 +78,7 @@ def _mean(values: Tensor) -> float:
 
 
 def measure_labels(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Measure logits (N, outputs) where an image may have several labels, (N, classes) of 0 and 1.
-
-    Returns: what `several_labels` does, `log_loss`, the mean over images and outputs, and `per_class`, a row
-    for each label with None where no image has it.
-    """
+    """Measure logits (N, outputs) where images have several labels, (N, classes) of 0 and 1."""
     logits, labels = logits[:, : len(classes)].double(), labels.double()
     found = per_label(logits, labels, classes)
     absent = {"pictures": 0, "f1": None, "average_precision": None}
@@ -107,10 +99,8 @@ def measure_classes(
 ) -> dict[str, Any]:
     """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
 
-    softmax: whether it makes the probabilities, as a loss says; else a sigmoid does.
-
-    Returns: what `measure_answers` and `calibration` do, and `top5_accuracy`, None for five outputs or fewer,
-    of which every answer would be right.
+    softmax: whether it makes the probabilities, or a sigmoid. Returns: what `measure_answers` and
+    `calibration` do, and `top5_accuracy`, None for five outputs or fewer, which would always be right.
     """
     outputs, top5 = logits.shape[1], None
     if outputs > TOP:
@@ -123,10 +113,7 @@ def measure_classes(
 
 
 def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:
-    """Measure answers (N,) of a head of so many outputs against the true classes (N,).
-
-    Returns: `pictures`, what `one_class` does, `per_class`, and the confusion matrix as lists.
-    """
+    """Answers (N,) against the true classes (N,): `one_class`, `per_class` and the confusion matrix."""
     matrix = confusion_matrix(labels, answers, len(classes), outputs)
     return {
         "pictures": len(labels),
@@ -173,11 +160,7 @@ def probabilities(logits: Tensor, softmax: bool = True, temperature: float = 1.0
 def calibration(
     logits: Tensor, labels: Tensor, softmax: bool = True, temperature: float = 1.0
 ) -> dict[str, Any]:
-    """How far probabilities are to be believed.
-
-    Returns: `log_loss` in nats, with sigmoids the mean over the outputs as in training, `calibration_error`,
-    and `bins`, which it is made of.
-    """
+    """How far probabilities are to be believed: log-loss in nats, calibration error, and its bins."""
     scaled = logits.double() / temperature
     if softmax:
         log_loss = F.cross_entropy(scaled, labels)

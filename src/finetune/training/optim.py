@@ -51,12 +51,9 @@ def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) ->
 
 
 def create_schedule(name: str, span: Span, warmup_epochs: int = 0) -> Schedule:
-    """The factor on the learning rate at each optimiser step, from 0 on.
-
-    span: of the whole training. `warmup_epochs` goes before the schedule, in equal stages up to 1, unless it
-    has a warm-up of its own.
-    """
+    """The factor on the learning rate at each optimiser step from 0 on; the span is of the whole training."""
     entry = SCHEDULES[name]
+    # In equal stages up to 1, before the schedule, unless that has a warm-up of its own.
     warmup = 0 if entry.own_warmup else warmup_epochs * span.steps_per_epoch
     after = replace(span, steps=max(span.steps - warmup, 1))
 

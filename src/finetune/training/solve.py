@@ -7,12 +7,13 @@ standardised features; biases are not penalised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from finetune import signals
 from finetune.training.losses import Loss
 
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -9, -1))
@@ -53,18 +54,17 @@ def follow_path(
     folds: Folds,
     log_loss: Loss,
     strengths: Sequence[float] = STRENGTHS,
-    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Point]:
     """Solve for each strength, from the strongest on, and measure it on the images that each fold holds out.
 
     Each strength begins where the one before ended; float32 is enough to know the log-loss within 1 % or so.
     The path ends where three strengths in a row were worse than the best before them.
 
-    log_loss: what is measured, as `loss` without weights and smoothing. check: called at each evaluation.
+    log_loss: what is measured, as `loss` without weights and smoothing.
     """
     solved, lowest, worse = _SolvedFolds(problem, folds), math.inf, 0
     for strength in strengths:
-        solved.solve(strength, check)
+        solved.solve(strength)
         point = solved.measure(strength, log_loss)
         yield point
         worse, lowest = (0, point.log_loss) if point.log_loss < lowest else (worse + 1, lowest)
@@ -87,11 +87,11 @@ class _SolvedFolds:
         flat = torch.addmm(self.bias, self.features, self.weight.T)
         return flat.unflatten(1, (len(self.folds), -1))
 
-    def solve(self, strength: float, check: Callable[[], None]) -> None:
+    def solve(self, strength: float) -> None:
         """Move to the optimum; a weak penalty leaves flat directions, so its gradient must be smaller."""
 
         def closure() -> Tensor:
-            check()
+            signals.check()
             optimizer.zero_grad()
             logits, labels = self.logits(), self.problem.labels
             losses = [
@@ -123,10 +123,7 @@ class _SolvedFolds:
 
 
 def lbfgs(values: list[Tensor], gradient: float, rounds: int) -> torch.optim.LBFGS:
-    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5).
-
-    It ends when no entry of the gradient is larger than `gradient`.
-    """
+    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006), until no gradient's entry is larger."""
     return torch.optim.LBFGS(
         values,
         max_iter=rounds,

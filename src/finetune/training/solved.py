@@ -31,11 +31,9 @@ class Choice:
 
 
 class SolvedClassifier(Classifier):
-    """Solves for the one layer that trains, on all training images at once.
+    """Solves for the one layer that trains, on all training images at once; when stopped, it begins again.
 
-    The choice of the strength and the solution follow from the images alone, so a solve that was stopped
-    begins again. points: the path, from the strongest on; none where the strength was given. gradient: its
-    largest entry at the solution.
+    points: the path, from the strongest on; none where the strength was given. gradient: its largest entry.
     """
 
     points: Sequence[Point] = ()
@@ -123,7 +121,7 @@ class SolvedClassifier(Classifier):
             folds = [(rows[: sizes[0]], rows[sizes[0] :])]
             both = (torch.cat([part.features for part in parts]), torch.cat([part.labels for part in parts]))
             examples = Problem(*both, self.loss, train.outputs)
-        self.points = list(follow_path(examples, folds, self.choice.log_loss, check=signals.check))
+        self.points = list(follow_path(examples, folds, self.choice.log_loss))
         with torch.no_grad():
             for value, found in zip(self.solution, (self.chosen.weight, self.chosen.bias), strict=True):
                 value.copy_(found)
