@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from finetune import signals
 from finetune.build import build_inputs
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
@@ -80,4 +79,4 @@ def _log_loss(settings: Settings, inputs: ModelInputs) -> float | None:
     examples = Problem((features - mean) * scale, labels, loss, outputs)
     if not (folds := stratified_folds(inputs.dataset, settings.seed)):
         return None
-    return min(point.log_loss for point in follow_path(examples, folds, loss, check=signals.check))
+    return min(point.log_loss for point in follow_path(examples, folds, loss))

@@ -42,8 +42,11 @@ def test_gpu_is_cuda() -> None:
         ("mps", False, "32-true"),
     ],
 )
-def test_best_precision(device: devices.Device, native_bf16: bool, expected: str) -> None:
-    assert devices.best_precision(device, native_bf16) == expected
+def test_best_precision(
+    device: devices.Device, native_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: native_bf16)
+    assert devices.precision("auto", device) == expected
 
 
 def test_an_explicit_precision_is_taken() -> None:

@@ -16,11 +16,9 @@ BOUNDS = (0.05, 20.0)
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that makes labels (N,), of two classes or more, most likely under logits (N, outputs).
 
-    Logits are to be divided by it. It lies in 0.05 to 20. Guo et al. 2017, "On Calibration of Modern Neural
-    Networks", section 4.2. As in Platt 1999, section 2.2, a label counts 1 - 1 / (N + 2) and the rest goes to
-    the other classes: without that, a few images that are all answered rightly would make every later
-    answer certain.
-
+    Logits are to be divided by it. Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
+    As in Platt 1999, section 2.2, a label counts 1 - 1 / (N + 2) and the rest goes to the other classes: else
+    a few images that are all answered rightly would make every later answer certain.
     The likelihood is concave in 1 / temperature, so its slope has one zero; it is found by bisection.
     """
     logits = logits.double()
@@ -46,7 +44,6 @@ def calibrate(val: tuple[Tensor | None, Tensor], test: tuple[Tensor | None, Tens
     """Fit the temperature on validation and measure what it does on test or, without one, on validation.
 
     val, test: logits (N, outputs), None where there are none, and labels (N,).
-
     Returns: what summary.json has of it; None where validation has fewer than two classes.
     """
     if val[0] is None or val[1].ndim != 1 or len(val[1].unique()) < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,6 @@ class Chosen:
     labels: np.ndarray
     unknown: dict[str, int]
 
-    def in_sides(self, sides: Sequence[str]) -> int:
-        """How many of the images are on these sides of the split."""
-        return sum(np.isin(self.rows, self.dataset.split[side]).sum() for side in sides)
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -47,15 +43,16 @@ class Evaluation:
     measures: dict[str, Any]
     broken: list[BadImage]
 
+    @property
+    def without_images(self) -> list[str]:
+        return [row["name"] for row in self.measures["per_class"] if not row["pictures"]]
+
 
 def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike: bool) -> Chosen:
     """The test split of the data that the run was trained on, all of any other, or the split asked for.
 
-    named_alike: whether the data are those that the run names, perhaps changed since: then most of them were
-    trained on.
-
-    Raises:
-        RequestError: there is no such split, it is empty, or holds no image of a class that the run knows.
+    named_alike: whether the run names these data, perhaps changed since: then it was trained on most of them.
+    RequestError: no such split, an empty one, or one without images of the run's classes.
     """
     several = dataset.multi_label and not LOSSES[saved.settings.loss].softmax
     if dataset.labels.ndim != 1 and not several:
@@ -98,11 +95,7 @@ def _by_name(
 def evaluate_images(
     predictor: Predictor, chosen: Chosen, bad_images: str, advance: Callable[[int], None]
 ) -> Evaluation:
-    """Measure a model on the chosen images.
-
-    Raises:
-        RequestError: images cannot be read and `bad_images` is `error`, or none can.
-    """
+    """Measure a model on the chosen images; RequestError for broken ones that `bad_images` does not allow."""
     logits, labels, broken = [], [], []
     numbered = iter(zip(chosen.rows.tolist(), chosen.labels.tolist(), strict=True))
     for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):
@@ -120,7 +113,6 @@ def evaluate_images(
     found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
     if true.ndim == 2:
         return Evaluation(measure_labels(found, true, classes), broken)
-    measures = measure_classes(
-        found, true, classes, softmax=predictor.softmax, temperature=predictor.temperature
-    )
+    softmax, temperature = predictor.softmax, predictor.temperature
+    measures = measure_classes(found, true, classes, softmax=softmax, temperature=temperature)
     return Evaluation(measures, broken)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +17,15 @@ POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, p
 BATCH = 16
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Images explained.
-
-    maps: (N, H, W) in [0, 1], each divided by its largest value; all zero where nothing speaks for the class.
-    logits: (N, outputs).
-    method: what was done, in words.
-    """
+class Explanation(NamedTuple):
+    """Maps (N, H, W) in [0, 1], zero where nothing speaks for the class; logits (N, outputs)."""
 
     maps: Tensor
     logits: Tensor
     method: str
 
 
-@dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(NamedTuple):
     """The call of a module that puts out a feature map, and the map's shape (C, H, W)."""
 
     call: ModuleCall
@@ -47,10 +39,8 @@ def heatmaps(saved: Saved, images: Tensor, classes: Tensor | None = None) -> Exp
     classes: (N,) indices of outputs; None for the predicted ones.
     """
     sizes, network = saved.preprocessing, saved.network
-    device = next(network.parameters()).device
-    feature_map = last_feature_map(
-        network, torch.zeros(1, 3, sizes.crop_size, sizes.crop_size, device=device)
-    )
+    size, device = sizes.crop_size, next(network.parameters()).device
+    feature_map = last_feature_map(network, torch.zeros(1, 3, size, size, device=device))
     maps, logits = [], []
     for start in range(0, len(images), BATCH):
         inputs = sizes.normalise(images[start : start + BATCH].to(device))
@@ -73,7 +63,6 @@ def last_feature_map(network: nn.Module, example: Tensor) -> FeatureMap | None:
     """The last feature map (C, H, H), H > 1, of a forward pass in eval mode, before pooling.
 
     None where the last output that still tells positions apart is no such map, but tokens as in a ViT.
-    example: a square image, (1, 3, S, S).
     """
     found: list[FeatureMap] = []
     outputs: list[Tensor] = []  # kept alive, or an id would be given twice
@@ -121,11 +110,10 @@ def grad_cam(
 
 
 def input_gradients(network: nn.Module, inputs: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Input gradients (Simonyan et al. 2014) of the class's logit.
+    """Input gradients (Simonyan et al. 2014) of the class's logit: heat and logits as `grad_cam` gives them.
 
     The largest of the three channels' at each pixel, averaged twice over a sixteenth of the image's side and
     cut off at the 99th percentile.
-    Returns: heat (B, H, W), 0 or more, and logits (B, outputs), for inputs (B, 3, H, W).
     """
     inputs = inputs.detach().requires_grad_()
     logits = _logits(network, inputs.clone())

@@ -37,11 +37,8 @@ GAP = 4
 def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     """Explain a run's answers to the images that `paths` name, in a folder; in the run's own by default.
 
-    Writes a PNG for each image and `grid.png` of the first 24.
-
-    Raises:
-        RequestError: there are no images, or the folder cannot be made.
-        RunError: an image cannot be read, the others are explained; or a file cannot be written.
+    Writes a PNG for each image and `grid.png` of the first 24. RequestError: there are no images, or no
+    folder. RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
     saved = open_run(run)
     named = find_images(paths, sys.stdin, saved.settings.data.image_column)
@@ -138,7 +135,6 @@ def _save(image: Image.Image, target: Path) -> None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """The name as it is the first time, then with a number."""
     number, chosen = 1, name
     while chosen.lower() in taken:  # some file systems do not tell A.png from a.png
         number += 1

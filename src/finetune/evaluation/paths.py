@@ -40,11 +40,7 @@ class Paths:
 
 
 def find_images(arguments: Sequence[str], stdin: TextIO, column: str | None) -> Paths:
-    """Look for what each argument names; column: of a table's images.
-
-    Raises:
-        RequestError: an argument names nothing, or a folder without images.
-    """
+    """Look for what each argument names; RequestError for nothing, or a folder without images."""
     passed_over: Counter[str] = Counter()
     counts = [_count(argument, column, passed_over) for argument in arguments if argument != "-"]
     return Paths(arguments, stdin, column, None if "-" in arguments else sum(counts), passed_over)

@@ -57,7 +57,6 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
 
 
 def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
-    """What of data and run does not fit together, a line each."""
     lines = []
     if not chosen.own and chosen.split != "all":
         lines.append(
@@ -67,7 +66,7 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
         named = [f"{name} ({count:,})" for name, count in chosen.unknown.items()]
         what = "left out" if chosen.labels.ndim == 2 else "left out with their images"
         lines.append(f"classes that the run does not know, {what}: {brief(named)}")
-    if missing := without_images(evaluation.measures):
+    if missing := evaluation.without_images:
         lines.append(f"classes of the run without images, left out of the means: {brief(missing)}")
     if evaluation.broken:
         paths = [f"{one.path} ({one.reason})" for one in evaluation.broken]
@@ -76,17 +75,11 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def without_images(measures: dict[str, Any]) -> list[str]:
-    """The classes that nothing is known of."""
-    return [row["name"] for row in measures["per_class"] if not row["pictures"]]
-
-
 def evaluation_json(chosen: Chosen, evaluation: Evaluation) -> dict[str, Any]:
-    """The same and the bins of confidence as plain values."""
     return {
         "data": {"name": chosen.dataset.name, "split": chosen.split, "as_trained": chosen.own},
         "unknown_classes": chosen.unknown,
-        "classes_without_pictures": without_images(evaluation.measures),
+        "classes_without_pictures": evaluation.without_images,
         "skipped": [{"path": one.path, "reason": one.reason} for one in evaluation.broken],
         **evaluation.measures,
     }

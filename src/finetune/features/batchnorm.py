@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from finetune.data.reader import Reader
 from finetune.errors import RequestError
 from finetune.features.load import LoadSettings, plain_reader
 from finetune.features.plan import known_by
-from finetune.features.rows import MemoryStore, RowLayout
+from finetune.features.rows import RowLayout
 from finetune.features.store import opened
 from finetune.model.assemble import Model
 from finetune.model.hashing import digest
@@ -37,10 +36,7 @@ KINDS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means and variances of BatchNorm layers by the names of their buffers; of so many images.
-
-    told: what the summary says of them, where an interrupted run knew it.
-    """
+    """Means and variances by the names of BatchNorm's buffers; told: what a stopped run said of them."""
 
     tensors: dict[str, Tensor]
     images: int
@@ -69,20 +65,20 @@ def find_statistics(
     """The statistics of at most 2,000 training images for the frozen layers; none where there are no such.
 
     The images are those with the smallest digests: one more seldom changes which. Labels play no part.
-    cache: the folder where they are kept for the next run, if they are.
-
-    Raises:
-        ChangedImage: an image is not what it was when it was hashed. RequestError: there are too few.
+    cache: the folder where they are kept for the next run, if they are. ChangedImage: an image is not what it
+    was when it was hashed. RequestError: there are too few.
     """
     if not (names := batchnorm_buffers(model)):
         return Statistics({}, 0)
-    reader, sample = plain_reader(model, dataset, loading.memo), _sample(dataset)
+    reader = plain_reader(model, dataset, loading.memo)
+    first = {dataset.digests[index]: index for index in reversed(dataset.split["train"].tolist())}
+    sample = [first[one] for one in sorted(first)[:SAMPLE]]  # one of each content
     sizes = [1, *(len(model.network.get_buffer(name)) for name in names)]
     layout, bad = RowLayout(((sum(sizes),),), torch.float32), set(reader.known)
-    about = _about(model, device, names)
-    with (
-        opened(cache, about, layout, loading.on_wait) if cache else nullcontext(MemoryStore(layout)) as store
-    ):
+    backbone = {k: v for k, v in model.network.state_dict().items() if not k.startswith(f"{model.head}.")}
+    about = {"boundary": ["BatchNorm"], "view": "statistics", "dtype": "fp32", "batch": BATCH}
+    about |= {**known_by(model, device), "names": names, "weights": digest(backbone)}
+    with opened(cache, about, layout, loading.on_wait) as store:
         store.verify([key := _key(dataset, sample, bad)])
         if key not in store.place:
             row = _compute(model, device, names, _batches(reader, sample, bad, loading))
@@ -92,22 +88,9 @@ def find_statistics(
     return Statistics(dict(zip(names, tensors, strict=True)), int(number))
 
 
-def _sample(dataset: Dataset) -> list[int]:
-    """Training images, one of each content, by digest."""
-    first = {dataset.digests[index]: index for index in reversed(dataset.split["train"].tolist())}
-    return [first[one] for one in sorted(first)[:SAMPLE]]
-
-
 def _key(dataset: Dataset, sample: Iterable[int], bad: Collection[int]) -> str:
     each = [f"{dataset.digests[index]}{' broken' * (index in bad)}" for index in sample]
     return content_digest("\n".join(each).encode())
-
-
-def _about(model: Model, device: str, names: list[str]) -> dict[str, Any]:
-    """All that decides statistics, beside the sample."""
-    backbone = {k: v for k, v in model.network.state_dict().items() if not k.startswith(f"{model.head}.")}
-    about = {"boundary": ["BatchNorm"], "view": "statistics", "dtype": "fp32", "batch": BATCH}
-    return {**known_by(model, device), **about, "names": names, "weights": digest(backbone)}
 
 
 def _batches(reader: Reader, sample: list[int], bad: set[int], loading: LoadSettings) -> Iterator[Tensor]:

@@ -12,7 +12,6 @@ from finetune.features.plan import readable
 
 
 def list_store(folder: Path, screen: Console) -> None:
-    """Print one line for each set of features, and the size of them all."""
     held = store.contents(folder)
     for one in held:
         what = f"{one['folder']}: about.json is damaged or another version's"
@@ -27,11 +26,7 @@ def list_store(folder: Path, screen: Console) -> None:
 
 
 def clear_store(folder: Path, screen: Console) -> None:
-    """Remove all stored features.
-
-    Raises:
-        RunError: some cannot be removed.
-    """
+    """Remove all stored features; RunError where some stay."""
     freed, left = store.clear(folder)
     screen.print(f"{readable(freed)} removed from {folder}")
     if left:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,9 +29,8 @@ RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; 
 class Features:
     """One view of every image of a data set: `inputs(chosen)` gives the tensors of some, (B, ...) each.
 
-    form: how they were computed. difference: from fp32 eager, relative; None where none was computed now.
-    computed, reused: how many different images were computed now, and how many were in the store.
-    seconds: the time that both took.
+    difference: of the form from fp32 eager, relative; None where none was computed now.
+    computed, reused: how many different images were computed now or in the store, in so many seconds.
     """
 
     layout: RowLayout
@@ -50,15 +48,10 @@ class Features:
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]
 
-    def select(self, kept: np.ndarray) -> Features:
-        """The same for some of the images, renumbered."""
-        return replace(self, places=self.places[kept])
-
 
 class Images:
-    """The images of a data set, decoded by index.
+    """The images of a data set, decoded by index; bad: those that cannot be, by index.
 
-    bad: those that cannot be decoded, by their index.
     sample: digests of images to hold once they are decoded. held: these images, by digest.
     """
 
@@ -99,12 +92,7 @@ class Images:
 
 
 class FeatureComputer:
-    """Takes from the store what it has, then computes and adds the rest; without a store it computes all.
-
-    progress: a progress bar of a name and a length.
-    on_wait: called where another run computes the same features and is waited for.
-    notes: what the user should know, a line each.
-    """
+    """Takes from the store what it has, then computes and adds the rest; notes: for the user, a line each."""
 
     def __init__(
         self, plan: FeaturePlan, images: Images, progress: Progress, on_wait: Callable[[], None]
@@ -117,17 +105,16 @@ class FeatureComputer:
     def compute(self, view: str, form: Form, normalise: Callable[[Tensor], Tensor]) -> Features:
         """The features of a view, in the form or, where that is too far from fp32, in fp32.
 
-        normalise: uint8 (B, 3, H, W) to what the prefix takes.
-
-        Raises:
-            ChangedImage: an image is not what it was when it was hashed.
-            RunError: the store cannot be written or read back.
+        normalise: uint8 (B, 3, H, W) to what the prefix takes. ChangedImage: an image is not what it was when
+        it was hashed. RunError: the store cannot be written or read back.
         """
         started, plan = time.perf_counter(), self.plan
         assert plan.split
         assert plan.split.prefix
         layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
-        with self._opened(view, form, layout) as store:
+        key = plan.keys[plan.views.index(view)] if plan.keys else {}
+        cache = plan.cache_dir if plan.where == "disk" else None
+        with opened(cache, {**key, **form.describe()}, layout, self.on_wait) as store:
             if damaged := store.verify(self.digests):
                 self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
             first = {digest: i for i, digest in reversed(list(enumerate(self.digests)))}
@@ -145,8 +132,10 @@ class FeatureComputer:
                 with self.progress(f"computing {view} features", len(first)) as advance:
                     advance(len(first) - len(missing))
                     computed = self._add(store, batches, advance)
-            if computed:
-                self._check_read_back(store)
+            if computed and store.verify(self.digests):
+                raise RunError(
+                    "cache_dir: features are not read back as they were written; is the disk failing?"
+                )
             if store.removed():
                 self.notes.append("the stored features were removed meanwhile; they serve this run alone")
             rows, places = self._rows(store)
@@ -160,14 +149,6 @@ class FeatureComputer:
             reused=len(first) - len(missing),
             seconds=time.perf_counter() - started,
         )
-
-    def _opened(
-        self, view: str, form: Form, layout: RowLayout
-    ) -> AbstractContextManager[Store | MemoryStore]:
-        if self.plan.where != "disk":
-            return nullcontext(MemoryStore(layout))
-        key = self.plan.keys[self.plan.views.index(view)]
-        return opened(self.plan.cache_dir, {**key, **form.describe()}, layout, self.on_wait)
 
     def _add(
         self,
@@ -184,10 +165,6 @@ class FeatureComputer:
             computed += len(indices)
             advance(len(indices))
         return computed
-
-    def _check_read_back(self, store: Store | MemoryStore) -> None:
-        if store.verify(self.digests):
-            raise RunError("cache_dir: features are not read back as they were written; is the disk failing?")
 
     def _rows(self, store: Store | MemoryStore) -> tuple[Tensor, np.ndarray]:
         """All rows (N, row_bytes), on the GPU where they fit well, and where the row of each image is."""

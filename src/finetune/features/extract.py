@@ -41,21 +41,13 @@ class Form:
     def __str__(self) -> str:
         return ", ".join([self.dtype, *["folded"] * self.folded, *["compiled"] * self.compiled])
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return DTYPES[self.dtype].itemsize
-
     def describe(self) -> dict[str, Any]:
-        """The form as plain values, as a store's key has it."""
+        """As a store's key has it."""
         return asdict(self)
 
 
 def choose_form(precision: str, compile: str | bool, device: str, *, macs: float, bf16: bool) -> Form:
-    """The form for a precision as asked for, the multiply-adds of the whole extraction, and the machine.
-
-    bf16: whether the device multiplies bf16 natively. `precision=auto` uses it where it does.
-    """
+    """The form for a precision, the multiply-adds of all images, and a device with bf16 or without."""
     dtype = "bf16" if precision in ("bf16", "16") or (precision == "auto" and bf16) else "fp32"
     large = macs >= COMPILE_FROM_MACS * (100 if device == "cuda" else 1)
     compiled = bool(has_compiler(device) and (compile is True or (compile == "auto" and large)))
@@ -63,10 +55,7 @@ def choose_form(precision: str, compile: str | bool, device: str, *, macs: float
 
 
 def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
-    """A copy of the prefix in the given form: normalised float32 images (B, 3, H, W) to its tensors.
-
-    B is at most the form's batch, to which the images are padded.
-    """
+    """A copy of the prefix in the form: float32 images (B, 3, H, W), B at most its batch, to tensors."""
     dtype = DTYPES[form.dtype]
     network: nn.Module = copy.deepcopy(prefix).eval()
     if form.folded:
@@ -94,8 +83,7 @@ def difference(exact: Tensors, fast: Tensors) -> float:
 
 def _exact(prefix: nn.Module, device: str, sample: Tensor) -> Tensors:
     """The prefix's tensors of a few images in fp32, by the prefix itself where it is on the device."""
-    if device != "cpu":
-        prefix = copy.deepcopy(prefix).to(device)
+    prefix = prefix if device == "cpu" else copy.deepcopy(prefix).to(device)
     with keep_modes(prefix), torch.inference_mode():
         output = prefix.eval()(sample.to(device))
     return output if isinstance(output, tuple) else (output,)
@@ -104,15 +92,13 @@ def _exact(prefix: nn.Module, device: str, sample: Tensor) -> Tensors:
 def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
 
-    sample: a few normalised images to measure the difference on. Returns the forward, its form and the
-    relative difference of the form asked for.
+    sample: a few normalised images. Returns, too, its form and the relative difference of the form asked for.
     """
-    plain = Form("fp32", folded=False, batch=form.batch)
-    exact = _exact(prefix, device, sample)
     forward = accelerate(prefix, form, device)
-    distance = difference(exact, forward(sample))
+    distance = difference(_exact(prefix, device, sample), forward(sample))
     if distance <= TOLERANCE[form.dtype]:
         return forward, form, distance
+    plain = Form("fp32", folded=False, batch=form.batch)
     return accelerate(prefix, plain, device), plain, distance
 
 
@@ -124,22 +110,20 @@ def extract(
     batch: int,
     device: str,
 ) -> Iterator[tuple[list[int], Tensors]]:
-    """Compute the features of some images, in their order, in batches of the given size.
+    """Yield the rows and the features, on the CPU, of images in their order, in batches of the given size.
 
     Decoding and computing overlap. On a CPU each core takes whole batches, decoding and computing them on one
     thread: no thread waits for another, and there are never more at work than cores.
 
     read: decodes the image of a row to uint8 (3, H, W); None leaves it out.
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
-    Yields the rows of a batch and their tensors on the CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     remaining = iter(rows)
     batches = iter(lambda: list(islice(remaining, batch)), [])
     first = list(islice(batches, min(cores, 16)))
-    workers = max(len(first), 1)
+    workers, threads = max(len(first), 1), torch.get_num_threads()
     on_cpu = device == "cpu"
-    threads = torch.get_num_threads()
 
     def task(chosen: Sequence[int]) -> tuple[list[int], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
@@ -152,23 +136,19 @@ def extract(
     def compute(images: Tensor) -> Tensors:
         return tuple(tensor.cpu() for tensor in forward(normalise(images.to(device))))
 
+    def finish(rows: list[int], result: Any) -> tuple[list[int], Tensors]:
+        return rows, result if on_cpu or not rows else compute(result)
+
     waiting: deque[Future[tuple[list[int], Any]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for chosen in chain(first, batches):
                 waiting.append(pool.submit(task, chosen))
                 if len(waiting) > 2 * workers:
-                    yield _done(waiting.popleft(), None if on_cpu else compute)
+                    yield finish(*waiting.popleft().result())
             while waiting:
-                yield _done(waiting.popleft(), None if on_cpu else compute)
+                yield finish(*waiting.popleft().result())
         finally:
             for future in waiting:
                 future.cancel()
             torch.set_num_threads(threads)
-
-
-def _done(
-    future: Future[tuple[list[int], Any]], compute: Callable[[Tensor], Tensors] | None
-) -> tuple[list[int], Tensors]:
-    rows, result = future.result()
-    return (rows, compute(result)) if compute and rows else (rows, result)

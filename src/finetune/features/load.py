@@ -36,10 +36,9 @@ SAMPLE = 32  # training images that TensorBoard shows
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How images are read.
+    """How images are read; progress: a bar of a name and a length.
 
-    memo: the file that remembers what is known of image files; broken ones are not tried again.
-    progress: a progress bar of a name and a length.
+    memo: the file that remembers what is known of image files, as that they are broken.
     on_wait: called where another run computes the same features and is waited for.
     """
 
@@ -56,12 +55,9 @@ class ModelInputs:
 
     dataset: without the images that are broken (`bad`).
     inputs: by index; `prepare` is applied to a batch of them on the device, then `network`.
-    sample: some training images as the model sees them, (B, 3, H, W).
-    features: what the summary says of them; None where images are used.
-    notes: what the user should know, a line each.
+    sample: some training images as the model sees them, (B, 3, H, W). notes: for the user, a line each.
+    features, batchnorm: what the summary says of them; None where images or the weights' own are used.
     repaired: the images that are broken and shown all the same.
-    batchnorm: how many layers have the statistics of how many images, and what `auto` went by; None where all
-        have the weights'.
     """
 
     dataset: Dataset
@@ -78,17 +74,14 @@ class ModelInputs:
 
 
 def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
-    """Decode every image once, to keep what is planned of it.
-
-    Raises:
-        ChangedImage: an image is not what it was when it was hashed. RequestError: too few are left.
-    """
+    """Decode every image once, to keep what is planned of it; ChangedImage: one is not what was hashed."""
     load = _load_images if plan.where == "none" else _load_features
     return load(plan, model, dataset, settings)
 
 
 def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
-    reader = _reader(plan, model, dataset, settings.memo)
+    uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
+    reader = replace(plain_reader(model, dataset, settings.memo), uncropped=uncropped)
     prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
     with settings.progress("reading images", len(dataset.images)) as advance:
         pixels, bad = reader.all(settings.workers, advance, partial(_allocate, plan.cache_dir))
@@ -117,21 +110,22 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
 
 def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
     assert plan.split is not None
-    reader = _reader(plan, model, dataset, settings.memo)
+    reader = plain_reader(model, dataset, settings.memo)
     prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
     images = Images(dataset, reader, [dataset.digests[index] for index in _sample_of(dataset)])
     computer = FeatureComputer(plan, images, settings.progress, settings.on_wait)
-    computed = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
+    every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
     bad = [images.bad[index] for index in sorted(images.bad)]
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, settings.memo)
-    plain, mirrored = computed[0].select(kept).inputs, computed[-1].select(kept).inputs
+    computed = [replace(features, places=features.places[kept]) for features in every]
+    plain, mirrored = computed[0].inputs, computed[-1].inputs
     return ModelInputs(
         dataset=dataset,
         inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), settings.seed),
-        prepare=_unchanged,
+        prepare=lambda features, training, number: features,
         network=plan.split.suffix,
         sample=_sample(dataset, reader, images.held, prepare),
         bad=bad,
@@ -140,11 +134,6 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
         notes=tuple(computer.notes),
         repaired=repaired,
     )
-
-
-def _reader(plan: FeaturePlan, model: Model, dataset: Dataset, memo: Path) -> Reader:
-    uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
-    return replace(plain_reader(model, dataset, memo), uncropped=uncropped)
 
 
 def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
@@ -222,7 +211,3 @@ def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
             f"cache_dir={folder}: expected room for {readable(size)} of decoded images"
             f" ({error.strerror}), of which memory holds no more than a quarter; or a smaller data.image_size"
         ) from None
-
-
-def _unchanged(features: Inputs, training: bool, number: int) -> Inputs:
-    return features

@@ -19,7 +19,7 @@ from finetune.choices.fields import names_where
 from finetune.data.dataset import Dataset
 from finetune.data.digests import decoders
 from finetune.errors import RequestError
-from finetune.features.extract import Form, choose_form
+from finetune.features.extract import DTYPES, Form, choose_form
 from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model.assemble import Model
@@ -28,7 +28,6 @@ from finetune.model.hashing import digest, fingerprint
 from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
-NOWHERE: Where = "none"
 VIEWS = ("plain", "mirrored")
 
 # A byte read back costs about a nanosecond, a multiply-add a hundredth of one: below this, computing is as
@@ -38,10 +37,7 @@ WORTH_MACS_PER_BYTE = 300
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """The settings that decide what is cached, and the device.
-
-    multiplies_bf16: whether the device multiplies bf16 itself.
-    """
+    """The settings that decide what is cached, and the device."""
 
     cache: str
     cache_dir: Path
@@ -55,15 +51,12 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What of a model runs once for each image, and in what form and where its output is cached.
+    """What of a model runs once for each image, in what form, and where its output is cached.
 
     split: the two halves of the model; None where nothing can be cached, and `why` then says why.
-    prefix_macs, suffix_macs: multiply-adds of the halves for one image.
-    images: how many different images there are. views: which views of each are cached.
-    form: how the features are computed. keys: what those of each view are known by, beside the form; none
-        where they are not stored.
-    where, size, why: where the features go, how many bytes they take, and why.
-    augment: what `auto` means here: fresh images in every epoch where the backbone trains on images.
+    prefix_macs, suffix_macs: multiply-adds of the halves for one image. images: how many different ones.
+    views: which of each are cached. keys: what those are known by, beside the form, where they are stored.
+    size: in bytes. augment: what `auto` means here.
     """
 
     split: Split | None
@@ -87,11 +80,7 @@ class FeaturePlan:
 
 
 def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> FeaturePlan:
-    """Split the model where gradients begin, and decide what is cached; no image is decoded.
-
-    Raises:
-        RequestError: a cache was asked for that fresh augmentation forbids.
-    """
+    """Split the model where gradients begin, and decide what is cached; no image is decoded."""
     cache, augment = settings.cache, settings.augment
     wanted = AUGMENTATIONS.get(augment, Augmentation())
     if wanted.is_random and cache in ("memory", "disk"):
@@ -109,14 +98,15 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
     precision, device, bf16 = settings.precision, settings.device, settings.multiplies_bf16
     form = choose_form(precision, settings.compile, device, macs=prefix_macs * rows, bf16=bf16)
     keys: tuple[dict[str, Any], ...] = ()
-    where, size = NOWHERE, 0
+    where: Where = "none"
+    size = 0
     if halves and wanted.is_random:
         why = "augmentation shows other images in every epoch"
     elif halves:
         if cache in ("auto", "disk"):
             about = _about(model, halves, device)
             keys = tuple({**about, "view": view} for view in views)
-        row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * form.itemsize
+        row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
         where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(settings, keys, form))
     if augment == "auto":
@@ -144,13 +134,10 @@ def _split(model: Model) -> tuple[Split | None, str]:
         halves = split(model.network, model.example)
     except NotTraceable as error:
         return None, f"the model cannot be split: {error}"
-    if halves.prefix is None:
-        return None, "nothing frozen comes before what trains"
-    return halves, ""
+    return (halves, "") if halves.prefix else (None, "nothing frozen comes before what trains")
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
-    """Multiply-adds of a forward pass in eval mode."""
     with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(example)
     return counter.get_total_flops() / 2

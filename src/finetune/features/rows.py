@@ -20,7 +20,6 @@ class RowLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one image's features."""
         return sum(map(math.prod, self.shapes)) * self.dtype.itemsize
 
     def pack(self, tensors: Sequence[Tensor]) -> np.ndarray:
@@ -47,7 +46,6 @@ class MemoryStore:
         self.parts = [np.empty((0, layout.row_bytes), dtype=np.uint8)]
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows."""
         self.parts.append(self.layout.pack(tensors))
         for digest in digests:
             self.place[digest] = len(self.place)
@@ -57,7 +55,6 @@ class MemoryStore:
         return []
 
     def mapped(self) -> np.ndarray:
-        """All rows (N, row_bytes)."""
         return np.concatenate(self.parts)
 
     def removed(self) -> bool:

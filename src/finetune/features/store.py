@@ -10,7 +10,6 @@ removed meanwhile still serves its holder, and whoever comes next begins another
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import mmap
@@ -29,7 +28,7 @@ from torch import Tensor
 from finetune import private
 from finetune.atomic import not_written, read_json, sha256_of
 from finetune.errors import RequestError, RunError
-from finetune.features.rows import RowLayout
+from finetune.features.rows import MemoryStore, RowLayout
 
 VERSION = 3  # to be raised when a row has another form, or an image decodes to other pixels
 GONE = "0" * 64
@@ -60,11 +59,7 @@ class Store:
             self.index.truncate(len(self.sums) * LINE_BYTES)
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows: the data first, then the lines that make it count.
-
-        Raises:
-            RunError: they cannot be written, or somebody else wrote into the file.
-        """
+        """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
         rows, start = self.layout.pack(tensors), len(self.sums)
         if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
             raise self._changed()
@@ -124,11 +119,10 @@ def _line(digest: str, total: int) -> bytes:
 
 def key(about: dict[str, Any]) -> str:
     """What a set of features is known by: SHA-256 of everything that decides its numbers."""
-    return hashlib.sha256(json.dumps({"store": VERSION, **about}, sort_keys=True).encode()).hexdigest()
+    return sha256_of({"store": VERSION, **about})
 
 
 def size_of_store(cache: Path, about: dict[str, Any]) -> int:
-    """Bytes that the store for `about` has."""
     return _bytes(_folder(cache, about))
 
 
@@ -144,20 +138,24 @@ def _bytes(folder: Path) -> int:
 
 @contextmanager
 def opened(
-    cache: Path, about: dict[str, Any], layout: RowLayout, waiting: Callable[[], None] = lambda: None
-) -> Iterator[Store]:
-    """The store for `about`, made if need be and locked against other processes.
+    cache: Path | None, about: dict[str, Any], layout: RowLayout, waiting: Callable[[], None] = lambda: None
+) -> Iterator[Store | MemoryStore]:
+    """The store for `about`, made if need be and locked; waiting: called where another process holds it.
 
-    waiting: called where another process holds it.
-
-    Raises:
-        RequestError: the folder cannot be made, or is not to be trusted.
+    cache: None for one in memory.
     """
+    if cache is None:
+        yield MemoryStore(layout)
+        return
     folder = _folder(cache, about)
     with ExitStack() as stack:
         try:
             data, index = _lock(stack, cache, folder, waiting)
-            _write_about(folder, cache, {**about, "row": [list(shape) for shape in layout.shapes]})
+            about = {**about, "row": [list(shape) for shape in layout.shapes]}
+            with private.open_file(folder / "about.json", cache) as file:
+                if file.writable():
+                    file.truncate()
+                    file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
             store = Store(folder, layout, data, index)
             store.load_index()
         except OSError as error:
@@ -174,7 +172,6 @@ def _lock(
 
     The lock lies on the data file itself, so that it cannot be removed without what it guards. Whoever gets
     one that is no longer in the folder tries again; until that is seen nobody else can have made an index.
-
     waiting: called where another process holds the lock; None: BlockingIOError is raised then.
     """
     while True:
@@ -202,20 +199,11 @@ def _is_at(file: FileIO, path: Path) -> bool:
     return False
 
 
-def _write_about(folder: Path, cache: Path, about: dict[str, Any]) -> None:
-    with private.open_file(folder / "about.json", cache) as file:
-        if not file.writable():
-            return
-        file.truncate()
-        file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
-
-
 def _folders(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
 
 
 def size_of_all(cache: Path) -> int:
-    """Bytes of all stores."""
     return sum(map(_bytes, _folders(cache)))
 
 

@@ -27,9 +27,8 @@ NAMES = 58  # letters in a line of grad_fn names
 class Box:
     """A node as it is drawn, with its leaves to the left of it.
 
-    beside: what stands beside its name; head: the width of both. lines: below them.
-    leaves: boxes, each with its lines of text and whether they train. leaves_size: of their text.
-    reach: how far all of it extends to the left and to the right of the node's middle.
+    beside: what stands beside its name; head: the width of both. lines: below them. leaves: boxes, each with
+    its lines of text and whether they train. reach: to the left and to the right of the node's middle.
     """
 
     node: Node
@@ -44,7 +43,6 @@ class Box:
 
 
 def box_of(node: Node) -> Box:
-    """The box of a node, as large as its text and its leaves need."""
     names = ", ".join(
         f"{name}\N{NO-BREAK SPACE}{TIMES}{count}" if count > 1 else name
         for name, count in node.grad_fns.items()
@@ -86,13 +84,12 @@ def _leaf_lines(leaves: Sequence[Leaf], node: str) -> list[str]:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as it is written in the drawing."""
     return TIMES.join(map(str, shape))
 
 
 @cache
 def width_of(text: str, size: float, bold: bool = False) -> float:
-    """How wide a text of so many points is, in inches."""
+    """In inches; size: in points."""
     if not text:
         return 0.0
     font = FontProperties(family="sans-serif", weight="bold" if bold else "normal")

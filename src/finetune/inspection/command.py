@@ -34,9 +34,6 @@ def inspect(
 
     every_parameter: list each parameter, too. as_json: print one JSON object and nothing else.
     drawing: where to draw the autograd graph. depth: how deep to unfold; None: as is well read.
-
-    Raises:
-        RequestError: the request was wrong. RunError: the drawing cannot be written.
     """
     found = look(settings, depth if depth or not as_json else EVERY_MODULE)
     nodes = draw_graph(found, drawing, depth) if drawing else []
@@ -46,10 +43,8 @@ def inspect(
     table.print_all(console, found, every_parameter)
     if drawing:
         made = sum(node.grad_fns.total() for node in nodes)
-        what = (
-            f"{made} nodes of autograd in {len(nodes)} boxes" if made else f"no grad_fn, {len(nodes)} boxes"
-        )
-        say(console, "graph", f"{drawing}: {what}")
+        what = f"{made} nodes of autograd in" if made else "no grad_fn,"
+        say(console, "graph", f"{drawing}: {what} {len(nodes)} boxes")
 
 
 def look(settings: Settings, depth: int | None = None) -> table.Inspected:
@@ -77,7 +72,6 @@ def _config(settings: Settings, dataset: Dataset, model: Model) -> JobConfig:
 
 
 def draw_graph(found: table.Inspected, file: Path, depth: int | None) -> list[graph.Node]:
-    """Draw the autograd graph of one training step into a file, and return its nodes."""
     settings, model = found.settings, found.model
     labels = torch.from_numpy(found.dataset.labels)
     loss = _config(settings, found.dataset, model).create_loss()

@@ -39,8 +39,6 @@ Point = tuple[float, float]
 
 
 class Style(NamedTuple):
-    """The colours of a box."""
-
     face: str
     edge: str
     text: str
@@ -55,11 +53,7 @@ BOUNDARY, PASSES, SHAPE, PLAIN = "#b3261e", "#aab3bc", "#8a949e", "#3c4650"
 
 
 def draw(nodes: Sequence[Node], file: Path, title: str, lines: Sequence[str]) -> None:
-    """Draw the nodes into a file, SVG or PNG by its ending; lines: below the title.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Draw the nodes into an SVG or PNG file; lines: below the title. RunError: it cannot be written."""
     figure = figure_of(nodes, title, lines)
     kind = file.suffix.lower().removeprefix(".")
     # Text stays text, so that it can be searched and copied; the same graph gives the same file.

@@ -174,7 +174,11 @@ def _folded(calls: list[Call], model: nn.Module, containers: set[str], depth: in
         module = _folds_into(call.inside, containers, depth)
         index = indices.setdefault((module, call.late) if module else number, len(nodes))
         if index == len(nodes):
-            nodes.append(_new_node(call, module, model))
+            name, kind = call.function, ""
+            if module:
+                name = module.name
+                kind = "" if module == LOSS else type(model.get_submodule(name)).__name__
+            nodes.append(Node(name, kind, call.late))
         owner.append(index)
         node = nodes[index]
         node.grad_fns.update(type(one).__name__ for one in call.grad_fns)
@@ -194,11 +198,3 @@ def _folds_into(inside: tuple[ModuleCall, ...], containers: set[str], depth: int
     innermost = shown[-1]
     unfolded = innermost.name in containers and innermost.name.count(".") + 1 < depth
     return None if unfolded and innermost == inside[-1] else innermost
-
-
-def _new_node(call: Call, module: ModuleCall | None, model: nn.Module) -> Node:
-    if module is None:
-        return Node(call.function, "", call.late)
-    if module == LOSS:
-        return Node("loss", "", call.late)
-    return Node(module.name, type(model.get_submodule(module.name)).__name__, call.late)

@@ -31,12 +31,9 @@ class Layout(NamedTuple):
 def lay_out(
     inputs: Sequence[Sequence[int]], late: Sequence[bool], reach: Sequence[tuple[float, float]]
 ) -> Layout:
-    """Lay out the nodes of a graph.
+    """Lay out the nodes of a graph; inputs: of each node, the nodes that it comes from.
 
-    Args:
-        inputs: of each node, the nodes that it comes from.
-        late: whether a node lies below the boundary, to which no other node may be below.
-        reach: how far each node extends to the left and to the right of its middle.
+    late: below the boundary, where no other node may be. reach: to the left and the right of a node's middle.
     """
     layers = _layers(inputs, late)
     graph = nx.DiGraph()

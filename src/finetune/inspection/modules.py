@@ -29,8 +29,6 @@ class Executed:
 
 @dataclass(frozen=True)
 class Group:
-    """A parameter group of the optimiser, with its learning rate."""
-
     name: str
     lr: float
 
@@ -39,10 +37,8 @@ class Group:
 class ModuleRow:
     """One module with all that lies below it and has no row of its own, or one parameter of a parent's.
 
-    output: shape for one image, None for a parameter or a module that is never called.
-    trainable: how many of the parameters train. mode: train, eval, mixed where the modules below differ, or
-    None for a parameter. groups: the optimiser's groups that hold its parameters.
-    macs: multiply-adds for one image.
+    output: shape for one image, None where a module is never called. trainable: how many parameters train.
+    mode: train, eval, or mixed where the modules below differ. macs: multiply-adds for one image.
     constant: it lies wholly before the gradient boundary and runs once an image.
     """
 
@@ -113,11 +109,8 @@ def module_rows(
 
     A module that the gradient boundary runs through is unfolded whatever the depth.
 
-    Args:
-        seen: what `execute_modules` told.
-        groups: the optimiser's parameter groups, with name, params and lr.
-        constant: the outermost modules before the boundary (`Split.frozen`).
-        depth: 1 for the model's children, 2 for theirs…; None: the deepest with 40 rows at most.
+    groups: the optimiser's. constant: the outermost modules before the boundary (`Split.frozen`).
+    depth: 1 for the model's children, 2 for theirs…; None: the deepest with 40 rows at most.
     """
     by_parameter = {id(p): Group(one["name"], float(one["lr"])) for one in groups for p in one["params"]}
     table = _Table(dict(model.named_modules()), seen, by_parameter, constant)
@@ -157,10 +150,10 @@ class _Table:
 
     def rows(self, depth: int) -> Iterator[ModuleRow]:
         """Of an unfolded module: its own parameters, the modules in it that never run, then the others."""
-        holders = {_parent(name) for name in self.seen}
+        holders = {name.rpartition(".")[0] for name in self.seen}
         unfolded = {""}
         for name in ["", *self.seen]:  # modules begin after those around them
-            if name and _parent(name) not in unfolded:
+            if name and name.rpartition(".")[0] not in unfolded:
                 continue
             if name and (name not in holders or not self._unfolds(name, depth)):
                 yield self._module(name)
@@ -202,7 +195,3 @@ class _Table:
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "groups": tuple(dict.fromkeys(groups)),
         }
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -37,12 +37,10 @@ class Inspected:
 
     @property
     def trains(self) -> bool:
-        """Whether the loss carries a gradient."""
         return any(p.requires_grad for p in self.model.network.parameters())
 
     @property
     def macs(self) -> float:
-        """Multiply-adds of the whole forward pass for one image."""
         return self.plan.prefix_macs + self.plan.suffix_macs
 
     @property
@@ -54,7 +52,6 @@ class Inspected:
 
 
 def print_all(console: Console, found: Inspected, every_parameter: bool) -> None:
-    """The model, its table, what would be kept, and what all of it comes to."""
     network = found.model.network
     model_lines(console, found.model, found.settings, len(found.dataset.classes))
     console.print()

@@ -38,9 +38,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with what is known of it.
+    """A network with what is known of it; head: the new head's full name, None where the old one was kept.
 
-    head: full name of the new head; None where the old one was kept.
     classes: names of the outputs, in their order; those beyond the classes have none.
     example: one black image of the right size, (1, 3, H, W).
     """
@@ -56,7 +55,6 @@ class Model:
     classes: tuple[str, ...] = ()
 
     def backbone_trains(self) -> bool:
-        """Whether anything but a new head trains."""
         head = f"{self.head}."
         return any(
             p.requires_grad and not name.startswith(head) for name, p in self.network.named_parameters()
@@ -64,11 +62,7 @@ class Model:
 
 
 def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
-    """Build a model, load its weights, replace its head and freeze it.
-
-    Raises:
-        RequestError: the model, weights, head, freeze or image size cannot be had.
-    """
+    """A model built, its weights loaded, its head replaced, frozen; RequestError where one cannot be had."""
     torch.manual_seed(config.seed)
     network = build_model(
         config.name, enum_of(config.name, config.weights), initialised=config.weights == "random"
@@ -116,12 +110,7 @@ def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[s
 
 def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old: int) -> int:
     """How many outputs the head is to have; `old` is how many it has."""
-    if config.head == "keep":
-        outputs = old
-    elif config.head == "auto":
-        outputs = classes
-    else:
-        outputs = int(config.head)
+    outputs = {"keep": old, "auto": classes}.get(str(config.head)) or int(config.head)
     if outputs < len(names):
         raise RequestError(
             f"head={config.head}: expected {len(names)} outputs or more, one for each class"

@@ -47,9 +47,7 @@ def split(model: nn.Module, example: Tensor) -> Split:
 
     Of `example` (B, C, H, W) only shape, dtype and device matter. The model is left as it was. Move it to its
     device first: buffers that `forward` reads directly stay where they are.
-
-    Raises:
-        NotTraceable: the model's forward cannot be made a graph, or mixes the images of a batch.
+    NotTraceable: the model's forward cannot be made a graph, or mixes the images of a batch.
     """
     traced = trace(model)
     with undone(model, example.device):

@@ -1,7 +1,4 @@
-"""A backbone by name, with random weights and without auxiliary heads.
-
-timm is an extra, imported only where a model is asked of it.
-"""
+"""A backbone by name, with random weights and without auxiliary heads; timm is imported only on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +34,6 @@ class _Zeros(TorchFunctionMode):
 
 
 def model_names() -> list[str]:
-    """Every classification model of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
@@ -46,9 +42,7 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
 
     enum: the entry of torchvision's weights to be loaded; some vision transformers' need another size.
     initialised: False where weights will be loaded, so that none need be drawn.
-
-    Raises:
-        RequestError: there is no such model, or timm is not installed.
+    RequestError: there is no such model, or timm is not installed.
     """
     check_model_name(name)
     if name.startswith("timm/"):
@@ -66,16 +60,13 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
 
 def check_model_name(name: str) -> None:
     """Raise RequestError unless torchvision or timm has a model of that name."""
-    if name.startswith("timm/"):
-        _check_timm(name)
-    elif name not in model_names():
-        raise RequestError(
-            f"model={name}: expected a classification model of torchvision"
-            f" ({_similar(name, model_names())}) or timm/<name>"
-        )
-
-
-def _check_timm(name: str) -> None:
+    if not name.startswith("timm/"):
+        if name not in model_names():
+            raise RequestError(
+                f"model={name}: expected a classification model of torchvision"
+                f" ({_similar(name, model_names())}) or timm/<name>"
+            )
+        return
     try:
         import timm
     except ImportError:

@@ -26,9 +26,7 @@ class Unreachable(Exception):
 def download_weights(url: str) -> Path:
     """torchvision's file of that address in torch hub's cache, fetched if it is not there; its hash is right.
 
-    Raises:
-        Unreachable: no answer within 5 seconds, or an answer that is not the file.
-        RequestError: the cached file is damaged.
+    Unreachable: no answer within 5 seconds, or not the file. RequestError: the cached file is damaged.
     """
     name = url.rsplit("/", 1)[-1]
     hashed = re.search(r"-([0-9a-f]{8,})\.", name)
@@ -50,11 +48,7 @@ def download_weights(url: str) -> Path:
 
 
 def timm_state_dict(name: str) -> dict[str, Tensor]:
-    """The state dict of timm's default weights, from the hub's cache or the network.
-
-    Raises:
-        Unreachable: neither has it.
-    """
+    """The state dict of timm's default weights, from the hub's cache or the network, or Unreachable."""
     import timm
 
     config = timm.models.get_pretrained_cfg(name)
@@ -93,5 +87,4 @@ def _cached_or_answered(name: str, config: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong."""
     return (str(getattr(error, "reason", None) or error).splitlines() or [type(error).__name__])[0]

@@ -39,24 +39,19 @@ class Frozen:
         return {name: value for name, value in model.state_dict().items() if name not in constant}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The frozen parameters and buffers by name, in the model's order."""
         everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         names = self.parameters | self.buffers
         return {name: value.detach() for name, value in everything.items() if name in names}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example: Tensor) -> Frozen:
-    """Set `requires_grad` and the modes of a model as the patterns say.
+    """Set `requires_grad` and the modes of a model, its head replaced, as the patterns say.
 
-    Args:
-        model: the model, its head already replaced.
-        patterns: entries read like a .gitignore, later ones win: `all`, `none`, `through:<module>`, a full
-            name of a module or parameter with `*` and `?`, `@norm` or `@bias`; a leading `-` takes out.
-        head: full name of the replaced head, which always trains; None where the old head was kept.
-        example: one batch of images, (N, 3, H, W), to learn the order of execution from.
-
-    Raises:
-        RequestError: an entry matches nothing.
+    patterns: entries read like a .gitignore, later ones win: `all`, `none`, `through:<module>`, a full name
+        of a module or parameter with `*` and `?`, `@norm` or `@bias`; a leading `-` takes out.
+    head: full name of the replaced head, which always trains; None where the old head was kept.
+    example: one batch of images, (N, 3, H, W), to learn the order of execution from.
+    RequestError: an entry matches nothing.
     """
     backbone = [name for name, _ in model.named_parameters() if not _is_below(name, head)]
     frozen = set(backbone) if patterns[0].startswith("-") else set()

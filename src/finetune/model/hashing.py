@@ -29,17 +29,6 @@ def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: hashlib.sha256(_bytes(value)).hexdigest() for name, value in tensors.items()}
 
 
-def digest_and_fingerprints(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
-    """Both in one pass: bringing the bytes in order takes as long as hashing them."""
-    total, each = hashlib.sha256(), dict.fromkeys(tensors, "")  # in the order given
-    for name, value in sorted(tensors.items()):
-        data = _bytes(value)
-        total.update(_header(name, value))
-        total.update(data)
-        each[name] = hashlib.sha256(data).hexdigest()
-    return total.hexdigest(), each
-
-
 def _header(name: str, value: Tensor) -> bytes:
     return f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
 
@@ -50,15 +39,18 @@ def _bytes(value: Tensor) -> Any:
 
 
 class Proof:
-    """Hashes of every frozen parameter and buffer, taken before training and compared after it.
-
-    each: SHA-256 by name. sha256: one over all. tensors: the frozen tensors themselves.
-    """
+    """SHA-256 of each frozen tensor, and one over all, taken before training and compared after it."""
 
     def __init__(self, network: nn.Module, frozen: Frozen) -> None:
         self.frozen = frozen
         self.tensors = frozen.tensors(network)
-        self.sha256, self.each = digest_and_fingerprints(self.tensors)
+        total, self.each = hashlib.sha256(), dict.fromkeys(self.tensors, "")  # in the model's order
+        for name, value in sorted(self.tensors.items()):  # once: to order bytes takes as long as to hash them
+            data = _bytes(value)
+            total.update(_header(name, value))
+            total.update(data)
+            self.each[name] = hashlib.sha256(data).hexdigest()
+        self.sha256 = total.hexdigest()
 
     def check_unchanged(self, network: nn.Module) -> None:
         """Raise RunError where anything frozen differs by a bit."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ def find_head(model: nn.Module) -> str:
     """The full name of the layer that computes the logits: a linear or 1x1-convolution layer.
 
     timm's models say which; in torchvision's, whose modules are registered in the order of the forward pass,
-    it is the last.
-
-    Raises:
-        RequestError: there is no such layer, or more than one.
+    it is the last. RequestError: there is none, or more than one.
     """
-    found = [name for name, module in model.named_modules() if _is_classifier(module)]
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    ]
     if (config := getattr(model, "pretrained_cfg", None)) is not None:
         classifier = config.get("classifier")
         if isinstance(classifier, (tuple, list)):
@@ -34,9 +37,7 @@ def find_head(model: nn.Module) -> str:
 
 
 def count_outputs(model: nn.Module, name: str) -> int:
-    """How many logits the layer of that name computes."""
-    layer = model.get_submodule(name)
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features  # type: ignore[return-value]
+    return len(model.get_parameter(f"{name}.weight"))
 
 
 def replace_head(
@@ -49,19 +50,16 @@ def replace_head(
     """
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear | nn.Conv2d)
-    widths = [old.in_channels if isinstance(old, nn.Conv2d) else old.in_features, *hidden, num_outputs]
+    widths = [old.weight.shape[1], *hidden, num_outputs]
     bias = old.bias is not None or bool(hidden)  # MaxViT's last layer has none
+    layer: Any = partial(nn.Conv2d, kernel_size=1) if isinstance(old, nn.Conv2d) else nn.Linear
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
         if layers:
             layers.append(nn.ReLU())
         if dropout:
             layers.append(nn.Dropout(dropout))
-        layers.append(
-            nn.Conv2d(width, following, 1, bias=bias)
-            if isinstance(old, nn.Conv2d)
-            else nn.Linear(width, following, bias=bias)
-        )
+        layers.append(layer(width, following, bias=bias))
     head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
     model.set_submodule(name, head)
     return head
@@ -75,7 +73,3 @@ def initial_head(model: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.reset_parameters()
     return {f"{name}.{key}": value for key, value in head.state_dict().items()}
-
-
-def _is_classifier(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))

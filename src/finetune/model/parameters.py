@@ -16,7 +16,6 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def list_parameters(model: nn.Module) -> list[dict[str, Any]]:
-    """Every parameter in the model's order: name, shape, number of values, requires_grad."""
     return [
         {
             "name": name,
@@ -26,15 +25,6 @@ def list_parameters(model: nn.Module) -> list[dict[str, Any]]:
         }
         for name, parameter in model.named_parameters()
     ]
-
-
-def parameters_as_markdown(model: nn.Module) -> str:
-    """The list of parameters as a table for TensorBoard's text page."""
-    header = ["| parameter | shape | values | requires_grad |", "|---|---|---:|---|"]
-    rows = [
-        "| {name} | {shape} | {values:,} | {requires_grad} |".format(**one) for one in list_parameters(model)
-    ]
-    return "\n".join(header + rows)
 
 
 def parameters_by_layer(model: nn.Module, least: int = 7) -> dict[str, dict[str, nn.Parameter]]:

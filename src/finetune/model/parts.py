@@ -42,10 +42,7 @@ def below(state: State, part: str, requested: str) -> State:
 def taken(state: State, model: nn.Module, backbone: State, requested: str) -> tuple[State, list[str]]:
     """The network with all of the backbone's tensors, under the model's names, and notes on what is left out.
 
-    Where none has all of them it is the one that has most.
-
-    Raises:
-        RequestError: several have, and neither is to be preferred.
+    Where none has all of them it is the one that has most. RequestError: several have, and none is preferred.
     """
     shares = _shares(state, backbone)
     whole = [prefix for prefix, share in shares.items() if share == len(backbone)]

@@ -29,10 +29,7 @@ def read_stages(network: nn.Module, head: str, wanted: str | Sequence[str], exam
     wanted: `last`: only what it reads anyway. `all`: also the last feature map before each reduction of its
     size, from stride 4 on (C2 to C5 in Lin et al., Feature Pyramid Networks, 2017). Or names of modules. Each
     is pooled; what the head reads anyway is always there, and no stage twice. The weights play no part.
-    example: one image, (1, 3, S, S).
-
-    Raises:
-        RequestError: the model has no such stages, or its head reads maps.
+    example: one image, (1, 3, S, S). RequestError: the model has no such stages, or its head reads maps.
     """
     if wanted == "last":
         return

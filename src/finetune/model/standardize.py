@@ -44,7 +44,6 @@ Raw = dict[str, dict[str, Tensor]]
 
 
 def standardized_layers(model: nn.Module) -> dict[str, StandardizedLinear]:
-    """The standardised layers of a model by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, StandardizedLinear)}
 
 

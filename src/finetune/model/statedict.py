@@ -21,9 +21,8 @@ from finetune.model.parts import State, taken, tensors_in
 
 SHA256 = "finetune_sha256"  # in the text of an exported file
 COUNTER = "num_batches_tracked"
-UNSAFE = re.compile(
-    r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)"
-)  # in what torch says of an object that it does not load
+# In what torch says of an object that it does not load.
+UNSAFE = re.compile(r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)")
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
@@ -35,11 +34,8 @@ RENAMED = (
 def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     """A file's tensors and the text stored with them: of .safetensors, of torch.save or of a run's folder.
 
-    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings` and its
-    `data`, too.
-
-    Raises:
-        RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
+    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings`, `data`.
+    RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
     """
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if not file.exists():
@@ -77,9 +73,7 @@ def fit_state_dict(
     """Load `state` into the model in place; with `keep_head` a head of another size replaces the model's.
 
     Returns: the tensors that were loaded, under the model's names, and notes on what was left out.
-    Raises:
-        RequestError: tensors of the backbone are missing, unexpected or of another shape, or the head to be
-            kept is not there.
+    RequestError: the backbone's tensors are not just the model's, or the head to be kept is not there.
     """
     head, own = find_head(model), model.state_dict()
     mine = _below(own, head)
@@ -140,11 +134,7 @@ def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]
 
 
 def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[str, str]]:
-    """What was frozen in the run of a checkpoint, and the text stored with it.
-
-    Raises:
-        RequestError: it is missing, damaged or another run's.
-    """
+    """What was frozen in a checkpoint's run, and the text stored with it; RequestError for another run's."""
     refused = RequestError(f"{file}: expected what was frozen in that run; it is damaged or another run's")
     try:
         frozen, text = _safetensors(file)

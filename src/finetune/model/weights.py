@@ -26,9 +26,7 @@ WORDS = ("auto", "imagenet", "bundled", "random")
 class Weights:
     """What was asked for, what was loaded in truth, and how its images are prepared.
 
-    classes: of the outputs, where the weights know their names.
-    sha256: of the tensors that were loaded, under the model's own names; a head that was left out is not
-    among them.
+    classes: of the outputs, if known. sha256: of the tensors that were loaded, under the model's own names.
     """
 
     requested: str
@@ -55,9 +53,7 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
     """Load weights into a model with a 1,000-way head, in place.
 
     With `keep_head` a single-layer head of another size replaces the model's; else such a head is left out.
-
-    Raises:
-        RequestError: the weights do not exist, cannot be fetched, are damaged, or do not fit the backbone.
+    RequestError: the weights do not exist, cannot be fetched, are damaged, or do not fit the backbone.
     """
     if requested == "random":
         preprocessing = default_preprocessing(architecture, model)

@@ -16,10 +16,7 @@ Points = Sequence[tuple[float, float]]
 def curve_chart(
     title: str, series: Mapping[str, Points], best: float | None, top: float | None = None
 ) -> Markup:
-    """Lines over epochs, one for each name, which is their CSS class; the best epoch is marked.
-
-    top: the scale's upper end where it is known, as for accuracies.
-    """
+    """Lines over epochs by name, their CSS class; best: an epoch to mark; top: the scale's end, if known."""
     width, height, left, right, above, below = 380, 220, 40, 10, 12, 26
     values = [y for points in series.values() for _, y in points]
     epochs = [x for points in series.values() for x, _ in points]
@@ -83,10 +80,7 @@ def reliability_chart(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Mark
 
 
 def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
-    """Counts by true class (rows) and answer (columns), coloured by their share of the row.
-
-    Right answers have the class `right`, others `wrong`.
-    """
+    """Counts by true class (rows) and answer (columns), coloured by their share of the row."""
     rows, columns = matrix.shape
     names = [*classes, "no class"][:columns]
     cell = 30
@@ -102,19 +96,15 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     for (row, column), count in np.ndenumerate(matrix):
         left, top, share = margin + column * cell, margin + row * cell, float(shares[row, column])
-        kind = "right" if row == column else "wrong"
+        kind, over = "right" if row == column else "wrong", " over" if share > 0.5 else ""
         hint = escape(f"{count} of {classes[row]} answered as {names[column]}")
-        parts.append(f'<rect class="cell" x="{left}" y="{top}" width="{cell - 1}" height="{cell - 1}"/>')
+        place = f'x="{left}" y="{top}" width="{cell - 1}" height="{cell - 1}"'
+        parts.append(f'<rect class="cell" {place}/>')
         if count:
-            parts.append(
-                f'<rect class="{kind}" x="{left}" y="{top}" width="{cell - 1}" height="{cell - 1}"'
-                f' fill-opacity="{0.12 + 0.88 * share:.3f}"><title>{hint}</title></rect>'
-            )
-            over = " over" if share > 0.5 else ""
-            parts.append(
-                f'<text class="count{over}" x="{left + cell / 2}" y="{top + cell / 2 + 4}"'
-                f' text-anchor="middle">{count}</text>'
-            )
+            opacity = f'fill-opacity="{0.12 + 0.88 * share:.3f}"'
+            parts.append(f'<rect class="{kind}" {place} {opacity}><title>{hint}</title></rect>')
+            middle = f'x="{left + cell / 2}" y="{top + cell / 2 + 4}" text-anchor="middle"'
+            parts.append(f'<text class="count{over}" {middle}>{count}</text>')
     width, height = math.ceil(margin + columns * cell), math.ceil(margin + rows * cell)
     return _svg("confusion matrix", width, height, parts, least=round(0.65 * width))
 
@@ -133,7 +123,6 @@ def epoch_ticks(first: int, last: int) -> list[int]:
 
 
 def shortened(name: str, most: int = 16) -> str:
-    """A name with its end left out where it is too long for a diagram."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -40,14 +40,9 @@ def write_report(
     """Write the report of a finished run, from its summary and what else is in its folder.
 
     images: the data set's, for those that are no files. maps: overlay images with what in them speaks for
-    their answers; None leaves the maps out.
-
-    Raises:
-        RequestError: a file that it is made of has been changed.
-        RunError: the file cannot be written.
+    their answers; None leaves the maps out. RequestError: a file that it is made of has been changed.
     """
     folders.check_tables(folder, summary.get("files", {}))
-    settings = read_settings(folder).model_dump()
     answers = read_predictions(folder)
     split = next((split for split in SPLITS if any(one.split == split for one in answers)), None)
     result = None
@@ -66,7 +61,7 @@ def write_report(
         "logdir": shlex.quote(str(logdir(folder))),
         "summary": summary,
         "data": Path(summary["data"]["name"]).name,
-        "settings": flat(settings),
+        "settings": flat(read_settings(folder).model_dump()),
         "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
@@ -99,7 +94,6 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     if seconds < 3600:
@@ -126,6 +120,8 @@ def _result(
     predicted = torch.tensor([places.get(one.predicted, len(classes)) for one in answers])
     outputs = max(len(classes), int(predicted.max()) + 1)
     found = measure_answers(labels, predicted, classes, outputs)
+    # The worst first, and last those of which there are no images.
+    table = sorted(found["per_class"], key=lambda row: (row["recall"] is None, row["recall"], row["name"]))
     drawn = len(classes) <= MATRIX_CLASSES
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
@@ -136,16 +132,12 @@ def _result(
         "commonest": commonest,
         "chance": count / len(answers),
         "f1": found["macro_f1"],
-        "table": sorted(found["per_class"], key=_worst_first),
+        "table": table,
         "matrix": confusion_chart(np.array(found["confusion"]), classes) if drawn else None,
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary["calibration"]),
         "wrong": wrong,
     }
-
-
-def _worst_first(row: Mapping[str, Any]) -> tuple[float, str]:
-    return (2.0 if row["recall"] is None else row["recall"], row["name"])
 
 
 def _calibration(answers: Sequence[Prediction], fitted: Mapping[str, Any] | None) -> dict[str, Any]:

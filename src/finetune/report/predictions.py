@@ -20,11 +20,7 @@ FILE = "predictions.csv"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer.
-
-    picture: as `name_of` has it.
-    probability: of the answer, with the run's temperature; uncalibrated: without it.
-    """
+    """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature."""
 
     split: str
     picture: str
@@ -35,7 +31,6 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        """Whether the class predicted is the image's own."""
         return self.label == self.predicted
 
 
@@ -45,13 +40,7 @@ COLUMNS = [field.name for field in fields(Prediction)]
 def write_predictions(
     folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], softmax: bool, temperature: float
 ) -> None:
-    """Write the answers for each split that has logits (N, outputs), in the order of the split.
-
-    Data with label vectors has no single class to answer with, and gets no file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Write the answers for each split with logits (N, outputs), in its order; none for label vectors."""
     rows = [
         [*asdict(one).values()]
         for split, values in logits.items()
@@ -85,11 +74,7 @@ def name_of(image: RawImage, index: int) -> str:
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
-    """What `write_predictions` wrote; nothing where there is no file.
-
-    Raises:
-        RequestError: the file is damaged.
-    """
+    """What `write_predictions` wrote, nothing where there is no file; RequestError where it is damaged."""
     file = folder / FILE
     try:
         return [

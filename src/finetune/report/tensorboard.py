@@ -29,7 +29,7 @@ from finetune.atomic import write_atomically
 from finetune.config.schema import flat
 from finetune.errors import RequestError
 from finetune.model.assemble import Model
-from finetune.model.parameters import parameters_as_markdown
+from finetune.model.parameters import list_parameters
 from finetune.training.metrics import confusion_matrix
 
 # What `Board.start` and `Board.finish` write.
@@ -65,10 +65,7 @@ event_file_writer._AsyncWriterThread = _Thread
 
 
 class Board:
-    """Writes one run's folder `tensorboard/`; `writer` takes the curves.
-
-    figures: whether to draw the confusion matrix, which takes longer than a small training.
-    """
+    """Writes a run's folder `tensorboard/`; figures: take longer to draw than a small training."""
 
     def __init__(self, folder: Path, figures: bool = True) -> None:
         self.folder, self.figures = folder, figures
@@ -78,17 +75,17 @@ class Board:
     def start(
         self, settings: dict[str, Any], model: Model, images: Tensor, like: Board | None = None
     ) -> None:
-        """Settings and parameters as text, and some images (B, 3, H, W) as the model sees them.
-
-        like: another run's board with the same images, as compressing them takes a while.
-        """
+        """Settings, parameters and some images (B, 3, H, W); like: another board, with the same images."""
         # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
         # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
         _, session, _ = hparams(flat(settings), {})
         files = self.writer._get_file_writer()
         files.add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
-        self.writer.add_text("parameters", parameters_as_markdown(model.network))
+        table = "| parameter | shape | values | requires_grad |\n|---|---|---:|---|"
+        for one in list_parameters(model.network):
+            table += "\n| {name} | {shape} | {values:,} | {requires_grad} |".format(**one)
+        self.writer.add_text("parameters", table)
         self.writer.add_custom_scalars(LAYOUT)
         self.images = like and like.images
         if self.images is None:
@@ -123,12 +120,8 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     Telling TensorBoard to drop what came after the step (`purge_step`) would not: it purges nothing at the
     first restart of a run.
 
-    curves: metrics.csv as it was after that step.
-
-    Returns: whether none of these points was missing.
-
-    Raises:
-        RequestError: a folder has the name of a log.
+    curves: metrics.csv as it was after that step. Returns: whether none of its points was missing.
+    RequestError: a folder has the name of a log.
     """
     log = folder / "tensorboard"
     log.mkdir(exist_ok=True)
@@ -182,7 +175,6 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def path_figure(solution: dict[str, Any]) -> Figure:
-    """Log-loss and accuracy over the strengths of the penalty, the chosen one marked."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     strengths = [point["strength"] for point in solution["path"]]
     for axes, name in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):

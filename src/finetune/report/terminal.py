@@ -132,7 +132,6 @@ def _feature_line(console: Console, inputs: ModelInputs) -> None:
 
 
 def training_line(console: Console, optimizer: dict[str, Any], options: Options) -> None:
-    """What the training will be."""
     device, processes, threads = options.device, options.rank.world_size, torch.get_num_threads()
     where = f"{device} ({threads} thread{'s' * (threads > 1)})" if device == "cpu" else device
     if processes > 1:
@@ -145,7 +144,6 @@ def training_line(console: Console, optimizer: dict[str, Any], options: Options)
 
 
 def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
-    """Where an interrupted run resumes, and why its numbers may differ."""
     say(console, "resume", f"after epoch {epochs}")
     if changed:
         say(console, "warning", changed)

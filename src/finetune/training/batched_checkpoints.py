@@ -20,15 +20,13 @@ from finetune.training.stacked_optim import Tensors
 
 WRITE_EVERY = 10.0  # seconds: a process that is killed loses so much of its checkpoints at most
 
-# A job's newest checkpoint and that of its best epoch.
-Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]  # a job's newest checkpoint and that of its best epoch
 
 
 class BatchedCheckpoints(Checkpoints):
     """best.ckpt and last.ckpt of batched jobs, written every ten seconds and in the end.
 
-    best, last: the tensors of all jobs as they were after their best and their newest epoch.
-    resume: where each job goes on, all after the same epoch; none to begin.
+    best, last: the tensors of all jobs after these epochs. resume: where each goes on, all after the same.
     """
 
     def __init__(
@@ -59,6 +57,11 @@ class BatchedCheckpoints(Checkpoints):
             self.best[key][better], self.last[key][live] = value[better], value[live]
         for job in better:
             self.best_steps[job] = trainer.global_step
+
+    def load_best(self, learner: Any) -> None:
+        self.write()
+        for name, value in self.learner.state.items():
+            value.data.copy_(self.best["state", name])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
         super().on_train_epoch_end(trainer, learner)
@@ -123,7 +126,6 @@ class BatchedCheckpoints(Checkpoints):
         return state
 
     def _names(self, config: JobConfig) -> list[str]:
-        """The names of a job's parameters in the order of its groups."""
         names = {id(p): name for name, p in self.learner.model.named_parameters()}
         return [names[id(p)] for group in config.groups for p in group["params"]]
 

@@ -15,9 +15,7 @@ def of_side(side: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Best:
-    """The best epoch of a training until now.
-
-    Best is what the metric says in validation, ties to the lower loss; without validation the last epoch.
+    """The best epoch until now, by a metric in validation, ties to the lower loss; without one the last.
 
     by: the metric, or `last`. until: the epoch after which none is better, where that is known beforehand.
     epoch, metrics: the best one and its metrics. kept: the last one that is written, as the caller says.
@@ -54,5 +52,4 @@ class Best:
         return {"best": self.rank, "best_epoch": self.epoch, "metrics": self.metrics}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
         self.rank, self.epoch, self.metrics = state["best"], state["best_epoch"], state["metrics"]

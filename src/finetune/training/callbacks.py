@@ -57,10 +57,6 @@ class Terminal(EpochLines):
 
 
 def epoch_line(title: str, jobs: list[dict[str, float]], seconds: float) -> str:
-    """epoch  3/20  train loss 1.2034 accuracy 0.613 · val loss 1.3011 accuracy 0.575 · 0.4 s
-
-    jobs: the metrics of each; of several jobs the smallest and the largest are shown.
-    """
     name, key = ("mAP", "map") if "map/train" in jobs[0] else ("accuracy", "accuracy")
     splits = []
     for split in ("train", "val"):

@@ -43,16 +43,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint of a run's last whole epoch, and its content; None where no epoch was finished.
 
-    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt.
-
-    Raises:
-        RunError: a checkpoint is damaged.
+    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt. RunError: damage.
     """
     found, damaged = list[tuple[Path, dict[str, Any]]](), ""
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
         try:
             if path.exists() or found:  # last.ckpt is never there without best.ckpt
-                found.append((path, _of_epoch(path)))
+                content = AtomicCheckpointIO().load_checkpoint(path)
+                if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
+                    raise RunError(f"{path}: is no checkpoint of a run")
+                found.append((path, content))
         except RunError as error:
             damaged = damaged or str(error)
     if damaged and found:
@@ -66,15 +66,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return max(found, key=lambda one: one[1]["epoch"], default=None)
 
 
-def _of_epoch(path: Path) -> dict[str, Any]:
-    content = AtomicCheckpointIO().load_checkpoint(path)
-    if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
-        raise RunError(f"{path}: is no checkpoint of a run")
-    return content
-
-
 def save_frozen(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Store what is frozen once a run, as safetensors."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, save(contiguous, metadata))
 
@@ -124,15 +116,6 @@ class Checkpoints(pl.Callback):
         if self._out_of_steps(trainer.global_step):
             trainer.should_stop = True
 
-    def on_validation_batch_end(self, *args: Any) -> None:
-        signals.check()
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        signals.check()
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        signals.check()
-
     def _out_of_steps(self, steps: int) -> bool:
         return self.max_steps is not None and steps >= self.max_steps
 
@@ -149,6 +132,10 @@ class Checkpoints(pl.Callback):
 
     def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
         """Write or remember the checkpoints of an epoch that has ended."""
+        raise NotImplementedError
+
+    def load_best(self, learner: Any) -> None:
+        """Put the weights of each job's best epoch back."""
         raise NotImplementedError
 
 
@@ -175,6 +162,10 @@ class RunCheckpoints(Checkpoints):
         trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
         if better and trainer.is_global_zero:
             copy_best(folder)
+
+    def load_best(self, learner: Any) -> None:
+        best = AtomicCheckpointIO().load_checkpoint(self.job.folder / self.job.checkpoints / "best.ckpt")
+        learner.load_state_dict(best["state_dict"])
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

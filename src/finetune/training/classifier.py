@@ -20,14 +20,9 @@ from finetune.training.optim import Schedule
 
 
 class Classifier(Learner):
-    """Trains `network`, whose parameters belong to `model`; checkpoints hold what of the model is not frozen.
+    """Trains `network`, the model itself or its suffix; checkpoints hold what of the model is not frozen.
 
-    Args:
-        model: the whole model, which names the parameters.
-        network: what the batches go through: the model itself or its suffix.
-        frozen: what stays constant and in eval mode.
-        optimizer: called once, with what the schedule multiplies: an optimiser over what trains.
-        labels: names of the outputs, where an image has any number of labels.
+    optimizer: called once, with what the schedule multiplies: an optimiser over what trains.
     """
 
     def __init__(
@@ -70,7 +65,6 @@ class Classifier(Learner):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
         if self.processes > 1:  # each has running statistics of its own; the first one's are kept
             for name, buffer in self.model.named_buffers():
                 if name not in self.frozen.buffers:
@@ -106,11 +100,7 @@ class Classifier(Learner):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Take a checkpoint's tensors; the frozen ones stay as they are.
-
-        Raises:
-            RunError: it does not hold exactly what of this model is not frozen.
-        """
+        """Take a checkpoint's tensors; RunError unless they are just what of this model is not frozen."""
         if strange := state_dict.keys() ^ self.state_dict().keys():
             raise RunError(f"the checkpoint is of another model or freeze: {brief(sorted(strange))}")
         for layer in standardized_layers(self.model).values():

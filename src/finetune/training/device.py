@@ -20,62 +20,41 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 def accelerator(requested: str) -> Device:
-    """The device that `trainer=auto|cpu|gpu` means here.
-
-    Raises:
-        RequestError: a GPU was asked for and there is none.
-    """
-    gpu: Device | None = (
-        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    )
-    if requested == "cpu" or (requested == "auto" and gpu is None):
-        return "cpu"
-    if gpu is None:
+    """The device that `trainer=auto|cpu|gpu` means here; RequestError for a GPU where there is none."""
+    if requested != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if requested != "cpu" and torch.backends.mps.is_available():
+        return "mps"
+    if requested == "gpu":
         raise RequestError("trainer=gpu: expected a GPU that torch can use; there is none (trainer=cpu)")
-    return gpu
+    return "cpu"
 
 
 def count(requested: int | str, device: Device) -> int:
-    """How many devices of this machine `trainer.devices` means, one process each.
-
-    Raises:
-        RequestError: there are not so many GPUs, or none to count.
-    """
+    """How many devices of this machine `trainer.devices` means; RequestError for more GPUs than there are."""
     gpus = torch.cuda.device_count() if device == "cuda" else 1
-    if requested == "auto":
+    if not isinstance(requested, int):  # auto
         if device != "cuda":
             raise RequestError(
                 "trainer.devices=auto: expected a number of processes, as there are no CUDA GPUs to count"
             )
         return gpus
-    assert isinstance(requested, int)
     if device != "cpu" and requested > gpus:
         raise RequestError(f"trainer.devices={requested}: expected at most {gpus}, as there are so many GPUs")
     return requested
 
 
 def precision(requested: str, device: Device) -> Precision:
-    """Lightning's name for the number format of `precision=…` on a device.
-
-    Raises:
-        RequestError: 16 on a CPU.
-    """
+    """Lightning's name for the number format of `precision=…` on a device; RequestError for 16 on a CPU."""
     if requested == "16" and device == "cpu":
         raise RequestError("precision=16: expected a GPU with it; on a CPU use bf16 or 32")
     names: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-    return names.get(requested) or best_precision(device, multiplies_bf16(device))
-
-
-def best_precision(device: Device, native_bf16: bool) -> Precision:
-    """What `precision=auto` means: bf16 where the hardware multiplies it, else 16 on a CUDA GPU, else 32."""
-    return "bf16-mixed" if native_bf16 else "16-mixed" if device == "cuda" else "32-true"
+    auto = "bf16" if multiplies_bf16(device) else "16" if device == "cuda" else "32"
+    return names[auto if requested == "auto" else requested]
 
 
 def multiplies_bf16(device: Device) -> bool:
-    """Whether the hardware multiplies bf16 itself; where it only emulates it, bf16 is slower than fp32.
-
-    A CPU does with AMX tiles or AVX512-BF16.
-    """
+    """Whether the hardware multiplies bf16, a CPU by AMX or AVX512-BF16; emulated it is slower than fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
@@ -85,9 +64,7 @@ def compiles(requested: str | bool, device: Device, images: int) -> bool:
     """Whether to compile the network for so many training images over all epochs.
 
     auto: on a GPU from 200,000 images on, where the saving outweighs the minute that compiling takes.
-
-    Raises:
-        RequestError: compile=true without a compiler.
+    RequestError: compile=true without a compiler.
     """
     if requested == "auto":
         return device == "cuda" and images >= 200_000 and has_compiler(device)

@@ -22,10 +22,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of the processes that train together this is, in the words of torchrun.
-
-    rank, world_size: among all. local_rank, local_world_size: among those of its machine.
-    """
+    """Which process this is, of all and of those on its machine (local_…), in the words of torchrun."""
 
     rank: int = 0
     world_size: int = 1
@@ -42,11 +39,7 @@ SINGLE = Rank()
 
 
 def find_rank(here: int, nodes: int) -> Rank | None:
-    """This process's rank, as torchrun's variables tell it; None where the processes are not yet started.
-
-    Raises:
-        RequestError: they were started, but not as many; or there is no way to start them from here.
-    """
+    """This process's rank by torchrun's variables; None where the processes are not yet started."""
     size, names = here * nodes, ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if size == 1:
         return SINGLE
@@ -89,7 +82,6 @@ def one_after_the_other(rank: Rank) -> Iterator[None]:
 
 
 def gathered(value: Any, size: int) -> list[Any]:
-    """What each of so many processes has, in the order of their ranks."""
     found: list[Any] = [value]
     if size > 1:
         found = [None] * size
@@ -98,9 +90,8 @@ def gathered(value: Any, size: int) -> list[Any]:
 
 
 def in_common(loss: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch's loss where each process has a part of the batch.
+    """A batch's loss where each process has a part of it: the mean over images that weigh `weight` together.
 
-    loss: the mean over the part, whose images weigh `weight` together.
     Returns the loss to go backward from, whose gradients' mean over the processes is that of the whole batch;
     the whole batch's loss; and what its images weigh.
     """

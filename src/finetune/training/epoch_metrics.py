@@ -11,9 +11,7 @@ from finetune.training import distributed, metrics
 class EpochMetrics:
     """Losses and answers of an epoch's batches, kept on the device until their means are asked for.
 
-    Every tensor has the jobs (J) as its first dimension; a run by itself is one job.
-
-    multi_label: images have several labels each, so that an answer is all of an image's logits.
+    Every tensor has the jobs (J) as its first dimension. multi_label: an answer is all of an image's logits.
     processes: how many share each batch; `add` is given loss and weight of all of it, answers of a part.
     """
 
@@ -26,10 +24,7 @@ class EpochMetrics:
         self._means: list[dict[str, float]] = []
 
     def add(self, losses: Tensor, weights: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: mean losses (J,), what they weigh in the mean of all (J,), logits (J, B, outputs).
-
-        labels: (J, B) class indices or (J, B, outputs) label vectors.
-        """
+        """Add a batch: losses and their weights (J,), logits (J, B, outputs), labels (J, B) or vectors."""
         self.losses.append(losses.detach())
         self.weights.append(weights)
         if not self.multi_label:
@@ -38,12 +33,6 @@ class EpochMetrics:
         self.labels.append(labels)
         self._means = []
 
-    def all(self) -> tuple[Tensor, Tensor]:
-        """The answers and labels (J, N, …) of all batches and processes, on the CPU."""
-        own = torch.cat(self.answers, 1).cpu(), torch.cat(self.labels, 1).cpu()
-        answers, labels = zip(*distributed.gathered(own, self.processes), strict=True)
-        return torch.cat(answers, 1), torch.cat(labels, 1)
-
     def means(self) -> list[dict[str, float]]:
         """Of each job: loss, accuracy and the like per image; a loss that is a sum, per batch."""
         if not self._means:
@@ -51,8 +40,11 @@ class EpochMetrics:
             losses, weights = (torch.stack(each).cpu().double() for each in (self.losses, self.weights))
             measure = metrics.several_labels if self.multi_label else metrics.one_class
             means = (losses * weights).sum(0) / weights.sum(0)
+            own = torch.cat(self.answers, 1).cpu(), torch.cat(self.labels, 1).cpu()
+            every = zip(*distributed.gathered(own, self.processes), strict=True)
+            answers, labels = (torch.cat(parts, 1) for parts in every)
             self._means = [
-                {"loss": float(mean), **measure(answers, labels)}
-                for mean, answers, labels in zip(means, *self.all(), strict=True)
+                {"loss": float(mean), **measure(*of_job)}
+                for mean, *of_job in zip(means, answers, labels, strict=True)
             ]
         return self._means

@@ -29,15 +29,15 @@ from finetune.training.classifier import Classifier
 from finetune.training.device import Device, Precision
 from finetune.training.distributed import SINGLE, Rank
 from finetune.training.learner import Job, Learner
+from finetune.training.metrics import per_label
 from finetune.training.stacked import StackedClassifier
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to; measures and logits are None where that split has no images.
+    """What training came to; measures and logits (of the best epoch) are None where that split has no images.
 
     val, test: the metrics by name; where images have several labels, with those of each as `per_label`.
-    val_logits, test_logits: of the best epoch's weights, in the order of the split.
     """
 
     best_epoch: int
@@ -51,10 +51,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """How long and on what to train.
-
-    compiled: whether the network is. rank: of this process among those that train together.
-    """
+    """How long and on what to train; compiled: whether the network is."""
 
     epochs: int
     max_steps: int | None = None
@@ -79,10 +76,8 @@ def fit(
     jobs: one of a Classifier, or one of each stacked job.
     resume: the checkpoint to go on from, or each job's newest and best one; None to begin.
     Returns nothing in a process that does not lead.
-
-    Raises:
-        RunError: a number of a run is no longer finite, memory runs out, or a file cannot be written.
-        Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
+    RunError: a number of a run is no longer finite, memory runs out, or a file cannot be written.
+    Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
     """
     learner.jobs = jobs
     checkpoints: Checkpoints
@@ -101,8 +96,8 @@ def fit(
         if not options.rank.is_main:
             return []
         if options.rank.world_size > 1:  # the rest is for one
-            trainer = _trainer(learner, replace(options, rank=SINGLE), [checkpoints])
-        _load_best(learner, jobs, checkpoints)
+            trainer = _trainer(learner, replace(options, rank=SINGLE), [])
+        checkpoints.load_best(learner)
         return _evaluate(learner, batches, trainer)
 
 
@@ -142,42 +137,30 @@ def _ddp(learner: Learner) -> DDPStrategy:
     )
 
 
-def _load_best(learner: Learner, jobs: Sequence[Job], checkpoints: Checkpoints) -> None:
-    """Put the weights of each job's best epoch back."""
-    if isinstance(checkpoints, BatchedCheckpoints):
-        checkpoints.write()
-        checkpoints.learner.load_best(checkpoints.best)
-    else:
-        best = AtomicCheckpointIO().load_checkpoint(jobs[0].folder / jobs[0].checkpoints / "best.ckpt")
-        learner.load_state_dict(best["state_dict"])
-
-
 def _evaluate(learner: Learner, batches: Batches, trainer: pl.Trainer) -> list[Fitted | RunError]:
-    """What each job's best epoch comes to on the validation and test splits."""
-    val_logits = test_logits = None
-    extra: dict[str, dict[str, Any]] = {"val": {}, "test": {}}
+    logits: dict[str, Tensor] = {}  # of each split (J, N, outputs)
     tests: list[dict[str, Any]] = [{} for _ in learner.jobs]
     if len(batches.split["val"]):
-        val_logits = torch.cat(trainer.predict(learner, batches), 1)  # type: ignore[arg-type]
-        if learner.labels:
-            trainer.validate(learner, batches, verbose=False)
-            extra["val"] = {"per_label": learner.per_label("val")}
+        logits["val"] = torch.cat(trainer.predict(learner, batches), 1)  # type: ignore[arg-type]
     if len(batches.split["test"]):
         trainer.test(learner, batches, verbose=False)
         tests = [of_side("test", metrics) for metrics in learner.metrics()]
-        test_logits = torch.cat(learner.logits, 1)
-        extra["test"] = {"per_label": learner.per_label("test")} if learner.labels else {}
+        logits["test"] = torch.cat(learner.logits, 1)
     found: list[Fitted | RunError] = []
     for number, job in enumerate(learner.jobs):
-        val, test = of_side("val", job.best.metrics), tests[number]
+        own = {split: values[number] for split, values in logits.items()}
+        measured = {"val": of_side("val", job.best.metrics), "test": tests[number]}
+        for split in own if learner.labels else ():
+            labels = batches.examples.labels[batches.split[split]]
+            measured[split]["per_label"] = per_label(own[split], labels, learner.labels)
         fitted = Fitted(
             best_epoch=job.best.epoch,
             epochs=job.best.kept,
             steps=job.steps,
-            val=val | extra["val"] if val else None,
-            test=test | extra["test"] if test else None,
-            test_logits=None if test_logits is None else test_logits[number],
-            val_logits=None if val_logits is None else val_logits[number],
+            val=measured["val"] or None,
+            test=measured["test"] or None,
+            test_logits=own.get("test"),
+            val_logits=own.get("val"),
         )
         found.append(job.error or fitted)
     return found

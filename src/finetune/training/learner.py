@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune import signals
 from finetune.data.module import Batch
 from finetune.errors import RequestError, RunError
-from finetune.training import metrics
 from finetune.training.best import Best
 from finetune.training.epoch_metrics import EpochMetrics
 
@@ -27,10 +27,9 @@ CurvePoint = tuple[int, int, dict[str, float]]
 class Job:
     """One training of those that advance together, and its folder.
 
-    writer: of the folder's TensorBoard log; None where no curves are written.
-    patience: epochs without a better one after which it ends. origin: what its checkpoints say of where they
-        came from. curves: the lines of metrics.csv. steps: of the optimiser, at the last epoch that was kept.
-    error: why it failed. checkpoints: where its checkpoints go, within the folder.
+    writer: of TensorBoard's log; None: no curves are written. patience: epochs without a better one after
+    which it ends. origin: what its checkpoints say of where they came from. curves: the lines of metrics.csv.
+    steps: of the optimiser, at the last epoch that was kept. checkpoints: their folder within `folder`.
     """
 
     folder: Path
@@ -46,16 +45,12 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether it has neither failed nor run out of patience."""
         return self.error is None and not self.best.out_of(self.patience)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the jobs made of a batch: losses and what they weigh (J,), logits (J, B, outputs), labels.
-
-    backward: the scalar that gradients are taken of.
-    """
+    """What the jobs made of a batch (J: jobs); backward: the scalar that gradients are taken of."""
 
     backward: Tensor
     losses: Tensor
@@ -65,10 +60,7 @@ class Measured:
 
 
 class Learner(pl.LightningModule):
-    """The steps that a run and stacked jobs have in common.
-
-    labels: names of the outputs, where an image has any number of labels.
-    """
+    """The steps that a run and stacked jobs have in common; labels: of outputs, where images have several."""
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         super().__init__()
@@ -78,7 +70,6 @@ class Learner(pl.LightningModule):
         self.logits: list[Tensor] = []
 
     def measure(self, batch: Batch) -> Measured:
-        """Forward and loss of a batch."""
         raise NotImplementedError
 
     def rates(self) -> list[dict[str, float]]:
@@ -94,7 +85,6 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def title(self, epoch: int, epochs: int) -> str:
-        """What an epoch is called on the terminal."""
         return f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
 
     def points_of(self, epoch: int, step: int, values: dict[str, float]) -> list[CurvePoint]:
@@ -107,7 +97,6 @@ class Learner(pl.LightningModule):
 
     @property
     def live(self) -> list[int]:
-        """The jobs that still train."""
         return [number for number, job in enumerate(self.jobs) if job.trains]
 
     @property
@@ -125,11 +114,10 @@ class Learner(pl.LightningModule):
                 hint = "expected a finite number; try a smaller optimizer.lr or trainer.clip_norm=1"
                 self.fail(job, RunError(f"{error} {hint}"))
 
-    def _begin(self, split: str) -> None:
-        self.epoch_metrics[split] = EpochMetrics(bool(self.labels), self.processes)
-
     def _step(self, split: str, batch: Batch) -> Measured:
         measured = self.measure(batch)
+        if split not in self.epoch_metrics:
+            self.epoch_metrics[split] = EpochMetrics(bool(self.labels), self.processes)
         self.epoch_metrics[split].add(
             measured.losses, measured.weights, logits=measured.logits, labels=measured.labels
         )
@@ -137,7 +125,6 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.epoch_metrics = {}
-        self._begin("train")
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         try:
@@ -152,10 +139,8 @@ class Learner(pl.LightningModule):
         self.check_finite(f"the loss of batch {index + 1}", measured.losses)  # before the optimiser steps
         return measured.backward
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin("val")
-
     def validation_step(self, batch: Batch, index: int) -> None:
+        signals.check()
         self._step("val", batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -163,9 +148,9 @@ class Learner(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.epoch_metrics, self.logits = {}, []
-        self._begin("test")
 
     def test_step(self, batch: Batch, index: int) -> None:
+        signals.check()
         self.logits.append(self._step("test", batch).logits.cpu())
 
     def on_test_epoch_end(self) -> None:
@@ -173,18 +158,19 @@ class Learner(pl.LightningModule):
 
     def predict_step(self, batch: Batch, index: int) -> Tensor:
         """Logits (J, B, outputs) on the CPU."""
+        signals.check()
         return self.measure(batch).logits.cpu()
 
     def on_train_epoch_end(self) -> None:
         self._log("train")
 
-    def _end(self, split: str, loss: str) -> None:
-        means = self.epoch_metrics[split].means()
-        self.check_finite(loss, torch.tensor([mean["loss"] for mean in means], dtype=torch.float64))
+    def _end(self, split: str, name: str) -> None:
+        losses = [mean["loss"] for mean in self.epoch_metrics[split].means()]
+        self.check_finite(name, torch.tensor(losses, dtype=torch.float64))
         self._log(split)
 
     def _log(self, split: str) -> None:
-        """For Lightning's own callbacks and loggers: train/loss, val/accuracy …, the mean over the jobs."""
+        """For Lightning's own callbacks: train/loss, val/accuracy …, the mean over the jobs."""
         means = self.epoch_metrics[split].means()
         each = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
         self.log_dict({f"{split}/{name}": value for name, value in each.items()})
@@ -196,8 +182,3 @@ class Learner(pl.LightningModule):
             for job, means in zip(found, epoch.means(), strict=True):
                 job |= {f"{name}/{split}": mean for name, mean in means.items()}
         return found
-
-    def per_label(self, split: str) -> dict[str, dict[str, float]]:
-        """What the current epoch's answers come to for each label, where images have several."""
-        answers, labels = self.epoch_metrics[split].all()
-        return metrics.per_label(answers[0], labels[0], self.labels)

@@ -33,9 +33,7 @@ def balanced_weights(labels: Tensor, num_outputs: int) -> Tensor:
     """One weight per output, N / (classes present * count): a class weighs what it lacks in images.
 
     A class without images weighs 1, so that a batch of nothing else still has a mean.
-
-    Raises:
-        RequestError: the labels are vectors, so no image belongs to one class.
+    RequestError: the labels are vectors, so no image belongs to one class.
     """
     if labels.ndim != 1:
         raise RequestError("class_weights=balanced: expected images of one class each, not label vectors")

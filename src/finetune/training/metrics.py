@@ -19,11 +19,9 @@ TOP = 5
 
 
 def one_class(answers: Tensor, classes: Tensor) -> Numbers:
-    """Accuracy, and over the classes that occur the means of the share of each that is right and of its F1.
+    """Accuracy of answers (N,), and the mean recall and F1 over the classes (N,) that occur.
 
     This runs after each epoch, of each job: torchmetrics takes three times as long.
-
-    answers, classes: (N,) what was answered, and the true ones.
     """
     hits, counts = answers == classes, torch.bincount(classes)
     right = torch.bincount(classes[hits], minlength=len(counts))
@@ -39,14 +37,13 @@ def one_class(answers: Tensor, classes: Tensor) -> Numbers:
 def several_labels(logits: Tensor, labels: Tensor) -> Numbers:
     """Exact matches and balanced accuracy at a probability of 0.5, macro-F1, and mean average precision.
 
-    The means are over the labels that occur. Balanced accuracy is the mean of a label's two shares of right
-    answers, where it holds and where it does not.
-
-    logits: (N, labels). labels: (N, labels) of 0 and 1.
+    The means are over the labels, of (N, labels), that occur. Balanced accuracy is the mean of a label's two
+    shares of right answers, where it holds and where it does not.
     """
     occurs = (labels == 1).any(0)
     yes, true = (logits > 0)[:, occurs], (labels == 1)[:, occurs]
-    held, free = _share(yes & true, true), _share(~yes & ~true, ~true)
+    held = (yes & true).sum(0).double() / true.sum(0)
+    free = (~yes & ~true).sum(0).double() / (~true).sum(0)
     return {
         "accuracy": float(((logits > 0) == (labels == 1)).all(1).double().mean()),
         "balanced_accuracy": _mean(torch.where(free.isnan(), held, (held + free) / 2)),
@@ -76,20 +73,12 @@ def _average_precision(logits: Tensor, true: Tensor) -> Tensor:
     return torch.stack(each) if each else torch.zeros(0)
 
 
-def _share(right: Tensor, of: Tensor) -> Tensor:
-    return right.sum(0).double() / of.sum(0)
-
-
 def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
 def measure_labels(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Measure logits (N, outputs) where an image may have several labels, (N, classes) of 0 and 1.
-
-    Returns: what `several_labels` does, `log_loss`, the mean over images and outputs, and `per_class`, a row
-    for each label with None where no image has it.
-    """
+    """Measure logits (N, outputs) where images have several labels, (N, classes) of 0 and 1."""
     logits, labels = logits[:, : len(classes)].double(), labels.double()
     found = per_label(logits, labels, classes)
     absent = {"pictures": 0, "f1": None, "average_precision": None}
@@ -110,10 +99,8 @@ def measure_classes(
 ) -> dict[str, Any]:
     """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
 
-    softmax: whether it makes the probabilities, as a loss says; else a sigmoid does.
-
-    Returns: what `measure_answers` and `calibration` do, and `top5_accuracy`, None for five outputs or fewer,
-    of which every answer would be right.
+    softmax: whether it makes the probabilities, or a sigmoid. Returns: what `measure_answers` and
+    `calibration` do, and `top5_accuracy`, None for five outputs or fewer, which would always be right.
     """
     outputs, top5 = logits.shape[1], None
     if outputs > TOP:
@@ -126,29 +113,18 @@ def measure_classes(
 
 
 def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:
-    """Measure answers (N,) of a head of so many outputs against the true classes (N,).
-
-    Returns: `pictures`, `accuracy`, `balanced_accuracy` and `macro_f1`, means over the classes that have
-    images, `per_class`, and the confusion matrix as lists.
-    """
+    """Answers (N,) against the true classes (N,): `one_class`, `per_class` and the confusion matrix."""
     matrix = confusion_matrix(labels, answers, len(classes), outputs)
-    rows = per_class(matrix, classes)
-    present = [row for row in rows if row["pictures"]]
     return {
         "pictures": len(labels),
-        "accuracy": float((answers == labels).double().mean()),
-        "balanced_accuracy": float(np.mean([row["recall"] for row in present])),
-        "macro_f1": float(np.mean([row["f1"] for row in present])),
-        "per_class": rows,
+        **one_class(answers, labels),
+        "per_class": per_class(matrix, classes),
         "confusion": matrix.tolist(),
     }
 
 
 def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int) -> np.ndarray:
-    """Counts by true class (rows) and answer (columns).
-
-    A head of more outputs than classes brings a last column more, for answers that are no class.
-    """
+    """Counts by true class (rows) and answer (columns), a last one for outputs of a larger head."""
     columns = classes + (outputs > classes)
     matrix = multiclass_confusion_matrix(
         answers.clamp(max=columns - 1), labels, num_classes=columns, validate_args=False
@@ -157,10 +133,7 @@ def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[Row]:
-    """Precision, recall and F1 of each class from the confusion matrix.
-
-    Precision is None where the class was never answered, recall where it has no images.
-    """
+    """Precision, recall and F1 of each class from the confusion matrix; None for a quotient by zero."""
     hits, images, answers = (part.tolist() for part in (matrix.diagonal(), matrix.sum(1), matrix.sum(0)))
     return [
         {
@@ -187,11 +160,7 @@ def probabilities(logits: Tensor, softmax: bool = True, temperature: float = 1.0
 def calibration(
     logits: Tensor, labels: Tensor, softmax: bool = True, temperature: float = 1.0
 ) -> dict[str, Any]:
-    """How far probabilities are to be believed.
-
-    Returns: `log_loss` in nats, with sigmoids the mean over the outputs as in training, `calibration_error`,
-    and `bins`, which it is made of.
-    """
+    """How far probabilities are to be believed: log-loss in nats, calibration error, and its bins."""
     scaled = logits.double() / temperature
     if softmax:
         log_loss = F.cross_entropy(scaled, labels)
@@ -226,10 +195,7 @@ def calibration_bins(confidence: Tensor, right: Tensor) -> list[Row]:
 
 
 def calibration_error(bins: Sequence[Row]) -> float:
-    """Expected calibration error: the mean distance of accuracy and confidence over the answers.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
-    """
+    """The mean distance of accuracy and confidence over the answers: Guo et al. 2017, equation 3."""
     held = [one for one in bins if one["pictures"]]
     gaps = [one["pictures"] * abs(one["accuracy"] - one["confidence"]) for one in held]
     return sum(gaps) / sum(one["pictures"] for one in held)

@@ -24,9 +24,6 @@ class GradientMonitor(pl.Callback):
 
     gradients/<layer>: the Euclidean norm of its gradient, before clipping.
     updates/<layer>: the length of a step over the length of the layer's weights; about 0.001 is usual.
-
-    Warns once a run of each: gradients vanish where a layer's norm is at most VANISHING times the largest
-    layer's; they explode where a step is longer than EXPLODING times the layer's weights.
     """
 
     def __init__(self, writer: SummaryWriter, console: Console) -> None:

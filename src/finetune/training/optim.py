@@ -25,10 +25,7 @@ def parameter_groups(
     backbone_lr_factor: float,
     decay_norm_and_bias: bool,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of what trains: backbone and head, each with and without decay; empty ones left out.
-
-    Frozen parameters are in no group: their gradient is None, so an optimiser would skip them anyway.
-    """
+    """Groups of what trains: backbone and head, each with and without decay; empty ones are left out."""
     norms = {
         id(p)
         for module in model.modules()
@@ -50,17 +47,13 @@ def parameter_groups(
 
 
 def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """The optimiser of that name over parameter groups, with its own options."""
     return resolve_name(OPTIMIZERS[name].made_by)(groups, **options)
 
 
 def create_schedule(name: str, span: Span, warmup_epochs: int = 0) -> Schedule:
-    """The factor on the learning rate at each optimiser step, from 0 on.
-
-    span: of the whole training. `warmup_epochs` goes before the schedule, in equal stages up to 1, unless it
-    has a warm-up of its own.
-    """
+    """The factor on the learning rate at each optimiser step from 0 on; the span is of the whole training."""
     entry = SCHEDULES[name]
+    # In equal stages up to 1, before the schedule, unless that has a warm-up of its own.
     warmup = 0 if entry.own_warmup else warmup_epochs * span.steps_per_epoch
     after = replace(span, steps=max(span.steps - warmup, 1))
 

@@ -7,12 +7,13 @@ standardised features; biases are not penalised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from finetune import signals
 from finetune.training.losses import Loss
 
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -9, -1))
@@ -20,15 +21,14 @@ HISTORY = 30  # pairs of steps and gradients: with ten it takes half as many ste
 SOLVED = 5e-6  # the largest entry of the gradient at which to stop
 WORSE = 3  # strengths in a row that end the path
 
-# Of each fold the rows to solve for and those to measure on.
-Folds = Sequence[tuple[Tensor, Tensor]]
+Folds = Sequence[tuple[Tensor, Tensor]]  # of each the rows to solve for and those to measure on
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a strength is worth on images that were not solved for: log-loss in nats, and accuracy.
+    """What a strength is worth on images that were not solved for: log-loss in nats, accuracy, and logits.
 
-    weight, bias: where to begin when all images are solved for. logits: of those images, in their order.
+    weight, bias: where to begin when all images are solved for.
     """
 
     strength: float
@@ -54,19 +54,17 @@ def follow_path(
     folds: Folds,
     log_loss: Loss,
     strengths: Sequence[float] = STRENGTHS,
-    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Point]:
     """Solve for each strength, from the strongest on, and measure it on the images that each fold holds out.
 
     Each strength begins where the one before ended; float32 is enough to know the log-loss within 1 % or so.
     The path ends where three strengths in a row were worse than the best before them.
 
-    folds: of each the rows to solve for and those to measure on.
-    log_loss: what is measured, as `loss` without weights and smoothing. check: called at each evaluation.
+    log_loss: what is measured, as `loss` without weights and smoothing.
     """
     solved, lowest, worse = _SolvedFolds(problem, folds), math.inf, 0
     for strength in strengths:
-        solved.solve(strength, check)
+        solved.solve(strength)
         point = solved.measure(strength, log_loss)
         yield point
         worse, lowest = (0, point.log_loss) if point.log_loss < lowest else (worse + 1, lowest)
@@ -89,20 +87,23 @@ class _SolvedFolds:
         flat = torch.addmm(self.bias, self.features, self.weight.T)
         return flat.unflatten(1, (len(self.folds), -1))
 
-    def solve(self, strength: float, check: Callable[[], None]) -> None:
+    def solve(self, strength: float) -> None:
         """Move to the optimum; a weak penalty leaves flat directions, so its gradient must be smaller."""
 
-        def objective() -> Tensor:
-            check()
+        def closure() -> Tensor:
+            signals.check()
+            optimizer.zero_grad()
             logits, labels = self.logits(), self.problem.labels
             losses = [
                 self.problem.loss(logits[rows, fold], labels[rows])[0]
                 for fold, (rows, _) in enumerate(self.folds)
             ]
-            return torch.stack(losses).sum() + strength / 2 * self.weight.square().sum()
+            value = torch.stack(losses).sum() + strength / 2 * self.weight.square().sum()
+            value.backward()
+            return value
 
-        enough = 2e-3 * min(1.0, (10 * strength) ** 0.5)
-        minimise(objective, [self.weight, self.bias], enough, rounds=500)
+        optimizer = lbfgs([self.weight, self.bias], 2e-3 * min(1.0, (10 * strength) ** 0.5), rounds=500)
+        optimizer.step(closure)
 
     @torch.no_grad()
     def measure(self, strength: float, log_loss: Loss) -> Point:
@@ -121,21 +122,8 @@ class _SolvedFolds:
         )
 
 
-def minimise(objective: Callable[[], Tensor], values: list[Tensor], gradient: float, rounds: int) -> None:
-    """Minimise a function of some tensors in place, until no entry of its gradient is larger than that."""
-    optimizer = lbfgs(values, gradient, rounds)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = objective()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-
-
 def lbfgs(values: list[Tensor], gradient: float, rounds: int) -> torch.optim.LBFGS:
-    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5)."""
+    """L-BFGS with a strong-Wolfe line search (Nocedal & Wright 2006), until no gradient's entry is larger."""
     return torch.optim.LBFGS(
         values,
         max_iter=rounds,

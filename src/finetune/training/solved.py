@@ -16,18 +16,14 @@ from finetune.training.classifier import Classifier
 from finetune.training.epoch_metrics import EpochMetrics
 from finetune.training.learner import CurvePoint
 from finetune.training.losses import Loss
-from finetune.training.solve import SOLVED, STRENGTHS, Folds, Point, Problem, follow_path, lbfgs
+from finetune.training.solve import SOLVED, Folds, Point, Problem, follow_path, lbfgs
 
 ROUNDS = 2000  # iterations at most
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How the strength of the penalty is found.
-
-    strength: None to choose by log-loss. folds: of each the rows of the training images to solve for and
-    those to measure on; None to measure on the validation images.
-    """
+    """The strength, or folds of the training images to choose it on; neither: the validation images."""
 
     strength: float | None
     folds: Folds | None
@@ -35,11 +31,9 @@ class Choice:
 
 
 class SolvedClassifier(Classifier):
-    """Solves for the one layer that trains, on all training images at once.
+    """Solves for the one layer that trains, on all training images at once; when stopped, it begins again.
 
-    The choice of the strength and the solution follow from the images alone, so a solve that was stopped
-    begins again. points: the path, from the strongest on; none where the strength was given. gradient: its
-    largest entry at the solution.
+    points: the path, from the strongest on; none where the strength was given. gradient: its largest entry.
     """
 
     points: Sequence[Point] = ()
@@ -104,7 +98,6 @@ class SolvedClassifier(Classifier):
 
     @property
     def chosen(self) -> Point:
-        """The point of the lowest log-loss."""
         return min(self.points, key=lambda point: point.log_loss)
 
     def _examples(self, batch: Batch) -> Problem:
@@ -128,7 +121,7 @@ class SolvedClassifier(Classifier):
             folds = [(rows[: sizes[0]], rows[sizes[0] :])]
             both = (torch.cat([part.features for part in parts]), torch.cat([part.labels for part in parts]))
             examples = Problem(*both, self.loss, train.outputs)
-        self.points = list(follow_path(examples, folds, self.choice.log_loss, STRENGTHS, check=signals.check))
+        self.points = list(follow_path(examples, folds, self.choice.log_loss))
         with torch.no_grad():
             for value, found in zip(self.solution, (self.chosen.weight, self.chosen.bias), strict=True):
                 value.copy_(found)

@@ -33,9 +33,7 @@ Snapshot = dict[tuple[str, str], Tensor]
 class JobConfig:
     """How one job trains, alone or over the parameters of a model that it shares with others.
 
-    loss, optimizer: names of entries that can be stacked; the same for all jobs.
-    groups: of parameters, with rates and decay, as `parameter_groups` makes them.
-    options: of the optimiser beside those, as `create_optimizer` takes them.
+    groups, options: as `parameter_groups` makes and `create_optimizer` takes them.
     """
 
     loss: str
@@ -47,11 +45,9 @@ class JobConfig:
     class_weights: Tensor | None
 
     def create_loss(self) -> Loss:
-        """Its loss where it trains alone."""
         return create_loss(self.loss, self.label_smoothing, self.class_weights)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        """Its optimiser where it trains alone."""
         return create_optimizer(self.optimizer, [dict(group) for group in self.groups], **self.options)
 
 
@@ -73,11 +69,7 @@ class Network:
         return {name: places[id(named[name])] for name in names if id(named[name]) in places}
 
     def forward(self, state: Tensors, inputs: Any, shared: bool) -> Tensor:
-        """Logits (J, B, outputs) of inputs (J, B, …), or of the same (B, …) for all jobs.
-
-        Raises:
-            RuntimeError: the suffix draws random numbers or does something else that cannot be stacked.
-        """
+        """Logits (J, B, outputs) of inputs (J, B, …) or (B, …); RuntimeError for what cannot be stacked."""
 
         def one(tensors: Tensors, batch: Any) -> Tensor:
             return functional_call(self.suffix, tensors, (batch,))
@@ -90,13 +82,12 @@ class Network:
 def why_not_stacked(network: Network, inputs: Any) -> str | None:
     """Why networks of this kind cannot be stacked, tried on a batch; None where they can."""
     state = network.frozen.others(network.model)
+    two = {name: torch.stack([value.detach()] * 2) for name, value in state.items()}
     network.model.train()
     network.suffix.train()
     network.frozen.hold(network.model)
     try:
-        network.forward(
-            {name: torch.stack([value.detach()] * 2) for name, value in state.items()}, inputs, True
-        )
+        network.forward(two, inputs, True)
     except (RuntimeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None
@@ -105,9 +96,7 @@ def why_not_stacked(network: Network, inputs: Any) -> str | None:
 class StackedClassifier(Learner):
     """Trains the jobs of a group, each with its own numbers and its own order of the images.
 
-    Args:
-        states: what of the model is not frozen, as each job begins with it.
-        failed: called when a job fails.
+    states: what of the model is not frozen, as each job begins with it. failed: called when a job fails.
     """
 
     def __init__(
@@ -146,15 +135,12 @@ class StackedClassifier(Learner):
         logits = self.network.forward(self.state, inputs, shared)
         if shared:
             labels = labels.expand(len(self.configs), -1)
-        losses, weights = self._loss(logits, labels)
-        return Measured(losses.sum(), losses, weights, logits=logits, labels=labels)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, ones = LOSSES[self.configs[0].loss].stacked, torch.ones(logits.shape[2])
         assert loss is not None
         smoothing = torch.tensor([config.label_smoothing for config in self.configs], dtype=torch.float64)
-        weights = [ones if config.class_weights is None else config.class_weights for config in self.configs]
-        return loss(logits, labels, smoothing.to(logits), torch.stack(weights).to(logits))
+        classes = [ones if config.class_weights is None else config.class_weights for config in self.configs]
+        losses, weights = loss(logits, labels, smoothing.to(logits), torch.stack(classes).to(logits))
+        return Measured(losses.sum(), losses, weights, logits=logits, labels=labels)
 
     def configure_optimizers(self) -> StackedOptimizer:
         rates, decays = self._per_parameter("lr"), self._per_parameter("weight_decay")
@@ -175,7 +161,6 @@ class StackedClassifier(Learner):
 
     @property
     def optimizer(self) -> StackedOptimizer:
-        """The optimiser while training."""
         (optimizer,) = self.trainer.optimizers
         assert isinstance(optimizer, StackedOptimizer)
         return optimizer
@@ -210,11 +195,6 @@ class StackedClassifier(Learner):
         self.failed(job, told)
         if not self.live:
             self.trainer.should_stop = True
-
-    def load_best(self, best: Snapshot) -> None:
-        """Take each job's tensors of its best epoch."""
-        for name, value in self.state.items():
-            value.data.copy_(best["state", name])
 
     def snapshot(self) -> Snapshot:
         """All tensors that training changes, as they are."""

@@ -17,9 +17,7 @@ Tensors = dict[str, Tensor]
 class StackedOptimizer(torch.optim.Optimizer):
     """An optimiser whose numbers differ from job to job.
 
-    name: of an entry that can move stacked parameters.
     groups: of one parameter (J, …) each, with its `lr` and `weight_decay` (J,).
-    options: of each job, as the entry's class takes them.
     schedules: each job's factor on its rates, by the optimiser step.
     """
 
