@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,14 @@ class Training:
         patience: int | None = None,
         monitor_gradients: bool = False,
         resume_state: Path | None = None,
+        also: Sequence[Any] = (),
         **options: Any,
     ) -> Fitted:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         writer, console = SummaryWriter(str(self.folder / "tensorboard")), Console(file=self.text, width=200)
         callbacks: list[Any] = [Terminal(console, epochs, len(self.batches.train_dataloader()))]
         callbacks += [GradientMonitor(writer, console)] if monitor_gradients else []
+        callbacks += also
         curves = torch.load(resume_state, weights_only=True)["curves"] if resume_state else ""
         job = Job(self.folder, writer, "abc", patience, curves=curves.splitlines(keepends=True))
         with writer:

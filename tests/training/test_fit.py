@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from finetune.training.losses import create_loss
@@ -26,6 +27,21 @@ def test_metrics_are_those_of_the_epoch(tmp_path: Path, weights: Tensor | None) 
                 right = (logits.argmax(1) == training.y[part]).double().mean().item()
                 assert row[f"accuracy/{side}"] == right
     assert [(row["epoch"], row["step"]) for row in training.rows()] == [(1, 4), (2, 8)]
+
+
+def test_lightnings_callbacks_find_the_metrics(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    class Monitor(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, *args: object) -> None:
+            seen.append(dict(trainer.callback_metrics))
+
+    training = Training(tmp_path)
+    training.fit(epochs=2, also=[Monitor()])
+    for before, row in zip(seen, training.rows(), strict=True):
+        assert before["val/loss"].item() == pytest.approx(row["loss/val"])
+        assert before["val/accuracy"].item() == pytest.approx(row["accuracy/val"])
+    assert seen[1]["train/loss"].item() == pytest.approx(training.rows()[0]["loss/train"])
 
 
 def test_a_clusters_variables_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
