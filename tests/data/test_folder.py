@@ -56,6 +56,39 @@ def test_folders_that_hold_the_same_folders_are_no_classes_without_a_word(tmp_pa
     assert "seg_test/cat" in load_dataset("folder", str(tmp_path), 0, 0, nested=True).classes
 
 
+def test_sides_of_other_names_need_not_hold_quite_the_same(tmp_path: Path) -> None:
+    for name in ("seg_train", "seg_test"):
+        fill(tmp_path / name, 3, 3 * (name == "seg_test"))
+    save(tmp_path / "seg_train" / "eel" / "0.png", 90)
+    with pytest.raises(RequestError, match=r"seg_test, seg_train hold the same folders \(cat, dog, eel\)"):
+        folder(tmp_path)
+    save(tmp_path / "seg_test" / "stray.png", 91)
+    (told, *_) = folder(tmp_path).warnings
+    assert told.startswith("seg_test, seg_train hold the same folders (cat, dog, eel) and count as classes")
+
+
+def test_sides_below_the_classes_and_classes_below_a_folder_are_told(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat/train", "cat/test", "dog/train", "dog/test")):
+        save(tmp_path / "above" / name / "0.png", number)
+    with pytest.raises(RequestError, match="expected train, val and test above the classes, not in them"):
+        folder(tmp_path / "above")
+    for first, side in enumerate(("train", "test")):
+        fill(tmp_path / "deep" / side / "images", 3, 3 * first)
+    with pytest.raises(
+        RequestError, match=r"only images; data.nested=true takes the folders in it for classes"
+    ):
+        folder(tmp_path / "deep")
+
+
+def test_a_link_left_out_is_the_reason_where_one_class_is_left(tmp_path: Path) -> None:
+    save(tmp_path / "store" / "0.png", 0)
+    (tmp_path / "data").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store")
+    with pytest.raises(RequestError, match=r"there is only cat; links to folders .* left out: .*dog"):
+        folder(tmp_path / "data")
+
+
 def test_classes_that_each_keep_their_images_in_a_folder_are_classes(tmp_path: Path) -> None:
     for number, name in enumerate(("n01", "n02")):  # as Tiny ImageNet has them
         for extra in range(3):

@@ -167,7 +167,8 @@ def _check_something_trains(dataset: Dataset, found: LabeledImages) -> None:
     several, train = dataset.labels.ndim > 1, len(dataset.split["train"])
     if len(found.classes) < 2 and not several:
         only = f"there is only {found.classes[0]}" if found.classes else "there are none"
-        raise RequestError(f"{found.setting}: expected two classes or more; {only}")
+        why = "".join(f"; {line}" for line in found.warnings)
+        raise RequestError(f"{found.setting}: expected two classes or more; {only}{why}")
     if found.empty:
         expected = "expected images to train on in every class folder"
         raise RequestError(f"{found.setting}: {expected}; none in {brief(found.empty)}")

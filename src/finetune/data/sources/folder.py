@@ -29,7 +29,7 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
     try:
         sides, warnings = ({}, []) if split == "none" else _sides(folder, split == "folders")
         if split == "auto" and not sides and not nested:
-            _refuse_unnamed_sides(folder)
+            _look_for_sides(folder, warnings)
         found, empty, passed_over = _read(sides or {"": folder}, nested, warnings)
         beside = f" ({tell_others(passed_over)})" if passed_over else ""
         if not found:
@@ -40,10 +40,8 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
             above = [folder.parent] if listed(folder)[1] and folder.name else []
             raise RequestError(expected + beside + (takes if sides else _seem(above)))
         _check_names({*(name for _, name, _ in found), *empty})
-        if split == "auto" and not sides and len({name for _, name, _ in found}) < 2:
-            below = (where for where, folders, _ in Walk(folder).folders(folder) if folders)
-            if seem := _seem(below):
-                raise RequestError(f"expected two classes or more; there is only {found[0][1]}{seem}")
+        if split == "auto" and len({name for _, name, _ in found}) < 2:
+            _refuse_one_class(sides, folder, found[0][1])
     except RequestError as error:
         raise RequestError(f"{setting}: {error}") from None
     classes, _ = number_classes([*(name for _, name, _ in found), *empty])
@@ -135,20 +133,39 @@ def _sides(folder: Path, alone: bool) -> tuple[dict[str, Path], list[str]]:
     return sides, []
 
 
-def _refuse_unnamed_sides(folder: Path) -> None:
-    """Raise RequestError where folders look like sides of the split under names that are none."""
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for path in listed(folder)[0]:
-        folders, images = listed(path)
-        if len(folders) > 1 and not images:
-            alike.setdefault(tuple(one.name for one in folders), []).append(path.name)
-    for below, names in alike.items():
-        if len(names) > 1:
-            raise RequestError(
-                f"{brief(names)} hold the same folders ({brief(below)}): expected train, val and test as"
-                " their names if they are sides of the split; data.split=none takes them for classes,"
-                " data.nested=true each folder in them"
-            )
+def _look_for_sides(folder: Path, warnings: list[str]) -> None:
+    """Refuse folders that look like sides of the split under names that are none.
+
+    warnings: gets a line instead where they hold images of their own, too.
+    """
+    held = {path.name: listed(path) for path in listed(folder)[0]}
+    below = {name: {one.name for one in folders} for name, (folders, _) in held.items()}
+    most: set[str] = max(below.values(), key=len, default=set())
+    alike = [name for name, folders in below.items() if len(folders & most) > 1]
+    if len(alike) < 2:
+        return
+    text = f"{brief(alike)} hold the same folders ({brief(sorted(most))})"
+    if all(map(side_of, most)):
+        raise RequestError(f"{text}: expected train, val and test above the classes, not in them")
+    if any(held[name][1] for name in alike):
+        warnings.append(f"{text} and count as classes, as they hold images, too")
+        return
+    raise RequestError(
+        f"{text}: expected train, val and test as their names if they are sides of the split; data.split=none"
+        " takes them for classes, data.nested=true each folder in them"
+    )
+
+
+def _refuse_one_class(sides: dict[str, Path], folder: Path, only: str) -> None:
+    """Raise RequestError where the classes of a single one seem to lie at another level."""
+    there = f"expected two classes or more; there is only {only}"
+    if sides:
+        if any(len(listed(top / only)[0]) > 1 for top in sides.values()):
+            raise RequestError(f"{there}; data.nested=true takes the folders in it for classes")
+        return
+    below = (where for where, folders, _ in Walk(folder).folders(folder) if folders and where != folder)
+    if seem := _seem(below):
+        raise RequestError(there + seem)
 
 
 def _seem(places: Iterable[Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ SYSTEM = {
     *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
     *("network trash folder", "temporary items"),
 }
+CHKDSK = re.compile(r"FOUND\.\d{3}", re.IGNORECASE)  # where Windows puts what it finds on a damaged disk
 
 
 class Walk:
@@ -58,7 +60,7 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in SYSTEM
+    return name.startswith(".") or name.casefold() in SYSTEM or bool(CHKDSK.fullmatch(name))
 
 
 def files_below(folder: Path) -> Iterator[Path]:
