@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetune import private
-from finetune.data.digests import file_digests
+from finetune.data.digests import file_contents
 from finetune.errors import RequestError
 from finetune.features.rows import RowLayout
 from finetune.features.store import opened
@@ -69,7 +69,7 @@ def test_all_in_a_shared_cache_is_its_groups(tmp_path: Path) -> None:
     private.check_folder(cache, shared=True)
     with opened(cache, {}, RowLayout(((2,),), torch.float32)) as store:
         store.append(["1" * 64], [torch.zeros(1, 2)])
-    file_digests([image], cache / "digests.sqlite")
+    file_contents([image], cache / "digests.sqlite")
     for path in (cache, *cache.rglob("*")):
         assert mode(path) == (0o2770 if path.is_dir() else 0o660), path
 
@@ -77,13 +77,13 @@ def test_all_in_a_shared_cache_is_its_groups(tmp_path: Path) -> None:
 def test_the_memo_of_digests_is_the_users_alone_and_no_link_is_followed(tmp_path: Path) -> None:
     cache, image, victim = tmp_path / "cache", tmp_path / "image", tmp_path / "victim"
     image.write_bytes(b"an image")
-    found = file_digests([image], cache / "digests.sqlite")
+    found = file_contents([image], cache / "digests.sqlite")
     assert (mode(cache), mode(cache / "digests.sqlite")) == (0o700, 0o600)
     victim.touch()
     (cache / "digests.sqlite").unlink()
     (cache / "digests.sqlite").symlink_to(victim)
     with pytest.raises(RequestError, match="is a link, which is not followed"):
-        file_digests([image], cache / "digests.sqlite")
+        file_contents([image], cache / "digests.sqlite")
     assert victim.read_bytes() == b""
     assert len(found) == 1
 

@@ -73,12 +73,12 @@ def test_what_hydra_refuses_is_told_in_our_line_alone(
     assert_nothing_was_touched(tmp_path, before)
 
 
-@pytest.mark.parametrize("overrides", ["seed=1", "-m seed=1,2"])
-def test_outputs_cannot_be_made(train: Train, tmp_path: Path, overrides: str) -> None:
+@pytest.mark.parametrize(("overrides", "kind"), [("seed=1", "run"), ("-m seed=1,2", "sweep")])
+def test_outputs_cannot_be_made(train: Train, tmp_path: Path, overrides: str, kind: str) -> None:
     (tmp_path / "outputs").write_text("a file, not a folder")
     ended = train(*overrides.split())
     assert ended.code == 2
-    assert ended.err.startswith("error: hydra.run.dir: outputs")
+    assert ended.err.startswith(f"error: hydra.{kind}.dir: outputs")
     assert ended.err.count("\n") == 1
     assert contents(tmp_path) == {Path("outputs"): b"a file, not a folder"}
 

@@ -43,6 +43,8 @@ def errors_told() -> Iterator[None]:
         yield
     except (RequestError, RunError) as error:
         sys.exit(tell(error))
+    except PermissionError as error:  # a folder that may not be searched
+        sys.exit(tell(RequestError(f"{error.filename}: cannot be read: {error.strerror}")))
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -61,3 +61,19 @@ def test_a_store_in_use_stays_and_the_command_says_so(command: Command, store: S
         assert (ended.code, ended.out) == (1, "0 B removed from cache\n")
         assert ended.err.endswith(f"cache/features/{store.folder.name} is in use\n")
     assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("cache", "cache_dir=shut/here"), ("resume", "shut/run"), ("report", "shut/run")]
+)
+def test_a_folder_that_may_not_be_searched_is_told(
+    command: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shut" / "here" / "features").mkdir(parents=True)
+    (tmp_path / "shut").chmod(0)
+    with without_privilege():
+        ended = command(*words)
+    (tmp_path / "shut").chmod(0o700)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "Permission denied" in ended.err

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.runs.longer import begin
 from finetune.runs.settings import read_settings
+from finetune.say import Screen
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of, whole_state
 
@@ -61,6 +63,19 @@ def test_more_epochs_end_as_if_asked_for_from_the_start(
     assert json.loads((run / "settings.json").read_text())["epochs"] == 2  # what its checkpoints belong to
     assert "nothing to do" in command("resume", "run").out
     assert command("predict", "run", "pictures/red/0.png").code == 0
+
+
+def test_too_many_epochs_can_be_taken_back(command: Command, ended: Callable[..., Path]) -> None:
+    run = ended()
+    before = summary_of(run)
+    begin(read_settings(run).model_copy(update={"epochs": 4000}), run, Screen(quiet=True))  # and Ctrl-C then
+    assert not (run / "summary.json").exists()
+    refused = command("resume", "run", "epochs=1")
+    assert (refused.code, refused.err[:28]) == (2, "error: epochs=1: expected 2 ")
+    told = command("resume", "run", "epochs=2")
+    assert told.code == 0, told.err
+    assert summary_of(run)["test"] == before["test"]
+    assert summary_of(run)["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -175,6 +176,7 @@ def _in_hydras_words(error: Exception) -> str:
     chain: BaseException | None = error
     while chain:
         if isinstance(chain, OSError) and chain.strerror:
-            return f"hydra.run.dir: {chain.filename} cannot be made: {chain.strerror}"
+            setting = "hydra.sweep.dir" if {"-m", "--multirun"} & {*sys.argv} else "hydra.run.dir"
+            return f"{setting}: {chain.filename or 'a folder'} cannot be made: {chain.strerror}"
         chain = chain.__cause__ or chain.__context__  # OmegaConf wraps what free_folder raises
     return shown(str(error).partition("\n\n")[0])

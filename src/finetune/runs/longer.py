@@ -21,19 +21,24 @@ FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
 
 
 def is_longer(settings: Settings, folder: Path) -> bool:
-    """Whether settings are those of the run in a folder but for more epochs.
+    """Whether settings are those of the run in a folder but for its epochs.
+
+    These may be more, or fewer than were asked for later, down to what it began with or has trained.
 
     Raises:
         RequestError: another setting differs, or more epochs would change nothing.
     """
     before, now = (flat(one.model_dump()) for one in (read_settings(folder), settings))
-    longer = settings.epochs > int(before["epochs"])
+    _, newest_content = newest(folder) or ("", {"epoch": -1})
+    asked_first = read_json(folder / "settings.json", "the settings of a run")["epochs"]
+    least = max(asked_first, newest_content["epoch"] + 1)
+    longer = settings.epochs != before["epochs"] and settings.epochs >= least
     for key in sorted(before.keys() | now.keys()):
         if key in FREE or before.get(key) == now.get(key) or (longer and key == "epochs"):
             continue
-        more = " or more" if key == "epochs" else ""
+        wanted = f"{least} or more" if key == "epochs" else before.get(key)
         raise RequestError(
-            f"{key}={now.get(key)}: expected {before.get(key)}{more}, as {folder / 'settings.json'} has it,"
+            f"{key}={now.get(key)}: expected {wanted}, as {folder / 'settings.json'} has it,"
             f" to go on with that run; weights={shlex.quote(str(folder))} starts a new run from its weights"
         )
     if longer and (why := _ended_by(settings, folder)):
