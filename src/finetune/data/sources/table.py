@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -158,15 +159,13 @@ def find_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawIm
         return written, ()
     found = _moved(names, folder)
     if any(found):
-        told = (
-            f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found by the"
-        )
+        told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found"
         chosen = [one or path for one, path in zip(found, written, strict=True)]
-        return chosen, (f"{told} ends of their paths below {folder}",)
+        return chosen, (f"{told} by the ends of their paths below {folder}",)
     if all(map(ELSEWHERE.match, named)):
         raise RequestError(
-            f"{cells.setting}: row 1: {named[0]} is a path of another machine; expected one of this, or a file"
-            f" below {folder} (data.image_folder) that has the end of it as its path"
+            f"{cells.setting}: row 1: {named[0]} is a path of another machine; expected one of this, or a"
+            f" file below {folder} (data.image_folder) that has the end of it as its path"
         )
     return written, ()
 
@@ -192,7 +191,8 @@ def _moved(names: Sequence[Any], folder: Path) -> list[Path | None]:
     places, ids = _only(inside, lambda path: path), _only(inside, lambda path: Path(path.name))
     bare = {one for one in names if len(one.parts) == 1}
     deep = {*names} - bare
-    shared = len(os.path.commonprefix([one.parts[:-1] for one in deep]))
+    levels = zip(*(one.parts[:-1] for one in deep), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len({*names}) == 1, levels))
     tries = [{one: places.get(_plain(Path(*one.parts[n:]))) for one in deep} for n in range(shared + 1)]
     found = max(tries, key=lambda some: sum(map(bool, some.values())))
     found |= {one: ids.get(_plain(one)) for one in bare}
