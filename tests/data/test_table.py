@@ -60,6 +60,13 @@ def test_tabs_quotes_and_the_mark_of_spreadsheets(folder: Path, encoding: str) -
     assert found.classes == ("a, b", "c")
 
 
+@pytest.mark.parametrize("before", ["\n \r\n", "sep=;\n", '"sep=;"\r\n\n', "\nsep=;\r\n"])
+def test_what_stands_before_the_header_and_spaces_before_quotes(folder: Path, before: str) -> None:
+    lines = [f'my images/{n}.png; "{"cd"[n % 2]}; e"' for n in range(12)]
+    found = csv(table(folder, f"{before}path; label", *lines))
+    assert found.classes == ("c; e", "d; e")
+
+
 def test_numbers_stand_in_their_order(folder: Path) -> None:
     found = csv(table(folder, "path,label", *rows("10", "9", "100", "9")))
     assert found.classes == ("9", "10", "100")
@@ -314,6 +321,30 @@ def test_several_labels_are_told_apart(folder: Path, separator: str | None, writ
     assert found.classes == ("blue", "red")
     assert found.labels[:4].tolist() == [[1, 1], [0, 1], [1, 0], [0, 0]]
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        """["O'Neil", "cat"]""",
+        """("O'Neil", 'cat')""",
+        """{'cat', "O'Neil"}""",
+        """["O'Neil" 'cat']""",
+        """['cat', "O'Neil", None]""",
+    ],
+)
+def test_lists_as_json_and_python_write_them(folder: Path, written: str) -> None:
+    cells = [f"my images/{n}.png\t{one}" for n, one in enumerate([written, "dog", "['dog']", ""] * 3)]
+    found = csv(table(folder, "path\tlabel", *cells, name="labels.tsv"))
+    assert found.classes == ("O'Neil", "cat", "dog")
+    assert found.labels[:4].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def test_lists_of_one_and_plain_labels_are_one_class_each(folder: Path) -> None:
+    found = csv(table(folder, "path,label", *rows(*["['cat']", "cat", "(dog)"] * 4)))
+    assert found.classes == ("(dog)", "cat")
+    with pytest.raises(RequestError, match=r"row 2: expected a list such as \['cat', 'dog'\], not \[b c\]$"):
+        csv(table(folder, "path,label", *rows("[]", "[b c]", "cat")))
 
 
 def test_a_column_of_marks_for_each_label(folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -103,8 +105,15 @@ def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[l
         return [_marked(names, row, f"{cells.setting}: row {number}") for number, row in rows]
     labels = columns[0]
     given = [one for one in labels if one]
-    if given and all(isinstance(one, list) or one[0] + one[-1] == "[]" for one in given):
-        return [_listed(one, f"{cells.setting}: row {number}") for number, one in enumerate(labels, 1)]
+    lists = [_listed(one) for one in labels]
+    plain = [one for one, some in zip(labels, lists, strict=True) if some is None and one]
+    torn = [one for one in plain if one[0] + one[-1] == "[]"]
+    if torn and (len(plain) < len(given) or len(torn) == len(given)):
+        where = f"{cells.setting}: row {labels.index(torn[0]) + 1}"
+        raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {torn[0]}")
+    if any(one is not None for one in lists):  # a plain cell among lists is a list of one
+        alone = ([] if str(one).lower() in MISSING else [one] for one in labels)
+        return [one if some is None else some for some, one in zip(lists, alone, strict=True)]
     if separator := separator or ("|" if any("|" in one for one in given) else None):
         return [[part.strip() for part in one.split(separator) if part.strip()] for one in labels]
     if missing := [number for number, one in enumerate(labels) if one.lower() in MISSING]:
@@ -121,13 +130,17 @@ def _marked(names: Sequence[str], row: Sequence[Any], where: str) -> list[str]:
     return [name for name, one in zip(names, row, strict=True) if MARKS[one.lower()]]
 
 
-def _listed(label: str | list[str], where: str) -> list[str]:
-    """The labels in a list, of Parquet's or as Python and JSON write it."""
-    try:
-        found = label if isinstance(label, list) else json.loads((label or "[]").replace("'", '"'))
-    except ValueError:
-        raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {label}") from None
-    return [str(one) for one in found if one not in ("", None)]
+def _listed(label: str | list[str]) -> list[str] | None:
+    """The labels in a list, of Parquet's or as JSON and Python write it; None where it is none."""
+    found: Any = label
+    if isinstance(label, str) and label[:1] + label[-1:] in ("[]", "()", "{}"):
+        parted = re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", label)  # as NumPy writes it
+        for read, text in ((ast.literal_eval, parted), (json.loads, label)):  # the last that can counts
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                found = read(text)
+    if isinstance(found, (list, tuple, set)):
+        return [str(one) for one in found if one not in ("", None)]
+    return None
 
 
 def _joint(classes: Sequence[str]) -> tuple[str, ...]:
