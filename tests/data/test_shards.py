@@ -136,3 +136,12 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_shards_is_told(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"expected a folder of .tar shards; there are none$"):
         shards(tmp_path)
+
+
+def test_labels_in_other_encodings_stay_apart(tmp_path: Path) -> None:
+    labels = (b"caf\xe9", b"caf\xe8", "café".encode(), "\ufeffdog".encode())
+    for number, label in enumerate(labels):
+        write_samples(tmp_path / "set" / f"{number}.tar", range(4 * number, 4 * number + 4), cls=label)
+    found = shards(tmp_path / "set")
+    assert found.classes == ("cafè", "café", "dog")
+    assert "8 labels are not in UTF-8: read as cp1252, as Windows writes it" in found.warnings

@@ -60,6 +60,13 @@ def test_tabs_quotes_and_the_mark_of_spreadsheets(folder: Path, encoding: str) -
     assert found.classes == ("a, b", "c")
 
 
+@pytest.mark.parametrize("before", ["\n \r\n", "sep=;\n", '"sep=;"\r\n\n', "\nsep=;\r\n"])
+def test_what_stands_before_the_header_and_spaces_before_quotes(folder: Path, before: str) -> None:
+    lines = [f'my images/{n}.png; "{"cd"[n % 2]}; e"' for n in range(12)]
+    found = csv(table(folder, f"{before}path; label", *lines))
+    assert found.classes == ("c; e", "d; e")
+
+
 def test_numbers_stand_in_their_order(folder: Path) -> None:
     found = csv(table(folder, "path,label", *rows("10", "9", "100", "9")))
     assert found.classes == ("9", "10", "100")
@@ -165,9 +172,9 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         ),
         (["path,label", "a.png,[b c]"], "row 1: expected a list such as ['cat', 'dog'], not [b c]"),
         (
-            ["path,label", "a.png,b", "D:\\\\x\\gone.png,c"],
-            "row 2: D:\\\\x\\gone.png is a path of another machine; expected one of this, or a file of this"
-            " name below {folder} (data.image_folder)",
+            ["path,label", "D:\\x\\gone.png,c", "D:\\x\\1.png,b"],
+            "row 1: D:\\x\\gone.png is a path of another machine; expected one of this, or a file below"
+            " {folder} (data.image_folder) that has the end of it as its path",
         ),
         (["path,label", "a.png,b", ",c"], "row 2: expected a path and a label"),
         (
@@ -231,7 +238,6 @@ def test_separator_and_encoding_are_found(folder: Path, separator: str, encoding
         "{}.png",
         "C:\\Users\\me\\My images\\{}.PNG",
         "/home/me/my images/{}.png",
-        "https://example.org/{}.png",
     ],
 )
 def test_paths_as_others_write_them(folder: Path, written: str) -> None:
@@ -252,13 +258,36 @@ def test_a_folder_and_a_suffix_make_paths_of_ids(folder: Path, monkeypatch: pyte
         csv(path, image_folder="gone")
 
 
-def test_an_end_that_two_images_have_is_no_image(folder: Path) -> None:
+def test_addresses_are_found_in_the_folder_that_is_given(folder: Path) -> None:
+    lines = [f"https://example.org/{number}.png,{'ab'[number % 2]}" for number in range(12)]
+    found = csv(table(folder, "path,label", *lines), image_folder=str(folder / "my images"))
+    assert list(found.images) == [folder / "my images" / f"{number}.png" for number in range(12)]
+
+
+def test_an_id_that_two_images_have_is_no_image(folder: Path) -> None:
     (folder / "copies").mkdir()
     (folder / "copies" / "0.png").write_bytes((folder / "my images" / "0.png").read_bytes())
-    path = table(folder, "path,label", *(f"x/{number},{'ab'[number % 2]}" for number in range(12)))
+    path = table(folder, "path,label", *(f"{number},{'ab'[number % 2]}" for number in range(12)))
     found = csv(path)
-    assert found.images[:2] == [folder / "x/0", folder / "my images" / "1.png"]
+    assert found.images[:2] == [folder / "0", folder / "my images" / "1.png"]
     assert "; 11 of 12 images were found" in found.warnings[0]
+
+
+def test_a_name_in_another_folder_is_another_image(folder: Path) -> None:
+    (folder / "my images").rename(folder / "dog")
+    paths = [f"/home/me/pics/{'cat' if n < 6 else 'dog'}/{n}.png" for n in range(12)]
+    lines = [f"{path},{path.split('/')[4]}" for path in paths]
+    found = csv(table(folder, "path,label", *lines))
+    assert found.images[:6] == [Path(path) for path in paths[:6]]
+    assert found.images[6:] == [folder / "dog" / f"{n}.png" for n in range(6, 12)]
+    assert csv(table(folder, "path,label", *lines), image_folder=str(folder / "dog")).warnings == ()
+    with pytest.raises(RequestError, match=r"row 1: C:.*0.png is a path of another machine"):
+        csv(table(folder, "path,label", *(f"C:\\d\\train\\{n}.png,{n % 2}" for n in range(12))))
+
+
+def test_one_path_of_another_machine_is_a_bad_image(folder: Path) -> None:
+    found = csv(table(folder, "path,label", *rows(*"ab" * 6), "D:\\x\\gone.png,a"))
+    assert found.images[-1] == folder / "D:/x/gone.png"
 
 
 def test_one_image_is_not_found_for_two_paths(folder: Path) -> None:
@@ -292,6 +321,30 @@ def test_several_labels_are_told_apart(folder: Path, separator: str | None, writ
     assert found.classes == ("blue", "red")
     assert found.labels[:4].tolist() == [[1, 1], [0, 1], [1, 0], [0, 0]]
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        """["O'Neil", "cat"]""",
+        """("O'Neil", 'cat')""",
+        """{'cat', "O'Neil"}""",
+        """["O'Neil" 'cat']""",
+        """['cat', "O'Neil", None]""",
+    ],
+)
+def test_lists_as_json_and_python_write_them(folder: Path, written: str) -> None:
+    cells = [f"my images/{n}.png\t{one}" for n, one in enumerate([written, "dog", "['dog']", ""] * 3)]
+    found = csv(table(folder, "path\tlabel", *cells, name="labels.tsv"))
+    assert found.classes == ("O'Neil", "cat", "dog")
+    assert found.labels[:4].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def test_lists_of_one_and_plain_labels_are_one_class_each(folder: Path) -> None:
+    found = csv(table(folder, "path,label", *rows(*["['cat']", "cat", "(dog)"] * 4)))
+    assert found.classes == ("(dog)", "cat")
+    with pytest.raises(RequestError, match=r"row 2: expected a list such as \['cat', 'dog'\], not \[b c\]$"):
+        csv(table(folder, "path,label", *rows("[]", "[b c]", "cat")))
 
 
 def test_a_column_of_marks_for_each_label(folder: Path) -> None:

@@ -59,6 +59,17 @@ def test_files_that_are_passed_over_are_named_by_extension(predict: Command) -> 
     assert ended.err.startswith("note     3 files passed over: 2 .raw, 1 .txt\n")
 
 
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_how_a_tables_images_were_found_is_told(
+    command: Command, run: finetune.Run, predict: Command, verb: str
+) -> None:
+    Path("t.csv").write_text("path\n/gone/pictures/red/0.png\n")
+    ended = command(verb, str(run.folder), "t.csv", "--out", f"{verb}.csv")
+    told = "t.csv: no path in it is a file; 1 of 1 images were found by the ends of their paths below ."
+    assert ended.code == 0
+    assert f"warning  {told}" in (ended.err + ended.out).splitlines()
+
+
 def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run) -> None:
     assert predict("pictures/red", "--out", "found.jsonl", "--top", "2").code == 0
     found = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]

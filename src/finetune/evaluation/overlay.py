@@ -19,7 +19,6 @@ from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.data.sources.folder import tell_others
 from finetune.errors import RequestError, RunError, brief
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.explain import heatmaps
@@ -41,7 +40,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     folder. RunError: an image cannot be read, the others are explained; or a file cannot be written.
     """
     saved = open_run(run)
-    named = find_images(paths, sys.stdin, saved.settings.data.image_column)
+    named = find_images(paths, sys.stdin, saved.settings.data)
     images = list(named)
     if not images:
         raise RequestError("-: expected names of images on stdin; there are none")
@@ -51,8 +50,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     except OSError as error:
         raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
     console, method = Screen(), ""
-    if named.passed_over:
-        say(console, "note", tell_others(named.passed_over))
+    named.tell(console)
     tiles: list[Image.Image] = []
     bad: list[BadImage] = []
     taken = {"grid"}

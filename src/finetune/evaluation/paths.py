@@ -11,43 +11,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from rich.console import Console
+
+from finetune.config.schema import Data
 from finetune.data.dataset import RawImage
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.cells import encoding_of, is_table, read_cells
+from finetune.data.sources.labeled import expand_home
 from finetune.data.sources.table import Columns
 from finetune.data.sources.table import find_images as find_in_table
 from finetune.data.sources.walk import files_below, is_image, kind_of, tell_others
 from finetune.errors import RequestError
+from finetune.say import say
 
 
 @dataclass(frozen=True)
 class Paths:
     """Images to go through one by one; a list of them is never made.
 
-    column: of a table's images. total: how many there are; None where stdin names them.
-    passed_over: how many other files there are in the folders, of each extension.
+    columns: how tables are read. total: how many images there are; None where stdin names them.
+    passed_over: how many other files there are in the folders, of each extension. warnings: of tables.
     """
 
     arguments: Sequence[str]
     stdin: TextIO
-    column: str | None
+    columns: Columns
     total: int | None
     passed_over: Counter[str]
+    warnings: Sequence[str]
 
     def __iter__(self) -> Iterator[RawImage]:
         for argument in self.arguments:
-            yield from _listed(self.stdin) if argument == "-" else _found(argument, self.column, Counter())
+            yield from (
+                _listed(self.stdin) if argument == "-" else _found(argument, self.columns, Counter(), [])
+            )
+
+    def tell(self, console: Console) -> None:
+        """What a user should know of how they were found, a line each."""
+        for line in self.warnings:
+            say(console, "warning", line)
+        if self.passed_over:
+            say(console, "note", tell_others(self.passed_over))
 
 
-def find_images(arguments: Sequence[str], stdin: TextIO, column: str | None) -> Paths:
-    """Look for what each argument names; RequestError for nothing, or a folder without images."""
-    passed_over: Counter[str] = Counter()
-    counts = [_count(argument, column, passed_over) for argument in arguments if argument != "-"]
-    return Paths(arguments, stdin, column, None if "-" in arguments else sum(counts), passed_over)
+def find_images(arguments: Sequence[str], stdin: TextIO, data: Data | None = None) -> Paths:
+    """Look for what each argument names; RequestError for nothing, or a folder without images.
+
+    data: the settings of a run, by which a table is read. Where their folder of images is not here, paths
+    start at the table's.
+    """
+    wanted = {name: getattr(data, name, None) for name in ("image_column", "image_folder", "image_suffix")}
+    if not expand_home(wanted["image_folder"] or "").is_dir():
+        wanted["image_folder"] = None
+    columns = Columns(**{name: value for name, value in wanted.items() if value})
+    passed_over, warnings = Counter[str](), list[str]()
+    counts = [_count(argument, columns, passed_over, warnings) for argument in arguments if argument != "-"]
+    total = None if "-" in arguments else sum(counts)
+    return Paths(arguments, stdin, columns, total, passed_over, warnings)
 
 
-def _count(argument: str, column: str | None, passed_over: Counter[str]) -> int:
-    number = sum(1 for _ in _found(argument, column, passed_over))
+def _count(argument: str, columns: Columns, passed_over: Counter[str], warnings: list[str]) -> int:
+    number = sum(1 for _ in _found(argument, columns, passed_over, warnings))
     if not number and os.path.isdir(argument):
         there = f"; {tell_others(passed_over)}" if passed_over else ""
         raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)}){there}")
@@ -56,12 +80,14 @@ def _count(argument: str, column: str | None, passed_over: Counter[str]) -> int:
     return number
 
 
-def _found(argument: str, column: str | None, passed_over: Counter[str]) -> Iterator[RawImage]:
+def _found(
+    argument: str, columns: Columns, passed_over: Counter[str], warnings: list[str]
+) -> Iterator[RawImage]:
     """A file whatever its name, the images in a folder and below or in a table, or what a glob matches."""
     if not os.path.lexists(argument) and glob.has_magic(argument):
         for match in sorted(glob.iglob(argument, recursive=True)):
             found = glob.escape(match) if not os.path.lexists(match) else match
-            yield from _found(found, column, passed_over)
+            yield from _found(found, columns, passed_over, warnings)
     elif os.path.isdir(argument):
         for path in files_below(Path(argument)):
             if is_image(path):
@@ -70,19 +96,24 @@ def _found(argument: str, column: str | None, passed_over: Counter[str]) -> Iter
                 passed_over[kind_of(path)] += 1
     elif is_table(Path(argument)) and os.path.exists(argument):
         cells = read_cells(Path(argument), argument)
-        yield from find_in_table(cells, Path(argument).parent, Columns(column or Columns.image_column))[0]
+        images, told = find_in_table(cells, Path(argument).parent, columns)
+        warnings += [f"{argument}: {line}" for line in cells.warnings + told]
+        if columns.image_folder:
+            warnings.append(f"{argument}: its paths start at {columns.image_folder}, as the run's did")
+        yield from images
     elif os.path.lexists(argument):
         yield Path(argument)
 
 
 def _listed(stdin: TextIO) -> Iterator[Path]:
-    """Names in lines, or each with a zero byte behind it as `find -print0` has them."""
-    start = stdin.buffer.peek(4)  # type: ignore[attr-defined]
-    text = io.TextIOWrapper(stdin.buffer, encoding_of(start) or "utf-8", "surrogateescape")
-    rest, zeros = "", False
+    """Names in lines, or each with a zero byte behind it as `find -print0` has them: so the first block."""
+    block = stdin.buffer.peek(4)  # type: ignore[attr-defined]
+    encoding = encoding_of(block) or "utf-8"
+    zeros = "\0" in block.decode(encoding, "ignore")
+    text = io.TextIOWrapper(stdin.buffer, encoding, "surrogateescape", newline="\n")
+    rest = ""
     for line in text:
-        zeros = zeros or "\0" in line
-        *names, rest = (rest + line).split("\0") if zeros else (line.rstrip("\n"), "")
+        *names, rest = (rest + line).split("\0") if zeros else (line.rstrip("\r\n"), "")
         yield from (Path(name) for name in names if name)
-    if rest.strip():
+    if rest.rstrip("\n"):
         yield Path(rest.rstrip("\n"))

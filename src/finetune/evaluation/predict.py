@@ -18,7 +18,6 @@ from rich.console import Console
 from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
-from finetune.data.sources.folder import tell_others
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.evaluation.forward import Predictor, Ranked
 from finetune.evaluation.paths import find_images
@@ -64,11 +63,10 @@ def predict_paths(
     top: how many classes an image. raw: leave the probabilities uncalibrated.
     """
     format, saved = format_of(out, format), open_run(run)
-    images = find_images(paths, sys.stdin, saved.settings.data.image_column)
+    images = find_images(paths, sys.stdin, saved.settings.data)
     predictor = Predictor(saved, saved.settings.precision, raw=raw)
     console = Screen(stderr=True)
-    if images.passed_over:
-        say(console, "note", tell_others(images.passed_over))
+    images.tell(console)
     if not out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
         bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda _: None)
     else:

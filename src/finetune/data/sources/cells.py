@@ -6,6 +6,7 @@ import codecs
 import csv
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,9 +97,10 @@ def _text(path: Path, setting: str) -> Cells:
     except UnicodeDecodeError:
         text = content.decode(marked or "cp1252")
         warnings = ("the table is not in UTF-8: read as cp1252, as Windows writes it",)
+    text = re.sub(r'\A(\s*\n)?("?sep=."?\s*\n)?', "", text)  # Excel's own first line
     first = text.partition("\n")[0]
     separator = max(SEPARATORS, key=lambda one: len(next(csv.reader([first], delimiter=one), ())))
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     header, *rows = [[cell.strip() for cell in row] for row in lines if any(row)] or [[]]
     for number, row in enumerate(rows, 1):
         if any(row[len(header) :]):

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS
+from finetune.data.sources.cells import encoding_of
 from finetune.data.sources.labeled import (
     LabeledImages,
     existing_folder,
@@ -25,7 +26,7 @@ from finetune.errors import RequestError, brief
 
 # A sample's files stand one after the other; their names differ in what follows the first dot alone.
 NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
-Sample = tuple[Stored, str]  # an image and its label
+Sample = tuple[Stored, bytes]  # an image and its label
 
 
 def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
@@ -57,7 +58,10 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
             f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
         )
     _check_names(shards, splits, setting)
-    classes, labels = number_classes([label for _, label in samples])
+    names = [_text(label) for _, label in samples]
+    classes, labels = number_classes([name for name, _ in names])
+    odd = sum(not utf for _, utf in names)
+    told = f"{odd:,} labels are not in UTF-8: read as cp1252, as Windows writes it"
     return LabeledImages(
         name=str(folder),
         setting=setting,
@@ -66,6 +70,7 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
         labels=labels,
         splits=own_splits(splits) if any(splits) else None,
         passed_over=ignored,
+        warnings=(told,) if odd else (),
     )
 
 
@@ -100,8 +105,16 @@ def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], Counter[str]]:
             content = partial(_content, shard, member.offset_data, member.size)
             label = _content(shard, files["cls"].offset_data, files["cls"].size)
             image = Stored(f"{shard}/{key}.{extension}", content)
-            samples.append((image, label.decode(errors="replace").strip()))
+            samples.append((image, label))
     return samples, without_image
+
+
+def _text(label: bytes) -> tuple[str, bool]:
+    """A label, and whether it is in an encoding that it says or in UTF-8."""
+    try:
+        return label.decode(encoding_of(label) or "utf-8").strip(), True
+    except UnicodeDecodeError:
+        return label.decode("cp1252", "backslashreplace").strip(), False
 
 
 def _grouped(shard: BinaryIO) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:

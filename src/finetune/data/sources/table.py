@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -102,8 +105,15 @@ def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[l
         return [_marked(names, row, f"{cells.setting}: row {number}") for number, row in rows]
     labels = columns[0]
     given = [one for one in labels if one]
-    if given and all(isinstance(one, list) or one[0] + one[-1] == "[]" for one in given):
-        return [_listed(one, f"{cells.setting}: row {number}") for number, one in enumerate(labels, 1)]
+    lists = [_listed(one) for one in labels]
+    plain = [one for one, some in zip(labels, lists, strict=True) if some is None and one]
+    torn = [one for one in plain if one[0] + one[-1] == "[]"]
+    if torn and (len(plain) < len(given) or len(torn) == len(given)):
+        where = f"{cells.setting}: row {labels.index(torn[0]) + 1}"
+        raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {torn[0]}")
+    if any(one is not None for one in lists):  # a plain cell among lists is a list of one
+        alone = ([] if str(one).lower() in MISSING else [one] for one in labels)
+        return [one if some is None else some for some, one in zip(lists, alone, strict=True)]
     if separator := separator or ("|" if any("|" in one for one in given) else None):
         return [[part.strip() for part in one.split(separator) if part.strip()] for one in labels]
     if missing := [number for number, one in enumerate(labels) if one.lower() in MISSING]:
@@ -120,13 +130,17 @@ def _marked(names: Sequence[str], row: Sequence[Any], where: str) -> list[str]:
     return [name for name, one in zip(names, row, strict=True) if MARKS[one.lower()]]
 
 
-def _listed(label: str | list[str], where: str) -> list[str]:
-    """The labels in a list, of Parquet's or as Python and JSON write it."""
-    try:
-        found = label if isinstance(label, list) else json.loads((label or "[]").replace("'", '"'))
-    except ValueError:
-        raise RequestError(f"{where}: expected a list such as ['cat', 'dog'], not {label}") from None
-    return [str(one) for one in found if one not in ("", None)]
+def _listed(label: str | list[str]) -> list[str] | None:
+    """The labels in a list, of Parquet's or as JSON and Python write it; None where it is none."""
+    found: Any = label
+    if isinstance(label, str) and label[:1] + label[-1:] in ("[]", "()", "{}"):
+        parted = re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", label)  # as NumPy writes it
+        for read, text in ((ast.literal_eval, parted), (json.loads, label)):  # the last that can counts
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                found = read(text)
+    if isinstance(found, (list, tuple, set)):
+        return [str(one) for one in found if one not in ("", None)]
+    return None
 
 
 def _joint(classes: Sequence[str]) -> tuple[str, ...]:
@@ -142,32 +156,31 @@ def _joint(classes: Sequence[str]) -> tuple[str, ...]:
 def find_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawImage], tuple[str, ...]]:
     """The images that a table names or holds, and what is to be said of how they were found.
 
-    Where no file is there as the table has it, one is known by the end of its path below the folder, with or
-    without its extension, if only one has it: so are ids, and paths of another machine.
+    Where no file is there as the table has it, its paths may be of another machine, or ids: see `_moved`.
 
     Raises:
-        RequestError: there is no such column or folder, or a path is of another machine.
+        RequestError: there is no such column or folder, or every path is of another machine.
     """
     named = cells.column(wanted.image_column, "data.image_column", str, Stored)
     if "" in named:
         raise RequestError(f"{cells.setting}: row {named.index('') + 1}: expected a path and a label")
     if wanted.image_folder:
         folder = existing_folder(wanted.image_folder, "data.image_folder")
-    written = [_written(one, folder, wanted.image_suffix) if isinstance(one, str) else one for one in named]
+    names = [_written(one, folder, wanted.image_suffix) if isinstance(one, str) else one for one in named]
+    written = [folder / one if isinstance(one, Path) else one for one in names]
     if any(not isinstance(one, Path) or os.path.isfile(one) for one in written):
         return written, ()
-    found = _by_ends(written, folder)
-    for number, (name, one) in enumerate(zip(named, found, strict=True), 1):
-        if one is None and ELSEWHERE.match(name):
-            raise RequestError(
-                f"{cells.setting}: row {number}: {name} is a path of another machine; expected one of this,"
-                f" or a file of this name below {folder} (data.image_folder)"
-            )
-    if not any(found):
-        return written, ()
-    told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found by the"
-    chosen = [one or path for one, path in zip(found, written, strict=True)]
-    return chosen, (f"{told} ends of their paths below {folder}",)
+    found = _moved(names, folder)
+    if any(found):
+        told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found"
+        chosen = [one or path for one, path in zip(found, written, strict=True)]
+        return chosen, (f"{told} by the ends of their paths below {folder}",)
+    if all(map(ELSEWHERE.match, named)):
+        raise RequestError(
+            f"{cells.setting}: row 1: {named[0]} is a path of another machine; expected one of this, or a"
+            f" file below {folder} (data.image_folder) that has the end of it as its path"
+        )
+    return written, ()
 
 
 def _written(name: str, folder: Path, suffix: str) -> Path:
@@ -176,26 +189,39 @@ def _written(name: str, folder: Path, suffix: str) -> Path:
         name = unquote(name.removeprefix("file:").removeprefix("//"))
     if "\\" in name and not os.path.lexists(folder / name):
         name = name.replace("\\", "/")
-    return folder / (name if name.endswith(suffix) else name + suffix)
+    return Path(name if name.endswith(suffix) else name + suffix)
 
 
-def _by_ends(paths: Sequence[Any], folder: Path) -> list[Path | None]:
-    """For each path the only image below a folder whose path ends like it, by the longest such end.
+def _moved(names: Sequence[Any], folder: Path) -> list[Path | None]:
+    """For each path the image that it means below a folder, with or without its extension.
 
-    None, too, where the same image would be found for another path.
+    Of paths with folders one and the same front is left out that all of them share: the one that leaves most
+    images to be found. Where it leaves a path without a file, a file of its name in another folder is another
+    image. A bare name is an id: of the only image below with this name. None, too, where the same image would
+    be found for another path.
     """
-    ends: dict[str, list[Path]] = {}
-    for file in filter(is_image, files_below(folder)):
-        inside = file.relative_to(folder)
-        for end in {*_ends(inside), *_ends(inside.with_suffix(""))}:
-            ends.setdefault(end, []).append(file)
-    only = {end: files[0] for end, files in ends.items() if len(files) == 1}
-    found = {path: next((only[end] for end in _ends(path) if end in only), None) for path in {*paths}}
+    inside = {file.relative_to(folder): file for file in files_below(folder) if is_image(file)}
+    places, ids = _only(inside, lambda path: path), _only(inside, lambda path: Path(path.name))
+    bare = {one for one in names if len(one.parts) == 1}
+    deep = {*names} - bare
+    levels = zip(*(one.parts[:-1] for one in deep), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len({*names}) == 1, levels))
+    tries = [{one: places.get(_plain(Path(*one.parts[n:]))) for one in deep} for n in range(shared + 1)]
+    found = max(tries, key=lambda some: sum(map(bool, some.values())))
+    found |= {one: ids.get(_plain(one)) for one in bare}
     times = Counter(found.values())
-    return [found[path] if times[found[path]] == 1 else None for path in paths]
+    return [found[one] if times[found[one]] == 1 else None for one in names]
 
 
-def _ends(path: Path) -> Iterator[str]:
-    """A path, then without its first folder and so on; in whatever case and however letters are coded."""
-    parts = normalize("NFC", path.as_posix()).casefold().split("/")
-    return ("/".join(parts[first:]) for first in range(len(parts)))
+def _only(files: Mapping[Path, Path], name: Callable[[Path], Path]) -> dict[str, Path]:
+    """The files by their names, with and without extension, which no other file has."""
+    known: dict[str, list[Path]] = {}
+    for inside, file in files.items():
+        for one in {name(inside), name(inside).with_suffix("")}:
+            known.setdefault(_plain(one), []).append(file)
+    return {one: some[0] for one, some in known.items() if len(some) == 1}
+
+
+def _plain(path: Path) -> str:
+    """A path in whatever case and however letters are coded."""
+    return normalize("NFC", path.as_posix()).casefold()
