@@ -193,7 +193,7 @@ def _image(given: Any, brightness: Brightness) -> RawImage:
     if isinstance(given, Image.Image):
         try:
             return np.asarray(on_white(ImageOps.exif_transpose(given), brightness))
-        except OSError as error:  # it is decoded only now
+        except (OSError, ValueError) as error:  # it is decoded only now
             name = getattr(given, "filename", "") or "a PIL image"
             raise RequestError(f"{name}: expected an image; {error}") from None
     if isinstance(given, np.ndarray) and (

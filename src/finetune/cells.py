@@ -15,12 +15,23 @@ from finetune.errors import RequestError
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
 
 
+def like_a_formula(value: Any) -> bool:
+    """Whether a spreadsheet may take a text, which is no number, for a formula."""
+    if not FORMULA.match(str(value)):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
 def cells(values: Iterable[Any]) -> list[Any]:
     """The values of a row as they are to be written: an apostrophe before a text that begins like a formula.
 
     Numbers stay numbers, those below 0 and those that are text already, too.
     """
-    return [f"'{one}" if _like_a_formula(one) else one for one in values]
+    return [f"'{one}" if like_a_formula(one) else one for one in values]
 
 
 def uncelled(row: Mapping[str, str]) -> dict[str, str]:
@@ -46,13 +57,3 @@ def read_table(file: Path) -> list[dict[str, str]]:
             return [*map(uncelled, csv.DictReader(opened))]
     except (OSError, TypeError, AttributeError, csv.Error) as error:
         raise RequestError(f"{file}: expected a table as it was written; damaged: {error}") from None
-
-
-def _like_a_formula(value: Any) -> bool:
-    if not FORMULA.match(str(value)):
-        return False
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return True
-    return False

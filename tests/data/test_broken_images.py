@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 import zlib
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS, BadImage, BrokenImage, decode
+from finetune.data.pixels import lacks_only_its_end
 from finetune.data.reader import Reader
 from finetune.model.preprocessing import Preprocessing
 from support.painted import noise, photograph, save_as
@@ -106,11 +108,11 @@ def test_a_truncated_file_is_broken_or_shows_all_that_matters(tmp_path: Path) ->
                 assert torch.equal(found, whole), (path.suffix, length)
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_that_lacks_only_its_end_is_whole(tmp_path: Path, progressive: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"optimize": True}])
+def test_a_jpeg_that_lacks_only_its_end_is_whole(tmp_path: Path, options: dict[str, int]) -> None:
     path, how = tmp_path / "a.jpg", Preprocessing(32, 36)
-    for size in ((40, 60), (300, 400)):
-        photograph(*size).save(path, progressive=progressive, quality=90)
+    for shown in (photograph(40, 60), photograph(300, 400), photograph(41, 67).convert("L")):
+        shown.save(path, quality=90, **options)
         content, whole = path.read_bytes(), decode(path, how)
         for lacking in (1, 2):
             path.write_bytes(content[:-lacking])
@@ -118,6 +120,19 @@ def test_a_jpeg_that_lacks_only_its_end_is_whole(tmp_path: Path, progressive: bo
         for lacking in (3, 4, 5, 20, 300):
             path.write_bytes(content[:-lacking])
             assert "truncated" in bad(path).reason
+            assert not lacks_only_its_end(content[:-lacking] + bytes(lacking))
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {}]
+)
+def test_no_place_where_a_jpeg_is_cut_passes_for_its_end(options: dict[str, int]) -> None:
+    stored = io.BytesIO()
+    photograph(48, 64).filter(ImageFilter.GaussianBlur(2)).save(stored, "JPEG", quality=80, **options)
+    content = stored.getvalue()
+    cuts = range(content.index(b"\xff\xda"), len(content) - 2)
+    assert len(cuts) > 300
+    assert not any(lacks_only_its_end(content[:length]) for length in cuts)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff", "a.bmp"])

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.transforms import v2
 
-from finetune.data.images import EXTENSIONS, center_crop, decode
+from finetune.data.images import EXTENSIONS, BrokenImage, center_crop, decode
 from finetune.data.pixels import on_white
 from finetune.data.reader import Reader
 from finetune.model.preprocessing import Preprocessing
@@ -264,3 +264,21 @@ def test_a_profile_of_another_kind_of_picture_is_left_aside(tmp_path: Path) -> N
     grey = noise(8, 8)[..., 0]
     Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=display_p3())
     assert (seen(tmp_path / "a.png", 8) == grey[..., None]).all()
+
+
+def test_grey_of_sixteen_bits_in_which_zero_is_white_is_no_negative(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
+    Image.fromarray(65535 - ramp).save(tmp_path / "b.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "b.tif") as stored:
+        assert stored.mode == "I;16"
+        assert stored.tag_v2[262] == 0
+    shown = [decode(tmp_path / name, Preprocessing(8, 8)) for name in ("a.tif", "b.tif")]
+    assert (shown[0].int() - shown[1].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_floats_of_which_none_is_finite_are_no_image(tmp_path: Path, value: float) -> None:
+    Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenImage, match="no finite pixel"):
+        decode(tmp_path / "a.tif", Preprocessing(8, 8))

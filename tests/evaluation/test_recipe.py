@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import runpy
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 import finetune
 from finetune.data.pixels import FORMATS
@@ -113,11 +115,49 @@ def test_it_needs_nothing_of_the_toolkit(
     image = str(few_pictures / "red" / "0.png")
     monkeypatch.setitem(sys.modules, "finetune", None)  # importing it would fail
     monkeypatch.setattr(sys, "argv", ["it.predict.py", image])
-    runpy.run_path("mine/it.predict.py", run_name="__main__")
+    with pytest.raises(SystemExit) as ended_with:
+        runpy.run_path("mine/it.predict.py", run_name="__main__")
+    assert not ended_with.value.code
     header, row = capsys.readouterr().out.splitlines()
     assert header == "path,class,probability"
     assert row.startswith(f"{image},")
     assert 0 < float(row.rpartition(",")[2]) < 1
+
+
+@pytest.mark.parametrize("on_bad", ["error", pytest.param("repair", marks=pytest.mark.slow)])
+def test_it_takes_broken_files_as_predict_does(
+    finished_run: Finished,
+    command: Command,
+    on_bad: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = str(finished_run("epochs=1", "precision=32", f"data.bad_images={on_bad}"))
+    assert command("export", run, "--out", "mine").code == 0
+    stored = io.BytesIO()
+    photograph(60, 80).save(stored, "JPEG")
+    whole = stored.getvalue()
+    for name, content in {"whole": whole, "endless": whole[:-2], "cut": whole[:-50]}.items():
+        Path(f"={name}.jpg").write_bytes(content)
+    Path("text.jpg").write_text("no image")
+    Image.new("RGB", (1, 20)).save("thin.png")
+    paths = ["=cut.jpg", "=endless.jpg", "=whole.jpg", "text.jpg", "thin.png"]
+    rows = list(csv.reader(command("predict", run, *paths, "--raw").out.splitlines()))[1:]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *paths])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    with pytest.raises(SystemExit) as ended_with:
+        runpy.run_path("mine/predict.py", run_name="__main__")
+    assert ended_with.value.code == 1
+    out, err = capsys.readouterr()
+    found = list(csv.reader(out.splitlines()))[1:]
+    assert [row[:2] for row in found] == [row[:2] for row in rows if not row[3]]
+    assert [float(row[2]) for row in found] == pytest.approx(
+        [float(row[2]) for row in rows if not row[3]], abs=1e-4
+    )
+    assert len(found) == (3 if on_bad == "repair" else 2)
+    assert [line.partition(":")[0] for line in err.splitlines()] == [
+        row[0].lstrip("'") for row in rows if row[3]
+    ]
 
 
 @pytest.mark.slow

@@ -20,12 +20,11 @@ from torch import Tensor
 from finetune.data import limits
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest, name_digest
-from finetune.data.pixels import FORMATS, as_rgb, rgb, square
+from finetune.data.pixels import END, FORMATS, JPEG, as_rgb, lacks_only_its_end, rgb, square
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
 EXTENSIONS = tuple(sorted(extension for extensions in FORMATS.values() for extension in extensions))
-JPEG, END = b"\xff\xd8", b"\xff\xd9"
 
 
 class Lenient(local):
@@ -138,8 +137,9 @@ def _open(
         try:
             return _read(content, preprocessing, memory)
         except Exception as error:
+            lacks_end = isinstance(error, OSError) and lacks_only_its_end(content)
             memory.close()
-            if lacks_only_its_end(content):
+            if lacks_end:
                 return _read(content + END, preprocessing, memory)
             if not preprocessing.repair or isinstance(error, MemoryError):
                 raise
@@ -165,27 +165,6 @@ def _read_what_is_there(content: bytes, preprocessing: Preprocessing, memory: Ex
         return _read(content + END * content.startswith(JPEG), preprocessing, memory)
     finally:
         LENIENT.on = before
-
-
-def lacks_only_its_end(content: bytes) -> bool:
-    """Whether a JPEG that cannot be decoded shows all its pixels once its end marker is added.
-
-    Where pixels are missing, the decoder takes what stands before the marker for them; else it skips that.
-    """
-    if not content.startswith(JPEG):
-        return False
-    seen = []
-    for filling in (b"", b"\x5a\xa5" * 64, b"\x33\xcc\x0f" * 64):
-        try:
-            with Image.open(
-                io.BytesIO(content.removesuffix(END[:1]) + filling + END), formats=("JPEG",)
-            ) as image:
-                limits.check_limits(image, content)
-                with limits.DECODING.taking(limits.memory(image)):
-                    seen.append(content_digest(image.tobytes()))
-        except Exception:  # broken otherwise, which the first attempt has told
-            return False
-    return len(set(seen)) == 1
 
 
 def _is_something_else(path: Path) -> bool:

@@ -6,8 +6,9 @@ It needs Pillow and NumPy alone: `finetune export` puts this very text into pred
 from __future__ import annotations
 
 import io
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -40,6 +41,12 @@ FILTERS = {
 }
 SPACES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 
+JPEG, END = b"\xff\xd8", b"\xff\xd9"
+MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # of a JPEG
+BASELINE, RESTART, SCAN = (0xC0, 0xC1), 0xDD, 0xDA
+PHOTOMETRIC = 262  # of TIFF's tags
+THINNEST = 2  # pixels: a line shows nothing
+
 # What is black and what is white where a pixel has more than 8 bits, for whole numbers (I) and floats (F).
 Brightness = Mapping[str, Sequence[float]]
 
@@ -50,12 +57,61 @@ def rgb(image: Image.Image, least: int, brightness: Brightness) -> Image.Image:
     least: pixels that are needed of the shorter side; JPEGs are decoded at a half, a quarter or an eighth of
         their size where that is twice as many.
     """
+    if min(image.size) < THINNEST:
+        raise ValueError(f"{image.width} x {image.height} pixels, too thin to show anything")
     image.draft("RGB", (2 * least, 2 * least))
     image.load()
     # A damaged EXIF is left aside, as viewers do.
     with suppress(SyntaxError, ValueError, TypeError, LookupError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)  # else it would copy, turned or not
     return on_white(image, brightness)
+
+
+def segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG up to its end, each with the place of what belongs to it: its length first."""
+    place = 2
+    while (marker := MARKER.search(content, place)) and marker[1] != END[1:]:
+        yield marker[1][0], marker.end()
+        place = marker.end() + max(2, int.from_bytes(content[marker.end() : marker.end() + 2]))
+
+
+def lacks_only_its_end(content: bytes) -> bool:
+    """Whether a JPEG has all its pixels but no end marker; False where that cannot be told.
+
+    It can of a baseline file in one scan without restart markers. That is decoded as if it were higher: the
+    first block of the added rows shows something where the data ends in it, and is grey where it ends before.
+    """
+    found = list(segments(content)) if content.startswith(JPEG) else []
+    kinds = [kind for kind, _ in found]
+    frames, scans = ([at for kind, at in found if kind in some] for some in (BASELINE, (SCAN,)))
+    if len(frames) != 1 or len(scans) != 1 or RESTART in kinds or content.endswith(bytes(2)):
+        return False
+    (frame,), (scan,) = frames, scans
+    try:
+        colours = content[frame + 7]
+        if colours != content[scan + 2]:  # the others are in a scan that is missing
+            return False
+        height = int.from_bytes(content[frame + 3 : frame + 5])
+        higher = content[: frame + 3] + (height + 64).to_bytes(2) + content[frame + 5 :]
+        with Image.open(io.BytesIO(higher.removesuffix(END[:1]) + END), formats=("JPEG",)) as image:
+            image.draft("L", None)
+            return image.mode == "L" and _ends_after(
+                np.asarray(image), height, content[frame + 9 : frame + 8 + 3 * colours : 3]
+            )
+    except Exception:  # broken otherwise, which the first attempt has told
+        return False
+
+
+def _ends_after(grey: np.ndarray, height: int, sampling: bytes) -> bool:
+    """Whether a JPEG's data ends in the first block below its true height; sampling: of each colour."""
+    right, down = sampling[0] >> 4, sampling[0] & 15
+    if any(one >> 4 > right or one & 15 > down for one in sampling):
+        return False
+    wide, tall = (8 * right, 8 * down) if len(sampling) > 1 else (8, 8)
+    added = grey[-(-height // tall) * tall :] != 128
+    first = bool(added[:tall, :wide].any())
+    added[:tall, :wide] = False
+    return first and not added.any()
 
 
 def square(image: Image.Image, resize: int, crop: int, interpolation: str) -> np.ndarray:
@@ -96,6 +152,8 @@ def _in_eight_bits(image: Image.Image, brightness: Brightness) -> np.ndarray:
     """Grey of more bits as uint8 (H, W); of a kind without a scale up to 65,535, or a float's own largest."""
     exact = np.float64 if image.mode == "I" else np.float32
     values: Any = np.array(image, dtype=exact)
+    if not np.isfinite(values).any():
+        raise ValueError("no finite pixel")
     if image.mode[0] in brightness:
         black, white = brightness[image.mode[0]]
     else:
@@ -106,6 +164,8 @@ def _in_eight_bits(image: Image.Image, brightness: Brightness) -> np.ndarray:
     values *= 255
     np.nan_to_num(values, copy=False, posinf=255, neginf=0)
     shades = values.clip(0, 255, out=values).round(out=values).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # a TIFF in which 0 is white
+        shades = 255 - shades
     if isinstance(transparent := image.info.get("transparency"), int):
         shades[np.asarray(image) == transparent] = 255
     return shades

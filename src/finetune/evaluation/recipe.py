@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune.cells import FORMULA, cells, like_a_formula
 from finetune.choices.losses import LOSSES
 from finetune.data import pixels
 from finetune.model import staged
@@ -22,17 +23,26 @@ RECIPE = '''# Classifies images: python predict.py picture.jpg ...
 
 import csv
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+from PIL import ImageFile
 
 RESIZE, CROP, INTERPOLATION = {resize}, {crop}, {interpolation!r}
 MEAN, STD = np.float32({mean}), np.float32({std})
 BRIGHTNESS: Brightness = {brightness}
 CLASSES = {classes}
+if REPAIR := {repair}:  # files that are cut off are shown as far as they go
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+FORMULA = re.compile({formula!r})
 
 
 def prepare(file: Any) -> np.ndarray:
-    """An image file as the network takes it, (1, 3, H, W)."""
-    with Image.open(file, formats=tuple(FORMATS)) as image:
+    """An image file, or its path, as the network takes it, (1, 3, H, W)."""
+    content = file.read() if hasattr(file, "read") else Path(file).read_bytes()
+    if content.startswith(JPEG) and (REPAIR or (not content.endswith(END) and lacks_only_its_end(content))):
+        content += END
+    with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
         seen = square(rgb(image, RESIZE, BRIGHTNESS), RESIZE, CROP, INTERPOLATION)
     return ((np.float32(seen) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]
 {network}
@@ -43,12 +53,23 @@ def probabilities(file: Any) -> np.ndarray:
     return {activation}
 
 
+{cells}
+
 if __name__ == "__main__":
+    failed = False
+    for stream in (sys.stdout, sys.stderr):  # names of any bytes
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     rows = csv.writer(sys.stdout, lineterminator="\\n")
     rows.writerow(["path", "class", "probability"])
     for path in sys.argv[1:]:
-        found = probabilities(path)
-        rows.writerow([path, CLASSES[found.argmax()], f"{{found.max():.6f}}"])
+        try:
+            found = probabilities(path)
+        except Exception as error:  # there is no telling what a decoder raises
+            failed = True
+            print(f"{{path}}: {{error}}", file=sys.stderr)
+            continue
+        rows.writerow(cells([path, CLASSES[found.argmax()], f"{{found.max():.6f}}"]))
+    sys.exit(failed)
 '''
 SOFTMAX = "np.exp(outputs - outputs.max()) / np.exp(outputs - outputs.max()).sum()"
 SIGMOID = "1 / (1 + np.exp(-outputs))"
@@ -112,6 +133,9 @@ def recipe(saved: Saved, model: str, softmax: bool) -> str:
         std=list(how.std),
         brightness=dict(how.brightness),
         classes=saved.names,
+        repair=how.repair,
+        formula=FORMULA.pattern,
+        cells="\n\n".join(map(inspect.getsource, (like_a_formula, cells))),
         network=network.format(model=model, **(_network(saved) if "{plain}" in network else {})),
         activation="outputs" if softmax else activation,
     )

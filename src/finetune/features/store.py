@@ -30,7 +30,7 @@ from finetune.atomic import not_written, read_json, sha256_of
 from finetune.errors import RequestError, RunError
 from finetune.features.rows import MemoryStore, RowLayout
 
-VERSION = 3  # to be raised when a row has another form, or an image decodes to other pixels
+VERSION = 4  # to be raised when a row has another form, or an image decodes to other pixels
 GONE = "0" * 64
 LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
 LINE_BYTES = 74
