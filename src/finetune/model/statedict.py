@@ -21,8 +21,9 @@ from finetune.model.parts import State, taken, tensors_in
 
 SHA256 = "finetune_sha256"  # in the text of an exported file
 COUNTER = "num_batches_tracked"
+BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF")  # of torch.save's files: now, and before 1.6
 # In what torch says of an object that it does not load.
-UNSAFE = re.compile(r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)")
+UNSAFE = re.compile(r"GLOBAL (\S+)")
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
@@ -51,20 +52,27 @@ def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     except RequestError:
         raise
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
-        if found := UNSAFE.search(str(error)):
-            raise RequestError(
-                f"{named}: holds {found[1]}, whose loading can run code; expected tensors and plain"
-                " data. Where you trust the file, torch.save the state_dict() of what"
-                " torch.load(…, weights_only=False) gives"
-            ) from None
-        line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
-        raise RequestError(
-            f"{named}: is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
-        ) from None
+        raise RequestError(f"{named}: {_why_unread(file, error)}") from None
     if not state:
         keys = f"; its keys are {brief([*map(str, loaded)])}" if isinstance(loaded, dict) and loaded else ""
         raise RequestError(f"{named}: expected a state dict, that is names with tensors{keys}")
     return state, {}
+
+
+def _why_unread(file: Path, error: Exception) -> str:
+    """What is wrong with a file that torch or safetensors refused with that error."""
+    with file.open("rb") as opened:
+        start = opened.read(24)
+    if file.suffix != ".safetensors" and not start.startswith(BEGINNINGS):
+        begins = f"it begins with {start!r}" if start else "it is empty"
+        return f"is no file of weights, or damaged: {begins}; expected what torch.save or safetensors writes"
+    if found := UNSAFE.search(str(error)):
+        return (
+            f"holds {brief([found[1]])}, whose loading can run code; expected tensors and plain data. Where"
+            " you trust the file, torch.save the state_dict() of what torch.load(…, weights_only=False) gives"
+        )
+    line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
+    return f"is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
 
 
 def fit_state_dict(
