@@ -70,7 +70,7 @@ def _shares(state: State, backbone: State) -> Counter[str]:
     for key, value in state.items():
         for start in (0, *(end.end() for end in re.finditer(f"[.{DICT}]", key))):
             own = backbone.get(key[start:])
-            if own is not None and own.shape == value.shape:
+            if own is not None and not value.is_nested and own.shape == value.shape:
                 shares[key[:start]] += 1
     return shares
 

@@ -91,8 +91,9 @@ def fit_state_dict(
         state = {pattern.sub(replacement, key): value for key, value in state.items()}
     state, notes = taken(state, model, backbone, requested)
     theirs = _below(state, head)
-    _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
     refuse_hollow(theirs, f"weights={requested}")
+    _refuse_kinds(state, own, requested)
+    _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
     if _shapes(theirs) != _shapes(mine):
         size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
         if not keep_head:
@@ -102,7 +103,9 @@ def fit_state_dict(
                 way = f"head=keep keeps it, -{head} in freeze trains it"
                 told = f"has {size[0]} outputs and was left out ({way})"
             notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
-        elif size and _shapes(theirs, 1) == _shapes(mine, 1):
+        elif (
+            size and size[0] and _shapes(theirs) == {key: size + one for key, one in _shapes(mine, 1).items()}
+        ):
             replace_head(model, head, size[0])
             own = model.state_dict()
         else:
@@ -113,7 +116,12 @@ def fit_state_dict(
     # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
     own.update(state)
     model.load_state_dict(own)
-    return {key: value for key, value in model.state_dict().items() if key in state}, notes
+    loaded = {key: value for key, value in model.state_dict().items() if key in state}
+    if broken := [key for key, value in loaded.items() if not value.isfinite().all()]:
+        raise RequestError(
+            f"weights={requested}: expected finite numbers, not NaN or infinity in {brief(broken)}"
+        )
+    return loaded, notes
 
 
 def sealed_text(state: State, text: Mapping[str, str]) -> dict[str, str]:
@@ -163,6 +171,17 @@ def refuse_hollow(state: State, named: str) -> None:
         if not real or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise RequestError(
                 f"{named}: expected a number for each of {key} {list(value.shape)}; it has fewer"
+            )
+
+
+def _refuse_kinds(state: State, own: State, requested: str) -> None:
+    """Raise RequestError for tensors that the model's can be filled with in silence only, or not at all."""
+    for key, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+        if not plain or (key in own and own[key].is_floating_point() and not value.is_floating_point()):
+            kind = f"{value.dtype}, {'nested' if value.is_nested else value.layout}, {value.device}"
+            raise RequestError(
+                f"weights={requested}: expected plain floating-point numbers in {brief([key])}, not {kind}"
             )
 
 
