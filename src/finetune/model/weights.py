@@ -15,7 +15,7 @@ from finetune.model.build import check_model_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
-from finetune.model.preprocessing import Preprocessing
+from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
@@ -140,14 +140,17 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
         state = below(state, part, requested)
     try:
         preprocessing = Preprocessing.from_metadata(text)
-        classes = tuple(map(str, json.loads(text.get("classes", "[]"))))
-    except (TypeError, ValueError):
+        classes = json.loads(text.get("classes", "[]"))
+        if not isinstance(classes, list):
+            raise ValueError("expected a list")
+    except (AttributeError, TypeError, ValueError, RecursionError):
         raise RequestError(
-            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std, and a"
-            " list of its classes"
+            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std (sizes"
+            f" and std above 0), one of {', '.join(INTERPOLATIONS)} as its interpolation, and a list of its"
+            " classes"
         ) from None
     preprocessing = preprocessing or default_preprocessing(architecture, model)
-    return state, Weights(requested, requested, preprocessing, classes=classes)
+    return state, Weights(requested, requested, preprocessing, classes=tuple(map(str, classes)))
 
 
 def _enum_preprocessing(enum: Any) -> Preprocessing:
