@@ -250,3 +250,9 @@ def test_a_head_that_is_no_layer_is_not_kept(trained, rows: int, biases: int):
     head = {"fc.weight": torch.zeros(rows, 512), "fc.bias": torch.zeros(biases)}
     with pytest.raises(RequestError, match=rf"have fc\.weight \[{rows}, 512\], fc\.bias \[{biases}\]"):
         fit_state_dict(untrained("resnet18"), state_of(trained("resnet18")) | head, "w.pth", keep_head=True)
+
+
+def test_a_name_of_a_million_letters_is_cut(trained):
+    with pytest.raises(RequestError, match=r"1 unexpected .k*…") as refused:
+        fit_state_dict(untrained("resnet18"), {"k" * 10**6: torch.zeros(2)}, "w.pth", keep_head=False)
+    assert len(str(refused.value)) < 1000
