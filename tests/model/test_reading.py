@@ -20,7 +20,9 @@ from finetune.model.hashing import digest
 from finetune.model.head import replace_head
 from finetune.model.parts import State
 from finetune.model.statedict import fit_state_dict, read_state_dict, sealed_text
+from finetune.model.weights import load_weights
 from finetune.training.checkpoint import save_frozen
+from support.privilege import without_privilege
 
 
 def state_of(model: nn.Module) -> State:
@@ -200,6 +202,34 @@ def test_what_torch_did_not_write_is_told_by_its_beginning(tmp_path: Path, conte
     ) as refused:
         read_state_dict(tmp_path / "w.pth")
     assert "code" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "shut/w.pth"])
+def test_what_may_not_be_read_is_told_so(tmp_path: Path, name: str):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    shut = file if file.parent == tmp_path else file.parent
+    shut.chmod(0)
+    with (
+        without_privilege(),
+        pytest.raises(RequestError, match=rf"{name}: cannot be read: Permission denied"),
+    ):
+        load_weights(nn.Identity(), "resnet18", str(file))
+    shut.chmod(0o700)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path):
+    with pytest.raises(RequestError, match="x: cannot be read: File name too long"):
+        load_weights(nn.Identity(), "resnet18", "x" * 300)
+
+
+def test_one_flipped_byte_of_a_tensor_is_noticed(tmp_path: Path):
+    torch.save({"a": torch.full((100,), 0.5)}, tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(whole.replace(b"\0\0\0\x3f", b"\1\0\0\x3f", 1))
+    with pytest.raises(RequestError, match=r"w\.pth: is damaged .*w/data/0 in it is not what was written"):
+        read_state_dict(tmp_path / "w.pth")
 
 
 def test_a_pickle_of_another_kind_is_not_called_unsafe(tmp_path: Path):

@@ -32,25 +32,29 @@ RENAMED = (
 )
 
 
-def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
+def read_state_dict(path: Path, part: str = "") -> tuple[State, dict[str, str]]:
     """A file's tensors and the text stored with them: of .safetensors, of torch.save or of a run's folder.
 
-    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings`, `data`.
+    Tensors in dicts have names as `parts` gives them, for a `part` that is asked for. A run's text has the
+    SHA-256 of its `settings`, `data`.
     RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
     """
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not file.exists():
-        raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
     named = f"weights={path}" if file == path else file
     try:
+        if not file.exists():
+            raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
+        file.open("rb").close()  # or the system's reason, which safetensors does not give
         if file.suffix == ".safetensors":
             return _safetensors(file)
         loaded = sealed.read_checkpoint(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
-        state = tensors_in(loaded)
+        state = tensors_in(loaded, part)
     except RequestError:
         raise
+    except PermissionError as error:
+        raise RequestError(f"{named}: cannot be read: {error.strerror}") from None
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
         raise RequestError(f"{named}: {_why_unread(file, error)}") from None
     if not state:
