@@ -35,9 +35,9 @@ def tell(error: RequestError | RunError) -> int:
 
 
 def brief(names: Sequence[str], most: int = 6) -> str:
-    """The first names of a list in one line, and how many more there are."""
+    """The first names of a list in one line, each cut to 200 letters, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(name if len(name) <= 200 else f"{name[:199]}…" for name in names[:most]) + rest
 
 
 def one_line(error: BaseException) -> str:

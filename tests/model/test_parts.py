@@ -124,6 +124,31 @@ def test_two_of_which_neither_is_better_have_to_be_named(state: State, tmp_path:
         loaded(content, tmp_path, ":tar")
 
 
+def test_a_name_that_is_not_there_is_answered_with_whole_names(state: State, tmp_path: Path) -> None:
+    content = {
+        "state_dict": under("module.encoder_k.", state) | under("module.encoder_q.", state),
+        "epoch": 1,
+    }
+    with pytest.raises(
+        RequestError,
+        match=r"w\.pth:encoder_k: expected one of"
+        r" state_dict\.module\.encoder_k, state_dict\.module\.encoder_q after",
+    ):
+        loaded(content, tmp_path, ":encoder_k")
+    with pytest.raises(RequestError, match=r"w\.pth:: expected a name after the colon"):
+        loaded(content, tmp_path, ":")
+    with pytest.raises(RequestError, match=r"n\.pth:model: expected a file, and there is no .*n\.pth$"):
+        load_weights(untrained(NAME), NAME, f"{tmp_path}/n.pth:model")
+
+
+def test_a_dict_with_two_names_is_one_network_that_has_both(state: State, tmp_path: Path) -> None:
+    content = {"model": {"net": state}, "other": {"net": state}, "ema": under("", state, 2.0)}
+    for part in (":model.net", ":other.net"):
+        assert same_backbone(loaded(content, tmp_path, part)[0], state)
+    del content["ema"]
+    assert loaded(content, tmp_path)[1] == []
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "state_dict:model."])
 def test_an_incomplete_backbone_is_an_error_that_names_what_there_is(state: State, prefix: str) -> None:
     half = {key: value for key, value in under(prefix, state).items() if "layer4" not in key}

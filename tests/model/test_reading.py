@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import gzip
 import pickle
 import zipfile
 from pathlib import Path, PureWindowsPath
@@ -19,7 +20,9 @@ from finetune.model.hashing import digest
 from finetune.model.head import replace_head
 from finetune.model.parts import State
 from finetune.model.statedict import fit_state_dict, read_state_dict, sealed_text
+from finetune.model.weights import load_weights
 from finetune.training.checkpoint import save_frozen
+from support.privilege import without_privilege
 
 
 def state_of(model: nn.Module) -> State:
@@ -180,9 +183,58 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object,
         read_state_dict(tmp_path / "w.pth")
 
 
-def test_a_damaged_file_is_told_apart_from_one_with_objects(tmp_path: Path):
-    (tmp_path / "w.pth").write_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00abcdeq\x01h\x09s.")
-    with pytest.raises(RequestError, match=r"w\.pth: ") as refused:
+@pytest.mark.parametrize(
+    ("content", "begins"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "it begins with b'<!DOCTYPE html>"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it begins with b'version https://git-lfs"),
+        (gzip.compress(b"weights", mtime=0), r"it begins with b'\\x1f\\x8b"),
+        (b"P", "it begins with b'P'"),
+        (b"", "it is empty"),
+        (pickle.dumps({"a": argparse.Namespace()}), r"it begins with b'\\x80\\x04"),
+        (b"\x80\x02}q\x00X\x05\x00\x00\x00abcdeq\x01h\x09s.", r"it begins with b'\\x80\\x02}"),
+    ],
+)
+def test_what_torch_did_not_write_is_told_by_its_beginning(tmp_path: Path, content: bytes, begins: str):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(
+        RequestError, match=rf"w\.pth: is no file of weights, or damaged: {begins}"
+    ) as refused:
+        read_state_dict(tmp_path / "w.pth")
+    assert "code" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "shut/w.pth"])
+def test_what_may_not_be_read_is_told_so(tmp_path: Path, name: str):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    shut = file if file.parent == tmp_path else file.parent
+    shut.chmod(0)
+    with (
+        without_privilege(),
+        pytest.raises(RequestError, match=rf"{name}: cannot be read: Permission denied"),
+    ):
+        load_weights(nn.Identity(), "resnet18", str(file))
+    shut.chmod(0o700)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path):
+    with pytest.raises(RequestError, match="x: cannot be read: File name too long"):
+        load_weights(nn.Identity(), "resnet18", "x" * 300)
+
+
+def test_one_flipped_byte_of_a_tensor_is_noticed(tmp_path: Path):
+    torch.save({"a": torch.full((100,), 0.5)}, tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(whole.replace(b"\0\0\0\x3f", b"\1\0\0\x3f", 1))
+    with pytest.raises(RequestError, match=r"w\.pth: is damaged .*w/data/0 in it is not what was written"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_pickle_of_another_kind_is_not_called_unsafe(tmp_path: Path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(RequestError, match=r"w\.pth: is damaged or .* Unsupported operand") as refused:
         read_state_dict(tmp_path / "w.pth")
     assert "code" not in str(refused.value)
 

@@ -211,3 +211,48 @@ def test_another_librarys_names_are_refused(trained):
     state = state_of(trained("timm/efficientnet_b0"))
     with pytest.raises(RequestError, match=r"missing \(features.* unexpected \(conv_stem"):
         fit_state_dict(untrained("efficientnet_b0"), state, "w.pth", keep_head=False)
+
+
+# --- tensors of other kinds
+
+KINDS = {
+    "meta": lambda w: w.to("meta"),
+    "sparse": lambda w: w.to_sparse(),
+    "quantized": lambda w: torch.quantize_per_tensor(w, 0.01, 0, torch.qint8),
+    "nested": lambda w: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "integer": lambda w: (w * 100).to(torch.int8),
+    "bool": lambda w: w > 0,
+    "complex": lambda w: w * 1j,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_that_are_no_plain_floating_point_numbers_are_refused(trained, kind: str):
+    state = state_of(trained("resnet18"))
+    state["conv1.weight"] = KINDS[kind](state["conv1.weight"])
+    with pytest.raises(RequestError, match=r"^weights=w\.pth: expected plain .* in conv1\.weight, not torch"):
+        fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused(trained, number: float):
+    state = state_of(trained("resnet18"))
+    state["conv1.weight"] = state["conv1.weight"].index_fill(0, torch.tensor([3]), number)
+    with pytest.raises(RequestError, match=r"^weights=w\.pth: expected finite .* in conv1\.weight$"):
+        fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=False)
+    state = state_of(trained("resnet18")) | {"fc.weight": torch.full((10, 512), number)}
+    fit_state_dict(untrained("resnet18"), state, "w.pth", keep_head=False)  # a head that is left out
+
+
+@pytest.mark.parametrize(("rows", "biases"), [(7, 5), (0, 0)])
+def test_a_head_that_is_no_layer_is_not_kept(trained, rows: int, biases: int):
+    head = {"fc.weight": torch.zeros(rows, 512), "fc.bias": torch.zeros(biases)}
+    with pytest.raises(RequestError, match=rf"have fc\.weight \[{rows}, 512\], fc\.bias \[{biases}\]"):
+        fit_state_dict(untrained("resnet18"), state_of(trained("resnet18")) | head, "w.pth", keep_head=True)
+
+
+def test_a_name_of_a_million_letters_is_cut(trained):
+    with pytest.raises(RequestError, match=r"1 unexpected .k*…") as refused:
+        fit_state_dict(untrained("resnet18"), {"k" * 10**6: torch.zeros(2)}, "w.pth", keep_head=False)
+    assert len(str(refused.value)) < 1000

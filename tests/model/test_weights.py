@@ -9,12 +9,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from finetune.data.pixels import FILTERS
 from finetune.errors import RequestError
 from finetune.model import weights as module
 from finetune.model.build import build_model, model_names
 from finetune.model.download import Unreachable, download_weights
 from finetune.model.hashing import digest
-from finetune.model.preprocessing import Preprocessing
+from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
 from finetune.model.weights import default_preprocessing, enum_of, load_weights
 
 NAME = "squeezenet1_1"
@@ -109,13 +110,31 @@ def test_a_heads_own_numbers_are_no_part_of_the_fingerprint_where_it_is_left_out
     assert kept.notes == []
 
 
-def test_preprocessing_that_is_no_numbers_is_refused(trained, tmp_path: Path):
-    text = Preprocessing().metadata() | {"crop_size": "large"}
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_size": "large"},
+        {"crop_size": "0"},
+        {"interpolation": "bogus"},
+        {"mean": "[0, 0]"},
+        {"mean": "[0, 0, NaN]"},
+        {"std": "[1, 1, 0]"},
+        {"brightness": "[1]"},
+        {"classes": '{"a": 1}'},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_is_none_is_refused(trained, tmp_path: Path, wrong: dict[str, str]):
+    text = Preprocessing().metadata() | wrong
     save_file(trained(NAME).state_dict(), tmp_path / "w.safetensors", metadata=text)
     with pytest.raises(
         RequestError, match=r"^weights=.*w\.safetensors: expected numbers in the file's crop_size"
     ):
         load_weights(fresh(), NAME, str(tmp_path / "w.safetensors"))
+
+
+def test_every_interpolation_has_its_filter():
+    assert set(INTERPOLATIONS) == set(FILTERS)
 
 
 @pytest.mark.parametrize(

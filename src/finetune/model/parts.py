@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import compress
+from operator import not_
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,24 +20,34 @@ PREFERRED = re.compile(r"(^|[._:])(ema|teacher|encoder_q)[._:]")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-def tensors_in(content: Any) -> State:
-    """The tensors in nested dicts, under names such as `state_dict:module.conv1.weight`."""
+def tensors_in(content: Any, part: str = "") -> State:
+    """The tensors in nested dicts, under names such as `state_dict:module.conv1.weight`.
+
+    A dict that has several names is found under the first; under the one that leads to `part`, if one does.
+    """
     found, waiting, seen = State(), [("", content)], set[int]()
     while waiting:
-        before, part = waiting.pop(0)
-        if isinstance(part, dict) and id(part) not in seen:  # one may hold itself
-            seen.add(id(part))
-            found |= {f"{before}{key}": value for key, value in part.items() if isinstance(value, Tensor)}
-            waiting += [(f"{before}{key}{DICT}", one) for key, one in part.items() if isinstance(one, dict)]
+        before, content = waiting.pop(0)
+        if isinstance(content, dict) and id(content) not in seen:  # one may hold itself
+            seen.add(id(content))
+            found |= {f"{before}{key}": value for key, value in content.items() if isinstance(value, Tensor)}
+            inner = [(f"{before}{key}{DICT}", one) for key, one in content.items() if isinstance(one, dict)]
+            leads = [f"{part}.".startswith(_shown(name)) for name, _ in inner]
+            waiting[:0] = compress(inner, leads)
+            waiting += compress(inner, map(not_, leads))
     return found
 
 
-def below(state: State, part: str, requested: str) -> State:
+def below(state: State, part: str, own: State, requested: str) -> State:
     """The tensors below a name such as `model_ema` or `state_dict.encoder`; RequestError for none."""
     found = {key: value for key, value in state.items() if _shown(key).startswith(f"{part}.")}
     if not found:
-        tops = dict.fromkeys(_shown(key).partition(".")[0] for key in state)
-        raise RequestError(f"weights={requested}: expected one of {brief([*tops])} after the colon")
+        shares = _shares(state, own)
+        most = max(shares.values(), default=0)  # parts of a network may fit in other places of it
+        names = [_shown(prefix) for prefix, share in shares.items() if prefix and 2 * share > most]
+        names = names or [*dict.fromkeys(_shown(key).partition(".")[0] for key in state)]
+        known = brief([name.rstrip(".") for name in names])
+        raise RequestError(f"weights={requested}: expected one of {known} after the colon")
     return found
 
 
@@ -70,7 +82,7 @@ def _shares(state: State, backbone: State) -> Counter[str]:
     for key, value in state.items():
         for start in (0, *(end.end() for end in re.finditer(f"[.{DICT}]", key))):
             own = backbone.get(key[start:])
-            if own is not None and own.shape == value.shape:
+            if own is not None and not value.is_nested and own.shape == value.shape:
                 shares[key[:start]] += 1
     return shares
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+# What `data.pixels` has filters for.
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class Preprocessing:
 
     @staticmethod
     def from_metadata(text: Mapping[str, str]) -> Preprocessing | None:
-        """What `metadata` wrote; None where a file says nothing of it."""
+        """What `metadata` wrote; None where a file says nothing of it. ValueError: it is none."""
         if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= text.keys():
             return None
-        return Preprocessing(
+        read = Preprocessing(
             crop_size=int(text["crop_size"]),
             resize_size=int(text["resize_size"]),
             mean=tuple(json.loads(text["mean"])),
@@ -59,6 +63,16 @@ class Preprocessing:
             },
             repair=bool(json.loads(text.get("repair", "false"))),
         )
+        numbers = [*map(float, read.mean), *map(float, read.std)]
+        if not (
+            min(read.crop_size, read.resize_size) > 0
+            and len(read.mean) == len(read.std) == 3
+            and all(map(math.isfinite, numbers))
+            and min(read.std) > 0
+            and read.interpolation in INTERPOLATIONS
+        ):
+            raise ValueError("expected sizes and deviations above 0, and a known interpolation")
+        return read
 
     def to(self, image_size: int) -> Preprocessing:
         """The same for another input size, keeping the share of the image that is cropped."""

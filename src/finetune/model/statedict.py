@@ -21,8 +21,9 @@ from finetune.model.parts import State, taken, tensors_in
 
 SHA256 = "finetune_sha256"  # in the text of an exported file
 COUNTER = "num_batches_tracked"
+BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF")  # of torch.save's files: now, and before 1.6
 # In what torch says of an object that it does not load.
-UNSAFE = re.compile(r"(?:GLOBAL |Unsupported (?=operand))(\S+(?: \d+)?)")
+UNSAFE = re.compile(r"GLOBAL (\S+)")
 # What torchvision's own loaders rename in the older of its files.
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
@@ -31,40 +32,51 @@ RENAMED = (
 )
 
 
-def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
+def read_state_dict(path: Path, part: str = "") -> tuple[State, dict[str, str]]:
     """A file's tensors and the text stored with them: of .safetensors, of torch.save or of a run's folder.
 
-    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings`, `data`.
+    Tensors in dicts have names as `parts` gives them, for a `part` that is asked for. A run's text has the
+    SHA-256 of its `settings`, `data`.
     RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
     """
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not file.exists():
-        raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
     named = f"weights={path}" if file == path else file
     try:
+        if not file.exists():
+            raise RequestError(f"weights={path}: expected a run's folder, with checkpoints/best.ckpt in it")
+        file.open("rb").close()  # or the system's reason, which safetensors does not give
         if file.suffix == ".safetensors":
             return _safetensors(file)
         loaded = sealed.read_checkpoint(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
-        state = tensors_in(loaded)
+        state = tensors_in(loaded, part)
     except RequestError:
         raise
+    except PermissionError as error:
+        raise RequestError(f"{named}: cannot be read: {error.strerror}") from None
     except Exception as error:  # there is no telling what foreign bytes make an unpickler raise
-        if found := UNSAFE.search(str(error)):
-            raise RequestError(
-                f"{named}: holds {found[1]}, whose loading can run code; expected tensors and plain"
-                " data. Where you trust the file, torch.save the state_dict() of what"
-                " torch.load(…, weights_only=False) gives"
-            ) from None
-        line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
-        raise RequestError(
-            f"{named}: is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
-        ) from None
+        raise RequestError(f"{named}: {_why_unread(file, error)}") from None
     if not state:
         keys = f"; its keys are {brief([*map(str, loaded)])}" if isinstance(loaded, dict) and loaded else ""
         raise RequestError(f"{named}: expected a state dict, that is names with tensors{keys}")
     return state, {}
+
+
+def _why_unread(file: Path, error: Exception) -> str:
+    """What is wrong with a file that torch or safetensors refused with that error."""
+    with file.open("rb") as opened:
+        start = opened.read(24)
+    if file.suffix != ".safetensors" and not start.startswith(BEGINNINGS):
+        begins = f"it begins with {start!r}" if start else "it is empty"
+        return f"is no file of weights, or damaged: {begins}; expected what torch.save or safetensors writes"
+    if found := UNSAFE.search(str(error)):
+        return (
+            f"holds {brief([found[1]])}, whose loading can run code; expected tensors and plain data. Where"
+            " you trust the file, torch.save the state_dict() of what torch.load(…, weights_only=False) gives"
+        )
+    line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
+    return f"is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
 
 
 def fit_state_dict(
@@ -83,8 +95,9 @@ def fit_state_dict(
         state = {pattern.sub(replacement, key): value for key, value in state.items()}
     state, notes = taken(state, model, backbone, requested)
     theirs = _below(state, head)
-    _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
     refuse_hollow(theirs, f"weights={requested}")
+    _refuse_kinds(state, own, requested)
+    _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
     if _shapes(theirs) != _shapes(mine):
         size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
         if not keep_head:
@@ -94,7 +107,9 @@ def fit_state_dict(
                 way = f"head=keep keeps it, -{head} in freeze trains it"
                 told = f"has {size[0]} outputs and was left out ({way})"
             notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
-        elif size and _shapes(theirs, 1) == _shapes(mine, 1):
+        elif (
+            size and size[0] and _shapes(theirs) == {key: size + one for key, one in _shapes(mine, 1).items()}
+        ):
             replace_head(model, head, size[0])
             own = model.state_dict()
         else:
@@ -105,7 +120,12 @@ def fit_state_dict(
     # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
     own.update(state)
     model.load_state_dict(own)
-    return {key: value for key, value in model.state_dict().items() if key in state}, notes
+    loaded = {key: value for key, value in model.state_dict().items() if key in state}
+    if broken := [key for key, value in loaded.items() if not value.isfinite().all()]:
+        raise RequestError(
+            f"weights={requested}: expected finite numbers, not NaN or infinity in {brief(broken)}"
+        )
+    return loaded, notes
 
 
 def sealed_text(state: State, text: Mapping[str, str]) -> dict[str, str]:
@@ -155,6 +175,17 @@ def refuse_hollow(state: State, named: str) -> None:
         if not real or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise RequestError(
                 f"{named}: expected a number for each of {key} {list(value.shape)}; it has fewer"
+            )
+
+
+def _refuse_kinds(state: State, own: State, requested: str) -> None:
+    """Raise RequestError for tensors that the model's can be filled with in silence only, or not at all."""
+    for key, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+        if not plain or (key in own and own[key].is_floating_point() and not value.is_floating_point()):
+            kind = f"{value.dtype}, {'nested' if value.is_nested else value.layout}, {value.device}"
+            raise RequestError(
+                f"weights={requested}: expected plain floating-point numbers in {brief([key])}, not {kind}"
             )
 
 

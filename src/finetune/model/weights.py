@@ -15,7 +15,7 @@ from finetune.model.build import check_model_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
-from finetune.model.preprocessing import Preprocessing
+from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
@@ -125,29 +125,43 @@ def _bundled(architecture: str, requested: str) -> tuple[State, Weights]:
 def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if "://" in requested:
         raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
-    path, part = Path(requested), ""
-    file, _, name = requested.rpartition(":")
-    if not path.exists() and Path(file).is_file():  # one of several networks in a file
-        path, part = Path(file), name
-    if not path.exists():
-        own = () if architecture.startswith("timm/") else torchvision.models.get_model_weights(architecture)
-        raise RequestError(
-            f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
-            f" a file or a run's folder"
-        )
-    state, text = read_state_dict(path)
+    path, part = _path_and_part(architecture, requested)
+    state, text = read_state_dict(path, part)
     if part:
-        state = below(state, part, requested)
+        state = below(state, part, model.state_dict(), requested)
     try:
         preprocessing = Preprocessing.from_metadata(text)
-        classes = tuple(map(str, json.loads(text.get("classes", "[]"))))
-    except (TypeError, ValueError):
+        classes = json.loads(text.get("classes", "[]"))
+        if not isinstance(classes, list):
+            raise ValueError("expected a list")
+    except (AttributeError, TypeError, ValueError, RecursionError):
         raise RequestError(
-            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std, and a"
-            " list of its classes"
+            f"weights={requested}: expected numbers in the file's crop_size, resize_size, mean and std (sizes"
+            f" and std above 0), one of {', '.join(INTERPOLATIONS)} as its interpolation, and a list of its"
+            " classes"
         ) from None
     preprocessing = preprocessing or default_preprocessing(architecture, model)
-    return state, Weights(requested, requested, preprocessing, classes=classes)
+    return state, Weights(requested, requested, preprocessing, classes=tuple(map(str, classes)))
+
+
+def _path_and_part(architecture: str, requested: str) -> tuple[Path, str]:
+    """A file or a run's folder, and the name of one of several networks in the file, or ''."""
+    path, (file, colon, name) = Path(requested), requested.rpartition(":")
+    try:
+        if path.exists():
+            return path, ""
+        if name and Path(file).is_file():
+            return Path(file), name
+    except OSError as error:
+        raise RequestError(f"weights={requested}: cannot be read: {error.strerror}") from None
+    if colon:
+        wrong = "a name after the colon" if not name else f"a file, and there is no {file}"
+        raise RequestError(f"weights={requested}: expected {wrong}")
+    own = () if architecture.startswith("timm/") else torchvision.models.get_model_weights(architecture)
+    raise RequestError(
+        f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
+        f" a file or a run's folder"
+    )
 
 
 def _enum_preprocessing(enum: Any) -> Preprocessing:
