@@ -121,7 +121,7 @@ def prepare(
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
     resuming.check_origin(state, origin)
     if writes:
-        longer.begin(asked, folder, console)
+        longer.note_epochs(asked, folder, console)
         if note := folders.start(folder, inputs.bad):
             say(console, "note", note)
     return Prepared(
@@ -168,7 +168,7 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     fitted = train(prepared, board, console)
     if board is None or fitted is None:
         return {}
-    return finish(prepared, board, fitted, time.perf_counter() - ready_at, console)
+    return finish(prepared, board, fitted, training=time.perf_counter() - ready_at, console=console)
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:

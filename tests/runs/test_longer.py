@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.runs.longer import begin
+from finetune.runs.longer import note_epochs
 from finetune.runs.settings import read_settings
 from finetune.say import Screen
 from support.ended import Ended
@@ -68,7 +68,9 @@ def test_more_epochs_end_as_if_asked_for_from_the_start(
 def test_too_many_epochs_can_be_taken_back(command: Command, ended: Callable[..., Path]) -> None:
     run = ended()
     before = summary_of(run)
-    begin(read_settings(run).model_copy(update={"epochs": 4000}), run, Screen(quiet=True))  # and Ctrl-C then
+    note_epochs(
+        read_settings(run).model_copy(update={"epochs": 4000}), run, Screen(quiet=True)
+    )  # and Ctrl-C then
     assert not (run / "summary.json").exists()
     refused = command("resume", "run", "epochs=1")
     assert (refused.code, refused.err[:28]) == (2, "error: epochs=1: expected 2 ")

@@ -19,7 +19,7 @@ from finetune.data.images import EXTENSIONS
 from finetune.data.sources.cells import encoding_of, is_table, read_cells
 from finetune.data.sources.labeled import expand_home
 from finetune.data.sources.table import Columns
-from finetune.data.sources.table import find_images as find_in_table
+from finetune.data.sources.table import read_images as read_table
 from finetune.data.sources.walk import files_below, is_image, kind_of, tell_others
 from finetune.errors import RequestError
 from finetune.say import say
@@ -67,7 +67,7 @@ def find_images(arguments: Sequence[str], stdin: TextIO, data: Data | None = Non
     passed_over, warnings = Counter[str](), list[str]()
     counts = [_count(argument, columns, passed_over, warnings) for argument in arguments if argument != "-"]
     total = None if "-" in arguments else sum(counts)
-    return Paths(arguments, stdin, columns, total, passed_over, warnings)
+    return Paths(arguments, stdin, columns, total, passed_over=passed_over, warnings=warnings)
 
 
 def _count(argument: str, columns: Columns, passed_over: Counter[str], warnings: list[str]) -> int:
@@ -96,7 +96,7 @@ def _found(
                 passed_over[kind_of(path)] += 1
     elif is_table(Path(argument)) and os.path.exists(argument):
         cells = read_cells(Path(argument), argument)
-        images, told = find_in_table(cells, Path(argument).parent, columns)
+        images, told = read_table(cells, Path(argument).parent, columns)
         warnings += [f"{argument}: {line}" for line in cells.warnings + told]
         if columns.image_folder:
             warnings.append(f"{argument}: its paths start at {columns.image_folder}, as the run's did")

@@ -60,7 +60,7 @@ def _ended_by(settings: Settings, folder: Path) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def begin(settings: Settings, folder: Path, console: Console) -> None:
+def note_epochs(settings: Settings, folder: Path, console: Console) -> None:
     """Where a run goes on for more epochs, note it and say what that means for the schedule."""
     file = folder / "settings.json"
     before = read_settings(folder).epochs

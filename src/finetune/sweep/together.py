@@ -77,7 +77,7 @@ def train_together(
             board.writer.close()
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
-        plan.finish(finish(share, board, came_to, training / len(jobs), Screen(quiet=True)))
+        plan.finish(finish(share, board, came_to, training=training / len(jobs), console=Screen(quiet=True)))
     _say_done(plans, prepared, console)
 
 
@@ -109,7 +109,8 @@ def solve_in_turns(
             ready_at, first = time.perf_counter(), first or board
             fitted = train(job, board, quiet)
             assert fitted
-            plan.finish(finish(job, board, fitted, time.perf_counter() - ready_at, quiet))
+            training = time.perf_counter() - ready_at
+            plan.finish(finish(job, board, fitted, training=training, console=quiet))
         except Interrupted:
             raise
         except (RequestError, RunError) as error:

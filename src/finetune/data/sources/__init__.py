@@ -62,12 +62,12 @@ def load_dataset(
 ) -> Dataset:
     """Find the images of a source by the settings of `data`; nothing is decoded yet.
 
-    measured: nothing is trained on them: one class will do, or one side. how: as `find_images` takes it.
+    measured: nothing is trained on them: one class will do, or one side. how: as `gather` takes it.
 
     Raises:
-        RequestError: as of `find_images`; there are fewer than two classes, or nothing falls to train.
+        RequestError: as of `gather`; there are fewer than two classes, or nothing falls to train.
     """
-    found = find_images(source, root, memo, **how)
+    found = gather(source, root, memo, **how)
     dataset = _split(found, val_fraction, test_fraction)
     if measured:  # what is said of training does not matter
         return replace(dataset, warnings=found.warnings)
@@ -75,7 +75,7 @@ def load_dataset(
     return dataset
 
 
-def find_images(
+def gather(
     source: str,
     root: str | None,
     memo: Path | None = None,

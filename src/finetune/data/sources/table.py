@@ -59,7 +59,7 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
     """
     path, wanted = expand_home(root), Columns(**settings)
     cells = read_cells(path, f"data.root={root}")
-    images, warnings = find_images(cells, path.parent, wanted)
+    images, warnings = read_images(cells, path.parent, wanted)
     columns = [wanted.label_column] if isinstance(wanted.label_column, str) else wanted.label_column
     names = _labels(cells, columns, wanted.label_separator)
     if wanted.label_separator or any(len(some) != 1 for some in names):
@@ -153,7 +153,7 @@ def _joint(classes: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def find_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawImage], tuple[str, ...]]:
+def read_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawImage], tuple[str, ...]]:
     """The images that a table names or holds, and what is to be said of how they were found.
 
     Where no file is there as the table has it, its paths may be of another machine, or ids: see `_moved`.
