@@ -122,6 +122,7 @@ def test_a_sweep_in_which_all_goes_well_ends_with_0(train: Train, tmp_path: Path
     assert sorted(summary["seed"] for summary in summaries) == [0, 1]
 
 
+@pytest.mark.slow
 def test_many_processes_that_start_at_once_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_search_goes_on(golden: Golden, command: Command) -> None:
     assert len(board_of(search)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", pytest.param("through", marks=pytest.mark.slow)])
 def test_a_run_is_the_beginning_of_another(name: str, golden: Golden, command: Command) -> None:
     run = golden(name)

@@ -238,7 +238,7 @@ def test_a_refit_that_was_killed_is_done_again(
 ) -> None:
     overrides = ("data.val_fraction=0.3", "refit=true")
     whole = finished_run(*overrides)
-    monkeypatch.setattr("finetune.run.finish", lambda *_: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr("finetune.run.finish", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
     settings = compose([*QUICK, *overrides])
     with pytest.raises(SystemExit):
         run_prepared(
@@ -253,6 +253,7 @@ def test_a_refit_that_was_killed_is_done_again(
     assert summary_of(Path("cut"))["test"] == summary_of(whole)["test"]
 
 
+@pytest.mark.slow
 def test_statistics_of_the_lower_log_loss_are_kept(finished_run: Finished) -> None:
     run = finished_run("batchnorm=auto")
     tried = summary_of(run)["batchnorm"]["log_loss"]

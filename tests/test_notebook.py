@@ -42,6 +42,7 @@ def test_the_loss_falls_at_every_step(train: Train) -> None:
     assert losses[0] > losses[1] > losses[2]
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_plain_loop(train: Train) -> None:
     """The tutorial's loop, written as there, on the picture and labels of data=random."""
     train("experiment=notebook_step", "weights=random")
@@ -71,6 +72,7 @@ def test_steps_are_those_of_the_plain_loop(train: Train) -> None:
     assert ours[0] > ours[1] > ours[2]
 
 
+@pytest.mark.slow
 def test_one_step_moves_all_62_parameters(train: Train) -> None:
     """Sum of differences, SGD with lr=1e-2: the loss itself is of no use, its gradient reaches everything."""
     options = ("loss=sum_difference", "optimizer.lr=1e-2", "weights=random", "epochs=1")

@@ -162,6 +162,7 @@ def test_ten_kills(command: Command, tmp_path: Path, whole: Path) -> None:
     assert {line.split(" in ")[1].split()[0] for line in table} == set(most)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_each_epochs_gradients_stand_once_after_a_kill_around_its_checkpoint(
     command: Command, after: bool

@@ -122,6 +122,7 @@ def test_frozen_means_frozen(train: Train) -> None:
     assert checkpoint(folder)["frozen_sha256"] == proof["sha256"]
 
 
+@pytest.mark.slow
 def test_both_halves_of_a_run_make_the_whole_model_again(train: Train) -> None:
     freeze = ("model=resnet18", "freeze=through:layer2", "head=10")
     train(*QUICK, *freeze, "precision=32", "epochs=1", "cache=none")

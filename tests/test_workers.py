@@ -102,6 +102,7 @@ def gone(processes: list[str]) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(
     train: Train, monkeypatch: pytest.MonkeyPatch, forked: bool

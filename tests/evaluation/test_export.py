@@ -188,6 +188,7 @@ def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: p
     assert not list(Path("run/export").iterdir())
 
 
+@pytest.mark.slow
 def test_softmax_gives_calibrated_probabilities_checked_on_random_inputs_without_pictures(
     run: Path, command: Command
 ) -> None:

@@ -197,6 +197,7 @@ def test_a_run_and_all_that_comes_of_it_has_them(
     assert finetune.load("first").predict("pictures/red/0.png")[0].label in ("red", "green", "blue")
 
 
+@pytest.mark.slow
 def test_where_there_is_none_it_is_said(command: Command, few_pictures: Path) -> None:
     Path("pictures").symlink_to(few_pictures)
     ended = command(

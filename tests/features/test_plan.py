@@ -135,6 +135,7 @@ def test_plan_for_a_cache_folder_that_does_not_exist_yet(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_made_is_told_as_such(tmp_path):
     (tmp_path / "file").touch()
     for cache, why in (

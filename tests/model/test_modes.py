@@ -71,6 +71,7 @@ def test_dropout_and_stochastic_depth_are_active_only_where_backbone_parameters_
     assert active(model, DROPS) == [name for name in drops if re.fullmatch(expected, name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [

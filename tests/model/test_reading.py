@@ -264,6 +264,7 @@ def test_a_runs_folder_or_its_checkpoint_gives_the_whole_network(
     assert text == {"crop_size": "96"}
 
 
+@pytest.mark.slow
 def test_a_runs_record_of_constants_that_a_library_does_not_store(tmp_path: Path):
     model = build_model("timm/swin_tiny_patch4_window7_224")
     replace_head(model, "head.fc", 10)

@@ -36,6 +36,7 @@ def ended(
     return lambda *overrides: Path(shutil.copytree(finished_run(*RUN[len(QUICK) : -1], *overrides), "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [

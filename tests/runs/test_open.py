@@ -112,6 +112,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         find_run(run)
 
 
+@pytest.mark.slow
 def test_a_knob_added_since_has_its_default_and_a_misspelt_one_is_refused(
     train: Train, command: Train, few_pictures: Path
 ) -> None:

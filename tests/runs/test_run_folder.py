@@ -127,6 +127,7 @@ def test_a_working_folder_and_a_warm_cache_that_may_only_be_read_are_enough(
     assert second["test"] == first["test"]
 
 
+@pytest.mark.slow
 def test_a_job_that_something_else_trains_is_told_and_the_others_finish(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:

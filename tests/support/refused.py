@@ -274,7 +274,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ("weights=IMAGENET1K_V2", "weights=IMAGENET1K_V2: expected IMAGENET1K_V1", None),
     ("weights=bundled model=resnet50", "weights=bundled: expected resnet18 not resnet50", None),
     ("weights=https://example.org/a.pth", "weights=https://example.org/a.pth: expected a file", None),
-    ("weights=here.pth", "weights=here.pth: holds run code expected plain", pickle_that_runs_code),
+    ("weights=here.pth", "weights=here.pth: is no file of weights expected", pickle_that_runs_code),
     ("weights=here.pth", "weights=here.pth: expected", text_for_weights),
     (
         "weights=here.safetensors",

@@ -302,6 +302,7 @@ def hparams_page(sweep: Path) -> tuple[list[str], list[dict[str, Any]]]:
     return [info.name for info in experiment.hparam_infos], lines
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
     train: Command, command: Command, few_pictures: Path, tmp_path: Path
 ) -> None:

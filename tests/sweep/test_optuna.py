@@ -114,6 +114,7 @@ def test_it_learns_where_the_best_is() -> None:
     assert statistics.fmean(distances[15:]) < 0.7 * statistics.fmean(distances[:10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [pytest.param(name, marks=pytest.mark.slow) if name != "tpe" else name for name in SAMPLERS]
 )

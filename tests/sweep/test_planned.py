@@ -87,6 +87,7 @@ def test_a_sweep_killed_while_it_plans_has_lost_no_job(
         assert f"seed={seed}" in yaml.safe_load((job / "overrides.yaml").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "code"),
     [

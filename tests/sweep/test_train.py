@@ -104,6 +104,7 @@ def test_each_job_is_as_if_it_had_run_alone(
     assert open_run(str(sweep / "3")).summary == read_json(sweep / "3" / "summary.json", "a summary")
 
 
+@pytest.mark.slow
 def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Path, knobs: list[str]) -> None:
     solved = ("optimizer=lbfgs", "optimizer.weight_decay=auto,0.01", "refit=true")
     ended = train("-m", *knobs, *solved, "seed=0,7")
