@@ -34,6 +34,7 @@ def test_a_run_on_the_clip_art(train: Train, command: Train) -> None:
     assert found["log_loss"] == pytest.approx(summary["test"]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["all", pytest.param("[all,-layer4]", marks=pytest.mark.slow)])
 def test_features_train_as_images_do(train: Train, few_pictures: Path, freeze: str) -> None:
     Path("pictures").symlink_to(few_pictures)

@@ -73,6 +73,7 @@ def test_uncached_training_is_standardised_alike(finished_run: Finished) -> None
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_is_standardised_that_is_not_constant_or_not_asked_for(finished_run: Finished) -> None:
     for overrides in (["standardize=false"], ["freeze=[all,-layer4]"], ["head_dropout=0.5"]):
         assert checkpoint(finished_run(*overrides))["standardized"] == {}

@@ -113,6 +113,7 @@ def test_a_class_that_is_nearly_everything_is_told(
     assert advice in ended.out
 
 
+@pytest.mark.slow
 def test_balanced_classes_are_no_news(train: Train, few_pictures: Path) -> None:
     ended = train(*TINY, "data=folder", f"data.root={few_pictures}")
     assert "warning" not in ended.out

@@ -38,6 +38,7 @@ def fill(folder: Path, names: dict[str, int]) -> None:
             Image.fromarray(pixels).save(folder / f"{name}_{number}.jpg")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist(tmp_path: Path) -> None:
     raw = tmp_path / "FashionMNIST" / "raw"

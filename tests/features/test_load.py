@@ -222,6 +222,7 @@ def test_flip_on_features_shows_in_each_epoch_what_flip_on_pictures_shows(tmp_pa
     assert torch.equal((second != plain).any(1), ~mirrored)
 
 
+@pytest.mark.slow
 def test_augmentation_follows_from_what_is_kept(tmp_path):
     dataset = digits(20)
     choices = [

@@ -72,6 +72,7 @@ def test_every_parameter_is_in_one_row_however_deep(name: str, size: int) -> Non
     assert len(module_rows(model.network, seen, [], constant)) <= 40
 
 
+@pytest.mark.slow
 def test_depth_folds_and_unfolds() -> None:
     model = assembled("resnet18", "all")
     assert len(table(model, 1)) == 10

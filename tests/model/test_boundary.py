@@ -116,6 +116,7 @@ def test_concatenations_are_not_stored_beside_their_parts(built: Backbone) -> No
 # fingerprint
 
 
+@pytest.mark.slow
 def test_fingerprint() -> None:
     def build() -> Backbone:
         return with_head(SMALL["small swin"](), 32)

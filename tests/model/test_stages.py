@@ -51,6 +51,7 @@ def by_hand(network: nn.Module, stages: Sequence[str], batch: Tensor) -> Tensor:
     return torch.cat([found[name] for name in [*stages, "head"]], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_the_head_reads_the_pooled_stages_and_they_alone_are_stored(name: str) -> None:
     weights, (stages, width) = "bundled" if name == "resnet18" else "random", STAGES[name]

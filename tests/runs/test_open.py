@@ -49,6 +49,7 @@ def test_a_run_opened_again_is_the_model_that_its_best_epoch_left(
     assert not any(module.training for module in saved.network.modules())
 
 
+@pytest.mark.slow
 def test_settings_that_were_changed_by_hand_or_are_another_runs_are_refused(
     train: Train, command: Train, few_pictures: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_every_sampler_tries_the_same_again_with_the_same_seed(sampler: str) -> 
     assert tried(sampler, 1, 5) != first[:5]
 
 
+@pytest.mark.slow
 def test_a_batch_is_asked_for_and_launched_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     states: list[list[TrialState]] = []
 
@@ -167,6 +168,7 @@ def test_no_value_no_number_and_a_fault_are_failed_trials(
     assert "epochs=3: ZeroDivisionError: by zero" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_seeds_repeat_each_trial_and_their_mean_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

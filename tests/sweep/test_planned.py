@@ -109,6 +109,7 @@ def test_resume_trains_every_planned_job(
     assert command("resume", str(sweep)).out.startswith("done     every job of")
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_finish_ends_resume_with_1(command: Command, knobs: list[str]) -> None:
     stopped("job", 1, signal.SIGKILL, *knobs, "optimizer.lr=0.1,0", "hydra.sweep.dir=cut")
     ended = command("resume", "cut")
