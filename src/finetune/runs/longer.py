@@ -29,10 +29,12 @@ def is_longer(settings: Settings, folder: Path) -> bool:
         RequestError: another setting differs, or more epochs would change nothing.
     """
     before, now = (flat(one.model_dump()) for one in (read_settings(folder), settings))
-    _, newest_content = newest(folder) or ("", {"epoch": -1})
-    asked_first = read_json(folder / "settings.json", "the settings of a run")["epochs"]
-    least = max(asked_first, newest_content["epoch"] + 1)
-    longer = settings.epochs != before["epochs"] and settings.epochs >= least
+    least = int(before["epochs"])
+    if settings.epochs != least:
+        _, content = newest(folder) or ("", {"epoch": -1})
+        asked_first = read_json(folder / "settings.json", "the settings of a run").get("epochs", least)
+        least = max(asked_first, content["epoch"] + 1)
+    longer = settings.epochs >= least and settings.epochs != before["epochs"]
     for key in sorted(before.keys() | now.keys()):
         if key in FREE or before.get(key) == now.get(key) or (longer and key == "epochs"):
             continue
