@@ -53,6 +53,10 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RequestError, match=r"^data\.root=nowhere: expected a folder"):
         finetune.fit({"root": "nowhere"}, weights="random", quiet=True)
     assert not [*tmp_path.iterdir()]
+    Path("mine").mkdir()
+    with pytest.raises(RequestError):
+        finetune.fit("nowhere", folder="mine")
+    assert Path("mine").is_dir()  # it was there before
 
 
 def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pictures: Path) -> None:

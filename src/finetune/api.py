@@ -119,11 +119,13 @@ def fit(
     given = {"data": _data(data), "freeze": freeze, "head": head, **settings}
     asked = settings_from(given)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    brought = folder is not None and Path(folder).exists()
     place = Path(free_folder(wanted)) if folder is None else Path(folder)
     try:
         return Run(place, run(asked, place, Screen(quiet=quiet)))
     except RequestError:
-        drop_unused(place)
+        if not brought:
+            drop_unused(place)
         raise
 
 

@@ -69,7 +69,7 @@ def note_epochs(settings: Settings, folder: Path, console: Console) -> None:
     if settings.epochs == before:
         return
     same = "goes on as if so many had been asked for from the start"
-    other = "is laid over all of them: its rate rises to where it would be; a run of so many ends otherwise"
+    other = "is laid over all of them: its rate moves to where it would be; a run of so many ends otherwise"
     text = same if SCHEDULES[settings.schedule].endless else other
     say(console, "epochs", f"{settings.epochs}, not {before}: schedule={settings.schedule} {text}")
     (folder / "summary.json").unlink(missing_ok=True)  # what it came to is no longer its end
