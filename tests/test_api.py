@@ -55,7 +55,7 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert not [*tmp_path.iterdir()]
     Path("mine").mkdir()
     with pytest.raises(RequestError):
-        finetune.fit("nowhere", folder="mine")
+        finetune.fit({"root": "nowhere"}, weights="random", folder="mine", quiet=True)
     assert Path("mine").is_dir()  # it was there before
 
 
