@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,18 +36,25 @@ def test_what_a_killed_process_left_is_swept_and_what_another_writes_is_not(
     assert writer.stdout
     writer.stdout.readline()
     (half,) = tmp_path.iterdir()
-    os.utime(half, (0, 0))  # long ago
     write_atomically(tmp_path / "other", b"whole")
     assert half.exists()
     writer.kill()
     writer.communicate()
-    fresh, others = part_of(target, PART), (part_of(target), tmp_path / ".mine.part")
-    for path in (fresh, *others):
+    others = (part_of(target), tmp_path / ".mine.part")
+    for path in (part_of(target, PART), *others):
         path.write_bytes(b"half")
-    for path in others:
-        os.utime(path, (0, 0))
     write_atomically(target, b"whole")
-    assert {*tmp_path.iterdir()} == {target, tmp_path / "other", fresh, *others}
+    assert {*tmp_path.iterdir()} == {target, tmp_path / "other", *others}
+
+
+def test_many_write_in_one_folder_at_once(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        for number in range(300):
+            write_atomically(tmp_path / name, str(number).encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abcdefgh", "299")
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,12 +34,10 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     Raises:
         RunError: the file cannot be written; the old one stays.
     """
-    _sweep(target.parent)
-    part = part_of(target, PART)
+    _remove_unfinished(target.parent)
+    part, file = _begin(target)
     try:
-        with part.open("xb") as file:
-            with suppress(OSError):  # not every file system has locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -62,11 +59,30 @@ def part_of(target: Path, ending: str = "") -> Path:
     return target.with_name(f".{uuid4().hex}{ending}")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes had begun to write in a folder; who writes has a lock, after a moment."""
+def _begin(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file that has a lock; one that another process removed before it had is begun again.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    while True:
+        part = part_of(target, PART)
+        try:
+            file = part.open("xb")
+        except OSError as error:
+            raise RunError(f"{target}: cannot be written: {error.strerror}") from None
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():
+            return part, file
+        file.close()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write in a folder; who still writes has a lock."""
     for part in folder.glob(f".{'[0-9a-f]' * 32}{PART}"):
         with suppress(OSError):
-            if part.is_file() and time.time() - part.stat().st_mtime > 2:
+            if part.is_file():
                 with part.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     part.unlink()
