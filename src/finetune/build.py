@@ -150,15 +150,7 @@ def build_inputs(
         RequestError: too few images are left without those that are broken.
         ChangedImage: an image is not what it was when it was hashed.
     """
-    waiting = "another run is computing the same features; waiting for it"
-    loading = LoadSettings(
-        workers=settings.data.workers,
-        seed=settings.seed,
-        memo=memo(settings),
-        progress=partial(progress, console),
-        on_wait=partial(say, console, "note", waiting),
-    )
-    batchnorm = None
+    loading, batchnorm = _load_settings(settings, console), None
     if solves(settings):
         refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
@@ -166,8 +158,7 @@ def build_inputs(
             cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
             statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
-        plan = plan_inputs(settings, dataset, model, device)
-        inputs = load_inputs(plan, model, dataset, loading)
+        inputs = load(settings, dataset, model, device, console=console)
     except ChangedImage as error:
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
@@ -175,6 +166,25 @@ def build_inputs(
     if not len(inputs.dataset.split["val"]):
         refuse_validating(settings)
     return replace(inputs, batchnorm=batchnorm)
+
+
+def load(
+    settings: Settings, dataset: Dataset, model: Model, device: Device, *, console: Console
+) -> ModelInputs:
+    """Every image, as `build_inputs` gives them, by a model whose BatchNorm stays as it is."""
+    plan = plan_inputs(settings, dataset, model, device)
+    return load_inputs(plan, model, dataset, _load_settings(settings, console))
+
+
+def _load_settings(settings: Settings, console: Console) -> LoadSettings:
+    waiting = "another run is computing the same features; waiting for it"
+    return LoadSettings(
+        workers=settings.data.workers,
+        seed=settings.seed,
+        memo=memo(settings),
+        progress=partial(progress, console),
+        on_wait=partial(say, console, "note", waiting),
+    )
 
 
 def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -> Batches:
