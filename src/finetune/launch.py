@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config.compose import REFUSALS, override_settings, quoted, refused, settings_from_config
 from finetune.config.messages import unknown_option
@@ -144,6 +145,7 @@ def run_hydra() -> NoReturn:
             HELD.set(held)
             hydras(task)()
     except RequestError:
+        _drop_sweep()
         raise
     except (KeyboardInterrupt, RunError, SystemExit):  # interrupted
         _end_sweep()
@@ -153,10 +155,18 @@ def run_hydra() -> NoReturn:
             raise
         if isinstance(error, RuntimeError):  # a launcher's processes have gone
             raise RunError(one_line(error)) from None
+        _drop_sweep()
         raise refused(error, sys.argv[1:]) from None
     if task.error:
         raise task.error
     sys.exit(_end_sweep())
+
+
+def _drop_sweep() -> None:
+    """Remove the folder of a sweep that was refused, if there is one."""
+    if config := SWEEP.get():
+        with suppress(OmegaConfBaseException):  # it could not be made
+            drop_unused(folder_of(config))
 
 
 def _end_sweep() -> int:

@@ -33,8 +33,8 @@ from finetune.report import terminal
 from finetune.report.page import write_report
 from finetune.report.predictions import write_predictions
 from finetune.report.tensorboard import Board
+from finetune.runs import epochs
 from finetune.runs import folder as folders
-from finetune.runs import longer
 from finetune.runs import resume as resuming
 from finetune.runs.folder import is_sweep
 from finetune.runs.resume import ResumeState
@@ -81,7 +81,7 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
 def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any] | None:
     """The summary of a run that is to be resumed and has ended; None where there is something to train."""
     summary = read_summary(folder) if settings.resume else None
-    if summary is None or summary["status"] != "finished" or longer.is_longer(settings, folder):
+    if summary is None or summary["status"] != "finished" or epochs.differs_in_epochs(settings, folder):
         return None
     say(console, "finished", f"{folder} has ended, after epoch {summary['epochs']}; nothing to do")
     return summary
@@ -121,7 +121,7 @@ def prepare(
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)
     resuming.check_origin(state, origin)
     if writes:
-        longer.note_epochs(asked, folder, console)
+        epochs.note_epochs(asked, folder, console)
         if note := folders.start(folder, inputs.bad):
             say(console, "note", note)
     return Prepared(

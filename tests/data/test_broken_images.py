@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,19 @@ def test_a_jpeg_that_lacks_only_its_end_is_whole(tmp_path: Path, options: dict[s
             path.write_bytes(content[:-lacking])
             assert "truncated" in bad(path).reason
             assert not lacks_only_its_end(content[:-lacking] + bytes(lacking))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_zeros_for_the_rest_of_a_jpeg_are_no_pixels(tmp_path: Path, options: dict[str, int]) -> None:
+    path, how = tmp_path / "a.jpg", Preprocessing(32, 36)
+    photograph(60, 80).save(path, quality=90, **options)
+    content, whole = path.read_bytes(), decode(path, how)
+    for part in (2, 3, 10):
+        path.write_bytes(content[: -len(content) // part] + bytes(len(content)))
+        assert "cut off" in bad(path).reason
+        assert decode(path, replace(how, repair=True)).shape == whole.shape
+    path.write_bytes(content + bytes(1000))
+    assert torch.equal(decode(path, how), whole)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_jobs_without_a_result_come_last_with_their_reason(tmp_path: Path) -> No
     assert lines[1]["rank"] == ""
     text = shown(tmp_path)
     assert "failed   job 0 (lr=1): the loss is not finite\n" in text
-    assert "open     3 jobs have not ended: 3-5\n" in text
+    assert f"open     3 jobs have not ended: 3-5; finetune resume {tmp_path} goes on\n" in text
 
 
 def test_a_stopped_job_that_another_made_up_for_is_left_out(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.data import limits
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest, name_digest
-from finetune.data.pixels import END, FORMATS, JPEG, as_rgb, lacks_only_its_end, rgb, square
+from finetune.data.pixels import END, FORMATS, JPEG, as_rgb, ends_in_zeros, lacks_only_its_end, rgb, square
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
@@ -152,6 +152,8 @@ def _open(
 
 
 def _read(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:
+    if ends_in_zeros(content):
+        raise OSError("the file is cut off: zeros stand for the rest of it")
     with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
         limits.check_limits(image, content)
         memory.enter_context(limits.DECODING.taking(limits.memory(image)))

@@ -75,6 +75,17 @@ def segments(content: bytes) -> Iterator[tuple[int, int]]:
         place = marker.end() + max(2, int.from_bytes(content[marker.end() : marker.end() + 2]))
 
 
+def ends_in_zeros(content: bytes) -> bool:
+    """Whether a JPEG has zeros where its data should go on, as of a download that was cut off.
+
+    A decoder takes them for pixels.
+    """
+    if not (content.startswith(JPEG) and content.endswith(bytes(64))):
+        return False
+    place = max((at for kind, at in segments(content) if kind == SCAN), default=0)
+    return END not in content[place:]
+
+
 def lacks_only_its_end(content: bytes) -> bool:
     """Whether a JPEG has all its pixels but no end marker; False where that cannot be told.
 

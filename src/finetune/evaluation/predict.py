@@ -174,12 +174,13 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(out)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; the first {tally.images:,} rows are in {part}", 130) from None
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written: {error.strerror}; the first {tally.images:,} rows are in {part}"
-        ) from None
+    except (KeyboardInterrupt, OSError) as error:
+        kept = f"; the first {tally.images:,} rows are in {part}" if tally.images else ""
+        if not kept:
+            part.unlink()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted{kept}", 130) from None
+        raise RunError(f"{out}: cannot be written: {error.strerror}{kept}") from None
     except BaseException:
         part.unlink()
         raise

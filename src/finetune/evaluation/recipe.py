@@ -42,6 +42,8 @@ def prepare(file: Any) -> np.ndarray:
     content = file.read() if hasattr(file, "read") else Path(file).read_bytes()
     if content.startswith(JPEG) and (REPAIR or (not content.endswith(END) and lacks_only_its_end(content))):
         content += END
+    if ends_in_zeros(content):
+        raise OSError("the file is cut off: zeros stand for the rest of it")
     with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
         seen = square(rgb(image, RESIZE, BRIGHTNESS), RESIZE, CROP, INTERPOLATION)
     return ((np.float32(seen) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]

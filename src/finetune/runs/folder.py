@@ -124,7 +124,7 @@ def drop_unused(folder: Path) -> None:
     Those above it that then are empty go, too, up to the working folder.
     """
     here, folder = Path.cwd(), folder.resolve()
-    if folder != here and {path.name for path in folder.glob("*")} <= {".hydra"}:
+    if folder != here and {path.name for path in folder.glob("*")} <= {".hydra", "multirun.yaml"}:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # others lie there
             for above in folder.parents:

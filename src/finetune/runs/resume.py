@@ -20,7 +20,7 @@ from finetune.features.batchnorm import Statistics
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
-from finetune.runs.longer import is_longer
+from finetune.runs.epochs import differs_in_epochs
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import overrides_of
@@ -79,7 +79,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
             f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
             f" {sweep} goes on with its sweep, and weights={job} starts a new run from its weights"
         )
-    is_longer(settings, folder)
+    differs_in_epochs(settings, folder)
     return resume_state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from typing import Any
 
@@ -91,7 +92,8 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         say(console, "more", f"{len(ended) - MOST} jobs without a result, as the table has them")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
         jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
-        say(console, "open", f"{jobs} not ended: {ranges(waiting)}")
+        resume = f"finetune resume {shlex.quote(str(board.sweep))} goes on"
+        say(console, "open", f"{jobs} not ended: {ranges(waiting)}; {resume}")
     say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
 
 

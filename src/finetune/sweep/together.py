@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from pytorch_lightning.callbacks import Callback, LambdaCallback
@@ -106,11 +107,12 @@ def solve_in_turns(
         try:
             job = replace(job, classifier=fresh_classifier(job, initial))
             board = start_log(job, first, figures=False)
-            ready_at, first = time.perf_counter(), first or board
-            fitted = train(job, board, quiet)
-            assert fitted
-            training = time.perf_counter() - ready_at
-            plan.finish(finish(job, board, fitted, training=training, console=quiet))
+            with closing(board.writer):
+                ready_at, first = time.perf_counter(), first or board
+                fitted = train(job, board, quiet)
+                assert fitted
+                training = time.perf_counter() - ready_at
+                plan.finish(finish(job, board, fitted, training=training, console=quiet))
         except Interrupted:
             raise
         except (RequestError, RunError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.dataset import Stored
+from finetune.data.images import EXTENSIONS
 from finetune.data.sources.hub import inner
 from finetune.errors import RequestError, brief
 
@@ -46,13 +47,27 @@ class Cells:
         """
         wrong, places = f"{self.setting}: expected a column {name} ({setting})", self.places(name)
         if not places:
-            raise RequestError(f"{wrong}; there are {brief(self.header)}")
+            evident = self._evident(Stored in kinds)
+            meant = f"; did you mean {setting}={evident}?" if evident else ""
+            raise RequestError(f"{wrong}; there are {brief(self.header)}{meant}")
         if len(places) > 1:
             raise RequestError(f"{wrong}; there are {len(places)} of this name")
         cells = self.columns[places[0]]
         if not all(isinstance(one, kinds) for one in cells):
             raise RequestError(f"{wrong} of another type than it has")
         return cells
+
+    def _evident(self, images: bool) -> str | None:
+        """The one column that has names of image files, or the one beside it that is no split."""
+
+        def shown(cell: Any) -> bool:
+            return isinstance(cell, Stored) or Path(str(cell)).suffix.lower() in EXTENSIONS
+
+        pairs = zip(self.header, self.columns, strict=True)
+        named = [name for name, cells in pairs if name and all(map(shown, cells[:100]))]
+        others = [name for name in self.header if name not in (*named, "", "split")]
+        found = named if images else others
+        return found[0] if len(found) == 1 else None
 
 
 def is_table(path: Path) -> bool:

@@ -20,7 +20,7 @@ from finetune.training.checkpoint import forget_refitted, newest
 FREE = ("resume", "cache_dir", "cache_max_gb", "cache_shared", "data.workers")
 
 
-def is_longer(settings: Settings, folder: Path) -> bool:
+def differs_in_epochs(settings: Settings, folder: Path) -> bool:
     """Whether settings are those of the run in a folder but for its epochs.
 
     These may be more, or fewer than were asked for later, down to what it began with or has trained.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.runs.longer import note_epochs
+from finetune.runs.epochs import note_epochs
 from finetune.runs.settings import read_settings
 from finetune.say import Screen
 from support.ended import Ended
