@@ -116,6 +116,7 @@ def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
     assert (tmp_path / "outputs" / "latest").read_text().strip() == str((sweep / "2").relative_to(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_sweep_in_which_all_goes_well_ends_with_0(train: Train, tmp_path: Path) -> None:
     assert train("-m", *STEP, SMALL, "seed=0,1").code == 0
     summaries = [json.loads(path.read_text()) for path in tmp_path.rglob("summary.json")]
@@ -153,6 +154,7 @@ def test_ctrl_c_while_preparing_ends_with_130_and_one_line(
     assert not (tmp_path / "outputs" / "latest").exists()
 
 
+@pytest.mark.slow
 def test_a_named_pipe_is_no_picture_and_nobody_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_pictures: Path
 ) -> None:

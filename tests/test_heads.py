@@ -25,6 +25,7 @@ from finetune.training.solve import Problem, follow_path
 from finetune.training.solved import SolvedClassifier
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of
+from support.slow import slow
 
 Finished = Callable[..., Path]
 Command = Callable[..., Ended]
@@ -66,6 +67,7 @@ def test_checkpoints_hold_a_plain_layer_that_computes_the_same(at_pictures: Path
     assert float((standardized - folded).norm() / standardized.norm()) < 1e-5
 
 
+@pytest.mark.slow
 def test_uncached_training_is_standardised_alike(finished_run: Finished) -> None:
     run, other = finished_run(), finished_run("cache=none", "data.augment=none")
     for kind in ("mean", "scale"):
@@ -158,6 +160,7 @@ def test_the_strength_of_the_lowest_log_loss_is_taken(finished_run: Finished, se
         assert summary["val"]["loss"] == pytest.approx(best["log_loss"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_both_views_are_solved_for(at_pictures: Path) -> None:
     settings = compose([*QUICK, *SOLVED, "data.augment=flip"])
     prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
@@ -177,6 +180,7 @@ def test_both_views_are_solved_for(at_pictures: Path) -> None:
     assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_what_has_no_effect_is_told(at_pictures: Path, command: Command) -> None:
     ended = command("train", *QUICK, "optimizer=lbfgs", "patience=1")
     assert ended.code == 0, ended.err
@@ -193,6 +197,7 @@ def test_a_solve_that_ends_early_is_told(
     assert "the solve ended with a gradient of" in ended.out
 
 
+@pytest.mark.slow
 def test_evaluating_what_was_refitted_on_is_told(finished_run: Finished, command: Command) -> None:
     run = finished_run("data.val_fraction=0.3", "refit=true")
     Path("pictures").symlink_to(run.parent / "pictures")
@@ -220,7 +225,9 @@ def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
     assert found == [row["predicted"] for row in rows]
 
 
-@pytest.mark.parametrize("overrides", [(), ("optimizer=lbfgs",), ("best=last", "freeze=[all,-layer4]")])
+@pytest.mark.parametrize(
+    "overrides", [(), slow(("optimizer=lbfgs",)), slow(("best=last", "freeze=[all,-layer4]"))]
+)
 def test_refitted_on_train_and_validation(finished_run: Finished, overrides: tuple[str, ...]) -> None:
     run, once = (finished_run("data.val_fraction=0.3", *overrides, *more) for more in (["refit=true"], []))
     summary, before = summary_of(run), summary_of(once)
@@ -234,6 +241,7 @@ def test_refitted_on_train_and_validation(finished_run: Finished, overrides: tup
     assert not all(value.equal(best[name]) for name, value in chosen.items())
 
 
+@pytest.mark.slow
 def test_a_refit_that_was_killed_is_done_again(
     at_pictures: Path, finished_run: Finished, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -280,6 +288,7 @@ def test_the_epoch_that_is_kept(finished_run: Finished, best: str) -> None:
     assert summary["best_epoch"] == max(range(6), key=lambda epoch: (values[epoch], -losses[epoch])) + 1
 
 
+@pytest.mark.slow
 def test_a_sweep_is_ranked_by_what_is_kept(at_pictures: Path, small_weights: str, command: Command) -> None:
     overrides = (*QUICK, small_weights, "data.val_fraction=0.3", "best=loss", "seed=0,1", "refit=true")
     ended = command("train", "-m", *(one for one in overrides if one != "weights=random"))

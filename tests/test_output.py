@@ -29,6 +29,7 @@ def ended(tail: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(arguments, capture_output=True, env={**os.environ, **environment}, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_no_command_and_is_no_fault() -> None:
     one = ended("| head -1", PYTHONIOENCODING="ascii")
     assert (one.returncode, one.stdout, one.stderr) == (0, b"K?se ? ?\n", b"done\n")
@@ -44,6 +45,7 @@ def test_names_of_files_are_utf_8_whatever_the_locale() -> None:
     assert (one.returncode, one.stdout, one.stderr) == (0, rb"b'\xc3\xa4' ?" + b"\n", b"")
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_nobodys_file() -> None:
     one = ended(">&-")
     assert (one.returncode, one.stdout, one.stderr) == (0, b"", b"done\n")
@@ -57,6 +59,7 @@ def test_a_full_disk_is_told_when_the_work_is_done() -> None:
     assert (one.returncode, one.stderr) == (1, said)
 
 
+@pytest.mark.slow
 def test_help_need_not_be_read() -> None:
     line = f"'{FINETUNE}' train --help | true"
     arguments = ["bash", "-o", "pipefail", "-c", line]

@@ -129,6 +129,7 @@ def test_a_folder_of_any_name_needs_no_quotes(name: str) -> None:
     assert (settings.data.root, settings.cache_dir) == (name, f"{name}-cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES[1:2])
 def test_a_folder_may_have_any_name(train: Train, few_pictures: Path, tmp_path: Path, name: str) -> None:
     """Hydra's grammar knows no such letters without quotes, and a shell takes those away."""

@@ -20,6 +20,7 @@ from support.privilege import without_privilege
 from support.processes import Started
 from support.refused import DIGITS, FOLDER, ONE_LINE, REFUSED_BY_HYDRA, WRONG_VALUES, broken_picture
 from support.runs import CHECKOUT, SMALL
+from support.slow import slow
 
 Train = Callable[..., Ended]
 # Values are checked in one place, whoever asks; some of them go the whole way.
@@ -97,6 +98,7 @@ def test_a_gpu_is_asked_for_and_there_is_none(train: Train) -> None:
     assert (ended.code, ended.err[:35]) == (2, "error: trainer=gpu: expected a GPU ")
 
 
+@pytest.mark.slow
 def test_a_compiler_is_needed_and_there_is_none(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,10 +189,10 @@ def test_a_wrong_command_as_a_shell_starts_it(command: list[str], words: str, tm
     [
         (["train", "freeze=[all"], "[all"),
         (["train", "-m", "optimizer=sgd,foo"], "error: optimizer=foo: expected one of adamw, lbfgs, sgd\n"),
-        (["train", "data=folder", "data.root=no"], "error: data.root=no: expected a folder"),
-        (["train", "head=ten"], "error: head=ten: expected a number of outputs"),
-        (["inspect", "+epoch=1"], "error: epoch: there is no such setting; did you mean epochs?\n"),
-        (["inspect", "data=foo"], "error: data=foo: expected one of "),
+        slow(["train", "data=folder", "data.root=no"], "error: data.root=no: expected a folder"),
+        slow(["train", "head=ten"], "error: head=ten: expected a number of outputs"),
+        slow(["inspect", "+epoch=1"], "error: epoch: there is no such setting; did you mean epochs?\n"),
+        slow(["inspect", "data=foo"], "error: data=foo: expected one of "),
         (["trian"], "No such command 'trian'"),
     ],
     ids=" ".join,

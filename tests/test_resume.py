@@ -236,6 +236,7 @@ def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None
     assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path) -> None:
     shutil.copytree(Path("pictures").resolve(), "mine")
     assert command("train", *QUICKER, "data.root=mine").code == 0
@@ -291,6 +292,7 @@ def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(
     assert command("evaluate", "run").code == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_table_of_an_interrupted_run_is_what_it_was_at_its_checkpoint(
     command: Command, ended_run: Path
 ) -> None:

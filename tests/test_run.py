@@ -20,6 +20,7 @@ from finetune.data.reader import Reader
 from finetune.model.head import initial_head
 from finetune.model.preprocessing import Preprocessing
 from support.runs import CHECKOUT, QUICK, SMALL, checkpoint, newest, summary_of, whole_state
+from support.slow import slow
 
 Train = Callable[..., Any]
 
@@ -162,7 +163,11 @@ def test_precisions_on_a_cpu(train: Train, precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "experiment", sorted(path.stem for path in (CHECKOUT / "configs" / "experiment").glob("*.yaml"))
+    "experiment",
+    [
+        path.stem if path.stem == "last_stage" else slow(path.stem)
+        for path in sorted((CHECKOUT / "configs" / "experiment").glob("*.yaml"))
+    ],
 )
 def test_experiments_run(train: Train, experiment: str) -> None:
     data = () if experiment == "notebook_step" else (*QUICK[:3], SMALL)

@@ -304,6 +304,7 @@ def test_in_a_sweep_they_are_refused_with_the_way_out(train: Train) -> None:
     assert not list(Path().rglob("summary.json"))
 
 
+@pytest.mark.slow
 def test_of_a_sweep_the_jobs_that_ask_for_them_alone_fail(train: Train) -> None:
     ended = train("-m", *RUN, "trainer.devices=1,2", "head_hidden=[]")
     assert ended.code == 1

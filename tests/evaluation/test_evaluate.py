@@ -127,6 +127,7 @@ def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> No
     assert "without images, left out of the means: green" in ended.out
 
 
+@pytest.mark.slow
 def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictures: Path) -> None:
     """One class, a class without images, a side alone, a class named test, a table of one class."""
     for name in ("one/red", "holes/red", "sides/test/red", "sides/test/blue", "classes/red", "classes/blue"):

@@ -95,6 +95,7 @@ def test_a_state_dict_has_its_labels_and_preprocessing_with_it(run: Path, comman
         assert json.loads(file.metadata()["classes"]) == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 def test_with_hidden_layers_it_is_said_what_it_loads_into(finished_run: Finished, command: Command) -> None:
     ended = command("export", str(finished_run("head_hidden=[8]")), "--out", "mine")
     assert ended.code == 0, ended.err

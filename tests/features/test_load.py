@@ -191,6 +191,7 @@ def test_a_batch_of_broken_pictures_alone_is_left_out(tmp_path):
     assert ready.features["computed"] == len(ready.dataset.images) == 12
 
 
+@pytest.mark.slow
 def test_what_fills_most_of_the_cache_serves_the_next_run(tmp_path):
     root = folder(tmp_path)
     size = prepared(tmp_path / "measured", ["all"], load(root))[1].plan.size
@@ -268,6 +269,7 @@ def test_features_are_constants(tmp_path):
     assert not ready.inputs(torch.arange(3)).requires_grad
 
 
+@pytest.mark.slow
 def test_pictures_too_large_for_memory_lie_in_a_file_that_nobody_sees(tmp_path, monkeypatch):
     dataset = digits(20)
     held = prepared(tmp_path, ["none"], dataset)[1]

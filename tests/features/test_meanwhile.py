@@ -23,6 +23,7 @@ from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.features.store import Store
 from finetune.model.assemble import Model, ModelConfig, assemble
+from support.slow import slow
 
 SIZE, COUNT = 32, 40  # three batches
 
@@ -93,7 +94,7 @@ def check_store(folder: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     "resident", [1 << 31, pytest.param(0, marks=pytest.mark.slow)], ids=["held", "mapped"]
 )
-@pytest.mark.parametrize("removed", ["clear", "rm"])
+@pytest.mark.parametrize("removed", [slow("clear"), "rm"])
 def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, resident: int
 ) -> None:
@@ -122,8 +123,8 @@ def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next
     check_store(tmp_path, root)
 
 
-@pytest.mark.parametrize("kept", ["disk", "memory", "none"])
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("kept", ["disk", slow("memory"), "none"])
+@pytest.mark.parametrize("broken", [False, slow(True)])
 def test_an_image_replaced_after_it_was_hashed_ends_the_run_and_is_not_stored(
     root: Path, tmp_path: Path, kept: str, broken: bool
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_file_that_was_never_there_is_a_broken_image(root: Path, tmp_path: Pat
     assert [bad.reason for bad in inputs.bad] == ["no such file or directory"]
 
 
+@pytest.mark.slow
 def test_rows_computed_before_the_image_that_was_replaced_are_kept(root: Path, tmp_path: Path) -> None:
     dataset = load(root)
     paint(root / "b" / "39.png", 999)  # in the last batch

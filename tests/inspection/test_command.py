@@ -45,6 +45,7 @@ def test_nothing_frozen_means_no_boundary_and_no_cache(command: Command) -> None
     assert rows(ended.out)[1][-3:] == ["trains", "train", "backbone 0.001"]
 
 
+@pytest.mark.slow
 def test_cache_says_what_would_be_decided(command: Command) -> None:
     ended = command("inspect", *SMALL, "cache=none", "precision=32")
     kept = [line for line in ended.out.splitlines() if line.startswith("cache ")]

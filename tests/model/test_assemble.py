@@ -94,6 +94,7 @@ def test_pictures_have_the_weights_size_or_the_one_asked_for():
     assert made(size=112).preprocessing == Preprocessing(112, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("vit_b_32", 100), ("alexnet", 32), ("inception_v3", 64)])
 def test_a_size_that_the_model_cannot_take_is_refused(name: str, size: int):
     with pytest.raises(

@@ -105,6 +105,7 @@ def test_a_frozen_resnet18_trains_its_new_head_alone(replaced):
     assert count_parameters(model) == {"total": 11_181_642, "trainable": 5_130}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patterns", [["all"], ["all", "-layer4"], ["all", "-@norm"]], ids=str)
 def test_our_groups_train_as_an_optimiser_over_all_parameters_does(replaced, patterns):
     def trained(ours: bool) -> nn.Module:

@@ -95,6 +95,7 @@ def test_the_halves_do_what_the_model_does(name: str, kind: str) -> None:
     check(built, kind)
 
 
+@pytest.mark.slow
 def test_the_weights_play_no_part_in_which_stages_there_are() -> None:
     for name in ("resnet18", "densenet121", "mobilenet_v3_small"):
         empty = build_model(name, initialised=False)  # zeros, as where a run is opened again
@@ -102,6 +103,7 @@ def test_the_weights_play_no_part_in_which_stages_there_are() -> None:
         assert empty.head_stages == made(name).network.head_stages
 
 
+@pytest.mark.slow
 def test_copies_pickles_and_names_are_a_plain_models() -> None:
     network = made().network.eval()
     expected = network(images(2, 64))

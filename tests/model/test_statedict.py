@@ -78,6 +78,7 @@ def test_auxiliary_heads_are_left_out(trained):
     assert fit_state_dict(untrained("googlenet"), state, "w.pth", keep_head=True)[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pattern"),
     [
@@ -131,6 +132,7 @@ def test_another_head_is_left_out_with_one_note(trained, change, told: str):
     assert loaded.keys() == {key for key in state_of(trained("resnet18")) if not key.startswith("fc.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "maxvit_t"])
 def test_a_kept_head_of_another_size_replaces_the_models(trained, name: str):
     model = untrained(name)

@@ -24,6 +24,7 @@ from finetune.report import page, predictions
 from finetune.runs.folder import digests
 from support.ended import Ended
 from support.runs import QUICK, newest, summary_of, trained
+from support.slow import slow
 
 Command = Callable[..., Ended]
 HOSTILE = "<script>alert('1')</script> \"zwölf\" & 日本"
@@ -116,6 +117,7 @@ def test_nothing_is_loaded_and_no_name_becomes_markup(run: Path) -> None:
     assert "prefers-color-scheme: dark" in told.source
 
 
+@pytest.mark.slow
 def test_the_command_to_run_it_again_is_as_a_shell_takes_it(command: Command, few_pictures: Path) -> None:
     Path("pictures").symlink_to(few_pictures)
     ended = command("train", *QUICK, "epochs=1", "freeze=[all,-layer4]")
@@ -174,9 +176,9 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
     ("overrides", "told"),
     [
         (("data.test_fraction=0",), "validation images rightly"),
-        (("data.val_fraction=0",), "No temperature was fitted."),
-        (("loss=bce",), "as it answers, error"),
-        (("head=40", "optimizer.lr=1e-9"), "taken for output"),
+        slow(("data.val_fraction=0",), "No temperature was fitted."),
+        slow(("loss=bce",), "as it answers, error"),
+        slow(("head=40", "optimizer.lr=1e-9"), "taken for output"),
         (("freeze=none",), "No part of the model was kept"),
     ],
 )
@@ -186,6 +188,7 @@ def test_every_kind_of_run_has_a_report(
     assert told in Page(trained(tmp_path, few_pictures, "epochs=1", *overrides)).text
 
 
+@pytest.mark.slow
 def test_with_nothing_to_test_on_the_report_says_so(command: Command) -> None:
     knobs = ("data=random", "weights=random", "data.image_size=32", "epochs=1", "cache=none")
     assert command("train", *knobs, "loss=sum_squares").code == 0

@@ -66,6 +66,7 @@ def test_more_epochs_end_as_if_asked_for_from_the_start(
     assert command("predict", "run", "pictures/red/0.png").code == 0
 
 
+@pytest.mark.slow
 def test_too_many_epochs_can_be_taken_back(command: Command, ended: Callable[..., Path]) -> None:
     run = ended()
     before = summary_of(run)

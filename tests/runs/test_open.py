@@ -17,6 +17,7 @@ from finetune.runs.summary import read_summary
 from support.ended import Ended
 from support.older import as_older
 from support.runs import QUICK, newest, whole_state
+from support.slow import slow
 
 Train = Callable[..., Ended]
 
@@ -24,9 +25,9 @@ Train = Callable[..., Ended]
 @pytest.mark.parametrize(
     "overrides",
     [
-        (),
+        slow(()),
         ("head_hidden=[8]", "head_dropout=0.1", "freeze=through:layer3", "head_features=[layer2]"),
-        ("head_features=all",),
+        slow(("head_features=all",)),
         ("head=keep", "freeze=[all,-fc]"),
     ],
 )

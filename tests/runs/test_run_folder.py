@@ -97,6 +97,7 @@ def test_a_second_command_is_refused_while_the_first_trains(
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cold", [False, True])
 def test_a_working_folder_and_a_warm_cache_that_may_only_be_read_are_enough(
     command: Callable[..., Ended], few_pictures: Path, tmp_path_factory: pytest.TempPathFactory, cold: bool

@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune import launch
 from support.ended import Ended
+from support.slow import slow
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         ["optimizer.lr=0.1,0.01", "seed=2", "epochs=3"],
-        ["optimizer=sgd,adamw", "experiment=norms,last_stage"],
+        slow(["optimizer=sgd,adamw", "experiment=norms,last_stage"]),
         ["freeze=[all,-layer4],[all,-layer3]", "head_hidden=[8,4]", "data.root='a b'", "~seed"],
         pytest.param(
             ["data.image_size=32,64", "hydra.sweep.subdir=${hydra.job.override_dirname}"],

@@ -144,6 +144,7 @@ def test_a_batch_is_asked_for_and_launched_together(monkeypatch: pytest.MonkeyPa
     assert sorted(job.name for job in tmp_path.iterdir() if job.is_dir()) == list("01234")
 
 
+@pytest.mark.slow
 def test_no_value_no_number_and_a_fault_are_failed_trials(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_search_over_several_labels_looks_for_mean_average_precision(
     assert f"search   2 of 2 trials; best: val mAP {study.best_value:.3f}, job" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call", [0, 3, *(pytest.param(call, marks=pytest.mark.slow) for call in (1, 2, 4, 5))]
 )

@@ -118,6 +118,7 @@ def test_a_job_that_does_not_finish_ends_resume_with_1(command: Command, knobs: 
     assert [summary_of(Path("cut") / str(job))["status"] for job in range(2)] == ["finished", "failed"]
 
 
+@pytest.mark.slow
 def test_what_the_configs_were_is_kept_with_the_plan(
     command: Command, knobs: list[str], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from finetune.errors import RunError
 from finetune.runs.folder import reopen
 from finetune.training.checkpoint import newest
 from finetune.training.fit import Fitted
+from support.slow import slow
 from support.small import Training, same
 
 
@@ -65,14 +66,14 @@ def assert_fitted_alike(one: Fitted, other: Fitted) -> None:
     assert torch.equal(one.test_logits, other.test_logits)
 
 
-KINDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+KINDS: list[Any] = [
     ({}, {}),
-    ({"freeze_": ("none",), "optimizer": "adamw", "lr": 0.01}, {}),
-    ({"freeze_": ("all",)}, {}),
+    slow({"freeze_": ("none",), "optimizer": "adamw", "lr": 0.01}, {}),
+    slow({"freeze_": ("all",)}, {}),
     ({"schedule": lambda step: 1 / (1 + step)}, {"clip_norm": 0.5}),
-    ({"batch_size": 5}, {"accumulate_batches": 2}),
+    slow({"batch_size": 5}, {"accumulate_batches": 2}),
     ({"batch_size": 5}, {"accumulate_batches": 4, "max_steps": 9}),
-    ({"sides": (32, 0, 16)}, {}),
+    slow({"sides": (32, 0, 16)}, {}),
     ({"schedule": lambda step: float(step < 8)}, {"patience": 3}),
 ]
 

@@ -41,6 +41,7 @@ def test_a_point_an_epoch_for_each_layer_that_trains(train: Train, few_pictures:
     assert all(value < 1 for tag, each in written.items() if tag.startswith("updates/") for _, value in each)
 
 
+@pytest.mark.slow
 def test_off_by_default(train: Train, few_pictures: Path) -> None:
     assert train(*QUICK, f"data.root={few_pictures}", "epochs=1").code == 0
     assert points(newest()) == {}

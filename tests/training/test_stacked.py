@@ -24,6 +24,7 @@ from finetune.training.classifier import Classifier
 from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Network, StackedClassifier, why_not_stacked
+from support.slow import slow
 
 FEATURES, OUTPUTS = 6, 3
 SIDES = {"train": np.arange(33), "val": np.arange(33, 50), "test": np.arange(50, 64)}
@@ -184,7 +185,7 @@ ADAMW_CASES = [
 
 
 @pytest.mark.parametrize(("optimizer", "cases"), [("sgd", SGD_CASES), ("adamw", ADAMW_CASES)])
-@pytest.mark.parametrize("net", [{"hidden": False}, {"hidden": True}, {"norm": True}])
+@pytest.mark.parametrize("net", [slow({"hidden": False}), slow({"hidden": True}), {"norm": True}])
 def test_each_job_ends_where_it_would_alone(
     net: dict[str, Any], optimizer: str, cases: list[Case], tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ def test_each_job_ends_where_it_would_alone(
         torch.testing.assert_close(ours.test_logits, alone.test_logits, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"max_steps": 6}, {"patience": 1}, {"clip_norm": 0.05}, {"accumulate_batches": 3}]
 )
