@@ -33,27 +33,27 @@ def assert_nothing_wrong(found: dict[str, Counter[str]], times: int) -> None:
 @pytest.mark.slow
 def test_what_is_killed_goes_on_and_nothing_is_wrong_in_silence(tmp_path: Path) -> None:
     kinds = ("kills", "sweeps", "disks", "flips", "clears", "replaced", "races")
-    found = tried(tmp_path / "trials", 4, *kinds)
+    found = tried(tmp_path / "trials", 2, *kinds)
     assert found.keys() == set(kinds)
-    assert_nothing_wrong(found, 4)
+    assert_nothing_wrong(found, 2)
     assert found["kills"]["equal"]
     assert found["sweeps"]["equal"]
 
 
 @pytest.mark.slow
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
-    assert_nothing_wrong(tried(tmp_path / "trials", 4, "writers"), 4)
+    assert_nothing_wrong(tried(tmp_path / "trials", 2, "writers"), 2)
 
 
 @pytest.mark.slow
 def test_damaged_curves_are_whole_again(tmp_path: Path) -> None:
-    assert_nothing_wrong(tried(tmp_path / "trials", 8, "curves"), 8)
+    assert_nothing_wrong(tried(tmp_path / "trials", 3, "curves"), 3)
 
 
 @pytest.mark.slow
 def test_whatever_file_is_damaged_is_named_or_mended(tmp_path: Path) -> None:
-    found = tried(tmp_path / "trials", 24, "corruptions")
-    assert sum(ends.total() for ends in found.values()) == 24
+    found = tried(tmp_path / "trials", 10, "corruptions")
+    assert sum(ends.total() for ends in found.values()) == 10
     assert not any(ends["silent"] + ends["broken"] for ends in found.values())
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from finetune import worker, workers
 from finetune.config.compose import compose
@@ -56,26 +53,6 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-class Worker(Started):
-    """A process of several, forked, with what torch's launcher asks of a Popen."""
-
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-        assert arguments[:-1] == (sys.executable, "-P", "-m", "finetune.worker")
-        work = partial(runpy.run_module, "finetune.worker", run_name="__main__")
-        super().__init__(arguments[-1], work=work, environment=environment)
-        self.pid = self.process.pid
-        FORKED.append(self)
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self, timeout: float) -> None:
-        self.process.join(timeout)
-
-
-FORKED: list[Worker] = []
-
-
 def children(process: subprocess.Popen[Any]) -> list[str]:
     return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
@@ -103,19 +80,10 @@ def gone(processes: list[str]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_processes_train_what_one_does(
-    train: Train, monkeypatch: pytest.MonkeyPatch, forked: bool
-) -> None:
+def test_two_processes_train_what_one_does(train: Train) -> None:
     knobs = (*RUN, "class_weights=balanced", "data.val_fraction=0.23", "batchnorm=adapt")
     assert train(*knobs, "hydra.run.dir=one").code == 0
-    if forked:
-        monkeypatch.setattr(SubprocessHandler, "_popen", Worker)
-        assert train(*knobs, *TWO, "hydra.run.dir=two").code == 0
-        told = [one.ended() for one in FORKED]
-        ended = Ended(0, "".join(one.out for one in told), "".join(one.err for one in told))
-    else:
-        ended = typed(*knobs, *TWO, "hydra.run.dir=two")
+    ended = typed(*knobs, *TWO, "hydra.run.dir=two")
     assert (ended.code, ended.err) == (0, "")
     assert "2 processes, precision 32" in ended.out
     assert ended.out.count("epoch 2/2") == 1  # one of them speaks
@@ -154,7 +122,7 @@ def test_two_processes_learn(knobs: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_killed_they_go_on_and_end_as_without(command: Callable[..., Ended]) -> None:
-    knobs = (*RUN, *TWO, "head_dropout=0.3", "epochs=400", "max_steps=400")
+    knobs = (*RUN, *TWO, "head_dropout=0.3", "epochs=120", "max_steps=120")
     assert typed(*knobs, "hydra.run.dir=whole").code == 0
     process = subprocess.Popen([sys.executable, CHECKOUT / "train.py", *knobs, "hydra.run.dir=cut"])
     while not Path("cut/checkpoints/last.ckpt").exists():
@@ -213,8 +181,9 @@ def test_what_ends_one_ends_all(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name", "code"), [(15, "SIGTERM", 143), (2, "SIGINT", 130)])
-@pytest.mark.parametrize("after", [0, 0.5])
+@pytest.mark.parametrize(
+    ("number", "name", "code", "after"), [(15, "SIGTERM", 143, 0.5), (2, "SIGINT", 130, 0)]
+)
 def test_a_signal_before_they_have_begun(number: int, name: str, code: int, after: float) -> None:
     process = subprocess.Popen(
         [sys.executable, CHECKOUT / "train.py", *RUN, *TWO, "hydra.run.dir=cut"],
