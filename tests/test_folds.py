@@ -147,7 +147,7 @@ def test_it_is_said_on_the_terminal_and_in_the_report(
         (["data.fold=1"], "data.fold=1: expected a larger data.folds"),
         (["data.folds=3", "data.fold=3"], "data.fold=3: expected a larger data.folds"),
         (["data.folds=3", "batchnorm=adapt"], "data.folds=3: expected batchnorm=pretrained"),
-        (["data.folds=3", "trainer.devices=2"], "trainer.devices=1 with it, or a data.fold for each"),
+        (["data.folds=3", "trainer.devices=2"], "trainer.devices=1 with it, or a data.fold a run"),
         (["data.folds=3", "patience=2", "data.val_fraction=0"], "patience=2: expected images to validate"),
         (["data.folds=100"], "data.folds=100: expected fewer folds"),
     ],

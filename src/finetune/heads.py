@@ -42,8 +42,7 @@ def standardize(
     model.network.to(device)
     layer = model.network.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    width = torch.zeros(layer.in_features)
-    made = StandardizedLinear(layer, width, width + 1).to(device)
+    made = StandardizedLinear(layer, torch.zeros(layer.in_features), torch.ones(layer.in_features))
     for network in (model.network, inputs.network):
         network.set_submodule(name, made)
     take_statistics(model, inputs, device, console=console)

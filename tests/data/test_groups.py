@@ -71,6 +71,13 @@ def test_groups_that_the_own_split_parts(table: Path) -> None:
     assert not val & train  # what is taken out of train parts none
     with pytest.raises(RequestError, match=r"without a split of their own; data\.split=none leaves theirs"):
         load_dataset("csv", str(table), 0.2, 0.2, folds=3)
+    drawn = [load_dataset("csv", str(table), 0.2, 0.2, split_seed=seed).split["val"] for seed in (1, 2)]
+    assert set(drawn[0]) != set(drawn[1])  # what is taken out of train
+    table.write_text(table.read_text().replace(",train", ",val", 1))
+    with pytest.raises(
+        RequestError, match=r"data\.split_seed=1: expected images without a split of their own"
+    ):
+        load_dataset("csv", str(table), 0.2, 0.2, split_seed=1)
 
 
 def test_a_folder_below_a_class_is_a_group_whatever_the_class(tmp_path: Path) -> None:

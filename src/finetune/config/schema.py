@@ -96,9 +96,7 @@ class Data(Strict):
                 f" to train on, not {total:g}"
             )
         if self.fold is not None and self.fold >= (self.folds or 0):
-            raise ValueError(
-                f"data.fold={self.fold}: expected a larger data.folds with it, which numbers from 0"
-            )
+            raise ValueError(f"data.fold={self.fold}: expected a larger data.folds with it; 0 is the first")
         return self
 
 
@@ -192,9 +190,7 @@ class Settings(Strict):
         if not loss.is_mean and not one_process:
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
         if self.folded and not (one_process and self.batchnorm == "pretrained"):
-            expected = (
-                "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold for each run"
-            )
+            expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
             yield f"data.folds={self.data.folds}: {expected}"
         if self.patience and self.best == "last":
             yield f"patience={self.patience}: expected another best with it; with best=last none is better"

@@ -109,6 +109,11 @@ class Dataset:
         """The images that the answers of a side are for: by folds every one is tested."""
         return self.split["train" if side == "test" and self.folds is not None else side]
 
+    def in_folds(self, number: int) -> Dataset:
+        """The same as it is tested in so many folds, each image in one."""
+        folds = splits.number_folds(self.units or self.digests, self.labels, self.classes, number)
+        return replace(self, folds=folds, own_split=False)
+
     def in_fold(self, fold: int, val_fraction: float) -> Dataset:
         """The same where one fold is tested, and a part of the others validates."""
         split = {"train": np.flatnonzero(self.folds != fold), "test": np.flatnonzero(self.folds == fold)}

@@ -172,11 +172,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     if folds := summary["folds"]:
         best = f"{summary['best_epoch']} epochs" if not summary["solution"] else best
         say(console, "test", fold_scores(folds))
-        say(
-            console,
-            "model",
-            f"trained on all {summary['data']['train']:,} images ({best}: the folds' median)",
-        )
+        say(console, "whole", f"{summary['data']['train']:,} images trained on; {best}, the folds' median")
     elif test := summary["test"]:
         say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
     else:

@@ -56,6 +56,7 @@ def load_dataset(
     root: str | None,
     val_fraction: float,
     test_fraction: float,
+    memo: Path | None = None,
     *,
     measured: bool = False,
     **how: Any,
@@ -68,17 +69,20 @@ def load_dataset(
         RequestError: as of `gather`; there are fewer than two classes, or nothing falls to train.
     """
     seed, folds, fold = (how.pop(name, None) for name in DRAW)
-    found = gather(source, root, **how)
+    found = gather(source, root, memo, **how)
     if found.redrawn:  # else no group of its is parted
         found = replace(found, splits=None) if seed or folds else replace(found, groups=())
-    if folds and found.splits is not None:
+    fixed = found.splits is not None and (folds or "val" in (found.declared or found.splits))
+    if fixed and (folds or seed):
+        asked = f"data.folds={folds}" if folds else f"data.split_seed={seed}"
         aside = "; data.split=none leaves theirs aside" if "split" in SOURCES[source].takes else ""
-        raise RequestError(f"data.folds={folds}: expected images without a split of their own{aside}")
+        raise RequestError(f"{asked}: expected images without a split of their own{aside}")
     if folds:
         found = replace(found, splits=["train"] * len(found.images), declared=SPLITS)
     dataset = _split(found, val_fraction, test_fraction, seed)
     if folds:
-        dataset = _in_folds(dataset, folds, fold, val_fraction)
+        dataset = dataset.in_folds(folds)
+        dataset = dataset if fold is None else dataset.in_fold(fold, val_fraction)
     if measured:  # what is said of training does not matter
         return replace(dataset, warnings=found.warnings)
     _check_something_trains(dataset, found)
@@ -142,14 +146,6 @@ def _contents(images: Sequence[RawImage], memo: Path | None, advance: Callable[[
         contents.append(stored_content(image.read() if isinstance(image, Stored) else image))
         advance(1)
     return contents
-
-
-def _in_folds(dataset: Dataset, folds: int, fold: int | None, val_fraction: float) -> Dataset:
-    """The same, all to train on, as tested in folds; or with one of them to test."""
-    units = dataset.units or dataset.digests
-    numbers = splits.number_folds(units, dataset.labels, dataset.classes, folds)
-    dataset = replace(dataset, folds=numbers, own_split=False)
-    return dataset if fold is None else dataset.in_fold(fold, val_fraction)
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float, seed: int | None) -> Dataset:

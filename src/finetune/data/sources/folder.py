@@ -52,6 +52,8 @@ def find_in_folder(
         raise RequestError(f"{setting}: {error}") from None
     classes, _ = number_classes([*(name for _, name, _ in found), *empty])
     place = {name: label for label, name in enumerate(classes)}
+    # Directly in its class an image is in "."; no folder has such a name, as hidden ones are passed over.
+    below = [str(image.parent.relative_to(tops[side] / name)).lstrip(".") for image, name, side in found]
     return LabeledImages(
         name=str(folder),
         setting=setting,
@@ -62,10 +64,7 @@ def find_in_folder(
         passed_over=passed_over,
         warnings=tuple(warnings),
         empty=empty,
-        # Directly in its class an image is in "."; no name begins with a dot, as hidden folders are left out.
-        groups=[str(p.parent.relative_to(tops[side] / name)).lstrip(".") for p, name, side in found]
-        if group
-        else (),
+        groups=below if group else (),
     )
 
 
