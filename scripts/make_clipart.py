@@ -303,7 +303,7 @@ def build(root: Path, output: Path) -> None:
     family = families(sources, near[np.ix_(keep, keep)], numbered=True)
     splits = assign_splits([entry[0] for entry in entries], sources, family)
     rows: list[dict[str, str]] = []
-    for (name, source, image, text), split in zip(entries, splits, strict=True):
+    for (name, source, image, text), split, kin in zip(entries, splits, family, strict=True):
         stem = re.sub(r"[^a-z0-9]+", "_", Path(source).stem.lower()).strip("_")
         while any(row["file"] == f"{name}/{stem}.png" for row in rows):
             stem += "_b"
@@ -318,6 +318,7 @@ def build(root: Path, output: Path) -> None:
                 "file": f"{name}/{stem}.png",
                 "class": name,
                 "split": split,
+                "family": min(one for one, other in zip(sources, family, strict=True) if other == kin),
                 "source": source,
                 "title": text["Title"],
                 "author": text["Author"],

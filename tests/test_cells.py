@@ -46,7 +46,7 @@ def test_predictions_and_skipped_files(tmp_path: Path, monkeypatch: pytest.Monke
     data = type("Data", (), {"labels": np.zeros(1)})()
     predictions.write_predictions(tmp_path, data, {"test": torch.zeros(1, 2)}, softmax=True, temperature=1.0)
     written = (tmp_path / predictions.FILE).read_text()
-    assert written.splitlines()[1] == 'test,\'-a.png,"\'=cmd|""/c calc""!A1",\'@cat,0.5,0.25'
+    assert written.splitlines()[1] == 'test,\'-a.png,"\'=cmd|""/c calc""!A1",\'@cat,0.5,0.25,'
     assert predictions.read_predictions(tmp_path) == [one]
     folder.list_bad(tmp_path, [BadImage(0, "=a.png", "-no image")])
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1] == "'=a.png,'-no image"

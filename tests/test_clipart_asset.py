@@ -39,7 +39,7 @@ def script() -> dict[str, Any]:
 
 
 def test_manifest_is_the_folder(rows: list[dict[str, str]]) -> None:
-    assert list(rows[0]) == ["file", "class", "split", "source", "title", "author", "sha256"]
+    assert list(rows[0]) == ["file", "class", "split", "family", "source", "title", "author", "sha256"]
     listed = [row["file"] for row in rows]
     assert listed == sorted(listed)
     assert set(listed) == {path.relative_to(ASSET).as_posix() for path in ASSET.rglob("*.png")}
@@ -97,7 +97,10 @@ def test_no_near_duplicates_across_splits(rows: list[dict[str, str]], script: di
     assert not across.any(), [(rows[one]["file"], rows[other]["file"]) for one, other in np.argwhere(across)]
     series: dict[str, str] = {}
     for row in rows:
-        assert series.setdefault(script["series"](row["source"]), row["split"]) == row["split"], row["file"]
+        assert series.setdefault(script["series"](row["source"]), row["family"]) == row["family"], row["file"]
+    family = np.array([row["family"] for row in rows])
+    assert not (script["near_duplicates"](prints) & (family[:, None] != family[None, :])).any()
+    assert len({(row["family"], row["split"]) for row in rows}) == len(set(family))
 
 
 def test_near_duplicates_see_through_colour_and_mirrors(script: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ LAYERS = [
     {"api", "launch", "worker"},
     {"sweep"},
     {"run"},
+    {"folds"},
     {"adaptation", "refit"},
     {"summary"},
     {"workers", "prepared"},

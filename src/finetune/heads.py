@@ -14,7 +14,7 @@ from finetune.config.schema import Settings
 from finetune.errors import RequestError
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
-from finetune.model.standardize import StandardizedLinear, direct_layer, statistics
+from finetune.model.standardize import StandardizedLinear, direct_layer, standardized_layers, statistics
 from finetune.model.tracing import keep_modes
 from finetune.say import progress
 
@@ -42,14 +42,24 @@ def standardize(
     model.network.to(device)
     layer = model.network.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    mean, scale = statistics(_training_features(inputs, device, console))
-    made = StandardizedLinear(layer, mean, scale)
-    if model.head is None:
-        with torch.no_grad():
-            made.bias.add_(made.weight @ made.mean)
-            made.weight.copy_(torch.where(made.scale > 0, made.weight / made.scale, 0))
+    made = StandardizedLinear(layer, torch.zeros(layer.in_features), torch.ones(layer.in_features))
     for network in (model.network, inputs.network):
         network.set_submodule(name, made)
+    take_statistics(model, inputs, device, console=console)
+
+
+@torch.no_grad()
+def take_statistics(model: Model, inputs: ModelInputs, device: str, *, console: Console) -> None:
+    """Standardise by these training images what a standardised layer reads, if there is one."""
+    for layer in standardized_layers(model.network).values():
+        if model.head is None:
+            layer.fold()
+        mean, scale = statistics(_training_features(inputs, device, console))
+        layer.mean.copy_(mean)
+        layer.scale.copy_(scale)
+        if model.head is None:
+            layer.bias.add_(layer.weight @ layer.mean)
+            layer.weight.copy_(torch.where(layer.scale > 0, layer.weight / layer.scale, 0))
 
 
 def _training_features(inputs: ModelInputs, device: str, console: Console) -> Iterator[Tensor]:

@@ -86,13 +86,13 @@ def _choice(settings: Settings, dataset: Dataset) -> Choice:
 
 
 def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Five stratified folds of the training images, identical ones in the same: rows to fit and to measure.
+    """Five stratified folds of the training images, those of a unit in the same: rows to fit and to measure.
 
     None where no class has two different images.
     """
     rows = dataset.split["train"]
     contents, first, content = np.unique(
-        np.asarray(dataset.digests)[rows], return_index=True, return_inverse=True
+        np.asarray(dataset.units or dataset.digests)[rows], return_index=True, return_inverse=True
     )
     number = min(FOLDS, len(contents))
     if number < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from finetune.demands import refuse_untrainable
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.overlay import maps
 from finetune.features.load import ModelInputs
+from finetune.folds import train_folds
 from finetune.heads import standardize
 from finetune.learners import build_classifier
 from finetune.machine import versions
@@ -100,7 +102,7 @@ def prepare(
     if state:  # as an interrupted run decided; a new run must have a folder of its own
         settings = resuming.as_decided(settings, state)
         options = build.build_options(settings, options.rank)
-    elif writes:
+    elif writes and not settings.resume:
         folders.refuse_used(folder)
     model, dataset = _find_model_and_data(settings, state, console)
     origin = resuming.origin_of_data(model, dataset)
@@ -164,11 +166,15 @@ def _refuse_bad_images(
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
     board = start_log(prepared) if prepared.options.rank.is_main else None
+    measured: dict[str, Any] = {}
+    if board and prepared.settings.folded:
+        prepared, measured = train_folds(prepared, board, console, train)
     ready_at = time.perf_counter()
     fitted = train(prepared, board, console)
     if board is None or fitted is None:
         return {}
-    return finish(prepared, board, fitted, training=time.perf_counter() - ready_at, console=console)
+    fitted, training = replace(fitted, **measured), time.perf_counter() - ready_at
+    return finish(prepared, board, fitted, training=training, console=console)
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:
@@ -202,7 +208,7 @@ def finish(
     total = time.perf_counter() - prepared.started
     timing = {"preparing": total - training, "training": training, "total": total}
     summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
-    test_labels = prepared.batches.examples.labels[dataset.split["test"]]
+    test_labels = prepared.batches.examples.labels[dataset.answered("test")]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other

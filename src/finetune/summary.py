@@ -57,14 +57,15 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
     dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.examples.labels
     calibration = None
     if LOSSES[settings.loss].calibrates:
-        held_out = _held_out(prepared, fitted)
-        calibration = calibrate(held_out, (fitted.test_logits, labels[dataset.split["test"]]))
+        tested = (fitted.test_logits, labels[dataset.answered("test")])
+        calibration = calibrate(tested if fitted.folds else _held_out(prepared, fitted), tested)
     return {
         "status": "finished",
         "val": fitted.val,
         "test": fitted.test,
         "calibration": calibration,
         "best": settings.best,
+        "folds": fitted.folds,
         "refit": len(dataset.split["train"]) + len(dataset.split["val"]) if settings.refit else None,
         "solution": _solution(prepared.classifier),
         "best_epoch": fitted.best_epoch,

@@ -79,6 +79,11 @@ class Data(Strict):
     augment: Augment
     val_fraction: Fraction
     test_fraction: Fraction
+    split_seed: Annotated[int, Field(ge=0)] | None
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: Annotated[int, Field(ge=0)] | None
+    group_column: Text | None
+    group: Literal["parent"] | None
     bad_images: Literal["error", "skip", "repair"]
     workers: Annotated[int | str, number_or(1, "a number of threads, 1 or more, or auto", "auto")]
 
@@ -90,6 +95,8 @@ class Data(Strict):
                 f"data.val_fraction and data.test_fraction: expected a sum below 1, so that images are left"
                 f" to train on, not {total:g}"
             )
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError(f"data.fold={self.fold}: expected a larger data.folds with it; 0 is the first")
         return self
 
 
@@ -149,6 +156,11 @@ class Settings(Strict):
     trainer: Trainer
     resume: Literal["auto"] | None
 
+    @property
+    def folded(self) -> bool:
+        """Whether a model is trained for every fold of the images, and then one on all of them."""
+        return self.data.folds is not None and self.data.fold is None
+
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
         for line in self._conflicts():
@@ -158,6 +170,7 @@ class Settings(Strict):
     def _conflicts(self) -> Iterator[str]:
         """What does not go together, one line each."""
         loss, schedule = LOSSES[self.loss], SCHEDULES[self.schedule]
+        one_process = (self.trainer.devices, self.trainer.nodes) == (1, 1)
         if not loss.weighs_classes:
             expected = f"expected loss={names_where(LOSSES, lambda one: one.weighs_classes)} with it"
             if self.label_smoothing:
@@ -174,8 +187,11 @@ class Settings(Strict):
                 yield f"{key}: expected a new head with it; head=keep has its own layers"
         if self.head == "keep" and self.head_features != "last":
             yield "head_features: expected last with head=keep, which reads what it was trained on"
-        if not loss.is_mean and (self.trainer.devices, self.trainer.nodes) != (1, 1):
+        if not loss.is_mean and not one_process:
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
+        if self.folded and not (one_process and self.batchnorm == "pretrained"):
+            expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
+            yield f"data.folds={self.data.folds}: {expected}"
         if self.patience and self.best == "last":
             yield f"patience={self.patience}: expected another best with it; with best=last none is better"
         if OPTIMIZERS[self.optimizer.name].solves:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.data import splits
 from finetune.data.digests import content_digest
 from finetune.errors import RequestError
 
@@ -44,6 +45,8 @@ class Dataset:
     passed_over: how many files beside the images there are of each extension.
     warnings: what the user should know of them, a line each; notes: what is no fault.
     own_split: whether the data brought sides of their own.
+    units: a key of each image, shared by all that stay on one side; none: their digests.
+    folds: which fold holds out each image (N,), where all are trained and tested.
     brightness: one scale for all images of more than 8 bits, as `brightness.find_scales` gives it.
     """
 
@@ -58,6 +61,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     own_split: bool = False
     brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    units: Sequence[str] = ()
+    folds: np.ndarray | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -90,6 +95,8 @@ class Dataset:
         split = {side: np.flatnonzero(np.isin(kept, indices)) for side, indices in self.split.items()}
         images, digests = [self.images[i] for i in kept], [self.digests[i] for i in kept]
         rest = replace(self, images=images, labels=self.labels[kept], split=split, digests=digests)
+        units = [self.units[i] for i in kept] if self.units else ()
+        rest = replace(rest, units=units, folds=None if self.folds is None else self.folds[kept])
         if not len(split["train"]):
             raise RequestError(
                 f"data.root: expected images to train on; {len(bad)} of {len(self.images)} are broken"
@@ -97,6 +104,21 @@ class Dataset:
                 " train"
             )
         return rest
+
+    def answered(self, side: str) -> np.ndarray:
+        """The images that the answers of a side are for: by folds every one is tested."""
+        return self.split["train" if side == "test" and self.folds is not None else side]
+
+    def in_folds(self, number: int) -> Dataset:
+        """The same as it is tested in so many folds, each image in one."""
+        folds = splits.number_folds(self.units or self.digests, self.labels, self.classes, number)
+        return replace(self, folds=folds, own_split=False)
+
+    def in_fold(self, fold: int, val_fraction: float) -> Dataset:
+        """The same where one fold is tested, and a part of the others validates."""
+        split = {"train": np.flatnonzero(self.folds != fold), "test": np.flatnonzero(self.folds == fold)}
+        split = splits.take_validation(split, self.units or self.digests, self.labels, val_fraction)
+        return replace(self, split=split, folds=None)
 
     def numbered_as(self, names: Sequence[str]) -> Dataset:
         """The same with the classes that a model has, in its order; unchanged where it lacks one of them."""

@@ -1,10 +1,13 @@
-"""Images that are there twice, byte for byte: on two sides of the split, or with two labels."""
+"""Images that are there twice, byte for byte: on two sides of the split, with two labels; parted groups."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from finetune.data.dataset import SPLITS, Dataset
+from finetune.errors import brief
 
 
 def leaked(dataset: Dataset) -> dict[str, dict[int, int]]:
@@ -31,6 +34,17 @@ def told_twice(dataset: Dataset) -> tuple[str, ...]:
     counted[f"{len(other):,} of {len(labels):,} images have another label elsewhere"] = other
     told = [f"{what} ({_pair(dataset, *pairs.items())})" for what, pairs in counted.items() if pairs]
     return (f"the same bytes twice: {'; '.join(told)}",) if told else ()
+
+
+def told_groups(groups: Sequence[str], split: Mapping[str, np.ndarray]) -> tuple[str, tuple[str, ...]]:
+    """How many groups there are, and a warning of those that the data's own split has parted.
+
+    groups: of each image, empty for one that is of none.
+    """
+    on = [{groups[i] for i in rows} - {""} for rows in split.values()]
+    every, parted = set().union(*on), sorted((on[0] & on[1]) | (on[0] & on[2]) | (on[1] & on[2]))
+    told = f"{len(parted):,} of {len(every):,} groups are on two sides of the split ({brief(parted, 3)})"
+    return f"{len(every):,} groups; images of none: {groups.count(''):,}", (told,) if parted else ()
 
 
 def _pair(dataset: Dataset, pair: tuple[int, int], *_: tuple[int, int]) -> str:

@@ -45,6 +45,9 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
     predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
+    if not named_alike:  # of other images all are measured, whatever belongs together
+        usual = dict.fromkeys(("split_seed", "folds", "fold", "group_column", "group"))
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update=usual)})
     dataset = find_data(settings, measured=True)
     chosen = choose_images(dataset, saved, split, named_alike)
     for kind, found in dataset.brightness.items():

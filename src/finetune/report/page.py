@@ -23,6 +23,7 @@ from finetune.model.preprocessing import Preprocessing
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
+from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
 from finetune.runs.settings import read_settings
@@ -43,7 +44,7 @@ def write_report(
     their answers; None leaves the maps out. RequestError: a file that it is made of has been changed.
     """
     folders.check_tables(folder, summary.get("files", {}))
-    answers = read_predictions(folder)
+    answers, folds = read_predictions(folder), summary.get("folds")
     split = next((split for split in SPLITS if any(one.split == split for one in answers)), None)
     result = None
     if split:
@@ -52,6 +53,7 @@ def write_report(
         how = Preprocessing(brightness=told.get("brightness", {}), repair=told.get("repair", False))
         result = _result(answers, summary[split], summary)
         result |= {
+            "interval": folds["test"]["accuracy"]["t_interval"] if folds else result["interval"],
             "split": SPLITS[split],
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
         }
@@ -66,7 +68,8 @@ def write_report(
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),
-        "refit": summary.get("refit"),  # runs of older versions have neither
+        "refit": summary.get("refit"),  # runs of older versions have neither, nor folds
+        "folds": folds and fold_scores(folds),
         "result": result,
         "labels": _labels(summary),
         "skipped": read_table(folder / "skipped.csv"),

@@ -20,7 +20,10 @@ FILE = "predictions.csv"
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature."""
+    """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature.
+
+    fold: whose model, which was not trained on the image, answered; empty in a run without folds.
+    """
 
     split: str
     picture: str
@@ -28,6 +31,7 @@ class Prediction:
     predicted: str
     probability: float
     uncalibrated: float
+    fold: str = ""
 
     @property
     def right(self) -> bool:
@@ -57,7 +61,9 @@ def _predictions(
     classes = dataset.classes
     calibrated = probabilities(logits, softmax, temperature).amax(1).tolist()
     raw = probabilities(logits, softmax).amax(1).tolist()
-    for row, (index, answer) in enumerate(zip(dataset.split[split], logits.argmax(1).tolist(), strict=True)):
+    for row, (index, answer) in enumerate(
+        zip(dataset.answered(split), logits.argmax(1).tolist(), strict=True)
+    ):
         yield Prediction(
             split=split,
             picture=name_of(dataset.images[index], int(index)),
@@ -65,6 +71,7 @@ def _predictions(
             predicted=classes[answer] if answer < len(classes) else f"output {answer}",
             probability=round(calibrated[row], 6),
             uncalibrated=round(raw[row], 6),
+            fold="" if dataset.folds is None else str(dataset.folds[index]),
         )
 
 
@@ -82,6 +89,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
                 **{name: row[name] for name in COLUMNS[:4]},
                 probability=float(row["probability"]),
                 uncalibrated=float(row["uncalibrated"]),
+                fold=row.get("fold", ""),
             )
             for row in read_table(file)
         ]

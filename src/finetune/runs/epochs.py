@@ -55,6 +55,7 @@ def _ended_by(settings: Settings, folder: Path) -> str:
     best = content.get("callbacks", {}).get("Checkpoints", {}).get("best_epoch", epochs)
     reasons = {
         f"optimizer={settings.optimizer.name} solves the head": OPTIMIZERS[settings.optimizer.name].solves,
+        f"data.folds={settings.data.folds} chose this one's": settings.folded,
         f"max_steps={steps} ended this one": steps is not None and content["global_step"] >= steps,
         f"patience={patience} ended this one after epoch {epochs}": patience is not None
         and epochs - best >= patience,

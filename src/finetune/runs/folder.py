@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
 
 LATEST = Path("outputs") / "latest"
 PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
+FOLDS = "folds"  # in a run's folder: the runs of its folds
 LOCK = ".lock"  # in a folder while a process writes there
 
 
@@ -112,7 +113,7 @@ def logdir(folder: Path) -> Path:
 
 def refuse_used(folder: Path) -> None:
     """Raise RequestError where a folder already holds a run."""
-    if any((folder / "checkpoints").glob("*.ckpt")):
+    if any(file for part in ("", f"{FOLDS}/*/") for file in folder.glob(f"{part}checkpoints/*.ckpt")):
         raise RequestError(
             f"hydra.run.dir={folder}: expected a new folder; this one holds a run's checkpoints"
         )

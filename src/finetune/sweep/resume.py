@@ -11,7 +11,7 @@ from rich.console import Console
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.runs.folder import one_writer
+from finetune.runs.folder import FOLDS, one_writer
 from finetune.runs.resume import read_resume_state
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
@@ -59,9 +59,9 @@ def _unfinished(folder: Path) -> list[Plan]:
             plan.settings = read_settings(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
             resume_state = None if status == "failed" else read_resume_state(job.folder)
-            if resume_state is None:
+            if resume_state is None and not (plan.settings.folded and (job.folder / FOLDS).is_dir()):
                 _make_anew(job, plan.settings)
-            elif resume_state.together:
+            elif resume_state and resume_state.together:
                 plan.resume_state = resume_state
             else:
                 plan.settings = plan.settings.model_copy(update={"resume": "auto"})

@@ -37,6 +37,7 @@ from finetune.training.stacked import StackedClassifier
 class Fitted:
     """What training came to; measures and logits (of the best epoch) are None where that split has no images.
 
+    folds: where folds measured it, their metrics with intervals; then `test_logits` are of all images.
     val, test: the metrics by name; where images have several labels, with those of each as `per_label`.
     """
 
@@ -47,6 +48,7 @@ class Fitted:
     test: dict[str, Any] | None
     test_logits: Tensor | None
     val_logits: Tensor | None = None
+    folds: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

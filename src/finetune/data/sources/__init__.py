@@ -13,7 +13,7 @@ from finetune.data import splits
 from finetune.data.brightness import find_scales
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
 from finetune.data.digests import Content, file_contents, stored_content
-from finetune.data.duplicates import told_twice
+from finetune.data.duplicates import told_groups, told_twice
 from finetune.data.sources import builtin, folder, hub, shards, table, torchvision_sets
 from finetune.data.sources.labeled import LabeledImages, Progress, odd_names, silent
 from finetune.errors import RequestError, brief
@@ -34,12 +34,12 @@ class Source:
 
 
 COLUMNS = ("image_column", "label_column")
-TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix", "split")
+TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix", "split", "group_column")
 SOURCES = {
     "clipart": Source(builtin.find_clipart),
     "digits": Source(builtin.find_digits),
     "random": Source(builtin.make_noise),
-    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested", "split")),
+    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested", "split", "group")),
     "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
     "torchvision": Source(
         torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
@@ -47,7 +47,8 @@ SOURCES = {
     "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
     "webdataset": Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
 }
-SETTINGS = {name for entry in SOURCES.values() for name in entry.takes}
+DRAW = ("split_seed", "folds", "fold")  # of any source
+SETTINGS = {*DRAW, *(name for entry in SOURCES.values() for name in entry.takes)}
 
 
 def load_dataset(
@@ -67,8 +68,21 @@ def load_dataset(
     Raises:
         RequestError: as of `gather`; there are fewer than two classes, or nothing falls to train.
     """
+    seed, folds, fold = (how.pop(name, None) for name in DRAW)
     found = gather(source, root, memo, **how)
-    dataset = _split(found, val_fraction, test_fraction)
+    if found.redrawn:  # else no group of its is parted
+        found = replace(found, splits=None) if seed or folds else replace(found, groups=())
+    fixed = found.splits is not None and (folds or "val" in (found.declared or found.splits))
+    if fixed and (folds or seed):
+        asked = f"data.folds={folds}" if folds else f"data.split_seed={seed}"
+        aside = "; data.split=none leaves theirs aside" if "split" in SOURCES[source].takes else ""
+        raise RequestError(f"{asked}: expected images without a split of their own{aside}")
+    if folds:
+        found = replace(found, splits=["train"] * len(found.images), declared=SPLITS)
+    dataset = _split(found, val_fraction, test_fraction, seed)
+    if folds:
+        dataset = dataset.in_folds(folds)
+        dataset = dataset if fold is None else dataset.in_fold(fold, val_fraction)
     if measured:  # what is said of training does not matter
         return replace(dataset, warnings=found.warnings)
     _check_something_trains(dataset, found)
@@ -134,10 +148,10 @@ def _contents(images: Sequence[RawImage], memo: Path | None, advance: Callable[[
     return contents
 
 
-def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> Dataset:
-    warnings = found.warnings
+def _split(found: LabeledImages, val_fraction: float, test_fraction: float, seed: int | None) -> Dataset:
+    warnings, units = found.warnings, splits.find_units(found.digests, found.groups, seed)
     if found.splits is None:
-        split = splits.split_by_content(found.digests, found.labels, val_fraction, test_fraction)
+        split = splits.split_by_content(units, found.labels, val_fraction, test_fraction)
         if few := splits.too_few(found.classes, found.labels):
             warnings += (
                 f"classes with fewer than {splits.FEWEST} images are used for training only: {brief(few)}",
@@ -145,7 +159,7 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
     else:
         split = {name: np.flatnonzero(np.array(found.splits) == name) for name in SPLITS}
         if "val" not in (found.declared or found.splits):  # taken out of train, never out of test
-            split = splits.take_validation(split, found.digests, found.labels, val_fraction)
+            split = splits.take_validation(split, units, found.labels, val_fraction)
     dataset = Dataset(
         name=found.name,
         classes=found.classes,
@@ -158,7 +172,11 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float) -> D
         notes=found.notes,
         own_split=found.splits is not None,
         brightness=found.brightness,
+        units=units if found.groups or seed else (),
     )
+    if found.groups:
+        note, parted = told_groups(found.groups, split)
+        dataset, warnings = replace(dataset, notes=(*dataset.notes, note)), warnings + parted
     return replace(dataset, warnings=warnings + told_twice(dataset))
 
 

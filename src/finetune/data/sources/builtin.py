@@ -27,6 +27,8 @@ def find_clipart() -> LabeledImages:
         digests=[row["sha256"] for row in rows],
         splits=[row["split"] for row in rows],
         declared=SPLITS,
+        groups=[row["family"] for row in rows],
+        redrawn=True,
     )
 
 

@@ -15,22 +15,28 @@ from finetune.data.sources.walk import Walk, files_below, is_image, kind_of, lis
 from finetune.errors import RequestError, brief
 
 
-def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> LabeledImages:
+def find_in_folder(
+    root: str, nested: bool = False, split: str = "auto", group: str | None = None
+) -> LabeledImages:
     """The images below a folder per class, or below the classes in train, val and test.
 
     nested: a class is the whole path of an image's folder, not the first part of it.
     split: `auto`: folders named train, val and test are sides of the split, and nothing may lie beside them;
         `folders`: what lies beside them is left out; `none`: all are classes.
+    group: `parent`: images in folders of the same name below their classes are of one group.
 
     Raises:
         RequestError: the folder is missing or cannot be read, or has no classes with images.
     """
     folder, setting = existing_folder(root), f"data.root={root}"
+    if group and nested:
+        raise RequestError(f"data.group={group}: expected data.nested=false; else such folders are classes")
     try:
         sides, warnings = ({}, []) if split == "none" else _sides(folder, split == "folders")
         if split == "auto" and not sides and not nested:
             _look_for_sides(folder, warnings)
-        found, empty, passed_over = _read(sides or {"": folder}, nested, warnings)
+        tops = sides or {"": folder}
+        found, empty, passed_over = _read(tops, nested, warnings)
         beside = f" ({tell_others(passed_over)})" if passed_over else ""
         if not found:
             expected = (
@@ -46,6 +52,8 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
         raise RequestError(f"{setting}: {error}") from None
     classes, _ = number_classes([*(name for _, name, _ in found), *empty])
     place = {name: label for label, name in enumerate(classes)}
+    # Directly in its class an image is in "."; no folder has such a name, as hidden ones are passed over.
+    below = [str(image.parent.relative_to(tops[side] / name)).lstrip(".") for image, name, side in found]
     return LabeledImages(
         name=str(folder),
         setting=setting,
@@ -56,6 +64,7 @@ def find_in_folder(root: str, nested: bool = False, split: str = "auto") -> Labe
         passed_over=passed_over,
         warnings=tuple(warnings),
         empty=empty,
+        groups=below if group else (),
     )
 
 

@@ -36,6 +36,8 @@ class LabeledImages:
     passed_over: how many files beside the images there are of each extension.
     digests: SHA-256 of each image's content, where they are known.
     empty: classes that are there without an image. brightness: one scale for all of more than 8 bits.
+    groups: of each image the group that stays on one side; empty for one that is of none.
+    redrawn: whether another split may be drawn in the place of theirs.
     """
 
     name: str
@@ -51,6 +53,8 @@ class LabeledImages:
     digests: Sequence[str] = ()
     empty: tuple[str, ...] = ()
     brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    groups: Sequence[str] = ()
+    redrawn: bool = False
 
 
 @contextmanager

@@ -32,6 +32,8 @@ from finetune.errors import RequestError, brief
 
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+# Columns by whose names images seem to belong together.
+TOGETHER = re.compile(r"patient|subject|person|group|case|slide|scene|video|session|animal|camera|site", re.I)
 ELSEWHERE = re.compile(r"[a-z][\w+.-]*:[\\/]", re.IGNORECASE)  # a drive's letter, or an address
 
 
@@ -45,6 +47,7 @@ class Columns:
     image_folder: str | None = None
     image_suffix: str = ""
     split: str = "auto"
+    group_column: str | None = None
 
 
 def find_in_table(root: str, **settings: Any) -> LabeledImages:
@@ -70,8 +73,12 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
         classes, labels = number_classes([one for (one,) in names])
         warnings += _joint(classes)
     sides = ["split"] if wanted.split != "none" and cells.places("split") else []
-    used = {place for name in (wanted.image_column, *columns, *sides) for place in cells.places(name)}
+    group = [wanted.group_column] if wanted.group_column else []
+    kept = [cells.column(name, "data.group_column", str) for name in group]
+    used = {place for name in (wanted.image_column, *columns, *sides, *group) for place in cells.places(name)}
     unread = [name for i, name in enumerate(cells.header) if i not in used and name]
+    alike = next(filter(TOGETHER.search, unread), None) if not group else None
+    advice = f"; data.group_column={alike} keeps images of one {alike} on one side" if alike else ""
     return LabeledImages(
         name=str(path),
         setting=cells.setting,
@@ -79,8 +86,9 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
         images=images,
         labels=labels,
         splits=own_splits(_splits(cells) if sides else ()),
-        notes=(f"columns that are not read: {brief(unread)}",) if unread else (),
+        notes=(f"columns that are not read: {brief(unread)}{advice}",) if unread else (),
         warnings=cells.warnings + warnings,
+        groups=["" if one.lower() in MISSING else one for one in kept[0]] if kept else (),
     )
 
 

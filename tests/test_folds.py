@@ -1,0 +1,158 @@
+"""Folds: every image is tested once by a model that was not trained on it, then all are trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from scipy import stats
+
+from finetune import folds
+from finetune.config.compose import compose
+from finetune.errors import Interrupted, RequestError
+from finetune.evaluation.calibration import temperature_of
+from finetune.run import run
+from finetune.runs.open import open_run
+from support.ended import Ended
+from support.runs import QUICK, checkpoint, summary_of, trained
+
+SOLVED = ("optimizer=lbfgs", "optimizer.weight_decay=auto")
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folded(finished_run: Callable[..., Path]) -> Path:
+    return finished_run("data.folds=3")
+
+
+def answers(run: Path) -> list[dict[str, str]]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_answered_out_of_its_fold(folded: Path) -> None:
+    rows, each = answers(folded), summary_of(folded)["folds"]["test"]["accuracy"]["each"]
+    assert len({row["picture"] for row in rows}) == len(rows) == 60
+    for fold in range(3):
+        own = [row["label"] == row["predicted"] for row in rows if row["fold"] == str(fold)]
+        assert len(own) == 20
+        assert sum(own) / 20 == pytest.approx(each[fold])
+
+
+def test_a_fold_by_itself_is_the_same_run(folded: Path, finished_run: Callable[..., Path]) -> None:
+    """With its own statistics of the features, its own validation images and the head as it begins."""
+    alone = finished_run("data.folds=3", "data.fold=1")
+    assert summary_of(alone)["test"]["loss"] == summary_of(folded)["folds"]["test"]["loss"]["each"][1]
+    one, other = checkpoint(alone)["state_dict"], checkpoint(folded / "folds" / "1")["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [row["picture"] for row in answers(alone) if row["split"] == "test"] == [
+        row["picture"] for row in answers(folded) if row["fold"] == "1"
+    ]
+
+
+def test_the_interval_is_students(folded: Path) -> None:
+    summary = summary_of(folded)
+    found = summary["folds"]["test"]["loss"]
+    expected = stats.t.interval(0.95, 2, stats.tmean(found["each"]), stats.sem(found["each"]))
+    assert found["t_interval"] == pytest.approx(expected)
+    assert summary["test"]["loss"] == found["mean"] == pytest.approx(stats.tmean(found["each"]))
+    assert summary["folds"]["number"] == 3
+
+
+def test_the_model_is_trained_on_all_and_calibrated_by_the_folds(folded: Path) -> None:
+    summary = summary_of(folded)
+    assert summary["data"]["train"] == summary["calibration"]["fitted_on"] == 60
+    assert summary["best_epoch"] == sorted(summary["folds"]["best_epochs"])[1]
+    saved = open_run(str(folded))
+    assert temperature_of(saved.summary) == summary["calibration"]["temperature"] != 1
+    state = load_file(folded / "checkpoints" / "frozen.safetensors")
+    assert (folded / "folds/2/checkpoints/frozen.safetensors").samefile(
+        folded / "checkpoints/frozen.safetensors"
+    )
+    assert state
+
+
+def test_solved_heads_take_the_median_of_the_strengths(finished_run: Callable[..., Path]) -> None:
+    folded = finished_run("data.folds=3", *SOLVED)
+    paths = [checkpoint(folded / "folds" / str(fold))["path"] for fold in range(3)]
+    alone = [min(path, key=lambda point: point["log_loss"])["strength"] for path in paths]
+    assert summary_of(folded)["solution"]["weight_decay"] == sorted(alone)[1]
+
+
+def test_an_interrupted_run_goes_on(
+    few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folded: Path
+) -> None:
+    prepare, begun = folds._prepare_fold, list[int]()
+
+    def stopped(prepared: Any, initial: Any, fold: int) -> Any:
+        begun.append(fold)
+        if begun == [0, 1]:
+            raise Interrupted("interrupted by SIGINT", 130)
+        return prepare(prepared, initial, fold)
+
+    monkeypatch.setattr(folds, "_prepare_fold", stopped)
+    with pytest.raises(Interrupted, match="finetune resume run goes on"):
+        trained(tmp_path, few_pictures, "data.folds=3")
+    with chdir(tmp_path):
+        asked = compose([*QUICK, "data.folds=3"])
+        with pytest.raises(RequestError, match="holds a run's checkpoints"):
+            run(asked, Path("run"), QUIET)
+        kept = (tmp_path / "run/folds/0/checkpoints/best.ckpt").stat().st_mtime_ns
+        summary = run(asked.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
+        assert run(asked.model_copy(update={"resume": "auto"}), Path("run"), QUIET)["status"] == "finished"
+    assert summary["folds"] == summary_of(folded)["folds"]
+    assert (tmp_path / "run/folds/0/checkpoints/best.ckpt").stat().st_mtime_ns == kept
+    one, other = checkpoint(tmp_path / "run")["state_dict"], checkpoint(folded)["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_labels_of_which_an_image_has_several(several: Path, command: Callable[..., Ended]) -> None:
+    where = ("data=csv", f"data.root={several}", "loss=bce", *QUICK[2:])
+    ended = command("train", *where, "data.folds=3", "hydra.run.dir=run", "data.val_fraction=0")
+    assert ended.code == 0, ended.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert "3 folds: mAP" in ended.out
+    assert summary["val"] is None
+    assert set(summary["test"]["per_label"]) == {"red", "green", "blue"}
+
+
+def test_it_is_said_on_the_terminal_and_in_the_report(
+    few_pictures: Path, tmp_path: Path, command: Callable[..., Ended]
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    ended = command("train", "-m", *QUICK, "data.folds=2", "epochs=1,2", "hydra.sweep.dir=sweep")
+    assert ended.code == 0, ended.err
+    assert "job 0    epochs=1 (alone: data.folds=2)" in ended.out
+    assert "test     2 folds: accuracy " in ended.out
+    assert "60 images, each tested in one of 2 folds, then all to train" in ended.out
+    assert command("report", "sweep/1").code == 0
+    assert "<p>2 folds: accuracy" in Path("sweep/1/report.html").read_text()
+    again = command("evaluate", "sweep/1")
+    assert again.code == 2
+    assert "as the run was tested in folds" in again.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["data.fold=1"], "data.fold=1: expected a larger data.folds"),
+        (["data.folds=3", "data.fold=3"], "data.fold=3: expected a larger data.folds"),
+        (["data.folds=3", "batchnorm=adapt"], "data.folds=3: expected batchnorm=pretrained"),
+        (["data.folds=3", "trainer.devices=2"], "trainer.devices=1 with it, or a data.fold a run"),
+        (["data.folds=3", "patience=2", "data.val_fraction=0"], "patience=2: expected images to validate"),
+        (["data.folds=100"], "data.folds=100: expected fewer folds"),
+    ],
+)
+def test_what_cannot_be(few_pictures: Path, tmp_path: Path, overrides: list[str], line: str) -> None:
+    with pytest.raises(RequestError, match=line):
+        trained(tmp_path, few_pictures, *overrides)
+    assert not (tmp_path / "run").exists()
