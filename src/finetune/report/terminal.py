@@ -167,7 +167,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     if images := summary["refit"]:
         best += f", then refitted on {images:,} images"
     if test := summary["test"]:
-        say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
+        images = f"{summary['data']['test']:,} images"
+        say(console, "test", f"{scores(test)}, {images} (brackets: 95 % intervals; {best})")
     else:
         say(console, "done", f"{best}; there is no test split")
     if tensors := summary["frozen_proof"]["tensors"]:
@@ -181,6 +182,10 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
 
 
 def scores(metrics: dict[str, Any]) -> str:
-    """accuracy 0.655, balanced 0.650; with several labels an image mAP and macro-F1 first."""
-    several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
-    return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"
+    """accuracy 0.655 (0.50 to 0.79), balanced …; with several labels an image mAP and macro-F1 first."""
+    several = {"map": "mAP", "macro_f1": "macro-F1"} if "map" in metrics else {}
+    titles = {**several, "accuracy": "accuracy", "balanced_accuracy": "balanced"}
+    titles |= {"log_loss": "log-loss"} if "log_loss" in metrics else {}
+    intervals = metrics.get("intervals", {})
+    told = {name: " ({:.2f} to {:.2f})".format(*intervals[name]) for name in titles if name in intervals}
+    return ", ".join(f"{title} {metrics[name]:.3f}{told.get(name, '')}" for name, title in titles.items())
