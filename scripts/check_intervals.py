@@ -1,7 +1,7 @@
 """How often 95 % intervals hold what they should: test sets drawn from a run's answers to many images.
 
-Fashion-MNIST's 10,000 test images are answered by a head solved on 300 pixel images; they are the population. 200
-sets of images are drawn from it, and the intervals of each are held against what all images give.
+Fashion-MNIST's 10,000 test images are answered by a head solved on the pixels of 300 others; they are the
+population. 200 sets of images are drawn from it, and the intervals of each are held against what all give.
 
     python scripts/check_intervals.py /usr/share/datasets/fashion-mnist
 """
@@ -29,8 +29,8 @@ def answers(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (10000, 10) for the test images, and their classes."""
     parts = {}
     for side in ("train", "t10k"):
-        pixels = gzip.open(folder / f"{side}-images-idx3-ubyte.gz").read()[16:]
-        labels = gzip.open(folder / f"{side}-labels-idx1-ubyte.gz").read()[8:]
+        pixels = gzip.decompress((folder / f"{side}-images-idx3-ubyte.gz").read_bytes())[16:]
+        labels = gzip.decompress((folder / f"{side}-labels-idx1-ubyte.gz").read_bytes())[8:]
         parts[side] = np.frombuffer(pixels, np.uint8).reshape(-1, 784) / 255, np.frombuffer(labels, np.uint8)
     images, labels = parts["train"]
     head = LogisticRegression(C=0.1, max_iter=300).fit(images[:300], labels[:300])
