@@ -133,9 +133,12 @@ def evaluate_images(
         refuse_bad_images(broken, len(chosen.rows))
     if not logits:
         raise RequestError(f"{chosen.dataset.name}: expected images that can be read; {broken[0].reason}")
-    found, true = torch.stack(logits), torch.tensor(labels)
-
-    names, how = predictor.saved.classes, predictor.how
+    found, true, names, how = (
+        torch.stack(logits),
+        torch.tensor(labels),
+        predictor.saved.classes,
+        predictor.how,
+    )
     parts = np.full(len(chosen.rows), "other") if chosen.parts is None else chosen.parts
     rows = {part: parts[kept] == part for part in PARTS}
     apart = {

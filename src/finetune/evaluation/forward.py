@@ -55,11 +55,7 @@ class Predictor:
         self.temperature = 1.0 if raw else temperature_of(saved.summary)
         self.thresholds: dict[str, float] | None = (saved.summary or {}).get("thresholds")
         self.softmax = LOSSES[saved.settings.loss].softmax
-        self.how = {
-            "softmax": self.softmax,
-            "temperature": self.temperature,
-            "thresholds": self.thresholds,
-        }
+        self.how = {name: getattr(self, name) for name in ("softmax", "temperature", "thresholds")}
         self.normalise = saved.preprocessing.normalise
         self.form = choose_form(
             precision, False, self.device, macs=0, bf16=devices.multiplies_bf16(self.device)
@@ -130,10 +126,12 @@ class Predictor:
         """The labels of an image by their thresholds; none of a run without, or where it cannot be read."""
         if answer.logits is None or not self.thresholds:
             return []
-        found = zip(
-            self.thresholds.items(), self.probabilities(answer.logits[None])[0].tolist(), strict=False
-        )
-        return [name for (name, threshold), value in found if value > threshold]
+        values = self.probabilities(answer.logits[None])[0].tolist()
+        return [
+            name
+            for name, value in zip(self.thresholds, values, strict=False)
+            if value > self.thresholds[name]
+        ]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of logits (N, outputs), calibrated unless raw ones were asked for."""

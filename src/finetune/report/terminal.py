@@ -185,7 +185,7 @@ def scores(metrics: dict[str, Any]) -> str:
     """accuracy 0.655 (0.50 to 0.79), balanced …; with several labels an image mAP and macro-F1 first."""
     several = {"map": "mAP", "macro_f1": "macro-F1"} if "map" in metrics else {}
     titles = {**several, "accuracy": "accuracy", "balanced_accuracy": "balanced"}
-    titles |= {"log_loss": "log-loss"} if "log_loss" in metrics else {}
-    intervals = metrics.get("intervals", {})
-    told = {name: " ({:.2f} to {:.2f})".format(*intervals[name]) for name in titles if name in intervals}
-    return ", ".join(f"{title} {metrics[name]:.3f}{told.get(name, '')}" for name, title in titles.items())
+    titles |= {"log_loss": "log-loss"} if "log_loss" in metrics else {"loss": "loss"}
+    told = {name: " ({:.2f} to {:.2f})".format(*ends) for name, ends in metrics.get("intervals", {}).items()}
+    shown = {name: title for name, title in titles.items() if name in metrics}
+    return ", ".join(f"{title} {metrics[name]:.3f}{told.get(name, '')}" for name, title in shown.items())

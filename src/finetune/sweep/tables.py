@@ -24,13 +24,7 @@ NOTE = "Ranked by validation {}, ties by the lower validation loss; the test spl
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
 SURE = "95 %"
-SPARED = (
-    "time",
-    "jobs",
-    "test loss",
-    "val loss",
-    SURE,
-)  # what a narrow terminal does without; the files have it
+SPARED = ("time", "jobs", "test loss", "val loss", SURE)  # not on a narrow terminal; the files have it
 MOST = 30  # rows on the terminal
 WORDS = {"interrupted": "stopped"}  # at most eight letters
 
@@ -68,12 +62,8 @@ def as_markdown(board: Leaderboard) -> str:
     if board.rows:
         best = board.rows[0].best
         note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding)) if best.val else UNRANKED
-        lines += [
-            " ".join([note, *(f"{one}." for one in _notes(board))]),
-            "",
-            *_markdown(_columns(board)),
-            "",
-        ]
+        note = ". ".join([note.removesuffix("."), *_notes(board), ""]).rstrip()
+        lines += [note, "", *_markdown(_columns(board)), ""]
         lines += ["Best run: `{}`".format(shown(str(best.folder)).replace("`", "'")), ""] if best.val else []
     if board.others:
         others = {
