@@ -207,8 +207,8 @@ def report(run: str = RUN) -> None:
 
 
 @command()
-def leaderboard(sweep: str = Argument(help="A sweep's folder, or latest.")) -> None:
-    """Compare the jobs of a sweep, also while it runs: finetune leaderboard latest."""
+def leaderboard(sweep: str = Argument(help="A sweep's folder, latest, or a folder of runs.")) -> None:
+    """Compare a sweep's jobs, also while it runs, or all runs in a folder: finetune leaderboard latest."""
     launch.show_leaderboard(find_sweep(sweep))
 
 

@@ -21,7 +21,7 @@ from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.say import Screen, say
 from finetune.training.fit import Fitted
-from finetune.training.metrics import per_label
+from finetune.training.several import per_label
 from finetune.training.solved import SolvedClassifier
 
 QUIET = Screen(quiet=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import linked
+from finetune.atomic import linked, write_sealed
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
@@ -18,7 +18,7 @@ from finetune.model.hashing import Proof
 from finetune.model.head import find_head
 from finetune.report.tensorboard import Board, restore_log
 from finetune.runs import folder as folders
-from finetune.runs.open import Saved
+from finetune.runs.open import SEEN, Saved
 from finetune.runs.resume import ResumeState
 from finetune.say import Screen, say
 from finetune.training.best import Best
@@ -72,6 +72,10 @@ def start_log(prepared: Prepared, like: Board | None = None, figures: bool = Tru
     kept = state and (folder / name).exists()  # and whole, as has been checked
     if not kept and (like is None or not linked(like.folder / name, folder / name)):
         save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
+    if like is None or not linked(like.folder / SEEN, folder / SEEN):
+        data, learned = prepared.dataset, ("train", "val")
+        sides = {side: " ".join(data.digests[row][:16] for row in data.split[side]) for side in learned}
+        write_sealed(folder / SEEN, sides)
     if state:
         folders.reopen(folder, state.curves)
         if not restore_log(folder, state.steps, state.curves):

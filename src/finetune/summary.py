@@ -8,12 +8,13 @@ from torch import Tensor
 
 from finetune.choices.losses import LOSSES
 from finetune.data.duplicates import leaked
-from finetune.evaluation.calibration import calibrate
+from finetune.evaluation.calibration import calibrate, fit_thresholds, temperature_of
 from finetune.features.load import ModelInputs
 from finetune.machine import versions
 from finetune.model.parameters import count_parameters
 from finetune.prepared import Prepared
 from finetune.training.fit import Fitted
+from finetune.training.several import BESIDE, measure
 from finetune.training.solved import SolvedClassifier
 
 
@@ -51,19 +52,37 @@ def _held_out(prepared: Prepared, fitted: Fitted) -> tuple[Tensor | None, Tensor
     return fitted.val_logits, labels[dataset.split["val"]]
 
 
+def _measure_answers(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """Calibration and decision thresholds; what is measured of the answers goes beside the other figures."""
+    dataset, entry = prepared.dataset, LOSSES[prepared.settings.loss]
+    labels, several = prepared.batches.examples.labels, dataset.multi_label and not entry.softmax
+    tested = (fitted.test_logits, labels[dataset.answered("test")])
+    held_out = tested if fitted.folds else _held_out(prepared, fitted)
+    calibration = thresholds = None
+    if entry.calibrates:
+        calibration = calibrate(held_out, tested)
+    if several and held_out[0] is not None:
+        thresholds = fit_thresholds(held_out[0], held_out[1], dataset.classes)
+    how = {"softmax": entry.softmax, "temperature": temperature_of({"calibration": calibration})}
+    sides = {"val": (fitted.val, fitted.val_logits), "test": (fitted.test, fitted.test_logits)}
+    for side, (measures, logits) in sides.items() if several or labels.ndim == 1 else ():
+        if measures and logits is not None:
+            own = labels[dataset.answered(side)]
+            found = measure(logits, own, dataset.classes, thresholds=thresholds, **how)
+            measures |= {name: found[name] for name in BESIDE if found.get(name) is not None}
+    return {"calibration": calibration, "thresholds": thresholds}
+
+
 def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> dict[str, Any]:
     """The summary of a finished run whose proof held; times in seconds."""
     settings, model, inputs = prepared.settings, prepared.model, prepared.inputs
-    dataset, proof, labels = inputs.dataset, prepared.proof, prepared.batches.examples.labels
-    calibration = None
-    if LOSSES[settings.loss].calibrates:
-        tested = (fitted.test_logits, labels[dataset.answered("test")])
-        calibration = calibrate(tested if fitted.folds else _held_out(prepared, fitted), tested)
+    dataset, proof = inputs.dataset, prepared.proof
+    measured = _measure_answers(prepared, fitted)
     return {
         "status": "finished",
         "val": fitted.val,
         "test": fitted.test,
-        "calibration": calibration,
+        **measured,
         "best": settings.best,
         "folds": fitted.folds,
         "refit": len(dataset.split["train"]) + len(dataset.split["val"]) if settings.refit else None,

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score
 from torch import Tensor
 
 import finetune
 from finetune.data import sources
-from finetune.evaluation.calibration import BOUNDS, calibrate, fit_temperature
+from finetune.evaluation.calibration import BOUNDS, calibrate, fit_temperature, fit_thresholds
 from finetune.evaluation.forward import Predictor
 from finetune.runs.open import open_run
 from finetune.training.metrics import calibration
@@ -89,3 +90,17 @@ def test_a_run_fits_it_on_its_validation_split(run: finetune.Run, few_pictures: 
     assert fitted["fitted_on"] == len(rows)
     expected = fit_temperature(logits, torch.from_numpy(dataset.labels[rows]))
     assert fitted["temperature"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_labels_threshold_has_the_best_f1_and_is_a_half_with_too_few_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.zeros(200, 3)
+    true[:60, 0] = true[:4, 1] = true[50:150, 2] = 1
+    logits = torch.randn(200, 3, generator=generator) + 2 * true - torch.tensor([3.0, 0.0, 0.0])
+    found = fit_thresholds(logits, true, ["low", "rare", "common"])
+    assert found["rare"] == 0.5
+    for column, name in ((0, "low"), (2, "common")):
+        p, y = logits[:, column].double().sigmoid().numpy(), true[:, column].numpy()
+        best = max(f1_score(y, p > level) for level in p - 1e-9)
+        assert f1_score(y, p > found[name]) == best
+    assert found["low"] < 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,11 @@ def test_the_runs_own_test_split_gives_what_the_summary_says(evaluate: Any, run:
     calibration = run.summary["calibration"]
     assert found["calibration_error"] == pytest.approx(calibration["ece_after"], abs=1e-5)
     assert found["log_loss"] == pytest.approx(calibration["log_loss_after"], abs=1e-5)
+    for name in ("log_loss", "calibration_error"):  # one name, one number, one interval
+        assert run.summary["test"]["intervals"][name] == pytest.approx(found["intervals"][name], abs=1e-4)
+    assert found["log_loss"] == pytest.approx(run.summary["test"]["log_loss"], abs=1e-5)
+    low, high = found["intervals"]["accuracy"]
+    assert f"accuracy           {found['accuracy']:.4f}  {low:.3f} to {high:.3f}\n" in ended.out
     assert found["temperature"] == calibration["temperature"]
     assert [row["name"] for row in found["per_class"]] == ["blue", "green", "red"]
     for told in ("test split", f"accuracy           {found['accuracy']:.4f}", "recall", "1  blue"):
@@ -101,7 +107,9 @@ def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_i
         ended = command("evaluate", str(run.folder), *named, "--out", "found.json")
         found = json.loads(Path("found.json").read_text())["data"]
         assert found == data | {"as_trained": False, "name": found["name"]}
-        assert "images measured here may have been trained on" in ended.out
+        assert "trained on" not in ended.out  # an image keeps its side, as the run's digests show
+    (run.folder / "checkpoints" / "seen.json").unlink()  # an older run, which keeps none
+    assert "images measured here may have been trained on" in command("evaluate", str(run.folder)).out
 
 
 def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> None:
@@ -165,12 +173,23 @@ def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Pa
     assert "1 of 61 images cannot be read and are left out: new/red/broken.png" in ended.out
 
 
-def test_a_split_of_changed_data_is_told_to_be_no_test(evaluate: Any, few_pictures: Path) -> None:
+def test_images_that_were_trained_on_are_told_apart_among_others(
+    evaluate: Any, run: finetune.Run, few_pictures: Path
+) -> None:
+    """By their content, wherever they lie and whatever is beside them."""
     shutil.copytree(few_pictures, "new")
-    (Path("new") / "red" / "0.png").unlink()
-    ended, found = evaluate("data.root=new", "--split", "test")
-    assert (ended.code, found["data"]["as_trained"]) == (0, False)
-    assert "images measured here may have been trained on" in ended.out
+    for number in range(5):
+        pixels = np.full((32, 32, 3), number, np.uint8)
+        Image.fromarray(pixels).save(Path("new") / "red" / f"new{number}.png")
+    ended, found = evaluate("data=folder", "data.root=new")
+    data = run.summary["data"]
+    told = {part: one["pictures"] for part, one in found["parts"].items()}
+    assert told == {"train": data["train"], "val": data["val"], "other": data["test"] + 5}
+    assert found["parts"]["val"]["accuracy"] == pytest.approx(run.summary["val"]["accuracy"])
+    assert f"the run has learned from {data['train']} of these 65 images\n" in ended.out
+    assert f"other    not seen, {data['test'] + 5} images: accuracy " in ended.out
+    _, found = evaluate("--split", "train")
+    assert (found["parts"], found["pictures"]) == ({}, data["train"])
 
 
 @pytest.mark.parametrize(
@@ -242,6 +261,15 @@ def test_several_labels_a_picture(command: Command, few_pictures: Path) -> None:
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "map"):
         assert found[name] == pytest.approx(said[name], abs=1e-5)
     assert found["log_loss"] == pytest.approx(said["loss"], abs=1e-5)
+    assert found["at_thresholds"] == pytest.approx(said["at_thresholds"], abs=1e-5)
+    thresholds = run.summary["thresholds"]
+    assert {row["name"]: row["threshold"] for row in found["per_class"]} == thresholds
+    assert "by the thresholds  mAP" in ended.out
+    printed = command("predict", "latest", "pictures/red/0.png", "--top", "5").out.splitlines()
+    (answer,) = csv.DictReader(printed)
+    ranked = {answer[f"class{n}"]: float(answer[f"probability{n}"]) for n in ("", "_2", "_3", "_4", "_5")}
+    given = {name for name, value in ranked.items() if value > thresholds[name]}
+    assert set(filter(None, answer["labels"].split("|"))) == given
     for row in found["per_class"]:
         assert row["average_precision"] == pytest.approx(said["per_label"][row["name"]]["average_precision"])
     assert "mean AP" in ended.out

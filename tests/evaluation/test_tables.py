@@ -19,7 +19,13 @@ def shown(names: list[str]) -> str:
     answers = torch.where(labels % 2 == 0, labels, (labels + 1) % len(names))
     logits = torch.nn.functional.one_hot(answers, len(names)).float()
     chosen = SimpleNamespace(
-        dataset=SimpleNamespace(name="birds"), split="all", own=False, unknown={}, labels=labels, rows=labels
+        dataset=SimpleNamespace(name="birds"),
+        split="all",
+        own=False,
+        unknown={},
+        labels=labels,
+        rows=labels,
+        parts=None,
     )
     screen = Screen(file=io.StringIO(), width=80)
     show_evaluation(screen, chosen, Evaluation(measure_classes(logits, labels, names), []), 1.0)  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
 
 from finetune.atomic import write_sealed
 from finetune.errors import RequestError
@@ -218,10 +217,19 @@ def test_damaged_curves_are_named(run: Path) -> None:
         again(run)
 
 
-@pytest.mark.parametrize(("right", "total"), [(73, 114), (0, 10), (10, 10), (1, 1)])
-def test_the_interval_is_wilsons(right: int, total: int) -> None:
-    expected = binomtest(right, total).proportion_ci(method="wilson")
-    assert page.interval(right, total) == pytest.approx((expected.low, expected.high), abs=1e-4)
+def test_each_figure_has_the_interval_of_the_summary(guessing: Path, run: Path) -> None:
+    told, measures = Page(guessing), summary_of(guessing)["test"]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+        assert "95 %: {:.2f} to {:.2f}".format(*measures["intervals"][name]) in told.text
+    assert f"log-loss {measures['log_loss']:.3f}" in told.text
+    older = summary_of(run)
+    for split in ("val", "test"):
+        older[split] = {name: older[split][name] for name in ("loss", "accuracy", "balanced_accuracy")}
+    page.write_report(run, {**older, "files": digests(run)}, [])
+    again = Page(run)
+    assert "95 %: {:.2f} to {:.2f}".format(*measures["intervals"]["accuracy"]) in again.text
+    assert again.text.count("95 %:") == 1
+    assert f" loss {measures['loss']:.3f}" in again.text
 
 
 def chromium(target: Path, *options: str) -> Ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from finetune.runs.folder import begin
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.tables import as_csv, as_markdown, print_leaderboard
+from finetune.training.intervals import wilson
 from support.ended import Ended
 from support.runs import QUICK, summary_of
 
@@ -140,6 +142,57 @@ def test_a_job_without_a_validation_split_cannot_win(tmp_path: Path) -> None:
     job(tmp_path, 0, ["data.val_fraction=0"], {**finished(0), "val": None})
     job(tmp_path, 1, ["data.val_fraction=0.1"], finished(0.1))
     assert [row.best.folder.name for row in compare(tmp_path).rows] == ["1", "0"]
+
+
+def answered(folder: Path, right: int, images: int = 40, first: int = 0) -> None:
+    """The answers of a job on test images, so many of them right."""
+    rows = [f"test,{first + n}.png,cat,{'cat' if n < right else 'dog'},0.9,0.9\n" for n in range(images)]
+    header = "split,picture,label,predicted,probability,uncalibrated\n"
+    (folder / "predictions.csv").write_text(header + "".join(rows))
+
+
+def test_what_cannot_be_told_from_the_best_is_marked(tmp_path: Path) -> None:
+    """By the same test images; the sixth answered others. The spread over seeds is called what it is."""
+    rights = {"1": (36, 35), "2": (34,), "3": (20,), "4": (35,)}
+    number = 0
+    for rate, each in rights.items():
+        for seed, right in enumerate(each):
+            summary = finished(0.9 - int(rate) / 10, test=right / 40)
+            summary["test"]["intervals"] = {"accuracy": wilson(right / 40, 40)}
+            folder = job(tmp_path, number, [f"lr={rate}", f"seed={seed}"], summary)
+            answered(folder, right, first=100 * (rate == "4"))
+            number += 1
+    board = compare(tmp_path)
+    assert [row.level for row in board.rows] == [None, True, False, None]
+    assert board.rows[1].interval == pytest.approx(wilson(0.85, 40))
+    text = shown(tmp_path, 120)
+    assert [line.split("  ")[0].strip() for line in text.splitlines()[4:8]] == ["1", "2 =", "3", "4"]
+    assert "0.71 to 0.93" in text
+    assert "note     =: its accuracy may be the best one's (paired bootstrap on the same test images" in text
+    assert "note     1 of 3 rows are not compared with the best: they have other test images" in text
+    assert "note     ±: the spread over seeds, not how sure a number is\n" in text
+    lines = list(csv.DictReader(io.StringIO(as_csv(board).decode())))
+    assert [line["level_with_best"] for line in lines] == ["", "True", "False", ""]
+    assert float(lines[1]["low"]) == pytest.approx(wilson(0.85, 40)[0])
+    (tmp_path / "0" / "predictions.csv").write_text("split\ntest\n")
+    seal = {**summary_of(tmp_path / "0"), "files": {"predictions.csv": "0" * 64}}
+    write_sealed(tmp_path / "0" / "summary.json", seal)
+    with pytest.raises(RequestError, match=r"predictions.csv: expected what the run wrote"):
+        compare(tmp_path)
+
+
+def test_runs_below_any_folder_are_compared_by_all_their_settings(
+    finished_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also those from Python, which have no overrides; what one of them left at its default has its value."""
+    for number, overrides in enumerate(((), ("optimizer.lr=1e-9",))):
+        folder = Path(shutil.copytree(finished_run(*overrides), tmp_path / "day" / str(number)))
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    board = compare(tmp_path)
+    assert board.varying == ["optimizer.lr"]
+    assert {row.settings["optimizer.lr"] for row in board.rows} == {"0.01", "1e-09"}
+    assert {board.name(row.best) for row in board.rows} == {"day/0", "day/1"}
+    assert board.rows[1].level in (True, False)
 
 
 def test_several_labels_are_ranked_by_mean_average_precision(tmp_path: Path) -> None:

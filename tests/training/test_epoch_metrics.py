@@ -9,9 +9,19 @@ import torch.nn.functional as F
 from sklearn import metrics as theirs
 from torch import Tensor
 
+from finetune.training import metrics, several
 from finetune.training.epoch_metrics import EpochMetrics
 from finetune.training.losses import create_loss
-from finetune.training.metrics import one_class, per_label, several_labels
+from finetune.training.metrics import once
+from finetune.training.several import per_label
+
+
+def one_class(chosen: Tensor, true: Tensor) -> dict[str, float]:
+    return metrics.numbers(metrics.one_class(chosen, true, once(true)))
+
+
+def several_labels(logits: Tensor, true: Tensor) -> dict[str, float]:
+    return metrics.numbers(several.several_labels(logits, true, once(true)))
 
 
 def answers(labels: int = 6, count: int = 200) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.atomic import write_json
 from finetune.build import find_data
 from finetune.config.compose import override_settings
@@ -55,11 +53,6 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
             here, alone = ("{:.10g} and {:.10g}".format(*ends) for ends in (own, found))
             text = f"black and white are the run's, {here}; these images alone would have {alone}"
             say(console, "warning", text)
-    learned = ["train", "val"] if (saved.summary or {}).get("refit") else ["train"]
-    seen = sum(np.isin(chosen.rows, chosen.dataset.split[side]).sum() for side in learned)
-    if (chosen.own or named_alike) and seen:
-        told = f"the run has learned from {seen:,} of these {len(chosen.rows):,} images"
-        say(console, "warning", f"{told}; --split=test measures on others")
     say(console, "model", f"{settings.model} of {saved.folder}, {len(saved.classes)} classes")
     for text in chosen.dataset.warnings:
         say(console, "warning", text)

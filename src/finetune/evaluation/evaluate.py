@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from finetune.atomic import read_json
 from finetune.choices.losses import LOSSES
 from finetune.data.images import BadImage
 from finetune.data.reader import refuse_bad_images
 from finetune.data.sources import SPLITS, Dataset
 from finetune.errors import RequestError, brief
 from finetune.evaluation.forward import Predictor
-from finetune.runs.open import Saved
-from finetune.training.metrics import measure_classes, measure_labels
+from finetune.runs.open import SEEN, Saved
+from finetune.training.several import measure
+
+PARTS = {"train": "trained on", "val": "chosen by", "other": "not seen"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Chosen:
     split: its name, or `all`. own: whether these are the data that the run was trained on, unchanged.
     labels: the run's own class indices (N,), matched by name, or vectors (N, classes) of 0 and 1.
     unknown: how many images there are of each class that the run does not know.
+    parts: what the run has done with each image (N,): a key of PARTS; None where that is not known.
     """
 
     dataset: Dataset
@@ -34,14 +38,16 @@ class Chosen:
     rows: np.ndarray
     labels: np.ndarray
     unknown: dict[str, int]
+    parts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `training.metrics` measures, and the images that could not be read."""
+    """What `training.several.measure` gives, of each part, too, and the images that could not be read."""
 
     measures: dict[str, Any]
     broken: list[BadImage]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def without_images(self) -> list[str]:
@@ -76,7 +82,23 @@ def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike
             f"{dataset.name}: expected images of the run's classes ({brief(list(saved.classes))}); the"
             f" classes there are {brief(list(dataset.classes))}"
         )
-    return Chosen(dataset, split, own, rows=rows[known], labels=labels[known], unknown=unknown)
+    rows, parts = rows[known], _learned(dataset, saved, own)
+    parts = parts if parts is None else parts[rows]
+    return Chosen(dataset, split, own, rows=rows, labels=labels[known], unknown=unknown, parts=parts)
+
+
+def _learned(dataset: Dataset, saved: Saved, same: bool) -> np.ndarray | None:
+    """What the run has done with each image (N,), by the digests it keeps; an older one's by the split."""
+    digests, parts = np.array([one[:16] for one in dataset.digests]), np.full(len(dataset.digests), "other")
+    refitted = bool((saved.summary or {}).get("refit"))
+    kept = saved.folder / SEEN
+    if not (kept.exists() or same):
+        return None
+    told = read_json(kept, "the images of a run") if kept.exists() else {}
+    for side in ("val", "train"):  # what is on both has been trained on
+        own = str(told.get(side)).split() if told else digests[dataset.split[side]]
+        parts[np.isin(digests, own)] = "train" if refitted else side
+    return parts
 
 
 def _by_name(
@@ -99,23 +121,32 @@ def evaluate_images(
     predictor: Predictor, chosen: Chosen, bad_images: str, advance: Callable[[int], None]
 ) -> Evaluation:
     """Measure a model on the chosen images; RequestError for broken ones that `bad_images` does not allow."""
-    logits, labels, broken = [], [], []
-    numbered = iter(zip(chosen.rows.tolist(), chosen.labels.tolist(), strict=True))
+    logits, labels, kept, broken = [], [], [], []
+    numbered = iter(zip(range(len(chosen.rows)), chosen.labels.tolist(), strict=True))
     for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):
-        for answer, (row, label) in zip(answers, numbered, strict=False):
+        for answer, (number, label) in zip(answers, numbered, strict=False):
             if answer.logits is None:
-                broken.append(BadImage(row, str(answer.image), answer.reason))
+                broken.append(BadImage(int(chosen.rows[number]), str(answer.image), answer.reason))
             else:
                 logits.append(answer.logits)
                 labels.append(label)
+                kept.append(number)
         advance(len(answers))
     if bad_images == "error":
         refuse_bad_images(broken, len(chosen.rows))
     if not logits:
         raise RequestError(f"{chosen.dataset.name}: expected images that can be read; {broken[0].reason}")
-    found, true, classes = torch.stack(logits), torch.tensor(labels), predictor.saved.classes
-    if true.ndim == 2:
-        return Evaluation(measure_labels(found, true, classes), broken)
-    softmax, temperature = predictor.softmax, predictor.temperature
-    measures = measure_classes(found, true, classes, softmax=softmax, temperature=temperature)
-    return Evaluation(measures, broken)
+    found, true, names, how = (
+        torch.stack(logits),
+        torch.tensor(labels),
+        predictor.saved.classes,
+        predictor.how,
+    )
+    parts = np.full(len(chosen.rows), "other") if chosen.parts is None else chosen.parts
+    rows = {part: parts[kept] == part for part in PARTS}
+    apart = {
+        part: measure(found[own], true[own], names, **how)
+        for part, own in rows.items()
+        if 0 < own.sum() < len(own)
+    }
+    return Evaluation(measure(found, true, names, **how), broken, apart)

@@ -53,7 +53,9 @@ class Predictor:
     ) -> None:
         self.saved, self.device = saved, device or devices.accelerator("auto")
         self.temperature = 1.0 if raw else temperature_of(saved.summary)
+        self.thresholds: dict[str, float] | None = (saved.summary or {}).get("thresholds")
         self.softmax = LOSSES[saved.settings.loss].softmax
+        self.how = {name: getattr(self, name) for name in ("softmax", "temperature", "thresholds")}
         self.normalise = saved.preprocessing.normalise
         self.form = choose_form(
             precision, False, self.device, macs=0, bf16=devices.multiplies_bf16(self.device)
@@ -119,6 +121,17 @@ class Predictor:
             of_one = zip(*next(rows), strict=True) if answer.logits is not None else ()
             ranked.append([(names[place], value) for value, place in of_one])
         return ranked
+
+    def labels_of(self, answer: Answer) -> list[str]:
+        """The labels of an image by their thresholds; none of a run without, or where it cannot be read."""
+        if answer.logits is None or not self.thresholds:
+            return []
+        values = self.probabilities(answer.logits[None])[0].tolist()
+        return [
+            name
+            for name, value in zip(self.thresholds, values, strict=False)
+            if value > self.thresholds[name]
+        ]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of logits (N, outputs), calibrated unless raw ones were asked for."""

@@ -25,7 +25,7 @@ from finetune.output import failure
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
-Write = Callable[[str, Ranked, str], object]
+Write = Callable[[str, Ranked, str, list[str]], object]
 
 
 @dataclass
@@ -96,10 +96,11 @@ def predict_images(
     """
     tally = Tally()
     with _opened(out, tally) as file:
-        write = WRITERS[format](file, min(top, len(predictor.saved.names)))
+        several = predictor.thresholds is not None
+        write = WRITERS[format](file, min(top, len(predictor.saved.names)), several)
         for answers in predictor(images):
             for answer, ranked in zip(answers, predictor.rank(answers, top), strict=True):
-                write(str(answer.image), ranked, answer.reason)
+                write(str(answer.image), ranked, answer.reason, predictor.labels_of(answer))
                 tally.images += 1
                 if answer.reason:
                     tally.broken += 1
@@ -127,32 +128,33 @@ def format_of(out: Path | None, asked: str | None) -> str:
     return chosen
 
 
-def _csv(file: TextIO, top: int) -> Write:
+def _csv(file: TextIO, top: int, several: bool) -> Write:
     rows = csv.writer(file, lineterminator="\n")
     numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
     columns = [f"{name}{number}" for number in numbers for name in ("class", "probability")]
-    rows.writerow(["path", *columns, "error"])
+    rows.writerow(["path", *columns, *["labels"] * several, "error"])
 
-    def write(path: str, ranked: Ranked, reason: str) -> None:
+    def write(path: str, ranked: Ranked, reason: str, labels: list[str]) -> None:
         answers = [cell for name, value in ranked for cell in (name, f"{value:.6f}")]
-        rows.writerow(cells([path, *(answers or [""] * len(columns)), reason]))
+        rows.writerow(cells([path, *(answers or [""] * len(columns)), *["|".join(labels)] * several, reason]))
 
     return write
 
 
-def _jsonl(file: TextIO, top: int) -> Write:
-    def write(path: str, ranked: Ranked, reason: str) -> None:
+def _jsonl(file: TextIO, top: int, several: bool) -> Write:
+    def write(path: str, ranked: Ranked, reason: str, labels: list[str]) -> None:
         row: dict[str, Any] = {"path": path}
         if reason:
             row["error"] = reason
         else:
             row["predictions"] = [{"class": name, "probability": round(value, 6)} for name, value in ranked]
+            row |= {"labels": labels} if several else {}
         file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
 
     return write
 
 
-WRITERS: dict[str, Callable[[TextIO, int], Write]] = {"csv": _csv, "jsonl": _jsonl}
+WRITERS: dict[str, Callable[[TextIO, int, bool], Write]] = {"csv": _csv, "jsonl": _jsonl}
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.errors import brief, shown
-from finetune.evaluation.evaluate import Chosen, Evaluation
+from finetune.evaluation.evaluate import PARTS, Chosen, Evaluation
+from finetune.report.terminal import scores
 from finetune.say import say
 
 MOST = 40  # classes on the terminal, the worst ones where there are more
@@ -22,10 +23,18 @@ MEASURES = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
     "map": "mean AP",
+    "roc_auc": "ROC AUC",
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
-COLUMNS = {"average_precision": "AP", "precision": "precision", "recall": "recall", "f1": "F1"}
+COLUMNS = {
+    "average_precision": "AP",
+    "roc_auc": "AUC",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "threshold": "threshold",
+}
 
 
 def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
@@ -37,10 +46,15 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
         say(console, "warning", line)
     say(console, "scaling", f"logits divided by {temperature:.3f}" if temperature != 1 else "none")
     console.print()
+    console.print(f"{'':<27}95 % interval", highlight=False)
     for name, title in MEASURES.items():
         if (value := measures.get(name)) is not None:
-            console.print(f"{title:<18} {value:.4f}", highlight=False)
+            console.print(f"{title:<18} {value:.4f}{_interval(measures, name)}", highlight=False)
+    if found := measures.get("at_thresholds"):
+        console.print(f"by the thresholds  {scores(found)}", highlight=False)
     console.print()
+    for part, found in evaluation.parts.items():
+        say(console, part, f"{PARTS[part]}, {found['pictures']:,} images: {scores(found)}")
     rows = measures["per_class"]
     console.print(_per_class(rows))
     if (more := len(rows) - MOST) > 0:
@@ -58,7 +72,10 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
 
 def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     lines = []
-    if not chosen.own and chosen.split != "all":
+    if chosen.parts is not None and (learned := int((chosen.parts == "train").sum())):
+        others = "; --split=test measures on others" if chosen.own else ""
+        lines.append(f"the run has learned from {learned:,} of these {len(chosen.rows):,} images{others}")
+    if chosen.parts is None and chosen.split != "all":
         lines.append(
             "the data are not those the run was trained on: images measured here may have been trained on"
         )
@@ -82,7 +99,12 @@ def evaluation_json(chosen: Chosen, evaluation: Evaluation) -> dict[str, Any]:
         "classes_without_pictures": evaluation.without_images,
         "skipped": [{"path": one.path, "reason": one.reason} for one in evaluation.broken],
         **evaluation.measures,
+        "parts": evaluation.parts,
     }
+
+
+def _interval(measures: dict[str, Any], name: str) -> str:
+    return "  {:.3f} to {:.3f}".format(*ends) if (ends := measures["intervals"].get(name)) else ""
 
 
 def _table(*titles: str) -> Table:

@@ -27,6 +27,7 @@ from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
 from finetune.runs.settings import read_settings
+from finetune.training.intervals import wilson
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
 FILE = "report.html"
@@ -68,6 +69,7 @@ def write_report(
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),
+        "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
         "refit": summary.get("refit"),  # runs of older versions have neither, nor folds
         "folds": folds and fold_scores(folds),
         "result": result,
@@ -87,7 +89,7 @@ def _template() -> Template:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(percent=percent, duration=duration)
+    templates.filters.update(percent=percent, duration=duration, between=between)
     return templates.get_template("page.html")
 
 
@@ -104,13 +106,10 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was counted: Wilson 1927."""
-    z = 1.96
-    share, scale = right / total, 1 + z**2 / total
-    middle = (share + z**2 / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def between(measures: Mapping[str, Any], name: str, otherwise: str = "") -> str:
+    """0.61 to 0.84, the interval of a measure, or something else where there is none."""
+    ends = measures.get("intervals", {}).get(name)
+    return "95 %: {:.2f} to {:.2f}".format(*ends).replace(" ", "\N{NO-BREAK SPACE}", 1) if ends else otherwise
 
 
 def _result(
@@ -127,11 +126,12 @@ def _result(
     table = sorted(found["per_class"], key=lambda row: (row["recall"] is None, row["recall"], row["name"]))
     drawn = len(classes) <= MATRIX_CLASSES
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
+    intervals = measured.get("intervals", {})  # older runs have none
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
     return {
         **measured,
         "pictures": len(answers),
-        "interval": interval(len(answers) - len(wrong), len(answers)),
+        "intervals": {"accuracy": wilson(1 - len(wrong) / len(answers), len(answers)), **intervals},
         "commonest": commonest,
         "chance": count / len(answers),
         "f1": found["macro_f1"],
@@ -168,6 +168,16 @@ def _labels(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         "pictures": summary["data"][split],
         "table": sorted(table, key=lambda row: (row["average_precision"], row["name"])),
     }
+
+
+def _apart(curves: Mapping[str, Sequence[float]] | None) -> list[tuple[str, Any]]:
+    """The ROC, and precision over recall, of two classes or of all labels together."""
+    pairs = {"ROC": ("false_positives", "recall"), "Precision over recall": ("recall", "precision")}
+    return [
+        (what, curve_chart(what, {"val": [*zip(curves[x], curves[y], strict=True)]}, None, 1.0))
+        for what, (x, y) in pairs.items()
+        if curves
+    ]
 
 
 def _path(solution: Mapping[str, Any] | None) -> list[tuple[str, Any]]:

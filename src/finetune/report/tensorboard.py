@@ -99,7 +99,7 @@ class Board:
         """The final metrics beside the settings, and the test split's confusion matrix."""
         for split in ("val", "test"):
             for name, value in (summary[split] or {}).items():
-                if name != "per_label":
+                if isinstance(value, float):
                     self.writer.add_scalar(f"hp/{split}_{name}", value, summary["steps"])
         if self.figures and logits is not None and labels.ndim == 1:
             matrix = confusion_matrix(labels, logits.argmax(1), len(classes), logits.shape[1])

@@ -174,7 +174,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         say(console, "test", fold_scores(folds))
         say(console, "whole", f"{summary['data']['train']:,} images trained on; {best}, the folds' median")
     elif test := summary["test"]:
-        say(console, "test", f"{scores(test)}, loss {test['loss']:.4f} ({best})")
+        images = f"{summary['data']['test']:,} images"
+        say(console, "test", f"{scores(test)}, {images} (brackets: 95 % intervals; {best})")
     else:
         say(console, "done", f"{best}; there is no test split")
     if tensors := summary["frozen_proof"]["tensors"]:
@@ -196,6 +197,10 @@ def fold_scores(folds: dict[str, Any]) -> str:
 
 
 def scores(metrics: dict[str, Any]) -> str:
-    """accuracy 0.655, balanced 0.650; with several labels an image mAP and macro-F1 first."""
-    several = f"mAP {metrics['map']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, " if "map" in metrics else ""
-    return f"{several}accuracy {metrics['accuracy']:.3f}, balanced {metrics['balanced_accuracy']:.3f}"
+    """accuracy 0.655 (0.50 to 0.79), balanced …; with several labels an image mAP and macro-F1 first."""
+    several = {"map": "mAP", "macro_f1": "macro-F1"} if "map" in metrics else {}
+    titles = {**several, "accuracy": "accuracy", "balanced_accuracy": "balanced"}
+    titles |= {"log_loss": "log-loss"} if "log_loss" in metrics else {"loss": "loss"}
+    told = {name: " ({:.2f} to {:.2f})".format(*ends) for name, ends in metrics.get("intervals", {}).items()}
+    shown = {name: title for name, title in titles.items() if name in metrics}
+    return ", ".join(f"{title} {metrics[name]:.3f}{told.get(name, '')}" for name, title in shown.items())

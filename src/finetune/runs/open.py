@@ -23,6 +23,8 @@ from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
 
+SEEN = Path("checkpoints") / "seen.json"  # the first 16 digits of the digests of images on each side
+
 
 @dataclass(frozen=True)
 class Saved:

@@ -19,7 +19,11 @@ def _shape(**fields: Any) -> Any:
 
 # What commands read of it. The first version stored no SHA-256, which tells of every change.
 METRICS = _shape(
-    loss=float, accuracy=float, balanced_accuracy=float, per_label=(dict[str, dict[str, float]], {})
+    loss=float,
+    accuracy=float,
+    balanced_accuracy=float,
+    per_label=(dict[str, dict[str, float]], {}),
+    intervals=(dict[str, tuple[float, float]], {}),
 )
 UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
 FINISHED = _shape(
@@ -31,6 +35,7 @@ FINISHED = _shape(
     **dict.fromkeys(("model", "augment", "device", "precision"), str),
     **dict.fromkeys(("best_epoch", "epochs"), int),
     calibration=_shape(temperature=float, fitted_on=int) | None,
+    thresholds=(dict[str, float] | None, None),
     weights=_shape(used=str, sha256=str),
     parameters=_shape(total=int, trainable=int),
     frozen_proof=_shape(tensors=int),

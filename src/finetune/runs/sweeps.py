@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.cells import read_table
+from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, one_line
 from finetune.runs.folder import PLAN, is_sweep
 from finetune.runs.settings import read_settings
@@ -27,7 +28,7 @@ class SweepJob:
 
     overrides: what its command line would be, key by key. status: finished, failed, interrupted or unfinished
     (it waits, runs, or was killed). kept: what its best epoch is best by. val, test: the metrics of a
-    finished one, None where there is no such split. seconds: how long it took.
+    finished one, None where there is no such split. seconds: how long it took. files: SHA-256 of its tables.
     """
 
     folder: Path
@@ -35,9 +36,10 @@ class SweepJob:
     status: str
     reason: str
     kept: str
-    val: dict[str, float] | None
-    test: dict[str, float] | None
+    val: dict[str, Any] | None
+    test: dict[str, Any] | None
     seconds: float | None
+    files: Mapping[str, str]
 
 
 def find_sweep(sweep: str) -> Path:
@@ -122,7 +124,20 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
         val=summary.get("val"),
         test=summary.get("test"),
         seconds=summary.get("timing", {}).get("total"),
+        files=summary.get("files", {}),
     )
+
+
+def read_runs(folder: Path) -> list[SweepJob]:
+    """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
+    runs = sorted((file.parent for file in folder.rglob("settings.json")), key=lambda run: in_order(str(run)))
+    if not runs:
+        raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
+    asked = {run: flat(read_settings(run).model_dump()) for run in runs}
+    return [
+        replace(read_job(run, []), overrides={key: str(value) for key, value in settings.items()})
+        for run, settings in asked.items()
+    ]
 
 
 def _how_far(folder: Path) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from finetune.cells import read_table
 from finetune.choices.best import deciding, score
-from finetune.runs.sweeps import SweepJob, read_job
+from finetune.runs.folder import check_tables, is_sweep
+from finetune.runs.sweeps import SweepJob, read_job, read_runs
 from finetune.sweep.planned import planned
+from finetune.training.intervals import told_apart
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,14 @@ class Spread:
 class Row:
     """Finished jobs that differ in nothing but the seed, best first.
 
-    by: what ranks them, as `best` says it.
+    by: what ranks them, as `best` says it. level: whether its accuracy on the test images may be the best
+    row's; None where it answered others, or is the best.
     """
 
     settings: dict[str, str]
     jobs: list[SweepJob]
     by: str
+    level: bool | None = None
 
     @property
     def best(self) -> SweepJob:
@@ -45,6 +53,19 @@ class Row:
         """The mean of that metric in validation, larger where it is better; None without validation."""
         each = [score(self.by, job.val) for job in self.jobs if job.val]
         return statistics.fmean(each) if each else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """That of the deciding metric on the test images, the mean of the jobs' own."""
+        ends = [(job.test or {}).get("intervals", {}).get(self.deciding) for job in self.jobs]
+        low, high = ([one[end] for one in ends if one] for end in (0, 1))
+        return (statistics.fmean(low), statistics.fmean(high)) if len(low) == len(ends) else None
+
+    def right(self) -> dict[tuple[str, str], float]:
+        """The share of its jobs that name each test image rightly; nothing where answers are missing."""
+        jobs = [_right(job) for job in self.jobs]
+        alike = all(one.keys() == jobs[0].keys() for one in jobs)
+        return {image: statistics.fmean(one[image] for one in jobs) for image in jobs[0] if alike}
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the jobs; None where they do not have it."""
@@ -91,7 +112,8 @@ def _metric(job: SweepJob, metric: str) -> float | None:
 
 def compare(sweep: Path) -> Leaderboard:
     """Rank a sweep's jobs by validation alone, those without it last; raises RequestError of none."""
-    jobs = [read_job(job.folder, job.overrides) for job in planned(sweep)]
+    whole = is_sweep(sweep)
+    jobs = [read_job(job.folder, job.overrides) for job in planned(sweep)] if whole else read_runs(sweep)
     finished = [job for job in jobs if job.status == "finished"]
     done = [job.overrides for job in finished]
     # A resumed search trains in a new job what was stopped in an old one.
@@ -113,7 +135,24 @@ def compare(sweep: Path) -> Leaderboard:
         for settings, seeds in groups.items()
     ]
     others = [job for job in jobs if job.status != "finished"]
-    return Leaderboard(sweep, varying, sorted(rows, key=_rank), others)
+    return Leaderboard(sweep, varying, _leveled(sorted(rows, key=_rank)), others)
+
+
+def _right(job: SweepJob) -> dict[tuple[str, str], bool]:
+    check_tables(job.folder, job.files)
+    answers = [row for row in read_table(job.folder / "predictions.csv") if row.get("split") == "test"]
+    return {(row["picture"], row["label"]): row["predicted"] == row["label"] for row in answers}
+
+
+def _leveled(rows: Sequence[Row]) -> list[Row]:
+    """The rows, marked where a paired bootstrap on the same images does not tell them from the best."""
+    every = [row.right() for row in rows]
+    found = [*rows]
+    for place, own in enumerate(every[1:], 1):
+        if own and own.keys() == every[0].keys():
+            best, other = (np.array([one[image] for image in own]) for one in (every[0], own))
+            found[place] = replace(rows[place], level=not told_apart(best, other))
+    return found
 
 
 def _rank(row: Row) -> tuple[bool, float, float]:

@@ -24,7 +24,8 @@ from finetune.sweep.leaderboard import Leaderboard, Spread
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
-SPARED = ("time", "jobs", "test loss", "val loss")  # what a narrow terminal does without; the files have it
+SURE = "95 %"
+SPARED = ("time", "jobs", "test loss", "val loss", SURE)  # not on a narrow terminal; the files have it
 MOST = 30  # rows on the terminal
 WORDS = {"interrupted": "stopped"}  # at most eight letters
 
@@ -38,16 +39,20 @@ def write_leaderboard(board: Leaderboard) -> None:
 def as_csv(board: Leaderboard) -> bytes:
     """A line for each set of settings, then one for each job without a result; exact numbers, seconds."""
     columns = [name for metric in board.metrics for name in (metric, f"{metric}_std")]
-    rows: list[list[Any]] = [["rank", *board.varying, "n", *columns, "best_run", "jobs", "status", "reason"]]
+    ends = ["low", "high", "level_with_best"]
+    rows: list[list[Any]] = [
+        ["rank", *board.varying, "n", *columns, *ends, "best_run", "jobs", "status", "reason"]
+    ]
     for rank, row in enumerate(board.rows, 1):
         spreads = [row.spread(metric) for metric in board.metrics]
         numbers = [number for one in spreads for number in ((one.mean, one.std) if one else (None, None))]
         jobs = " ".join(board.name(job) for job in row.jobs)
         settings = row.settings.values()
-        rows.append([rank, *settings, len(row.jobs), *numbers, row.best.folder, jobs, "finished", ""])
+        sure = [*(row.interval or (None, None)), row.level]
+        rows.append([rank, *settings, len(row.jobs), *numbers, *sure, row.best.folder, jobs, "finished", ""])
     for job in board.others:
         own = [job.overrides.get(key) for key in board.varying]
-        blank = [None] * len(columns)
+        blank = [None] * len([*columns, *ends])
         rows.append([None, *own, None, *blank, None, board.name(job), job.status, job.reason])
     return table_of(rows, lineterminator="\n")
 
@@ -58,6 +63,7 @@ def as_markdown(board: Leaderboard) -> str:
     if board.rows:
         best = board.rows[0].best
         note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding)) if best.val else UNRANKED
+        note = ". ".join([note.removesuffix("."), *_notes(board), ""]).rstrip()
         lines += [note, "", *_markdown(_columns(board)), ""]
         lines += ["Best run: `{}`".format(shown(str(best.folder)).replace("`", "'")), ""] if best.val else []
     if board.others:
@@ -76,13 +82,15 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
     console.print()
     if board.rows:
         columns = {title: cells[:MOST] for title, cells in _columns(board).items()}
-        console.print(_fitting(columns, [_title(metric) for metric in board.metrics], console.width))
+        console.print(_fitting(columns, [*map(_title, board.metrics), SURE], console.width))
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
         seeds = f"the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
         text = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
         say(console, *(("best", f"{best.best.folder}: {text}") if best.best.val else ("note", UNRANKED)))
+        for note in _notes(board):
+            say(console, "note", note)
     ended = [job for job in board.others if job.status != "unfinished"]
     for job in ended[:MOST]:
         settings = _settings(board, job, "seed")
@@ -100,7 +108,7 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
 def _columns(board: Leaderboard) -> dict[str, list[str]]:
     """The cells under each title; a metric that no job has gets no column."""
     rows = board.rows
-    columns = {"#": [str(rank) for rank in range(1, len(rows) + 1)]}
+    columns = {"#": [f"{rank} =" if row.level else str(rank) for rank, row in enumerate(rows, 1)]}
     for key, title in _short(board.varying).items():
         columns[title] = [_brief(row.settings[key]) for row in rows]
     if any(len(row.jobs) > 1 for row in rows):
@@ -109,8 +117,22 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
         cells = [_spread(metric, row.spread(metric)) for row in rows]
         if any(cells):
             columns[_title(metric)] = cells
+        if metric == f"test_{board.deciding[0]}" and any(row.interval for row in rows):
+            columns[SURE] = ["{:.2f} to {:.2f}".format(*row.interval) if row.interval else "" for row in rows]
     columns["jobs"] = [ranges(board.name(job) for job in row.jobs) for row in rows]
     return columns
+
+
+def _notes(board: Leaderboard) -> list[str]:
+    """What the signs in the table mean, and what they cannot say."""
+    rest = [row.level for row in board.rows[1:]]
+    told = {
+        "=: its accuracy may be the best one's (paired bootstrap on the same test images, 95 %)": any(rest),
+        f"{rest.count(None)} of {len(rest)} rows are not compared with the best: they have other test images,"
+        " or keep no answers": None in rest,
+        "±: the spread over seeds, not how sure a number is": any(len(row.jobs) > 1 for row in board.rows),
+    }
+    return [text for text, holds in told.items() if holds]
 
 
 def _fitting(columns: dict[str, list[str]], metrics: list[str], width: int) -> Table:

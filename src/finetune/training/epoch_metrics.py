@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from finetune.training import distributed, metrics
+from finetune.training.several import several_labels
 
 
 class EpochMetrics:
@@ -38,13 +39,13 @@ class EpochMetrics:
         if not self._means:
             # On the CPU: not every GPU has doubles.
             losses, weights = (torch.stack(each).cpu().double() for each in (self.losses, self.weights))
-            measure = metrics.several_labels if self.multi_label else metrics.one_class
+            measure = several_labels if self.multi_label else metrics.one_class
             means = (losses * weights).sum(0) / weights.sum(0)
             own = torch.cat(self.answers, 1).cpu(), torch.cat(self.labels, 1).cpu()
             every = zip(*distributed.gathered(own, self.processes), strict=True)
             answers, labels = (torch.cat(parts, 1) for parts in every)
             self._means = [
-                {"loss": float(mean), **measure(*of_job)}
-                for mean, *of_job in zip(means, answers, labels, strict=True)
+                {"loss": float(mean), **metrics.numbers(measure(chosen, true, metrics.once(true)))}
+                for mean, chosen, true in zip(means, answers, labels, strict=True)
             ]
         return self._means

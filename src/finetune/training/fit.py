@@ -29,7 +29,7 @@ from finetune.training.classifier import Classifier
 from finetune.training.device import Device, Precision
 from finetune.training.distributed import SINGLE, Rank
 from finetune.training.learner import Job, Learner
-from finetune.training.metrics import per_label
+from finetune.training.several import per_label
 from finetune.training.stacked import StackedClassifier
 
 

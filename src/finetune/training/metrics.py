@@ -1,15 +1,17 @@
-"""What answers are worth: accuracy, calibration and a table per class, or average precision of labels."""
+"""What answers are worth: accuracy, calibration and a table per class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from finetune.training.intervals import bootstrap, wilson
 
 Numbers = dict[str, float]
 Row = dict[str, Any]
@@ -18,76 +20,36 @@ BINS = 15
 TOP = 5
 
 
-def one_class(answers: Tensor, classes: Tensor) -> Numbers:
-    """Accuracy of answers (N,), and the mean recall and F1 over the classes (N,) that occur.
+def numbers(values: Mapping[str, Tensor]) -> Numbers:
+    return {name: float(value) for name, value in values.items()}
 
-    This runs after each epoch, of each job: torchmetrics takes three times as long.
+
+def once(labels: Tensor) -> Tensor:
+    """Weights (N, 1) that count each image once."""
+    return torch.ones(len(labels), 1, dtype=torch.float64)
+
+
+def one_class(answers: Tensor, classes: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Accuracy of answers (N,), and the mean recall and F1 over the classes (N,) that occur: each (draws,).
+
+    weights: how often each image counts, (N, draws). This runs after each epoch, of each job: torchmetrics
+    takes three times as long.
     """
-    hits, counts = answers == classes, torch.bincount(classes)
-    right = torch.bincount(classes[hits], minlength=len(counts))
-    answered = torch.bincount(answers, minlength=len(counts))[: len(counts)]
-    present = counts > 0
+    size, hits = int(classes.max()) + 1, answers == classes
+    counts, right, answered = (
+        weights.new_zeros(size, weights.shape[1]).index_add_(0, places[rows], weights[rows])
+        for places, rows in ((classes, slice(None)), (classes, hits), (answers, answers < size))
+    )
     return {
-        "accuracy": float(hits.double().mean()),
-        "balanced_accuracy": float((right[present].double() / counts[present]).mean()),
-        "macro_f1": float((2 * right[present].double() / (counts + answered)[present]).mean()),
+        "accuracy": right.sum(0) / counts.sum(0),
+        "balanced_accuracy": mean_of(right / counts, counts),
+        "macro_f1": mean_of(2 * right / (counts + answered), counts),
     }
 
 
-def several_labels(logits: Tensor, labels: Tensor) -> Numbers:
-    """Exact matches and balanced accuracy at a probability of 0.5, macro-F1, and mean average precision.
-
-    The means are over the labels, of (N, labels), that occur. Balanced accuracy is the mean of a label's two
-    shares of right answers, where it holds and where it does not.
-    """
-    occurs = (labels == 1).any(0)
-    yes, true = (logits > 0)[:, occurs], (labels == 1)[:, occurs]
-    held = (yes & true).sum(0).double() / true.sum(0)
-    free = (~yes & ~true).sum(0).double() / (~true).sum(0)
-    return {
-        "accuracy": float(((logits > 0) == (labels == 1)).all(1).double().mean()),
-        "balanced_accuracy": _mean(torch.where(free.isnan(), held, (held + free) / 2)),
-        "macro_f1": _mean(_f1(yes, true)),
-        "map": _mean(_average_precision(logits[:, occurs], true)),
-    }
-
-
-def per_label(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Numbers]:
-    """F1 at a probability of 0.5, average precision and number of images of each label that occurs."""
-    occurs = torch.nonzero((labels == 1).any(0)).flatten()
-    logits, true = logits[:, occurs], (labels == 1)[:, occurs]
-    rows = zip(_f1(logits > 0, true), _average_precision(logits, true), true.sum(0), strict=True)
-    return {
-        names[i]: {"f1": float(f1), "average_precision": float(precision), "pictures": int(count)}
-        for i, (f1, precision, count) in zip(occurs.tolist(), rows, strict=True)
-    }
-
-
-def _f1(yes: Tensor, true: Tensor) -> Tensor:
-    return 2 * (yes & true).sum(0).double() / (yes.sum(0) + true.sum(0))
-
-
-def _average_precision(logits: Tensor, true: Tensor) -> Tensor:
-    columns = zip(logits.double().sigmoid().T, true.int().T, strict=True)
-    each = [binary_average_precision(one, other, validate_args=False) for one, other in columns]
-    return torch.stack(each) if each else torch.zeros(0)
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
-def measure_labels(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Measure logits (N, outputs) where images have several labels, (N, classes) of 0 and 1."""
-    logits, labels = logits[:, : len(classes)].double(), labels.double()
-    found = per_label(logits, labels, classes)
-    absent = {"pictures": 0, "f1": None, "average_precision": None}
-    return {
-        "pictures": len(labels),
-        **several_labels(logits, labels),
-        "log_loss": float(F.binary_cross_entropy_with_logits(logits, labels)),
-        "per_class": [{"name": name, **(found.get(name) or absent)} for name in classes],
-    }
+def mean_of(values: Tensor, counts: Tensor) -> Tensor:
+    """The mean (draws,) of values (L, draws) over those of which there are images; 0 of none."""
+    return torch.where(counts > 0, values, torch.nan).nanmean(0).nan_to_num()
 
 
 def measure_classes(
@@ -100,16 +62,25 @@ def measure_classes(
     """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
 
     softmax: whether it makes the probabilities, or a sigmoid. Returns: what `measure_answers` and
-    `calibration` do, and `top5_accuracy`, None for five outputs or fewer, which would always be right.
+    `calibration` do, `top5_accuracy`, None for five outputs or fewer, which would always be right, and
+    `intervals` of what is a mean.
     """
-    outputs, top5 = logits.shape[1], None
+    (images, outputs), answers = logits.shape, logits.argmax(1)
+    hits, found = answers == labels, measure_answers(labels, answers, classes, outputs)
+    found |= {"top5_accuracy": None, **calibration(logits, labels, softmax, temperature)}
     if outputs > TOP:
-        top5 = float((logits.topk(TOP).indices == labels[:, None]).any(1).double().mean())
-    return {
-        **measure_answers(labels, logits.argmax(1), classes, outputs),
-        "top5_accuracy": top5,
-        **calibration(logits, labels, softmax, temperature),
-    }
+        found["top5_accuracy"] = float((logits.topk(TOP).indices == labels[:, None]).any(1).double().mean())
+    losses, confidence = _sureness(logits, labels, softmax, temperature)
+    gaps, places = (confidence - hits.double())[:, None], _bins_of(confidence)
+
+    def draw(drawn: Tensor) -> dict[str, Tensor]:
+        binned = drawn.new_zeros(BINS, drawn.shape[1]).index_add_(0, places, gaps * drawn)
+        sureness = {"log_loss": losses @ drawn / images, "calibration_error": binned.abs().sum(0) / images}
+        return {**one_class(answers, labels, drawn), **sureness}
+
+    shares = {name: found[name] for name in ("accuracy", "top5_accuracy") if found[name] is not None}
+    counted = {name: wilson(share, images) for name, share in shares.items()}
+    return found | {"intervals": bootstrap(draw, images) | counted}
 
 
 def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:
@@ -117,7 +88,7 @@ def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], out
     matrix = confusion_matrix(labels, answers, len(classes), outputs)
     return {
         "pictures": len(labels),
-        **one_class(answers, labels),
+        **numbers(one_class(answers, labels, once(labels))),
         "per_class": per_class(matrix, classes),
         "confusion": matrix.tolist(),
     }
@@ -161,14 +132,22 @@ def calibration(
     logits: Tensor, labels: Tensor, softmax: bool = True, temperature: float = 1.0
 ) -> dict[str, Any]:
     """How far probabilities are to be believed: log-loss in nats, calibration error, and its bins."""
-    scaled = logits.double() / temperature
+    losses, confidence = _sureness(logits, labels, softmax, temperature)
+    bins = calibration_bins(confidence, logits.argmax(1) == labels)
+    return {"log_loss": float(losses.mean()), "calibration_error": calibration_error(bins), "bins": bins}
+
+
+def _sureness(logits: Tensor, labels: Tensor, softmax: bool, temperature: float) -> tuple[Tensor, Tensor]:
+    """The log-loss of each image in nats, the mean over its outputs without softmax, and its confidence."""
+    scaled, confidence = logits.double() / temperature, probabilities(logits, softmax, temperature).amax(1)
     if softmax:
-        log_loss = F.cross_entropy(scaled, labels)
-    else:
-        targets = F.one_hot(labels, scaled.shape[1]).double()
-        log_loss = F.binary_cross_entropy_with_logits(scaled, targets)
-    bins = calibration_bins(probabilities(logits, softmax, temperature).amax(1), logits.argmax(1) == labels)
-    return {"log_loss": float(log_loss), "calibration_error": calibration_error(bins), "bins": bins}
+        return F.cross_entropy(scaled, labels, reduction="none"), confidence
+    targets = F.one_hot(labels, scaled.shape[1]).double()
+    return F.binary_cross_entropy_with_logits(scaled, targets, reduction="none").mean(1), confidence
+
+
+def _bins_of(confidence: Tensor) -> Tensor:
+    return (confidence * BINS).ceil().long().clamp(1, BINS) - 1
 
 
 def calibration_bins(confidence: Tensor, right: Tensor) -> list[Row]:
@@ -177,7 +156,7 @@ def calibration_bins(confidence: Tensor, right: Tensor) -> list[Row]:
     Returns: of each bin (lower, upper] the number of answers, their mean confidence and their accuracy, None
     where it is empty. torchmetrics and scikit-learn do not give the numbers of the answers.
     """
-    places = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    places = _bins_of(confidence)
     counts, sure, hits = (
         torch.bincount(places, weights, BINS).tolist()
         for weights in (None, confidence.double(), right.double())
