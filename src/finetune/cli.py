@@ -207,6 +207,16 @@ def report(run: str = RUN) -> None:
 
 
 @command()
+def curve(run: str = RUN) -> None:
+    """Say whether more images would help, in the run's report, too: finetune curve latest."""
+    import_torch()
+    from finetune.evaluation.learning import curve_run
+
+    curve_run(run)
+    report(run)
+
+
+@command()
 def leaderboard(sweep: str = Argument(help="A sweep's folder, latest, or a folder of runs.")) -> None:
     """Compare a sweep's jobs, also while it runs, or all runs in a folder: finetune leaderboard latest."""
     launch.show_leaderboard(find_sweep(sweep))

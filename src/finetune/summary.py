@@ -23,6 +23,7 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
     return {
         "name": dataset.name,
         **dataset.counts(),
+        "to_train": dataset.to_train(),
         "fingerprint": dataset.fingerprint(),
         "skipped": len(inputs.bad),
         "repaired": len(inputs.repaired),

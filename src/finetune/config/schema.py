@@ -195,14 +195,14 @@ class Settings(Strict):
         if self.patience and self.best == "last":
             yield f"patience={self.patience}: expected another best with it; with best=last none is better"
         if OPTIMIZERS[self.optimizer.name].solves:
-            yield from self._conflicts_of_solving()
+            yield from self.conflicts_of_solving()
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}"
         if self.warmup_epochs and schedule.own_warmup:
             expected = f"expected 0 with schedule={self.schedule}, which has its own"
             yield f"warmup_epochs={self.warmup_epochs}: {expected}"
 
-    def _conflicts_of_solving(self) -> Iterator[str]:
+    def conflicts_of_solving(self) -> Iterator[str]:
         """What must be so for a linear head to have one best solution that can be found in one process."""
         chosen = f"with optimizer={self.optimizer.name}, which solves for a linear head"
         if not LOSSES[self.loss].convex:

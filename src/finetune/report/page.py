@@ -20,6 +20,7 @@ from finetune.config.schema import flat
 from finetune.data.dataset import RawImage
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
+from finetune.report.advice import advise
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
 from finetune.report.mistakes import Maps, mistakes
 from finetune.report.predictions import Prediction, read_predictions
@@ -59,17 +60,20 @@ def write_report(
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
         }
     overrides, solution = summary.get("overrides"), summary.get("solution")
+    settings = read_settings(folder)
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
         "summary": summary,
         "data": Path(summary["data"]["name"]).name,
-        "settings": flat(read_settings(folder).model_dump()),
+        "settings": flat(settings.model_dump()),
+        "advice": advise(folder, summary, settings),
         "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),
         "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
+        "learning": _learning(summary.get("curve")),
         "refit": summary.get("refit"),  # runs of older versions have neither, nor folds
         "folds": folds and fold_scores(folds),
         "result": result,
@@ -206,6 +210,16 @@ def _curves(file: Path, best: int | None) -> list[tuple[str, Any]]:
         if series:
             drawn.append((what, curve_chart(f"{what} over epochs", series, best, top)))
     return drawn
+
+
+def _learning(curve: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `finetune curve` found, drawn with what twice the images would give."""
+    if curve is None:
+        return None
+    points, twice = [(one["images"], one["value"]) for one in curve["points"]], curve["twice"]
+    low, high, value = ((twice["images"], twice[end]) for end in ("low", "high", "value"))
+    series = {"before": [points[-1], low, high, points[-1]], "train": [points[-1], value], "val": points}
+    return {**curve, "drawing": curve_chart("accuracy over images", series, None, 1.0)}
 
 
 def _time(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:

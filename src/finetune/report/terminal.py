@@ -20,7 +20,9 @@ from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.staged import Staged
+from finetune.report.advice import advise
 from finetune.runs.folder import logdir
+from finetune.runs.settings import read_settings
 from finetune.say import say
 from finetune.training.fit import Options
 from finetune.training.solve import SOLVED, STRENGTHS
@@ -185,6 +187,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
+        for fact, typed in advise(folder, summary, read_settings(folder)):
+            say(console, "next", f"{fact}: {typed}")
     say(console, "watch", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
 
 

@@ -1,0 +1,68 @@
+"""What to try next: rules over what a run measured, in the order of what following them gained."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from finetune.cells import read_table
+from finetune.choices.losses import LOSSES
+from finetune.config.schema import Settings
+from finetune.errors import brief
+
+MOST = 3
+GAP = 0.15  # of accuracy from validation to training: much is known by heart
+LOST = 0.05  # of accuracy where classes count alike
+FEW = 10  # images of a class to train on
+SOLVED = ("optimizer=lbfgs", "refit=true")
+
+
+def advise(folder: Path, summary: Mapping[str, Any], settings: Settings) -> list[tuple[str, str]]:
+    """What is so of a finished run and what to type, three times at most; nothing without validation."""
+    rows = read_table(folder / "metrics.csv")
+    if not (rows and rows[0].get("accuracy/val")):
+        return []
+    row = rows[-1 if summary.get("solution") else summary["best_epoch"] - 1]
+    measure = "map" if "map/train" in row else "accuracy"
+    found = _rules(summary, settings, *(float(row[f"{measure}/{side}"]) for side in ("train", "val")))
+    curve = f"finetune curve {shlex.quote(str(folder))}"
+    typed = summary.get("overrides")
+    return [(fact, _command(typed, added) if added else curve) for fact, added in islice(found, MOST)]
+
+
+def _rules(
+    summary: Mapping[str, Any], settings: Settings, train: float, val: float
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """What is so, and the settings to run again with; none: the learning curve tells more."""
+    counts = {name: count for name, count in summary["data"].get("to_train", {}).items() if count}
+    measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
+    solved, gap = summary.get("solution"), f"train {train:.2f}, validation {val:.2f}"
+    solvable, frozen = not any(settings.conflicts_of_solving()), settings.freeze == ["all"]
+    if used in ("bundled", "random initialisation"):
+        yield f"weak weights ({used}); with a network", ["weights=imagenet"]
+    if solvable and not frozen and train - val > GAP:
+        yield f"{gap}: freeze more", ["freeze=all", *SOLVED]
+    if solvable and frozen and not (solved and settings.refit):
+        yield "solve for the head, and refit it with the validation images", SOLVED
+    lost = measured["accuracy"] - measured["balanced_accuracy"]
+    if LOSSES[settings.loss].weighs_classes and settings.class_weights == "none" and lost > LOST:
+        told = f"small classes are missed, accuracy {lost:.2f} above balanced"
+        yield told, ["class_weights=balanced", *([] if solved else ["best=macro_f1"])]
+    if few := [name for name, count in counts.items() if count < min(FEW, median(counts.values()))]:
+        yield f"fewer than {FEW} images to train on of {brief(few)}: add some", ()
+    elif counts and "map" not in measured and train - val > GAP and not summary.get("curve"):
+        yield f"{gap}: would more images help?", ()
+
+
+def _command(overrides: Sequence[str] | None, added: Sequence[str]) -> str:
+    """The run's own command with these settings in place of its own; from Python the settings alone."""
+    if overrides is None:
+        return shlex.join(added)
+    replaced = ("resume", "hydra.run.dir", *(one.partition("=")[0] for one in added))
+    below = tuple(f"{key}." for key in replaced)
+    kept = [one for one in overrides if not f"{one.lstrip('+~').partition('=')[0]}.".startswith(below)]
+    return shlex.join(["finetune", "train", *kept, *added])

@@ -1,0 +1,143 @@
+"""`finetune curve`: what it draws, what it expects of twice the images, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.dataset import Dataset
+from finetune.evaluation.learning import draw, extrapolated_gain, measure_curve, solve_parts
+from finetune.say import Screen
+from support.ended import Ended
+from support.runs import summary_of
+
+Command = Callable[..., Ended]
+
+
+def dataset(labels: np.ndarray, digests: list[str] | None = None) -> Dataset:
+    """A data set of which only labels and digests count."""
+    names = tuple(map(str, range(labels.max() + 1)))
+    digests = digests or [str(row) for row in range(len(labels))]
+    return Dataset("toy", names, digests, labels, split={}, digests=digests)  # type: ignore[arg-type]
+
+
+def clouds(images: int, classes: int = 4, width: int = 12) -> tuple[torch.Tensor, np.ndarray]:
+    """Classes that overlap, each a cloud of its own."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, images)
+    middles = random.normal(0, 0.7, (classes, width))
+    return torch.tensor(middles[labels] + random.normal(0, 1, (images, width))).float(), labels
+
+
+def test_a_draw_is_stratified_and_takes_identical_images_together() -> None:
+    labels = np.repeat([0, 1, 2, 3], (80, 40, 39, 1))
+    digests = [str(row) for row in range(160)]
+    digests[10:20] = ["same"] * 10
+    train = np.arange(160)
+    data = dataset(labels, digests)
+    drawn = [draw(data, train, 80, number) for number in range(5)]
+    assert len({tuple(rows) for rows in drawn}) == 5
+    for rows in drawn:
+        assert len({*rows}) == len(rows)
+        assert np.isin(train[10:20], rows).sum() in (0, 10)
+        assert abs(np.bincount(labels[rows], minlength=3)[1:3] - 20).max() <= 1
+    assert draw(data, train, 160, 0).tolist() == train.tolist()
+
+
+def test_a_power_law_is_continued_to_twice_the_images() -> None:
+    sizes = [50, 100, 200, 400]
+    scores = np.stack([1 - 2 * np.array(sizes) ** -0.5, np.full(4, 0.7)], 1)
+    gains = extrapolated_gain(sizes, scores, 1e-3)
+    np.testing.assert_allclose(gains, [2 * (400**-0.5 - 800**-0.5), 0], atol=1e-9)
+
+
+def test_the_interval_holds_what_twice_the_images_give() -> None:
+    features, labels = clouds(1000)
+    data, held = dataset(labels), np.arange(400, 1000)
+    quiet = Screen(quiet=True)
+    right = solve_parts(features, data, np.arange(200), held, console=quiet)
+    curve = measure_curve(right, labels[held], data.classes)
+    twice = solve_parts(features, data, np.arange(400), held, console=quiet)[400].mean()
+    assert [*right] == [25, 42, 71, 119, 200]
+    assert [part.shape for part in right.values()] == [(5, 600)] * 4 + [(1, 600)]
+    assert curve["twice"]["low"] <= twice <= curve["twice"]["high"]
+    assert curve["gain"]["low"] <= twice - curve["points"][-1]["value"] <= curve["gain"]["high"]
+    assert curve["points"][0]["value"] < curve["points"][-1]["value"] < curve["twice"]["value"]
+    assert curve["twice"]["high"] - curve["twice"]["low"] < 0.12
+
+
+def test_few_held_out_images_that_are_all_right_are_no_certainty() -> None:
+    labels = np.repeat([0, 1], 6)
+    right = {size: np.ones((5 if size < 80 else 1, 12), bool) for size in (10, 17, 28, 48, 80)}
+    curve = measure_curve(right, labels, ("a", "b"))
+    assert curve["twice"]["value"] == pytest.approx(1)
+    assert curve["twice"]["low"] < 0.8
+    assert "would gain most" not in curve["sentence"]
+
+
+def test_the_class_that_gains_is_named_where_that_is_sure() -> None:
+    labels = np.repeat([0, 1], 200)
+    right = {}
+    for size, share in ((10, 0.2), (17, 0.35), (28, 0.5), (48, 0.65), (80, 0.8)):
+        known = np.concatenate([np.ones(200, bool), np.arange(200) < 200 * share])
+        right[size] = np.stack([known] * (5 if size < 80 else 1))
+    assert measure_curve(right, labels, ("a", "b"))["sentence"].endswith("; class b would gain most")
+
+
+def test_the_command_answers_and_the_report_shows_it(
+    finished_run: Callable[..., Path], tmp_path: Path, command: Command
+) -> None:
+    made = finished_run("cache=disk", "precision=32", "cache_dir=cache")
+    for name in ("run", "pictures"):
+        shutil.copytree(made.parent / name, tmp_path / name)
+    ended = command("curve", "run")
+    assert (ended.code, ended.err) == (0, "")
+    curve = summary_of(tmp_path / "run")["curve"]
+    assert curve["sentence"] in ended.out
+    assert [one["images"] for one in curve["points"]][-1] * 2 == curve["twice"]["images"]
+    assert curve["sentence"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert command("evaluate", "run").code == 0  # the summary is still one
+
+
+def test_heads_of_a_trained_backbone_are_solved_on_the_weights_before(
+    finished_run: Callable[..., Path], tmp_path: Path, command: Command
+) -> None:
+    made = finished_run("freeze=none", "epochs=1")
+    for name in ("run", "pictures"):
+        shutil.copytree(made.parent / name, tmp_path / name)
+    ended = command("curve", "run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "heads are solved on the frozen weights that the run began with: random" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("data.val_fraction=0", "data.test_fraction=0"), "and others to measure on; there are 60 and 0"),
+        (
+            ("data.val_fraction=0.4", "data.test_fraction=0.4"),
+            "expected 24 different images to train on, 8 a class",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_line(
+    finished_run: Callable[..., Path],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    line: str,
+) -> None:
+    made = finished_run("epochs=1", *overrides)
+    monkeypatch.chdir(made.parent)
+    before = json.loads((made / "summary.json").read_text())
+    ended = command("curve", "run")
+    assert ended.code == 2
+    assert line in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert json.loads((made / "summary.json").read_text()) == before

@@ -1,0 +1,111 @@
+"""What a run suggests to try next: rules about what real runs measured, each with what to type."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.config.compose import compose
+from finetune.report.advice import advise
+from finetune.runs.settings import read_settings
+from support.ended import Ended
+from support.runs import QUICK, newest, summary_of
+
+Finished = Callable[..., Path]
+TYPED = ["data=folder", "data.root=pictures", "optimizer=adamw", "optimizer.lr=0.1", "hydra.run.dir=here"]
+SOLVE = "optimizer=lbfgs refit=true"
+
+
+def advice_of(run: Path, **changed: Any) -> list[tuple[str, str]]:
+    """What a run suggests, with parts of its summary changed."""
+    return advise(run, {**summary_of(run), **changed}, read_settings(run))
+
+
+def noise(folder: Path, **images: int) -> None:
+    """So many images of noise in each class, of which nothing can be known but by heart."""
+    random = np.random.default_rng(0)
+    for name, count in images.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def test_weights_then_the_head_in_place_of_what_was_typed(finished_run: Finished) -> None:
+    found = advice_of(finished_run("epochs=1"), overrides=TYPED)
+    assert found[:2] == [
+        (
+            "weak weights (random initialisation); with a network",
+            "finetune train data=folder data.root=pictures optimizer=adamw optimizer.lr=0.1 weights=imagenet",
+        ),
+        (
+            "solve for the head, and refit it with the validation images",
+            f"finetune train data=folder data.root=pictures {SOLVE}",
+        ),
+    ]
+    for _, command in found[:2]:
+        compose(shlex.split(command)[2:])
+
+
+def test_a_run_from_python_is_told_the_settings_alone(finished_run: Finished) -> None:
+    assert [command for _, command in advice_of(finished_run("epochs=1"))][:2] == ["weights=imagenet", SOLVE]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=lbfgs", "refit=true"),
+        ("head_hidden=[8]", "epochs=1"),
+        ("standardize=false", "epochs=1"),
+        ("loss=sum_squares", "epochs=1", "optimizer.lr=0.00001"),
+    ],
+)
+def test_what_is_set_already_or_cannot_be_solved_is_not_suggested(
+    finished_run: Finished, overrides: tuple[str, ...]
+) -> None:
+    assert not [command for _, command in advice_of(finished_run(*overrides)) if "lbfgs" in command]
+
+
+def test_nothing_is_suggested_where_nothing_was_validated(finished_run: Finished) -> None:
+    assert advice_of(finished_run("epochs=1", "data.val_fraction=0", "data.test_fraction=0")) == []
+
+
+def test_a_backbone_that_learns_by_heart_is_to_be_frozen_and_more_images_are_asked_for(
+    train: Callable[..., Ended], tmp_path: Path
+) -> None:
+    noise(tmp_path / "pictures", a=30, b=30)
+    ended = train(*QUICK, "freeze=none", "data.augment=none", "epochs=8", "optimizer.lr=0.02")
+    assert ended.code == 0
+    run = newest()
+    told = [line[9:] for line in ended.out.splitlines() if line.startswith("next ")]
+    assert told == [f"{fact}: {command}" for fact, command in advice_of(run)]
+    assert "with a network: finetune train" in told[0]
+    assert ": freeze more: finetune train" in told[1]
+    assert told[1].endswith(f"freeze=all {SOLVE}")
+    assert "freeze=none" not in told[1]
+    assert told[2].endswith(f"would more images help?: finetune curve {run}")
+    page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    for fact, command in advice_of(run):
+        assert f"<p>{fact}</p><pre>{command}</pre>" in page
+
+
+def test_unequal_classes_are_to_be_weighed_and_the_small_one_needs_images(
+    train: Callable[..., Ended], tmp_path: Path, small_weights: str
+) -> None:
+    noise(tmp_path / "pictures", common=50, rare=12)
+    typed = [one for one in QUICK if not one.startswith("weights=")]
+    ended = train(*typed, small_weights, "optimizer=lbfgs", "refit=true", "data.val_fraction=0.3")
+    assert ended.code == 0
+    (weigh, command), (few, curve) = advice_of(newest())
+    assert weigh.startswith("small classes are missed, accuracy 0.")
+    assert command.endswith("class_weights=balanced")
+    assert few == "fewer than 10 images to train on of rare: add some"
+    assert curve == f"finetune curve {newest()}"
+    assert not any("weights are" in fact or "solve" in fact for fact, _ in advice_of(newest()))
