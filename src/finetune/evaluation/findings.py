@@ -20,6 +20,7 @@ from finetune.data.images import opened
 from finetune.errors import RequestError
 from finetune.learners import stratified_folds
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.standardize import statistics
 from finetune.training.losses import create_loss
 from finetune.training.metrics import probabilities
 from finetune.training.solve import Problem, follow_path
@@ -69,8 +70,10 @@ def compare(
 ) -> Iterator[Finding]:
     """Copies, probably wrong labels, and images unlike all others.
 
-    data: all of it to train on. sides: of each image. features: standardised, (N, D). hashes: (N, 64) bool.
+    data: all of it to train on. sides: of each image. features: (N, D). hashes: (N, 64) bool.
     """
+    mean, scale = statistics([features])
+    features = ((features - mean) * scale).float()
     # Of copies that of test may stay, before that of val and that of train.
     order = sorted(range(len(sides)), key=lambda i: (-SPLITS.index(sides[i]), i))
     first: dict[str, int] = {}
