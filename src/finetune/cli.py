@@ -148,6 +148,20 @@ def predict(  # noqa: PLR0913, PLR0917 - a parameter is an option
 
 
 @command(context_settings={"allow_extra_args": True})
+def audit(
+    context: Context,
+    out: Path = Option("audit", help="The folder to write audit.html and audit.csv to."),
+    write: Path | None = Option(None, help="Write a table of the images without some findings."),
+    drop: str = Option("exact,leaks", help="Without which: kinds as they are told, with commas between."),
+) -> None:
+    """Say what is wrong with images: finetune audit data=folder data.root=images, or a run's."""
+    import_torch()
+    from finetune.evaluation.audit import audit
+
+    audit(context.args, out, write, drop)
+
+
+@command(context_settings={"allow_extra_args": True})
 def resume(context: Context, run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
     """Resume what was interrupted, a run or a sweep; a run to more epochs: finetune resume RUN epochs=9."""
     sys.exit(launch.resume_any(run, context.args))

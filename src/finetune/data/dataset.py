@@ -134,10 +134,11 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 that changes when and only when images, labels or split do."""
         side = {int(i): name for name, indices in self.split.items() for i in indices}
-        rows = [json.dumps([digest, self._label(i), side[i]]) for i, digest in enumerate(self.digests)]
+        rows = [json.dumps([digest, self.label_of(i), side[i]]) for i, digest in enumerate(self.digests)]
         return content_digest("\n".join(sorted(rows)).encode())
 
-    def _label(self, index: int) -> str | list[str]:
+    def label_of(self, index: int) -> str | list[str]:
+        """The name of an image's class, or of its labels; of other vectors their bytes."""
         label = self.labels[index]
         if label.ndim == 0:
             return self.classes[label]

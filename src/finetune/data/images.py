@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -89,6 +89,20 @@ def decode(
     Returns: uint8 (3, crop_size, crop_size).
     Raises: BrokenImage; ChangedImage.
     """
+    with opened(image, preprocessing, digest, repaired) as whole:
+        resize, crop = preprocessing.resize_size, preprocessing.crop_size
+        pixels = square(whole, resize, crop, preprocessing.interpolation)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def opened(
+    image: RawImage,
+    preprocessing: Preprocessing,
+    digest: str | None = None,
+    repaired: Callable[[str], object] = lambda _: None,
+) -> Iterator[Image.Image]:
+    """The whole image in RGB, not smaller than `decode` needs it; parameters and errors as there."""
     try:
         content = _content(image)
     except BrokenImage as error:
@@ -99,10 +113,7 @@ def decode(
     if digest is not None and digest != content_digest(content):
         raise ChangedImage(image)
     with ExitStack() as memory:
-        opened = _open(content, preprocessing, memory, repaired)
-        resize, crop = preprocessing.resize_size, preprocessing.crop_size
-        pixels = square(opened, resize, crop, preprocessing.interpolation)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        yield _open(content, preprocessing, memory, repaired)
 
 
 def _content(image: RawImage) -> bytes | np.ndarray:

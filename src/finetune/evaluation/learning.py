@@ -17,10 +17,10 @@ from finetune.data.dataset import SPLITS, Dataset
 from finetune.errors import RequestError
 from finetune.evaluation.embeddings import embed, model_of
 from finetune.model.standardize import statistics
-from finetune.report.page import interval
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 from finetune.training.device import threads
+from finetune.training.intervals import wilson
 from finetune.training.losses import create_loss
 from finetune.training.solve import STRENGTHS, Problem, follow_path
 
@@ -127,7 +127,7 @@ def measure_curve(right: dict[int, np.ndarray], labels: np.ndarray, classes: Seq
     gains = extrapolated_gain(sizes, np.stack(scores), 0.5 / len(labels))
     after = scores[-1][:, 0] + gains[:, 0]
     twice, gain = (_estimate(2 * sizes[-1], values) for values in (after, after - now))
-    low, high = interval(twice["value"] * len(labels), len(labels))  # so few images cannot tell more
+    low, high = wilson(twice["value"], len(labels))  # so few images cannot tell more
     twice |= {"low": min(twice["low"], low), "high": max(twice["high"], high)}
     said = "With twice the images about {value:.2f}, between {low:.2f} and {high:.2f}: ".format(**twice)
     said += "{low:.2f} to {high:.2f} more than now".format(**gain)

@@ -83,18 +83,18 @@ def write_report(
         "saved": _saved(summary),
     }
     target = folder / FILE
-    write_atomically(target, _template().render(page).encode("utf-8", "replace"))
+    write_atomically(target, template("page.html").render(page).encode("utf-8", "replace"))
     return target
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters.update(percent=percent, duration=duration, between=between)
-    return templates.get_template("page.html")
+    return templates.get_template(name)
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -1,0 +1,147 @@
+"""`finetune audit`: what is wrong with images, on the terminal, as a table and as a page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from finetune.atomic import write_atomically
+from finetune.build import find_data, make_model
+from finetune.cells import table_of
+from finetune.config.compose import compose, override_settings
+from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
+from finetune.errors import RequestError, brief
+from finetune.evaluation.command import TAKES
+from finetune.evaluation.embeddings import embed, model_of
+from finetune.evaluation.findings import Finding, compare, faults, look_at
+from finetune.model.assemble import Model
+from finetune.model.preprocessing import Preprocessing
+from finetune.report.mistakes import thumbnail
+from finetune.report.page import template
+from finetune.report.predictions import name_of
+from finetune.runs.open import open_run
+from finetune.say import Screen, progress, say
+
+KINDS = {  # what is said of them, and to do
+    "labels": ("probably have a wrong label", "correct it if so"),
+    "conflict": ("have another label elsewhere, byte for byte", "find out which is right"),
+    "leaks": ("are on another side of the split, too, or nearly so", "leave this one out"),
+    "exact": ("are there twice, byte for byte", "leave this one out"),
+    "near": ("are nearly the same as another of their class", "leave this one out if so"),
+    "across": ("are nearly the same as one of another class", "find out which is right"),
+    "outliers": ("are unlike all others", "see whether it belongs here"),
+    "blank": ("show nothing", "leave it out"),
+    "dark": ("are dark", "lighten it or leave it out"),
+    "blurred": ("are far less sharp than most", "replace it or leave it out"),
+    "cropped": ("lose more than a third to the central square", "cut it to what matters"),
+    "broken": ("cannot be read", "mend it"),
+}
+ON_PAGE = 30  # findings of a kind
+
+
+def audit(given: Sequence[str], out: Path, write: Path | None, drop: str) -> None:
+    """Audit the images of a run, or those that settings name.
+
+    out: a folder for audit.csv and audit.html. write: a table of the images without those of the kinds that
+    `drop` names. Raises RequestError where one of these is not as expected.
+    """
+    runs, overrides = [one for one in given if "=" not in one], [one for one in given if "=" in one]
+    if strange := [*runs[1:], *({*drop.split(",")} - {*KINDS})]:
+        raise RequestError(f"{strange[0]}: expected one run, and with --drop some of {', '.join(KINDS)}")
+    if write and not (write.suffix == ".csv" and write.absolute().parent.is_dir()):
+        raise RequestError(f"--write={write}: expected a .csv file in a folder that exists")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--out={out}: cannot be made: {error.strerror}") from None
+    if runs:
+        saved = open_run(runs[0])
+        settings = override_settings(saved.settings, overrides, TAKES)
+        model, data = model_of(saved), find_data(settings, measured=True)
+    else:
+        settings = compose(overrides).model_copy(update={"freeze": ["all"]})
+        data = find_data(settings, measured=True)
+        model = make_model(settings, data)
+    sides = {int(i): side for side, rows in data.split.items() for i in rows}
+    if write and not all(isinstance(image, Path) for image in data.images):
+        raise RequestError(f"--write={write}: expected images that are files of their own")
+    console = Screen()
+    say(console, "model", f"{model.name}, weights: {model.weights.used}")
+    found = _find(model, settings, data, sides, console)
+    say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
+    _show(out, data, sides, found, model.preprocessing)
+    if write:
+        dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}
+        stay = [i for i in range(len(sides)) if i not in dropped]
+        rows = [[os.path.abspath(str(data.images[i])), _label(data, i), sides[i]] for i in stay]
+        write_atomically(write, table_of([["path", "label", "split"], *rows]))
+        say(console, "written", f"{write}: {len(stay):,} images, for data=csv data.root={write}")
+
+
+def _find(
+    model: Model, settings: Settings, data: Dataset, sides: dict[int, str], console: Console
+) -> list[Finding]:
+    """All findings, the surest first, by the features of a model with all but its head frozen."""
+    nothing = np.arange(0)
+    whole = replace(data, split={"train": np.arange(len(sides)), "val": nothing, "test": nothing})
+    embedded = embed(model, settings, whole, console)
+    rest, kept = embedded.dataset, data.kept([one.index for one in embedded.bad]).tolist()
+    looks = []
+    with ThreadPoolExecutor() as pool, progress(console, "looking", len(kept)) as advance:
+        for look in pool.map(partial(look_at, rest, model.preprocessing), range(len(kept))):
+            looks.append(look)
+            advance(1)
+    hashes, measures = (np.array(part) for part in zip(*looks, strict=True))
+    compared = compare(rest, [sides[i] for i in kept], embedded.values, hashes, settings.seed)
+    found = [
+        one._replace(image=kept[one.image], other=None if one.other is None else kept[one.other])
+        for one in [*compared, *faults(measures)]
+    ]
+    found += [Finding("broken", one.index, 1.0, likelier=one.reason) for one in embedded.bad]
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _show(
+    out: Path, data: Dataset, sides: dict[int, str], found: Sequence[Finding], how: Preprocessing
+) -> None:
+    """Tell the first of each kind, and write audit.csv and audit.html, which needs nothing beside itself."""
+    names, console = [name_of(image, i) for i, image in enumerate(data.images)], Screen()
+    short = [name.removeprefix(data.name).lstrip("/") for name in names]
+    by_kind = {kind: [one for one in found if one.kind == kind] for kind in KINDS}
+    for kind, some in by_kind.items():
+        told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]
+        say(console, kind, f"{len(told):,} {KINDS[kind][0]}{': ' if told else ''}{brief(told, 3)}")
+    table = [["path", "finding", "score", "other path", "suggestion"]]
+    for one in chain.from_iterable(by_kind.values()):
+        other = "" if one.other is None else names[one.other]
+        table.append(
+            [names[one.image], one.kind, f"{one.score:.4f}", other, one.likelier or KINDS[one.kind][1]]
+        )
+    write_atomically(out / "audit.csv", table_of(table))
+    page = template("audit.html").render(
+        found=by_kind,
+        kinds=KINDS,
+        most=ON_PAGE,
+        data=data,
+        about=lambda i: (thumbnail(data.images[i], how), short[i], f"{_label(data, i)}, {sides[i]}"),
+    )
+    write_atomically(out / "audit.html", page.encode("utf-8", "replace"))
+    say(console, "written", f"{out / 'audit.html'} and {out / 'audit.csv'}")
+
+
+def _label(data: Dataset, image: int) -> str:
+    """The class of an image, or a list: of several, and where a table might take it for several or none."""
+    label = data.label_of(image)
+    if isinstance(label, str):
+        return label if label.isidentifier() or label.isdecimal() else json.dumps([label])
+    return json.dumps(label)
