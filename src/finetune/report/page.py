@@ -55,10 +55,11 @@ def write_report(
         how = Preprocessing(brightness=told.get("brightness", {}), repair=told.get("repair", False))
         result = _result(answers, summary[split], summary)
         result |= {
-            "interval": folds["test"]["accuracy"]["t_interval"] if folds else result["interval"],
             "split": SPLITS[split],
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
         }
+        if folds:
+            result["intervals"]["accuracy"] = folds["test"]["accuracy"]["t_interval"]
     overrides, solution = summary.get("overrides"), summary.get("solution")
     settings = read_settings(folder)
     page = {
