@@ -20,7 +20,10 @@ FILE = "predictions.csv"
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature."""
+    """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature.
+
+    of_label: the calibrated probability of the true class; older files have none.
+    """
 
     split: str
     picture: str
@@ -28,6 +31,7 @@ class Prediction:
     predicted: str
     probability: float
     uncalibrated: float
+    of_label: float | None = None
 
     @property
     def right(self) -> bool:
@@ -55,7 +59,7 @@ def _predictions(
     dataset: Dataset, split: str, logits: Tensor, *, softmax: bool, temperature: float
 ) -> Iterator[Prediction]:
     classes = dataset.classes
-    calibrated = probabilities(logits, softmax, temperature).amax(1).tolist()
+    calibrated = probabilities(logits, softmax, temperature)
     raw = probabilities(logits, softmax).amax(1).tolist()
     for row, (index, answer) in enumerate(zip(dataset.split[split], logits.argmax(1).tolist(), strict=True)):
         yield Prediction(
@@ -63,8 +67,9 @@ def _predictions(
             picture=name_of(dataset.images[index], int(index)),
             label=classes[int(dataset.labels[index])],
             predicted=classes[answer] if answer < len(classes) else f"output {answer}",
-            probability=round(calibrated[row], 6),
+            probability=round(float(calibrated[row].amax()), 6),
             uncalibrated=round(raw[row], 6),
+            of_label=round(float(calibrated[row, dataset.labels[index]]), 6),
         )
 
 
@@ -82,6 +87,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
                 **{name: row[name] for name in COLUMNS[:4]},
                 probability=float(row["probability"]),
                 uncalibrated=float(row["uncalibrated"]),
+                of_label=float(row["of_label"]) if row.get("of_label") else None,
             )
             for row in read_table(file)
         ]
