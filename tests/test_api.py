@@ -69,7 +69,8 @@ def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pi
     assert [name for name, _ in sorted(found[0].top)] == ["blue", "green", "output 3", "red"]
     assert sum(value for _, value in found[0].top) == pytest.approx(1)
     assert found[0].top[0] == (found[0].label, found[0].probability)
-    first = finetune.Prediction(found[0].label, found[0].probability, found[0].top[:1])
+    first = finetune.Prediction(found[0].label, found[0].probability, found[0].top[:1], found[0].familiar)
+    assert 0 <= first.familiar <= 1
     assert model.predict(image) == [first]
     assert model.predict([]) == []
     grey = np.asarray(image.convert("L"))

@@ -41,12 +41,12 @@ def test_what_is_read_is_what_was_written(texts: list[str]) -> None:
 
 
 def test_predictions_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = predictions.Prediction("test", "-a.png", FORMULA, "@cat", 0.5, 0.25)
+    one = predictions.Prediction("test", "-a.png", FORMULA, "@cat", 0.5, 0.25, of_label=0.125)
     monkeypatch.setattr(predictions, "_predictions", lambda *_, **__: [one])
     data = type("Data", (), {"labels": np.zeros(1)})()
     predictions.write_predictions(tmp_path, data, {"test": torch.zeros(1, 2)}, softmax=True, temperature=1.0)
     written = (tmp_path / predictions.FILE).read_text()
-    assert written.splitlines()[1] == 'test,\'-a.png,"\'=cmd|""/c calc""!A1",\'@cat,0.5,0.25,'
+    assert written.splitlines()[1] == 'test,\'-a.png,"\'=cmd|""/c calc""!A1",\'@cat,0.5,0.25,,0.125'
     assert predictions.read_predictions(tmp_path) == [one]
     folder.list_bad(tmp_path, [BadImage(0, "=a.png", "-no image")])
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1] == "'=a.png,'-no image"
@@ -54,8 +54,8 @@ def test_predictions_and_skipped_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_answers_as_csv_and_as_json_lines() -> None:
     csv_file, json_file = io.StringIO(), io.StringIO()
-    WRITERS["csv"](csv_file, 1)("-a.png", [(FORMULA, 0.5)], "")
-    WRITERS["jsonl"](json_file, 1)("-a.png", [("=b", 0.5)], "")
-    assert csv_file.getvalue().splitlines()[1] == '\'-a.png,"\'=cmd|""/c calc""!A1",0.500000,'
+    WRITERS["csv"](csv_file, 1, ["set"])("-a.png", [(FORMULA, 0.5)], "", {"set": ["=b", "c"]})
+    WRITERS["jsonl"](json_file, 1, [])("-a.png", [("=b", 0.5)], "", {})
+    assert csv_file.getvalue().splitlines()[1] == '\'-a.png,"\'=cmd|""/c calc""!A1",0.500000,,\'=b|c'
     assert '"path": "-a.png"' in json_file.getvalue()
     assert '"class": "=b"' in json_file.getvalue()

@@ -21,6 +21,7 @@ from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.pixels import Brightness, on_white
 from finetune.errors import RequestError
+from finetune.evaluation.details import Details
 from finetune.evaluation.forward import Predictor
 from finetune.run import run
 from finetune.runs.folder import drop_unused
@@ -44,11 +45,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest class of an image, and the `top` likeliest with their probabilities."""
+    """The likeliest class of an image, and the `top` likeliest with their probabilities.
+
+    familiar: the share of known images held out that are less familiar; None for runs of older versions.
+    """
 
     label: str
     probability: float
     top: list[tuple[str, float]]
+    familiar: float | None = None
 
 
 class Model:
@@ -60,6 +65,7 @@ class Model:
     def __init__(self, saved: Saved, raw: bool = False) -> None:
         self.classes = saved.classes
         self._saved, self._predictor = saved, Predictor(saved, saved.settings.precision, raw=raw)
+        self._details = Details(self._predictor)
 
     def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
         """Classify one image or many, with as little memory as the command needs.
@@ -77,7 +83,8 @@ class Model:
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.image}: expected an image; {answer.reason}")
-            found += [Prediction(*ranked[0], ranked) for ranked in self._predictor.rank(answers, top)]
+            each = zip(self._predictor.rank(answers, top), map(self._details, answers), strict=True)
+            found += [Prediction(*ranked[0], ranked, more.get("familiar")) for ranked, more in each]
         return found
 
     def preprocess(self, picture: Given) -> Tensor:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from typer import Argument, Context, Option, Typer
 from finetune import launch, output
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
+from finetune.evaluation.asked import IMAGES, RAW, RUN, Asked
 from finetune.evaluation.formats import FORMATS
 from finetune.launch import import_torch
 from finetune.runs.sweeps import find_sweep
@@ -31,9 +33,6 @@ app = Typer(
 )
 Work = Callable[..., None]
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-RUN = Argument(help="A run's folder, or latest.")
-IMAGES = Argument(help="Images, folders or tables of them, globs, or - for a list on stdin.")
-RAW = Option(False, "--raw", help="Leave the probabilities uncalibrated.")
 
 
 @contextmanager
@@ -128,23 +127,16 @@ def evaluate(
     evaluate_run(run, context.args, out=out, split=split, raw=raw)
 
 
-@command()
-def predict(  # noqa: PLR0913, PLR0917 - a parameter is an option
-    run: str = RUN,
-    paths: list[str] = IMAGES,
-    out: Path | None = Option(None, help="Write to this .csv or .jsonl, not to stdout."),
-    top: int = Option(1, min=1, help="How many classes an image, the likeliest first."),
-    raw: bool = RAW,
-    strict: bool = Option(False, "--strict", help="End with exit code 1 if an image cannot be read."),
-    format: str | None = Option(None, help="csv or jsonl, whatever the file's extension."),
-) -> None:
+def predict(**given: Any) -> None:
     """Classify images: finetune predict latest photographs --out classes.csv."""
     import_torch("finetune.evaluation.predict")
     from finetune.evaluation.predict import predict_paths
 
-    tally = predict_paths(run, paths, out, top=top, raw=raw, format=format)
-    if strict:
-        tally.check()
+    predict_paths(Asked(**given))
+
+
+predict.__signature__ = signature(Asked, eval_str=True)  # type: ignore[attr-defined]
+command()(predict)
 
 
 @command(context_settings={"allow_extra_args": True})

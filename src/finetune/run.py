@@ -14,13 +14,14 @@ from rich.console import Console
 
 from finetune import build, workers
 from finetune.adaptation import inputs_by_evidence
-from finetune.atomic import write_sealed
+from finetune.atomic import linked, write_sealed
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.demands import refuse_untrainable
 from finetune.evaluation.calibration import temperature_of
+from finetune.evaluation.familiar import write_reference
 from finetune.evaluation.overlay import maps
 from finetune.features.load import ModelInputs
 from finetune.folds import train_folds
@@ -202,14 +203,26 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
 
 
 def finish(
-    prepared: Prepared, board: Board, fitted: Fitted, training: float, console: Console
+    prepared: Prepared,
+    board: Board,
+    fitted: Fitted,
+    training: float,
+    console: Console,
+    like: Path | None = None,
 ) -> dict[str, Any]:
-    """Write what the run came to, after so many seconds of training, and return the summary."""
+    """Write what the run came to, after so many seconds of training, and return the summary.
+
+    like: the folder of a job before it, whose head reads the same where the backbone does not train.
+    """
     total = time.perf_counter() - prepared.started
     timing = {"preparing": total - training, "training": training, "total": total}
     summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
     test_labels = prepared.batches.examples.labels[dataset.answered("test")]
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
+    same = None if prepared.model.backbone_trains() else like
+    if not (same and linked(same / folders.REFERENCE, folder / folders.REFERENCE)):
+        with devices.threads(1 if build.is_light(prepared.settings, prepared.inputs) else None):
+            write_reference(folder, prepared.inputs, as_opened(prepared).head, prepared.options.device)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
         softmax, temperature = LOSSES[prepared.settings.loss].softmax, temperature_of(summary)

@@ -40,7 +40,7 @@ def test_a_folder_as_csv_on_stdout(predict: Command, run: finetune.Run) -> None:
     ended = predict("pictures")
     assert ended.code == 0
     found = rows(ended.out)
-    assert list(found[0]) == ["path", "class", "probability", "error"]
+    assert list(found[0]) == ["path", "class", "probability", "error", "familiar"]
     assert [row["path"] for row in found] == sorted(str(path) for path in Path("pictures").rglob("*.png"))
     assert {row["class"] for row in found} <= set(run.summary["classes"])
     assert all(1 / 3 <= float(row["probability"]) <= 1 and row["error"] == "" for row in found)
@@ -97,7 +97,7 @@ def test_a_bad_file_is_a_row_with_a_reason(predict: Command, strict: bool) -> No
     ended = predict("pictures/red/0.png", "bad, and.png", "pictures/red/1.png", "--top", "2", *options)
     assert ended.code == int(strict)
     found = rows(ended.out)
-    assert list(found[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    assert list(found[0]) == ["path", "class", "probability", "class_2", "probability_2", "error", "familiar"]
     assert found[1] == {
         **dict.fromkeys(found[0], ""),
         "path": "bad, and.png",

@@ -100,7 +100,8 @@ def test_each_job_is_as_if_it_had_run_alone(
         expected = tags(alone)
         expected["images"] = ["pictures/train"]  # figures of single jobs on demand
         assert tags(job) == expected
-    assert os.stat(sweep / "0/checkpoints/frozen.safetensors").st_nlink == 8
+    for shared in ("checkpoints/frozen.safetensors", "reference.safetensors"):
+        assert os.stat(sweep / "0" / shared).st_nlink == 8
     assert open_run(str(sweep / "3")).summary == read_json(sweep / "3" / "summary.json", "a summary")
 
 
@@ -122,7 +123,8 @@ def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Pa
         for key, value in checkpoint(sweep / "1", name)["state_dict"].items():
             assert torch.equal(value, state[key])
     assert summary_of(sweep / "3")["solution"]["weight_decay"] == 0.01
-    assert os.stat(sweep / "0/checkpoints/frozen.safetensors").st_nlink == 4
+    for shared in ("checkpoints/frozen.safetensors", "reference.safetensors"):
+        assert os.stat(sweep / "0" / shared).st_nlink == 4
 
 
 def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -74,28 +76,34 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
 @torch.no_grad()
 def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Tensor:
     """What the head of that name reads of the images by their indices (N,): (N, D) in float32."""
-    network = inputs.network.to(device)
     found: list[Tensor] = []
-    first = _first_layer(network.get_submodule(head))
-    hook = first.register_forward_pre_hook(lambda module, given: found.append(_pooled(given[0])))
+    network = HeadInputs(inputs.network, head).to(device)
     try:
-        with keep_modes(network):
+        with keep_modes(inputs.network):
             network.eval()
             for chosen in rows.split(BATCH):
-                network(
-                    inputs.prepare(
-                        tree_map(lambda one: one.to(device), inputs.inputs.plain(chosen)), False, 0
-                    )
-                )
+                batch = tree_map(lambda one: one.to(device), inputs.inputs.plain(chosen))
+                found.append(network(inputs.prepare(batch, False, 0))[1].cpu())
     finally:
-        hook.remove()
+        network.hook.remove()
     return torch.cat(found)
 
 
-def _first_layer(head: nn.Module) -> nn.Module:
-    """The layer of the head that reads first: dropout before it changes nothing in eval mode."""
-    return next(layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+class HeadInputs(nn.Module):
+    """A network that gives, beside its logits, what its head reads: (B, D) in float32, pooled."""
 
+    def __init__(self, network: nn.Module, head: str) -> None:
+        super().__init__()
+        self.network = network
+        self.read: dict[int, Tensor] = {}  # by thread, as several may be at work
+        # Dropout before the head's first layer changes nothing in eval mode.
+        layers = network.get_submodule(head).modules()
+        first = next(layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
+        self.hook = first.register_forward_pre_hook(self._keep)
 
-def _pooled(given: Tensor) -> Tensor:
-    return given.flatten(2).mean(2).float().cpu() if given.dim() == 4 else given.flatten(1).float().cpu()
+    def _keep(self, layer: nn.Module, given: tuple[Tensor]) -> None:
+        self.read[threading.get_ident()] = given[0]
+
+    def forward(self, given: Any) -> tuple[Tensor, Tensor]:
+        logits, read = self.network(given), self.read.pop(threading.get_ident())
+        return logits, (read.flatten(2).mean(2) if read.dim() == 4 else read.flatten(1)).float()

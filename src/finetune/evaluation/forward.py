@@ -14,6 +14,7 @@ from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, BrokenImage, decode
 from finetune.evaluation.calibration import temperature_of
+from finetune.evaluation.embeddings import HeadInputs
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
 from finetune.model.boundary import NotTraceable, split
 from finetune.runs.open import Saved
@@ -21,15 +22,20 @@ from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 
 Ranked = list[tuple[str, float]]
+NOTHING = (None, None)  # neither logits nor features
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of an image: logits (outputs,) in float32, or why it cannot be read."""
+    """What the model says of an image: logits (outputs,) in float32, or why it cannot be read.
+
+    features: what the head read, (D,) in float32.
+    """
 
     image: RawImage
     logits: Tensor | None
     reason: str = ""
+    features: Tensor | None = None
 
 
 class Predictor:
@@ -93,19 +99,20 @@ class Predictor:
                 return None
             return decoded
 
-        def answer(number: int, logits: Tensor | None) -> Answer:
-            return Answer(waiting.pop(number), logits, reasons.pop(number, ""))
+        def answer(number: int, found: tuple[Tensor | None, ...] = NOTHING) -> Answer:
+            logits, features = found
+            return Answer(waiting.pop(number), logits, reasons.pop(number, ""), features)
 
         batches = extract(
             self.forward, read, self.normalise, numbers(), batch=self.form.batch, device=self.device
         )
         for rows, tensors in batches:
             if rows:
-                logits = dict(zip(rows, tensors[0], strict=True))
-                yield [answer(number, logits.get(number)) for number in range(done, rows[-1] + 1)]
+                found = dict(zip(rows, zip(*tensors, strict=True), strict=True))
+                yield [answer(number, found.get(number, NOTHING)) for number in range(done, rows[-1] + 1)]
                 done = rows[-1] + 1
         if waiting:
-            yield [answer(number, None) for number in sorted(waiting)]
+            yield [answer(number) for number in sorted(waiting)]
 
     def rank(self, answers: Sequence[Answer], top: int) -> list[Ranked]:
         """The likeliest classes of each image with their probabilities; none where it cannot be read."""
@@ -162,10 +169,11 @@ class Predictor:
         halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
         plain = replace(self.form, dtype="fp32", folded=False)
         if halves is None:
-            self.form, self.forward = plain, accelerate(network, plain, self.device)
+            whole = HeadInputs(network, self.saved.head)
+            self.form, self.forward = plain, accelerate(whole, plain, self.device)
             return
         prefix, suffix = halves
-        suffix.to(self.device)
+        head = HeadInputs(suffix, self.saved.head).to(self.device)
         if decoded:
             sample = self.normalise(torch.stack(list(decoded)))
             backbone, self.form, _ = settle(prefix, self.form, self.device, sample)
@@ -175,7 +183,9 @@ class Predictor:
         def forward(images: Tensor) -> tuple[Tensor, ...]:
             tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
             with torch.inference_mode():
-                return (suffix(tensors if len(tensors) > 1 else tensors[0])[: len(images)],)
+                return tuple(
+                    found[: len(images)] for found in head(tensors if len(tensors) > 1 else tensors[0])
+                )
 
         self.forward = forward
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,16 @@ from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
 from finetune.errors import Interrupted, RequestError, RunError
-from finetune.evaluation.forward import Predictor, Ranked
+from finetune.evaluation.asked import Asked
+from finetune.evaluation.details import Details, cells_of, numbered
+from finetune.evaluation.forward import Predictor
 from finetune.evaluation.paths import find_images
 from finetune.output import failure
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
-Write = Callable[[str, Ranked, str, list[str]], object]
+NONE = [("none of these", None)]
+Write = Callable[[str, Sequence[tuple[str, float | None]], str, dict[str, Any]], object]
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Tally:
 
     images: int = 0
     broken: int = 0
+    rejected: int = 0
     first: str = ""
     started: float = field(default_factory=time.perf_counter)
 
@@ -50,35 +54,33 @@ class Tally:
         text = "1 image" if self.images == 1 else f"{self.images:,} images"
         text += f" in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
+        text += f", {self.rejected:,} are {NONE[0][0]}" if self.rejected else ""
         text += f", {repaired:,} are cut off and shown as far as they go" if repaired else ""
         text += f"; logits divided by {temperature:.3f}" if temperature != 1 else ""
         say(console, "predict", text)
 
 
-def predict_paths(
-    run: str, paths: list[str], out: Path | None, *, top: int, raw: bool, format: str | None
-) -> Tally:
-    """Classify the images that `paths` name, to stdout or a file.
-
-    top: how many classes an image. raw: leave the probabilities uncalibrated.
-    """
-    format, saved = format_of(out, format), open_run(run)
-    images = find_images(paths, sys.stdin, saved.settings.data)
-    predictor = Predictor(saved, saved.settings.precision, raw=raw)
+def predict_paths(asked: Asked) -> None:
+    """Classify the images that `paths` name, to stdout or a file."""
+    format, saved = format_of(asked.out, asked.format), open_run(asked.run)
+    images = find_images(asked.paths, sys.stdin, saved.settings.data)
+    predictor = Predictor(saved, saved.settings.precision, raw=asked.raw)
+    details = Details(predictor, asked.neighbours, asked.reject, asked.coverage)
     console = Screen(stderr=True)
     images.tell(console)
-    if not out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
+    if not asked.out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
         bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda _: None)
     else:
         bar = progress(console, "predict", images.total)
     with bar as advance:
-        tally = predict_images(predictor, images, out, format=format, top=top, advance=advance)
+        tally = predict_images(details, images, asked.out, format=format, top=asked.top, advance=advance)
     tally.tell(console, predictor)
-    return tally
+    if asked.strict:
+        tally.check()
 
 
 def predict_images(
-    predictor: Predictor,
+    details: Details,
     images: Iterable[RawImage],
     out: Path | None,
     *,
@@ -86,7 +88,7 @@ def predict_images(
     top: int,
     advance: Callable[[int], None],
 ) -> Tally:
-    """Write a row for each image: the likeliest classes, or why it cannot be read.
+    """Write a row for each image: the likeliest classes and what else is asked for, or why it cannot be read.
 
     out: None for stdout. format: `csv` or `jsonl`. advance: called with the number of rows written.
 
@@ -94,14 +96,16 @@ def predict_images(
         RequestError: the file cannot be made.
         RunError: it cannot be written on, as on a full disk; or Interrupted. The rows so far are kept.
     """
-    tally = Tally()
+    tally, predictor = Tally(), details.predictor
     with _opened(out, tally) as file:
-        several = predictor.thresholds is not None
-        write = WRITERS[format](file, min(top, len(predictor.saved.names)), several)
+        write = WRITERS[format](file, min(top, len(predictor.saved.names)), details.columns)
         for answers in predictor(images):
-            for answer, ranked in zip(answers, predictor.rank(answers, top), strict=True):
-                write(str(answer.image), ranked, answer.reason, predictor.labels_of(answer))
+            each = zip(answers, predictor.rank(answers, top), map(details, answers), strict=True)
+            for answer, ranked, more in each:
+                rejected = more.get("familiar", 1) < details.reject
+                write(str(answer.image), NONE if rejected else ranked, answer.reason, more)
                 tally.images += 1
+                tally.rejected += rejected
                 if answer.reason:
                     tally.broken += 1
                     tally.first = tally.first or f"{answer.image}: {answer.reason}"
@@ -128,33 +132,36 @@ def format_of(out: Path | None, asked: str | None) -> str:
     return chosen
 
 
-def _csv(file: TextIO, top: int, several: bool) -> Write:
+def _csv(file: TextIO, top: int, more: Sequence[str]) -> Write:
     rows = csv.writer(file, lineterminator="\n")
-    numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
-    columns = [f"{name}{number}" for number in numbers for name in ("class", "probability")]
-    rows.writerow(["path", *columns, *["labels"] * several, "error"])
+    columns = ["path", *numbered(("class", "probability"), top), "error", *more]
+    rows.writerow(columns)
 
-    def write(path: str, ranked: Ranked, reason: str, labels: list[str]) -> None:
-        answers = [cell for name, value in ranked for cell in (name, f"{value:.6f}")]
-        rows.writerow(cells([path, *(answers or [""] * len(columns)), *["|".join(labels)] * several, reason]))
+    def write(path: str, ranked: Any, reason: str, more: dict[str, Any]) -> None:
+        answers = [cell for name, value in ranked for cell in (name, "" if value is None else f"{value:.6f}")]
+        answers += [""] * (2 * top - len(answers))
+        row = [path, *answers, reason, *cells_of(more)]
+        rows.writerow(cells(row + [""] * (len(columns) - len(row))))
 
     return write
 
 
-def _jsonl(file: TextIO, top: int, several: bool) -> Write:
-    def write(path: str, ranked: Ranked, reason: str, labels: list[str]) -> None:
+def _jsonl(file: TextIO, top: int, more: Sequence[str]) -> Write:
+    def write(path: str, ranked: Any, reason: str, more: dict[str, Any]) -> None:
         row: dict[str, Any] = {"path": path}
         if reason:
             row["error"] = reason
         else:
-            row["predictions"] = [{"class": name, "probability": round(value, 6)} for name, value in ranked]
-            row |= {"labels": labels} if several else {}
+            row["predictions"] = [
+                {"class": name, "probability": value and round(value, 6)} for name, value in ranked
+            ]
+            row |= more
         file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
 
     return write
 
 
-WRITERS: dict[str, Callable[[TextIO, int, bool], Write]] = {"csv": _csv, "jsonl": _jsonl}
+WRITERS: dict[str, Callable[[TextIO, int, Sequence[str]], Write]] = {"csv": _csv, "jsonl": _jsonl}
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class Prediction:
     """An answer; picture: as `name_of` has it; uncalibrated: the probability without temperature.
 
     fold: whose model, which was not trained on the image, answered; empty in a run without folds.
+    of_label: the calibrated probability of the true class; older files have none.
     """
 
     split: str
@@ -32,6 +33,7 @@ class Prediction:
     probability: float
     uncalibrated: float
     fold: str = ""
+    of_label: float | None = None
 
     @property
     def right(self) -> bool:
@@ -59,7 +61,7 @@ def _predictions(
     dataset: Dataset, split: str, logits: Tensor, *, softmax: bool, temperature: float
 ) -> Iterator[Prediction]:
     classes = dataset.classes
-    calibrated = probabilities(logits, softmax, temperature).amax(1).tolist()
+    calibrated = probabilities(logits, softmax, temperature)
     raw = probabilities(logits, softmax).amax(1).tolist()
     for row, (index, answer) in enumerate(
         zip(dataset.answered(split), logits.argmax(1).tolist(), strict=True)
@@ -69,9 +71,10 @@ def _predictions(
             picture=name_of(dataset.images[index], int(index)),
             label=classes[int(dataset.labels[index])],
             predicted=classes[answer] if answer < len(classes) else f"output {answer}",
-            probability=round(calibrated[row], 6),
+            probability=round(float(calibrated[row].amax()), 6),
             uncalibrated=round(raw[row], 6),
             fold="" if dataset.folds is None else str(dataset.folds[index]),
+            of_label=round(float(calibrated[row, dataset.labels[index]]), 6),
         )
 
 
@@ -90,6 +93,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
                 probability=float(row["probability"]),
                 uncalibrated=float(row["uncalibrated"]),
                 fold=row.get("fold", ""),
+                of_label=float(row["of_label"]) if row.get("of_label") else None,
             )
             for row in read_table(file)
         ]

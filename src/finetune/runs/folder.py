@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
 LATEST = Path("outputs") / "latest"
 PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
 FOLDS = "folds"  # in a run's folder: the runs of its folds
+REFERENCE = "reference.safetensors"  # what the head reads of some training images
 LOCK = ".lock"  # in a folder while a process writes there
 
 
@@ -169,8 +170,8 @@ def start(folder: Path, skipped: Sequence[BadImage]) -> str | None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each table in a run's folder that its report is made of."""
-    tables = [folder / name for name in ("metrics.csv", "predictions.csv", "skipped.csv")]
+    """The SHA-256 of each file in a run's folder that reports and answers are made of."""
+    tables = [folder / name for name in ("metrics.csv", "predictions.csv", "skipped.csv", REFERENCE)]
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tables if one.is_file()}
 
 

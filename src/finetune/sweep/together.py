@@ -78,8 +78,19 @@ def train_together(
             board.writer.close()
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
-        plan.finish(finish(share, board, came_to, training=training / len(jobs), console=Screen(quiet=True)))
+        _take_backbone(job)
+        quiet, like = Screen(quiet=True), jobs[0].folder
+        plan.finish(finish(share, board, came_to, training / len(jobs), quiet, like=like))
     _say_done(plans, prepared, console)
+
+
+def _take_backbone(job: Prepared) -> None:
+    """Put the weights of a job's best epoch into the backbone, where it trains."""
+    model = job.model
+    if model.backbone_trains():
+        state = AtomicCheckpointIO().load_checkpoint(job.folder / "checkpoints" / "best.ckpt")["state_dict"]
+        own = {name: value for name, value in state.items() if not name.startswith(f"{model.head}.")}
+        model.network.load_state_dict(own, strict=False)
 
 
 def _say_together(plans: Sequence[Plan], console: Console, how: str) -> None:
@@ -112,7 +123,7 @@ def solve_in_turns(
                 fitted = train(job, board, quiet)
                 assert fitted
                 training = time.perf_counter() - ready_at
-                plan.finish(finish(job, board, fitted, training=training, console=quiet))
+                plan.finish(finish(job, board, fitted, training, quiet, like=first.folder))
         except Interrupted:
             raise
         except (RequestError, RunError) as error:
