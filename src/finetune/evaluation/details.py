@@ -50,13 +50,15 @@ class Details:
     def __call__(self, answer: Answer) -> dict[str, Any]:
         """Of an image, in the order of the columns; nothing where it cannot be read."""
         found: dict[str, Any] = {}
-        if answer.logits is None or answer.features is None:
+        if answer.logits is None:
+            return found
+        if self.predictor.thresholds:
+            found["labels"] = self.predictor.labels_of(answer)
+        if answer.features is None:
             return found
         saved, reference = self.predictor.saved, self.reference
         temperature = temperature_of(saved.summary)
         values = probabilities(answer.logits[None], self.predictor.softmax, temperature)[0]
-        if self.predictor.thresholds:
-            found["labels"] = self.predictor.labels_of(answer)
         if reference:
             similar = reference.features @ directions(answer.features[None])[0]
             found["familiar"] = round(reference.familiar(similar.amax(), values.amax()), 6)
