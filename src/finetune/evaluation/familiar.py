@@ -90,9 +90,8 @@ def read_reference(saved: Saved) -> Reference | None:
     largest = [answers[row].probability for row in held] or [0.0] * len(tensors["similar"])
     both = torch.stack([tensors["similar"].double(), torch.tensor(largest).double()], 1)
     weights = both.any(0) / both.std(0, correction=0).clamp(min=1e-3)
-    return Reference(
-        normalize(tensors["features"].float()), names, labels, weights, (both @ weights).sort().values
-    )
+    features, known = normalize(tensors["features"].float()), (both @ weights).sort().values
+    return Reference(features, names, labels, weights=weights, known=known)
 
 
 def held_out(saved: Saved) -> list[Prediction]:

@@ -79,8 +79,8 @@ def train_together(
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         _take_backbone(job)
-        quiet, like = Screen(quiet=True), jobs[0].folder
-        plan.finish(finish(share, board, came_to, training / len(jobs), quiet, like=like))
+        quiet, own = Screen(quiet=True), training / len(jobs)
+        plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
     _say_done(plans, prepared, console)
 
 
@@ -120,10 +120,11 @@ def solve_in_turns(
             board = start_log(job, first, figures=False)
             with closing(board.writer):
                 ready_at, first = time.perf_counter(), first or board
+                like = first.folder
                 fitted = train(job, board, quiet)
                 assert fitted
                 training = time.perf_counter() - ready_at
-                plan.finish(finish(job, board, fitted, training, quiet, like=first.folder))
+                plan.finish(finish(job, board, fitted, training=training, console=quiet, like=like))
         except Interrupted:
             raise
         except (RequestError, RunError) as error:
