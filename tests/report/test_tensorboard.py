@@ -124,7 +124,7 @@ def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -
     assert {tag: [event.value for event in events] for tag, events in final.items()} == {
         f"hp/{side}_{name}": [pytest.approx(written.summary[side][name], rel=1e-6)]
         for side in ("val", "test")
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss", "log_loss")
     }
     # An experiment tag would keep TensorBoard from showing first what differs between runs.
     assert [tag for tag in written.events.Tags()["tensors"] if "hparams" in tag] == []
