@@ -58,6 +58,13 @@ def test_a_run_from_python_is_told_the_settings_alone(finished_run: Finished) ->
     assert [command for _, command in advice_of(finished_run("epochs=1"))][:2] == ["weights=imagenet", SOLVE]
 
 
+def test_a_solved_head_is_to_be_refitted_as_it_is(finished_run: Finished) -> None:
+    typed = ["optimizer=lbfgs", "optimizer.select=val"]
+    found = advice_of(finished_run("optimizer=lbfgs"), overrides=typed)
+    command = "finetune train optimizer=lbfgs optimizer.select=val refit=true"
+    assert ("refit the head with the validation images", command) in found
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -105,7 +112,7 @@ def test_unequal_classes_are_to_be_weighed_and_the_small_one_needs_images(
     assert ended.code == 0
     (weigh, command), (few, curve) = advice_of(newest())
     assert weigh.startswith("small classes are missed, accuracy 0.")
-    assert command.endswith("class_weights=balanced")
+    assert command.endswith(f"{SOLVE} data.val_fraction=0.3 class_weights=balanced")
     assert few == "fewer than 10 images to train on of rare: add some"
     assert curve == f"finetune curve {newest()}"
     assert not any("weights are" in fact or "solve" in fact for fact, _ in advice_of(newest()))

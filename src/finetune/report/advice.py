@@ -42,16 +42,18 @@ def _rules(
     measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
     solved, gap = summary.get("solution"), f"train {train:.2f}, validation {val:.2f}"
     solvable, frozen = not any(settings.conflicts_of_solving()), settings.freeze == ["all"]
+    missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
         yield f"weak weights ({used}); with a network", ["weights=imagenet"]
     if solvable and not frozen and train - val > GAP:
         yield f"{gap}: freeze more", ["freeze=all", *SOLVED]
-    if solvable and frozen and not (solved and settings.refit):
-        yield "solve for the head, and refit it with the validation images", SOLVED
+    if solvable and frozen and missing:
+        how = "refit the head" if solved else "solve for the head, and refit it"
+        yield f"{how} with the validation images", missing
     lost = measured["accuracy"] - measured["balanced_accuracy"]
     if LOSSES[settings.loss].weighs_classes and settings.class_weights == "none" and lost > LOST:
         told = f"small classes are missed, accuracy {lost:.2f} above balanced"
-        yield told, ["class_weights=balanced", *([] if solved else ["best=macro_f1"])]
+        yield told, ["class_weights=balanced", *(missing if solvable and frozen else ["best=macro_f1"])]
     if few := [name for name, count in counts.items() if count < min(FEW, median(counts.values()))]:
         yield f"fewer than {FEW} images to train on of {brief(few)}: add some", ()
     elif counts and "map" not in measured and train - val > GAP and not summary.get("curve"):
