@@ -80,6 +80,7 @@ def test_the_model_is_trained_on_all_and_calibrated_by_the_folds(folded: Path) -
     assert state
 
 
+@pytest.mark.slow
 def test_solved_heads_take_the_median_of_the_strengths(finished_run: Callable[..., Path]) -> None:
     folded = finished_run("data.folds=3", *SOLVED)
     paths = [checkpoint(folded / "folds" / str(fold))["path"] for fold in range(3)]
@@ -125,6 +126,7 @@ def test_labels_of_which_an_image_has_several(several: Path, command: Callable[.
     assert set(summary["test"]["per_label"]) == {"red", "green", "blue"}
 
 
+@pytest.mark.slow
 def test_it_is_said_on_the_terminal_and_in_the_report(
     few_pictures: Path, tmp_path: Path, command: Callable[..., Ended]
 ) -> None:

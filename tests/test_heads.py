@@ -205,6 +205,7 @@ def test_evaluating_what_was_refitted_on_is_told(finished_run: Finished, command
     assert "has learned from" not in command("evaluate", str(run), "--split", "test").out
 
 
+@pytest.mark.slow
 def test_the_temperature_of_a_refitted_head_comes_from_the_folds(finished_run: Finished) -> None:
     summary = summary_of(finished_run("data.val_fraction=0.3", "optimizer=lbfgs", "refit=true"))
     assert summary["calibration"]["fitted_on"] == summary["data"]["train"]
@@ -212,6 +213,7 @@ def test_the_temperature_of_a_refitted_head_comes_from_the_folds(finished_run: F
     assert stepped["calibration"]["fitted_on"] == stepped["data"]["val"]
 
 
+@pytest.mark.slow
 def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
     run = finished_run(*SOLVED)
     saved = open_run(str(run))

@@ -146,6 +146,7 @@ def test_skip_trains_without_the_broken_pictures(train: Train, tmp_path: Path, c
     assert sum(summary["data"][side] for side in ("train", "val", "test")) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["disk", pytest.param("none", marks=pytest.mark.slow)])
 def test_repair_shows_what_there_is_and_tells_it_each_time(train: Train, tmp_path: Path, cache: str) -> None:
     broken_picture(tmp_path / "here")

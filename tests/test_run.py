@@ -70,6 +70,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {name for name in files if not name.startswith("tensorboard/")} == {
         *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
+        "reference.safetensors",
         *(f"checkpoints/{name}" for name in ("best.ckpt", "last.ckpt", "frozen.safetensors", "seen.json")),
         "settings.json",
         "summary.json",

@@ -240,6 +240,7 @@ def test_what_is_found_wrong_in_the_processes_is_told_once() -> None:
                                           " (trainer.devices)\n")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_first_to_fail_is_named_with_what_it_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,7 @@ def test_what_is_cut_off_is_shown_as_far_as_it_goes_where_that_is_asked_for(
     assert isinstance(reader(0), BadImage)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)

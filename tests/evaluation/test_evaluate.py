@@ -91,6 +91,7 @@ def test_the_same_data_elsewhere_are_known_again(evaluate: Any, few_pictures: Pa
     assert found["data"] == {"name": "moved", "split": "val", "as_trained": True}
 
 
+@pytest.mark.slow
 def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_it_was_interrupted(
     command: Command, few_pictures: Path
 ) -> None:

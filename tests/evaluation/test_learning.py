@@ -57,6 +57,7 @@ def test_a_power_law_is_continued_to_twice_the_images() -> None:
     np.testing.assert_allclose(gains, [2 * (400**-0.5 - 800**-0.5), 0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_what_twice_the_images_give() -> None:
     features, labels = clouds(1000)
     data, held = dataset(labels), np.arange(400, 1000)

@@ -132,6 +132,7 @@ def test_the_command_to_run_it_again_is_as_a_shell_takes_it(command: Command, fe
     assert Page(newest()).source == before
 
 
+@pytest.mark.slow
 def test_a_sweeps_jobs_make_theirs_on_demand(command: Command, few_pictures: Path) -> None:
     Path("pictures").symlink_to(few_pictures)
     ended = command("train", "-m", *QUICK, "epochs=1", "seed=0,1", "hydra.sweep.dir=both")

@@ -191,6 +191,7 @@ def test_an_older_sweep_is_expanded_from_what_hydra_noted(command: Command, tmp_
         assert {key: now[key] for key in before} == before
 
 
+@pytest.mark.slow
 def test_a_plan_that_has_been_changed_is_refused(command: Command, knobs: list[str]) -> None:
     stopped("job", 1, signal.SIGKILL, *knobs, "seed=0,1", "hydra.sweep.dir=cut")
     file = Path("cut/plan.json")
