@@ -52,6 +52,12 @@ def test_columns_that_are_not_read_are_named(table: Path) -> None:
     assert notes[0] == "columns that are not read: age"
 
 
+def test_another_column_is_no_group(table: Path) -> None:
+    table.write_text("\n".join(row.rsplit(",", 2)[0] for row in table.read_text().splitlines()))
+    with pytest.raises(RequestError, match=r"a column owner \(data\.group_column\); there are path, label$"):
+        load_dataset("csv", str(table), 0.2, 0.2, group_column="owner")
+
+
 def test_an_image_without_a_patient_stands_alone(table: Path) -> None:
     table.write_text(table.read_text().replace(",p7,", ",nan,"))
     dataset = load_dataset("csv", str(table), 0.2, 0.2, group_column="patient")

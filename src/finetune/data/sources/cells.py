@@ -47,7 +47,7 @@ class Cells:
         """
         wrong, places = f"{self.setting}: expected a column {name} ({setting})", self.places(name)
         if not places:
-            evident = self._evident(Stored in kinds)
+            evident = self._evident(Stored in kinds) if setting != "data.group_column" else None
             meant = f"; did you mean {setting}={evident}?" if evident else ""
             raise RequestError(f"{wrong}; there are {brief(self.header)}{meant}")
         if len(places) > 1:
