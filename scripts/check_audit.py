@@ -25,7 +25,7 @@ from torch import Tensor
 import finetune
 from finetune.data.dataset import Dataset
 from finetune.evaluation import findings
-from finetune.evaluation.audit import audit
+from finetune.evaluation.audit import audit_images
 
 CLIPART = Path(finetune.__file__).parent / "assets" / "clipart"
 
@@ -81,7 +81,7 @@ def again(file: Path, place: Path, how: int) -> Path:
 def audited(root: Path, out: Path) -> list[dict[str, str]]:
     """The rows of audit.csv for a folder."""
     started = time.perf_counter()
-    audit(["data=folder", f"data.root={root}", "weights=bundled"], out, None, "exact,leaks")
+    audit_images(["data=folder", f"data.root={root}", "weights=bundled"], out, None, "exact,leaks")
     print(f"{time.perf_counter() - started:.1f} s")
     with (out / "audit.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

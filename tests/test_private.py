@@ -14,7 +14,7 @@ from finetune import private
 from finetune.data.digests import file_contents
 from finetune.errors import RequestError
 from finetune.features.rows import RowLayout
-from finetune.features.store import opened
+from finetune.features.store import open_store
 from support.ended import Ended
 
 
@@ -67,7 +67,7 @@ def test_all_in_a_shared_cache_is_its_groups(tmp_path: Path) -> None:
     cache, image = tmp_path / "cache", tmp_path / "image"
     image.write_bytes(b"an image")
     private.check_folder(cache, shared=True)
-    with opened(cache, {}, RowLayout(((2,),), torch.float32)) as store:
+    with open_store(cache, {}, RowLayout(((2,),), torch.float32)) as store:
         store.append(["1" * 64], [torch.zeros(1, 2)])
     file_contents([image], cache / "digests.sqlite")
     for path in (cache, *cache.rglob("*")):

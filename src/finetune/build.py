@@ -158,7 +158,7 @@ def build_inputs(
             cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
             statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
-        inputs = load(settings, dataset, model, device, console=console)
+        inputs = load_as_planned(settings, dataset, model, device, console=console)
     except ChangedImage as error:
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
@@ -168,7 +168,7 @@ def build_inputs(
     return replace(inputs, batchnorm=batchnorm)
 
 
-def load(
+def load_as_planned(
     settings: Settings, dataset: Dataset, model: Model, device: Device, *, console: Console
 ) -> ModelInputs:
     """Every image, as `build_inputs` gives them, by a model whose BatchNorm stays as it is."""

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,8 +17,8 @@ from typer import Argument, Context, Option, Typer
 from finetune import launch, output
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
-from finetune.evaluation.asked import IMAGES, RAW, RUN, Asked
 from finetune.evaluation.formats import FORMATS
+from finetune.evaluation.options import IMAGES, RAW, RUN, PredictOptions
 from finetune.launch import import_torch
 from finetune.runs.sweeps import find_sweep
 from finetune.say import Screen
@@ -132,10 +131,10 @@ def predict(**given: Any) -> None:
     import_torch("finetune.evaluation.predict")
     from finetune.evaluation.predict import predict_paths
 
-    predict_paths(Asked(**given))
+    predict_paths(PredictOptions(**given))
 
 
-predict.__signature__ = signature(Asked, eval_str=True)  # type: ignore[attr-defined]
+predict.__signature__ = signature(PredictOptions, eval_str=True)  # type: ignore[attr-defined]
 command()(predict)
 
 
@@ -148,9 +147,9 @@ def audit(
 ) -> None:
     """Say what is wrong with images: finetune audit data=folder data.root=images, or a run's."""
     import_torch()
-    from finetune.evaluation.audit import audit
+    from finetune.evaluation.audit import audit_images
 
-    audit(context.args, out, write, drop)
+    audit_images(context.args, out, write, drop)
 
 
 @command(context_settings={"allow_extra_args": True})
@@ -190,26 +189,9 @@ def export(
 def report(run: str = RUN) -> None:
     """Write a run's report.html, for a sweep's job too: finetune report latest."""
     import_torch()
-    from finetune.build import find_data
-    from finetune.evaluation.overlay import maps
-    from finetune.report.page import write_report
-    from finetune.runs.folder import find_run
-    from finetune.runs.open import open_run
-    from finetune.runs.settings import read_settings
-    from finetune.runs.summary import read_summary
-    from finetune.training.device import threads
+    from finetune.evaluation.command import report_run
 
-    folder = find_run(run)
-    summary = read_summary(folder)
-    if summary is None or summary.get("status") != "finished":
-        wanted = "expected a finished run, with summary.json in it"
-        raise RequestError(f"{folder}: {wanted}; finetune resume {folder} goes on with it")
-    try:
-        images = find_data(read_settings(folder)).images
-    except RequestError:  # only the thumbnails are lacking then
-        images = []
-    with threads(1):  # as the run itself writes it
-        Screen().print(str(write_report(folder, summary, images, partial(maps, open_run(run)))))
+    report_run(run)
 
 
 @command()

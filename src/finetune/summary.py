@@ -71,6 +71,8 @@ def _measure_answers(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
             own = labels[dataset.answered(side)]
             found = measure(logits, own, dataset.classes, thresholds=thresholds, **how)
             measures |= {name: found[name] for name in BESIDE if found.get(name) is not None}
+    if fitted.folds and fitted.test:
+        fitted.test["intervals"] = {name: one["t_interval"] for name, one in fitted.folds["test"].items()}
     return {"calibration": calibration, "thresholds": thresholds}
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from finetune.data.dataset import Dataset
-from finetune.evaluation.learning import draw, extrapolated_gain, measure_curve, solve_parts
+from finetune.evaluation.learning import draw_training, extrapolated_gain, measure_curve, solve_parts
 from finetune.say import Screen
 from support.ended import Ended
 from support.runs import summary_of
@@ -41,13 +41,13 @@ def test_a_draw_is_stratified_and_takes_identical_images_together() -> None:
     digests[10:20] = ["same"] * 10
     train = np.arange(160)
     data = dataset(labels, digests)
-    drawn = [draw(data, train, 80, number) for number in range(5)]
+    drawn = [draw_training(data, train, 80, number) for number in range(5)]
     assert len({tuple(rows) for rows in drawn}) == 5
     for rows in drawn:
         assert len({*rows}) == len(rows)
         assert np.isin(train[10:20], rows).sum() in (0, 10)
         assert abs(np.bincount(labels[rows], minlength=3)[1:3] - 20).max() <= 1
-    assert draw(data, train, 160, 0).tolist() == train.tolist()
+    assert draw_training(data, train, 160, 0).tolist() == train.tolist()
 
 
 def test_a_power_law_is_continued_to_twice_the_images() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.features.store import Store, opened
+from finetune.features.store import Store, open_store
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.rows import LAYOUT, digests, tensors
@@ -18,7 +18,7 @@ ABOUT = {"model": "resnet18", "boundary": ["avgpool"], "view": "plain", "dtype":
 
 @pytest.fixture
 def store(command: Command) -> Store:  # in the test's folder
-    with opened(Path("cache").absolute(), ABOUT, LAYOUT) as made:
+    with open_store(Path("cache").absolute(), ABOUT, LAYOUT) as made:
         made.append(digests(1, 2), tensors(1, 2))
     return made
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_removed_is_said_in_one_line(command: Command, store: Sto
 
 
 def test_a_store_in_use_stays_and_the_command_says_so(command: Command, store: Store) -> None:
-    with opened(Path("cache").absolute(), ABOUT, LAYOUT):
+    with open_store(Path("cache").absolute(), ABOUT, LAYOUT):
         ended = command("cache", "--clear", "cache_dir=cache")
         assert (ended.code, ended.out) == (1, "0 B removed from cache\n")
         assert ended.err.endswith(f"cache/features/{store.folder.name} is in use\n")

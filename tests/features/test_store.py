@@ -9,7 +9,7 @@ import torch
 
 from finetune.features import store as stores
 from finetune.features.rows import MemoryStore, RowLayout
-from finetune.features.store import key, opened
+from finetune.features.store import key, open_store
 from support.processes import FORKS, Started, code
 from support.rows import LAYOUT, digests, read, tensors
 
@@ -25,14 +25,14 @@ def test_a_row_comes_back_as_it_was_packed(dtype):
 
 
 def test_rows_are_found_again_by_another_process_and_in_any_order(tmp_path):
-    with opened(tmp_path, {"weights": "a"}, LAYOUT) as store:
+    with open_store(tmp_path, {"weights": "a"}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
         store.append(digests(3), tensors(3))
-    with opened(tmp_path, {"weights": "a"}, LAYOUT) as store:
+    with open_store(tmp_path, {"weights": "a"}, LAYOUT) as store:
         assert set(store.place) == set(digests(1, 2, 3))
         for got, wanted in zip(read(store, 3, 1, 2), tensors(3, 1, 2), strict=True):
             assert torch.equal(got, wanted)
-    with opened(tmp_path, {"weights": "b"}, LAYOUT) as store:
+    with open_store(tmp_path, {"weights": "b"}, LAYOUT) as store:
         assert not store.place
 
 
@@ -53,7 +53,7 @@ def test_the_key_depends_on_every_part_of_the_description():
 
 @pytest.mark.parametrize("harm", ["half a row", "half a line", "line without row", "garbage line"])
 def test_what_a_killed_writer_left_half_done_does_not_count(tmp_path, harm):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
         data, index = store.folder / "data.bin", store.folder / "rows.txt"
     if harm == "half a row":
@@ -65,7 +65,7 @@ def test_what_a_killed_writer_left_half_done_does_not_count(tmp_path, harm):
         index.write_text(index.read_text() + f"{digests(3)[0]} 00000000\n")
     else:
         index.write_text(index.read_text() + "what is this\n")
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert set(store.place) == set(digests(1, 2))
         store.append(digests(9), tensors(9))
         assert store.verify(digests(1, 2, 9)) == []
@@ -73,17 +73,17 @@ def test_what_a_killed_writer_left_half_done_does_not_count(tmp_path, harm):
 
 
 def test_a_damaged_row_is_found_by_its_checksum_and_made_anew(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2, 3), tensors(1, 2, 3))
         data = store.folder / "data.bin"
     content = bytearray(data.read_bytes())
     content[LAYOUT.row_bytes + 5] ^= 1
     data.write_bytes(content)
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert store.verify(digests(1, 2, 3)) == digests(2)
         assert set(store.place) == set(digests(1, 3))
         store.append(digests(2), tensors(2))
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert store.verify(digests(1, 2, 3)) == []
         assert torch.equal(read(store, 2)[1], tensors(2)[1])
 
@@ -94,8 +94,8 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
         import torch
         from pathlib import Path
         from finetune.features.rows import RowLayout
-        from finetune.features.store import opened
-        with opened(Path({str(tmp_path)!r}), {{}}, RowLayout(((1000,),), torch.float32)) as store:
+        from finetune.features.store import open_store
+        with open_store(Path({str(tmp_path)!r}), {{}}, RowLayout(((1000,),), torch.float32)) as store:
             for i in range(10**6):
                 store.append([f"{{i + 1:064x}}"], [torch.full((1, 1000), float(i))])
     """
@@ -108,7 +108,7 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
         time.sleep(0.02)
     writer.send_signal(signal.SIGKILL)
     assert writer.ended().code == -signal.SIGKILL
-    with opened(tmp_path, {}, layout) as store:
+    with open_store(tmp_path, {}, layout) as store:
         count = len(store.place)
         assert count >= 40
         assert store.verify(list(store.place)) == []
@@ -119,7 +119,7 @@ def test_killed_while_writing_everything_finished_is_kept(tmp_path):
 def _add_missing(folder: str, wanted: list[str]) -> int:
     from pathlib import Path
 
-    with opened(Path(folder), {}, LAYOUT) as store:
+    with open_store(Path(folder), {}, LAYOUT) as store:
         missing = [digest for digest in wanted if digest not in store.place]
         for digest in missing:
             store.append([digest], tensors(int(digest, 16)))
@@ -132,13 +132,13 @@ def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     with FORKS.Pool(3) as pool:
         added = pool.starmap(_add_missing, [(str(tmp_path), wanted)] * 3)
     assert sorted(added) == [0, 0, 40]
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert store.verify(wanted) == []
         assert len(store.place) == 40
 
 
 def test_contents_are_readable_by_hand_and_cleared(tmp_path):
-    with opened(tmp_path, {"model": "resnet18"}, LAYOUT) as store:
+    with open_store(tmp_path, {"model": "resnet18"}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
     (held,) = stores.contents(tmp_path)
     assert (held["model"], held["rows"], held["bytes"]) == ("resnet18", 2, 2 * LAYOUT.row_bytes)

@@ -11,15 +11,15 @@ import torch
 from finetune import private
 from finetune.errors import RequestError, RunError
 from finetune.features import store as stores
-from finetune.features.store import opened
+from finetune.features.store import open_store
 from support.privilege import without_privilege
 from support.rows import LAYOUT, digests, read, tensors
 
 
 def test_clear_leaves_a_store_that_is_in_use_names_it_and_removes_the_others(tmp_path):
-    with opened(tmp_path, {"is": "idle"}, LAYOUT) as store:
+    with open_store(tmp_path, {"is": "idle"}, LAYOUT) as store:
         store.append(digests(7), tensors(7))
-    with opened(tmp_path, {"is": "busy"}, LAYOUT) as store:
+    with open_store(tmp_path, {"is": "busy"}, LAYOUT) as store:
         store.append(digests(1), tensors(1))
         assert stores.clear(tmp_path) == (LAYOUT.row_bytes, [f"{store.folder} is in use"])
         store.append(digests(2), tensors(2))
@@ -30,17 +30,17 @@ def test_clear_leaves_a_store_that_is_in_use_names_it_and_removes_the_others(tmp
 
 
 def test_a_store_removed_under_its_holder_serves_it_still_and_never_mixes_with_the_next(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as mine:
+    with open_store(tmp_path, {}, LAYOUT) as mine:
         mine.append(digests(1, 2), tensors(1, 2))
         shutil.rmtree(tmp_path / "features")
-        with opened(tmp_path, {}, LAYOUT) as other:
+        with open_store(tmp_path, {}, LAYOUT) as other:
             other.append(digests(5), tensors(5))
             mine.append(digests(3), tensors(3))
             other.append(digests(6), tensors(6))
         assert mine.removed()
         assert mine.verify(digests(1, 2, 3)) == []
         assert torch.equal(read(mine, 3, 1)[0], tensors(3, 1)[0])
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert set(store.place) == set(digests(5, 6))
         assert store.verify(digests(5, 6)) == []
         assert torch.equal(read(store, 6, 5)[0], tensors(6, 5)[0])
@@ -48,17 +48,17 @@ def test_a_store_removed_under_its_holder_serves_it_still_and_never_mixes_with_t
 
 def test_whoever_waited_for_a_store_that_is_removed_begins_another(tmp_path):
     holder = ExitStack()
-    holder.enter_context(opened(tmp_path, {}, LAYOUT)).append(digests(1), tensors(1))
+    holder.enter_context(open_store(tmp_path, {}, LAYOUT)).append(digests(1), tensors(1))
 
     def removed_while_waiting() -> None:
         shutil.rmtree(tmp_path / "features")
         holder.close()
 
-    with opened(tmp_path, {}, LAYOUT, removed_while_waiting) as store:
+    with open_store(tmp_path, {}, LAYOUT, removed_while_waiting) as store:
         assert not store.place
         store.append(digests(2), tensors(2))
         assert not store.removed()
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert set(store.place) == set(digests(2))
 
 
@@ -69,19 +69,19 @@ def test_a_store_replaced_between_opening_its_two_files_is_opened_anew(tmp_path,
         if path.name == "rows.txt" and not done:
             done.append(path)
             shutil.rmtree(tmp_path / "features")
-            with opened(tmp_path, {}, LAYOUT) as other:
+            with open_store(tmp_path, {}, LAYOUT) as other:
                 other.append(digests(8), tensors(8))
         return whole(path, cache)
 
     monkeypatch.setattr(private, "open_file", replaced)
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert set(store.place) == set(digests(8))
         store.append(digests(9), tensors(9))
         assert store.verify(digests(8, 9)) == []
 
 
 def test_a_store_that_something_else_writes_into_is_not_added_to(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1), tensors(1))
         with (store.folder / "data.bin").open("ab") as file:
             file.write(bytes(LAYOUT.row_bytes))
@@ -90,7 +90,7 @@ def test_a_store_that_something_else_writes_into_is_not_added_to(tmp_path):
 
 
 def test_a_store_that_something_else_cuts_is_not_read(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
         os.truncate(store.folder / "data.bin", LAYOUT.row_bytes)
         with pytest.raises(RunError, match=r"data\.bin was changed by something else; run again"):
@@ -100,7 +100,7 @@ def test_a_store_that_something_else_cuts_is_not_read(tmp_path):
 @pytest.fixture
 def only_read(tmp_path):
     """A store of two rows, in a cache that may only be read."""
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
     paths = [tmp_path, *tmp_path.rglob("*")]
     for path in paths:
@@ -114,8 +114,8 @@ def test_a_store_that_may_only_be_read_serves_several_and_is_not_added_to(tmp_pa
     before = {path: path.read_bytes() for path in only_read.iterdir()}
     with (
         without_privilege(),
-        opened(tmp_path, {}, LAYOUT) as store,
-        opened(tmp_path, {}, LAYOUT, waiting=lambda: pytest.fail("it waits")) as other,
+        open_store(tmp_path, {}, LAYOUT) as store,
+        open_store(tmp_path, {}, LAYOUT, waiting=lambda: pytest.fail("it waits")) as other,
     ):
         assert store.verify(digests(1, 2)) == other.verify(digests(1, 2)) == []
         assert torch.equal(read(other, 2, 1)[0], tensors(2, 1)[0])
@@ -123,19 +123,19 @@ def test_a_store_that_may_only_be_read_serves_several_and_is_not_added_to(tmp_pa
             store.append(digests(3), tensors(3))
         with (
             pytest.raises(RequestError, match="expected a folder that can be written to"),
-            opened(tmp_path, {"is": "new"}, LAYOUT),
+            open_store(tmp_path, {"is": "new"}, LAYOUT),
         ):
             pass
     assert {path: path.read_bytes() for path in only_read.iterdir()} == before
 
 
 def test_rows_that_somebody_still_has_open_never_change(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
         rows = store.mapped()
     before = rows.copy()
     (store.folder / "rows.txt").unlink()
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert not store.place
         store.append(digests(3, 4), tensors(3, 4))
     assert np.array_equal(rows, before)
@@ -143,24 +143,24 @@ def test_rows_that_somebody_still_has_open_never_change(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"\xff", b"\n", b"z"])
 def test_a_damaged_line_costs_its_own_row_alone(tmp_path, damage):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2, 3), tensors(1, 2, 3))
     index = store.folder / "rows.txt"
     content = index.read_bytes()
     index.write_bytes(content[:80] + damage + content[81:])
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert set(store.place) == set(digests(1, 3))
         assert store.verify(digests(1, 3)) == []
         assert torch.equal(read(store, 3)[0], tensors(3)[0])
 
 
 def test_rows_under_the_digest_of_another_picture_are_damaged(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
     index = store.folder / "rows.txt"
     first, second = index.read_text().splitlines()
     index.write_text(f"{second[:64]}{first[64:]}\n{first[:64]}{second[64:]}\n")
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         assert sorted(store.verify(digests(1, 2))) == digests(1, 2)
 
 
@@ -170,7 +170,7 @@ def test_rows_under_the_digest_of_another_picture_are_damaged(tmp_path):
 @pytest.mark.parametrize("name", ["data.bin", "rows.txt", "about.json"])
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 def test_a_link_in_a_store_is_refused_and_what_it_leads_to_stays(tmp_path, name, kind):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         folder = store.folder
     victim, link = tmp_path / "victim", folder / name
     victim.write_bytes(b"of value" * 100)
@@ -178,7 +178,7 @@ def test_a_link_in_a_store_is_refused_and_what_it_leads_to_stays(tmp_path, name,
     link.symlink_to(victim) if kind == "symbolic" else link.hardlink_to(victim)
     with (
         pytest.raises(RequestError, match=f"cache_dir: {link}.*; remove it"),
-        opened(tmp_path, {}, LAYOUT) as store,
+        open_store(tmp_path, {}, LAYOUT) as store,
     ):
         store.append(digests(1), tensors(1))
     assert victim.read_bytes() == b"of value" * 100
@@ -187,11 +187,14 @@ def test_a_link_in_a_store_is_refused_and_what_it_leads_to_stays(tmp_path, name,
 
 
 def test_a_store_that_is_a_link_to_another_folder_is_refused(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         folder = store.folder
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match="is a link, which is not followed"), opened(tmp_path, {}, LAYOUT):
+    with (
+        pytest.raises(RequestError, match="is a link, which is not followed"),
+        open_store(tmp_path, {}, LAYOUT),
+    ):
         pass
     assert stores.clear(tmp_path) == (0, [f"cache_dir: {folder} is a link, which is not followed; remove it"])
     assert (tmp_path / "elsewhere" / "about.json").exists()
@@ -200,7 +203,7 @@ def test_a_store_that_is_a_link_to_another_folder_is_refused(tmp_path):
 def test_a_store_is_for_its_user_alone(tmp_path):
     before = os.umask(0)
     try:
-        with opened(tmp_path / "cache", {}, LAYOUT) as store:
+        with open_store(tmp_path / "cache", {}, LAYOUT) as store:
             store.append(digests(1), tensors(1))
     finally:
         os.umask(before)
@@ -210,7 +213,7 @@ def test_a_store_is_for_its_user_alone(tmp_path):
 
 
 def test_what_cannot_be_removed_is_named_and_nothing_said_to_be_freed(tmp_path):
-    with opened(tmp_path, {}, LAYOUT) as store:
+    with open_store(tmp_path, {}, LAYOUT) as store:
         store.append(digests(1), tensors(1))
     store.folder.chmod(0o500)
     with without_privilege():
@@ -224,12 +227,12 @@ def test_what_cannot_be_removed_is_named_and_nothing_said_to_be_freed(tmp_path):
 @pytest.mark.parametrize("damage", ["resnet18|resnet81", '"row"|"wor"', "3,|4,", "{|", "a|\udce9"])
 def test_a_damaged_description_is_not_believed_and_is_written_again(tmp_path, damage):
     about = {"model": "resnet18"}
-    with opened(tmp_path, about, LAYOUT) as store:
+    with open_store(tmp_path, about, LAYOUT) as store:
         store.append(digests(1), tensors(1))
     file, (old, new) = store.folder / "about.json", damage.split("|")
     file.write_text(file.read_text().replace(old, new, 1), errors="surrogateescape")
     (held,) = stores.contents(tmp_path)
     assert held == {"folder": str(store.folder), "rows": 1, "bytes": LAYOUT.row_bytes}
-    with opened(tmp_path, about, LAYOUT) as store:
+    with open_store(tmp_path, about, LAYOUT) as store:
         assert set(store.place) == set(digests(1))
     assert stores.contents(tmp_path)[0]["model"] == "resnet18"

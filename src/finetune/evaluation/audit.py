@@ -23,7 +23,7 @@ from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, brief
 from finetune.evaluation.command import TAKES
 from finetune.evaluation.embeddings import embed, model_of
-from finetune.evaluation.findings import Finding, compare, faults, look_at
+from finetune.evaluation.findings import Finding, compare_images, faults, look_at
 from finetune.model.assemble import Model
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.mistakes import thumbnail
@@ -49,7 +49,7 @@ KINDS = {  # what is said of them, and to do
 ON_PAGE = 30  # findings of a kind
 
 
-def audit(given: Sequence[str], out: Path, write: Path | None, drop: str) -> None:
+def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str) -> None:
     """Audit the images of a run, or those that settings name.
 
     out: a folder for audit.csv and audit.html. write: a table of the images without those of the kinds that
@@ -77,9 +77,9 @@ def audit(given: Sequence[str], out: Path, write: Path | None, drop: str) -> Non
         raise RequestError(f"--write={write}: expected images that are files of their own")
     console = Screen()
     say(console, "model", f"{model.name}, weights: {model.weights.used}")
-    found = _find(model, settings, data, sides, console)
+    found = _find(model, settings, data, sides=sides, console=console)
     say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
-    _show(out, data, sides, found, model.preprocessing)
+    _show(out, data, sides, found=found, how=model.preprocessing)
     if write:
         dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}
         stay = [i for i in range(len(sides)) if i not in dropped]
@@ -89,7 +89,7 @@ def audit(given: Sequence[str], out: Path, write: Path | None, drop: str) -> Non
 
 
 def _find(
-    model: Model, settings: Settings, data: Dataset, sides: dict[int, str], console: Console
+    model: Model, settings: Settings, data: Dataset, *, sides: dict[int, str], console: Console
 ) -> list[Finding]:
     """All findings, the surest first, by the features of a model with all but its head frozen."""
     nothing = np.arange(0)
@@ -102,7 +102,7 @@ def _find(
             looks.append(look)
             advance(1)
     hashes, measures = (np.array(part) for part in zip(*looks, strict=True))
-    compared = compare(rest, [sides[i] for i in kept], embedded.values, hashes, settings.seed)
+    compared = compare_images(rest, [sides[i] for i in kept], embedded.values, hashes, settings.seed)
     found = [
         one._replace(image=kept[one.image], other=None if one.other is None else kept[one.other])
         for one in [*compared, *faults(measures)]
@@ -112,11 +112,11 @@ def _find(
 
 
 def _show(
-    out: Path, data: Dataset, sides: dict[int, str], found: Sequence[Finding], how: Preprocessing
+    out: Path, data: Dataset, sides: dict[int, str], *, found: Sequence[Finding], how: Preprocessing
 ) -> None:
     """Tell the first of each kind, and write audit.csv and audit.html, which needs nothing beside itself."""
     names, console = [name_of(image, i) for i, image in enumerate(data.images)], Screen()
-    short = [name.removeprefix(data.name).lstrip("/") for name in names]
+    short = [name.removeprefix(f"{data.name}/") for name in names]
     by_kind = {kind: [one for one in found if one.kind == kind] for kind in KINDS}
     for kind, some in by_kind.items():
         told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]

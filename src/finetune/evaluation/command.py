@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from finetune.evaluation.evaluate import choose_images, evaluate_images
 from finetune.evaluation.export import example_inputs, export_target, write_export
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.forward import Predictor
+from finetune.evaluation.overlay import maps
 from finetune.evaluation.recipe import loads_into
+from finetune.report.page import write_report
+from finetune.runs.folder import find_run
 from finetune.runs.open import open_run
+from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 
@@ -62,6 +68,21 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     if out:
         about = {"run": str(saved.folder), "temperature": predictor.temperature}
         write_json(out, about | tables.evaluation_json(chosen, evaluation))
+
+
+def report_run(run: str) -> None:
+    """Write the report of a finished run; RequestError of one that has not ended."""
+    folder = find_run(run)
+    summary = read_summary(folder)
+    if summary is None or summary.get("status") != "finished":
+        wanted = "expected a finished run, with summary.json in it"
+        raise RequestError(f"{folder}: {wanted}; finetune resume {folder} goes on with it")
+    try:
+        images = find_data(read_settings(folder)).images
+    except RequestError:  # only the thumbnails are lacking then
+        images = []
+    with devices.threads(1):  # as the run itself writes it
+        Screen().print(str(write_report(folder, summary, images, partial(maps, open_run(run)))))
 
 
 def _images(settings: Settings) -> dict[str, Any]:

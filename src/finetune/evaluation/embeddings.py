@@ -67,7 +67,7 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
     data = settings.data.model_copy(update={"augment": "none"})
     settings = settings.model_copy(update={**UNCHANGED, "data": data})
     device = build.build_options(settings).device
-    inputs = build.load(settings, dataset, model, device, console=console)
+    inputs = build.load_as_planned(settings, dataset, model, device, console=console)
     rows = torch.arange(len(inputs.dataset.images))
     values = head_inputs(inputs, model.head or find_head(model.network), rows, device)
     return Embeddings(values, inputs.dataset, inputs.bad)

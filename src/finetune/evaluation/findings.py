@@ -65,7 +65,7 @@ def faults(measures: np.ndarray) -> Iterator[Finding]:
         yield from (Finding(kind, int(i), float(score[i])) for i in np.flatnonzero(found))
 
 
-def compare(
+def compare_images(
     data: Dataset, sides: Sequence[str], features: Tensor, hashes: np.ndarray, seed: int
 ) -> Iterator[Finding]:
     """Copies, probably wrong labels, and images unlike all others.

@@ -80,7 +80,8 @@ def solve_parts(
     with progress(console, "solving", SIZES) as advance, threads(1):
         for size in sizes:
             parts = [
-                draw(dataset, train, size, number) for number in range(DRAWS if size < len(train) else 1)
+                draw_training(dataset, train, size, number)
+                for number in range(DRAWS if size < len(train) else 1)
             ]
             rows = np.unique(np.concatenate([*parts, held]))
             *places, measured = (torch.from_numpy(np.searchsorted(rows, part)) for part in (*parts, held))
@@ -95,7 +96,7 @@ def solve_parts(
     return right
 
 
-def draw(dataset: Dataset, train: np.ndarray, size: int, number: int) -> np.ndarray:
+def draw_training(dataset: Dataset, train: np.ndarray, size: int, number: int) -> np.ndarray:
     """About so many of the training images, stratified, of identical ones all or none."""
     if size == len(train):
         return train

@@ -19,9 +19,9 @@ from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
 from finetune.errors import Interrupted, RequestError, RunError
-from finetune.evaluation.asked import Asked
 from finetune.evaluation.details import Details, cells_of, numbered
 from finetune.evaluation.forward import Predictor
+from finetune.evaluation.options import PredictOptions
 from finetune.evaluation.paths import find_images
 from finetune.output import failure
 from finetune.runs.open import open_run
@@ -60,22 +60,22 @@ class Tally:
         say(console, "predict", text)
 
 
-def predict_paths(asked: Asked) -> None:
+def predict_paths(options: PredictOptions) -> None:
     """Classify the images that `paths` name, to stdout or a file."""
-    format, saved = format_of(asked.out, asked.format), open_run(asked.run)
-    images = find_images(asked.paths, sys.stdin, saved.settings.data)
-    predictor = Predictor(saved, saved.settings.precision, raw=asked.raw)
-    details = Details(predictor, asked.neighbours, asked.reject, asked.coverage)
+    format, saved = format_of(options.out, options.format), open_run(options.run)
+    images = find_images(options.paths, sys.stdin, saved.settings.data)
+    predictor = Predictor(saved, saved.settings.precision, raw=options.raw)
+    details = Details(predictor, options.neighbours, options.reject, options.coverage)
     console = Screen(stderr=True)
     images.tell(console)
-    if not asked.out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
+    if not options.out and sys.stdout.isatty():  # rows and a bar on one terminal would be in each other's way
         bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda _: None)
     else:
         bar = progress(console, "predict", images.total)
     with bar as advance:
-        tally = predict_images(details, images, asked.out, format=format, top=asked.top, advance=advance)
+        tally = predict_images(details, images, options.out, format=format, top=options.top, advance=advance)
     tally.tell(console, predictor)
-    if asked.strict:
+    if options.strict:
         tally.check()
 
 

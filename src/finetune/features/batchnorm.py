@@ -26,7 +26,7 @@ from finetune.errors import RequestError
 from finetune.features.load import LoadSettings, plain_reader
 from finetune.features.plan import known_by
 from finetune.features.rows import RowLayout
-from finetune.features.store import opened
+from finetune.features.store import open_store
 from finetune.model.assemble import Model
 from finetune.model.hashing import digest
 
@@ -78,7 +78,7 @@ def find_statistics(
     backbone = {k: v for k, v in model.network.state_dict().items() if not k.startswith(f"{model.head}.")}
     about = {"boundary": ["BatchNorm"], "view": "statistics", "dtype": "fp32", "batch": BATCH}
     about |= {**known_by(model, device), "names": names, "weights": digest(backbone)}
-    with opened(cache, about, layout, loading.on_wait) as store:
+    with open_store(cache, about, layout, loading.on_wait) as store:
         store.verify([key := _key(dataset, sample, bad)])
         if key not in store.place:
             row = _compute(model, device, names, _batches(reader, sample, bad, loading))

@@ -20,7 +20,7 @@ from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, Tensors, extract, settle
 from finetune.features.plan import FeaturePlan
 from finetune.features.rows import MemoryStore, RowLayout
-from finetune.features.store import Store, opened
+from finetune.features.store import Store, open_store
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
@@ -114,7 +114,7 @@ class FeatureComputer:
         layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         key = plan.keys[plan.views.index(view)] if plan.keys else {}
         cache = plan.cache_dir if plan.where == "disk" else None
-        with opened(cache, {**key, **form.describe()}, layout, self.on_wait) as store:
+        with open_store(cache, {**key, **form.describe()}, layout, self.on_wait) as store:
             if damaged := store.verify(self.digests):
                 self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
             first = {digest: i for i, digest in reversed(list(enumerate(self.digests)))}

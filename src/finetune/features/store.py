@@ -137,7 +137,7 @@ def _bytes(folder: Path) -> int:
 
 
 @contextmanager
-def opened(
+def open_store(
     cache: Path | None, about: dict[str, Any], layout: RowLayout, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[Store | MemoryStore]:
     """The store for `about`, made if need be and locked; waiting: called where another process holds it.

@@ -58,8 +58,6 @@ def write_report(
             "split": SPLITS[split],
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
         }
-        if folds:
-            result["intervals"]["accuracy"] = folds["test"]["accuracy"]["t_interval"]
     overrides, solution = summary.get("overrides"), summary.get("solution")
     settings = read_settings(folder)
     page = {

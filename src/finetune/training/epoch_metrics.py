@@ -45,7 +45,7 @@ class EpochMetrics:
             every = zip(*distributed.gathered(own, self.processes), strict=True)
             answers, labels = (torch.cat(parts, 1) for parts in every)
             self._means = [
-                {"loss": float(mean), **metrics.numbers(measure(chosen, true, metrics.once(true)))}
+                {"loss": float(mean), **metrics.as_floats(measure(chosen, true, metrics.once(true)))}
                 for mean, chosen, true in zip(means, answers, labels, strict=True)
             ]
         return self._means

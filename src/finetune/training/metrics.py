@@ -20,7 +20,7 @@ BINS = 15
 TOP = 5
 
 
-def numbers(values: Mapping[str, Tensor]) -> Numbers:
+def as_floats(values: Mapping[str, Tensor]) -> Numbers:
     return {name: float(value) for name, value in values.items()}
 
 
@@ -88,7 +88,7 @@ def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], out
     matrix = confusion_matrix(labels, answers, len(classes), outputs)
     return {
         "pictures": len(labels),
-        **numbers(one_class(answers, labels, once(labels))),
+        **as_floats(one_class(answers, labels, once(labels))),
         "per_class": per_class(matrix, classes),
         "confusion": matrix.tolist(),
     }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.training.intervals import bootstrap, wilson
-from finetune.training.metrics import Numbers, mean_of, measure_classes, numbers, once
+from finetune.training.metrics import Numbers, as_floats, mean_of, measure_classes, once
 
 BESIDE = ("log_loss", "roc_auc", "at_thresholds", "intervals", "curves")  # what training itself lacks
 ABSENT = {"pictures": 0, "f1": None, "average_precision": None, "roc_auc": None}
@@ -77,7 +77,7 @@ def per_label(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str,
     found = {}
     for name, scores, true in zip(names, logits.T, labels.T, strict=False):
         if images := int((true == 1).sum()):
-            alone = numbers(several_labels(scores[:, None], true[:, None], once(true)))
+            alone = as_floats(several_labels(scores[:, None], true[:, None], once(true)))
             found[name] = {"f1": alone["macro_f1"], "average_precision": alone["map"], "pictures": images}
     return found
 
@@ -101,11 +101,11 @@ def measure_labels(
     )
     return {
         "pictures": len(labels),
-        **numbers(measures),
+        **as_floats(measures),
         **separation(logits.flatten(), labels.flatten() == 1),
         "roc_auc": sum(known) / len(known) if known else None,
         "log_loss": float(losses.mean()),
-        "at_thresholds": numbers(several_labels(moved, labels, images)) if thresholds else None,
+        "at_thresholds": as_floats(several_labels(moved, labels, images)) if thresholds else None,
         "intervals": intervals | {"accuracy": wilson(float(measures["accuracy"]), len(labels))},
         "per_class": [
             {"name": name, **ABSENT, **found.get(name, {}), "roc_auc": area, "threshold": levels[name]}

@@ -39,9 +39,8 @@ def find_in_folder(
         found, empty, passed_over = _read(tops, nested, warnings)
         beside = f" ({tell_others(passed_over)})" if passed_over else ""
         if not found:
-            expected = (
-                f"expected a folder per class with images ({', '.join(EXTENSIONS)}) in it; there are none"
-            )
+            images = f"images ({', '.join(EXTENSIONS)})"
+            expected = f"expected a folder per class with {images} in it; there are none"
             takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
             above = [folder.parent] if listed(folder)[1] and folder.name else []
             raise RequestError(expected + beside + (takes if sides else _seem(above)))

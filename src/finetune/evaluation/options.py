@@ -13,7 +13,7 @@ RAW = Option(False, "--raw", help="Leave the probabilities uncalibrated.")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictOptions:
     """The options by name."""
 
     run: str = RUN
