@@ -25,7 +25,7 @@ NOTE = "Ranked by validation {}, ties by the lower validation loss; the test spl
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
 SHORT = {"accuracy": "acc", "map": "mAP"}
 SURE = "95 %"
-SPARED = ("time", "jobs", "test loss", "val loss", SURE)  # not on a narrow terminal; the files have it
+SPARED = ("time", "jobs", "test loss", "val loss")  # not on a narrow terminal; the files have it
 MOST = 30  # rows on the terminal
 WORDS = {"interrupted": "stopped"}  # at most eight letters
 
