@@ -56,3 +56,10 @@ def test_two_runs_are_told_apart_by_the_images_that_they_answer_differently() ->
     assert told_apart(better, first)
     assert not told_apart(first, first)
     assert not told_apart(first, other)
+
+
+def test_no_interval_reaches_beyond_what_a_measure_can_be() -> None:
+    labels = torch.arange(33) % 2
+    logits = torch.eye(2)[labels.where(torch.arange(33) > 0, 1)]  # one of them is wrong
+    found = measure_classes(logits, labels, "ab")["intervals"]
+    assert all(0 <= low <= high <= 1 for name, (low, high) in found.items() if name != "log_loss")

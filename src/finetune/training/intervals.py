@@ -35,7 +35,7 @@ def bootstrap(measure: Callable[[Any], Mapping[str, Any]], images: int) -> dict[
     """The interval of each measure, which takes what images weigh, (images, draws), and gives (draws,).
 
     What drawing adds to a measure by itself, as to a calibration error, is taken off twice: of the draws, and
-    of the value, which is of images that were drawn, too. The value itself is never outside.
+    of the value, which is of images that were drawn, too. The value is inside, no end above all draws.
     """
     from torch import from_numpy  # whoever has no network to measure does without
 
@@ -45,7 +45,7 @@ def bootstrap(measure: Callable[[Any], Mapping[str, Any]], images: int) -> dict[
     for name, value in measure(from_numpy(np.ones((images, 1)))).items():
         drawn = np.concatenate([part[name] for part in parts])
         low, high = np.nanquantile(drawn, ENDS) - 2 * (np.nanmean(drawn) - float(value))
-        found[name] = (float(min(max(low, 0.0), value)), float(max(high, value)))
+        found[name] = (float(min(max(low, 0.0), value)), float(max(min(high, np.nanmax(drawn)), value)))
     return found
 
 
