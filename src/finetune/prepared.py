@@ -72,7 +72,8 @@ def start_log(prepared: Prepared, like: Board | None = None, figures: bool = Tru
     kept = state and (folder / name).exists()  # and whole, as has been checked
     if not kept and (like is None or not linked(like.folder / name, folder / name)):
         save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
-    if like is None or not linked(like.folder / SEEN, folder / SEEN):
+    one_fold = prepared.settings.data.fold is not None  # which has sides of its own
+    if one_fold or like is None or not linked(like.folder / SEEN, folder / SEEN):
         data, learned = prepared.dataset, ("train", "val")
         sides = {side: " ".join(data.digests[row][:16] for row in data.split[side]) for side in learned}
         write_sealed(folder / SEEN, sides)
