@@ -53,7 +53,8 @@ def test_a_fold_by_itself_is_the_same_run(folded: Path, finished_run: Callable[.
     assert summary_of(alone)["test"]["loss"] == summary_of(folded)["folds"]["test"]["loss"]["each"][1]
     one, other = checkpoint(alone)["state_dict"], checkpoint(folded / "folds" / "1")["state_dict"]
     assert all(torch.equal(one[name], other[name]) for name in one)
-    seen = [(run / "checkpoints" / "seen.json").read_text() for run in (alone, folded / "folds" / "1", folded)]
+    runs = (alone, folded / "folds" / "1", folded)
+    seen = [(run / "checkpoints" / "seen.json").read_text() for run in runs]
     assert seen[0] == seen[1] != seen[2]
     assert [row["picture"] for row in answers(alone) if row["split"] == "test"] == [
         row["picture"] for row in answers(folded) if row["fold"] == "1"
