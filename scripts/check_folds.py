@@ -69,7 +69,7 @@ def main(folder: Path, times: int) -> None:
             f"{what}: one run {least:.1f} s, data.folds=5 {most:.1f} s, {most / least:.2f} times", flush=True
         )
     found = run(compose([*ASKED, "data.folds=5"]), folder / "folded", QUIET)["folds"]["test"]["accuracy"]
-    print(f"5 folds: {found['mean']:.3f} ± {found['standard_error']:.3f}, interval {found['t_interval']}")
+    print(f"5 folds: {found['mean']:.3f} ± {found['standard_error']:.3f}, interval {found['interval']}")
     each = drawn(folder / "drawn")
     mean, spread = statistics.fmean(each), statistics.stdev(each)
     apart = abs(found["mean"] - mean) / found["standard_error"]

@@ -21,6 +21,8 @@ from finetune.errors import Interrupted, RequestError
 from finetune.evaluation.calibration import temperature_of
 from finetune.run import run
 from finetune.runs.open import open_run
+from finetune.runs.sweeps import read_runs
+from finetune.training.intervals import wilson
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of, trained
 
@@ -61,11 +63,29 @@ def test_a_fold_by_itself_is_the_same_run(folded: Path, finished_run: Callable[.
     ]
 
 
-def test_the_interval_is_students(folded: Path) -> None:
+def test_predict_goes_by_the_answers_of_the_folds(folded: Path, command: Callable[..., Ended]) -> None:
+    image = str(folded.parent / "pictures" / "red" / "0.png")
+    ended = command("predict", str(folded), image, "--coverage", "0.9")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[0].endswith("familiar,set")
+
+
+def test_the_leaderboard_of_a_folder_leaves_folds_out(folded: Path) -> None:
+    assert [job.folder for job in read_runs(folded)] == [folded]
+
+
+def test_the_interval_is_students_within_what_can_be(folded: Path) -> None:
     summary = summary_of(folded)
     found = summary["folds"]["test"]["loss"]
-    expected = stats.t.interval(0.95, 2, stats.tmean(found["each"]), stats.sem(found["each"]))
-    assert found["t_interval"] == pytest.approx(expected)
+    low, high = stats.t.interval(0.95, 2, stats.tmean(found["each"]), stats.sem(found["each"]))
+    assert found["interval"] == pytest.approx((max(low, 0), high))
+    accuracy = summary["folds"]["test"]["accuracy"]
+    assert summary["test"]["intervals"]["accuracy"] == accuracy["interval"]
+    low, high = accuracy["interval"]
+    assert 0 <= low <= accuracy["mean"] <= high <= 1
+    counted = wilson(accuracy["mean"], 60)  # folds that agree by chance are not surer than that
+    assert low <= counted[0] + 1e-9
+    assert high >= counted[1] - 1e-9
     assert summary["test"]["loss"] == found["mean"] == pytest.approx(stats.tmean(found["each"]))
     assert summary["folds"]["number"] == 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from statistics import fmean, median_low, stdev
 from typing import Any
 
@@ -92,13 +93,14 @@ def _measured(prepared: Prepared, each: list[Fitted]) -> dict[str, Any]:
 def _spreads(each: list[Any]) -> dict[str, Any]:
     """Of each metric the mean over folds, its standard error, and the 95 % interval of Student's t.
 
-    As the folds share most of their training images, it is rather too narrow than too wide.
+    As the folds share most of their training images, it tends to be too narrow.
     """
     spreads, quantile = {}, float(stdtrit(len(each) - 1, 0.975))
     for name in each[0] or ():
         if name != "per_label":
             values = [one[name] for one in each]
             mean, error = fmean(values), stdev(values) / len(values) ** 0.5
-            ends = [mean - quantile * error, mean + quantile * error]
-            spreads[name] = {"mean": mean, "standard_error": error, "t_interval": ends, "each": values}
+            low, most = max(0.0, mean - quantile * error), inf if name == "loss" else 1.0
+            ends = [low, min(most, mean + quantile * error)]
+            spreads[name] = {"mean": mean, "standard_error": error, "interval": ends, "each": values}
     return spreads

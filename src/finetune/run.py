@@ -168,9 +168,9 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
     board = start_log(prepared) if prepared.options.rank.is_main else None
     measured: dict[str, Any] = {}
+    ready_at = time.perf_counter()
     if board and prepared.settings.folded:
         prepared, measured = train_folds(prepared, board, console, train)
-    ready_at = time.perf_counter()
     fitted = train(prepared, board, console)
     if board is None or fitted is None:
         return {}

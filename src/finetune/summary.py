@@ -69,10 +69,17 @@ def _measure_answers(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     for side, (measures, logits) in sides.items() if several or labels.ndim == 1 else ():
         if measures and logits is not None:
             own = labels[dataset.answered(side)]
-            found = measure(logits, own, dataset.classes, thresholds=thresholds, **how)
+            chosen = None if fitted.folds else thresholds  # which were chosen by these very answers
+            found = measure(logits, own, dataset.classes, thresholds=chosen, **how)
             measures |= {name: found[name] for name in BESIDE if found.get(name) is not None}
+    if calibration and fitted.folds:
+        calibration["measured_on"] = "the answers that it was fitted on"
     if fitted.folds and fitted.test:
-        fitted.test["intervals"] = {name: one["t_interval"] for name, one in fitted.folds["test"].items()}
+        own = fitted.test.get("intervals", {})
+        for name, one in fitted.folds["test"].items():  # folds that agree by chance say little
+            ends = [*one["interval"], *own.get(name, ())]
+            one["interval"] = own[name] = [min(ends), max(ends)]
+        fitted.test["intervals"] = own
     return {"calibration": calibration, "thresholds": thresholds}
 
 

@@ -98,6 +98,11 @@ def test_a_folder_below_a_class_is_a_group_whatever_the_class(tmp_path: Path) ->
     assert len(films) == 11
     assert len(set(dataset.units)) == 11
     assert "10 groups; images of none: 1" in dataset.notes
+    (tmp_path / "cat" / "alone.png").unlink()  # the same folders in each class are no sides of a split
+    for name in ("cat", "dog"):
+        for film in range(3):
+            save(tmp_path / name / f"shared {film}" / "one.png", 200 + film)
+    assert load_dataset("folder", str(tmp_path), 0.2, 0.2, group="parent").classes == ("cat", "dog")
     with pytest.raises(RequestError, match=r"data\.group=parent: expected data\.nested=false"):
         load_dataset("folder", str(tmp_path), 0.2, 0.2, group="parent", nested=True)
     with pytest.raises(RequestError, match=r"data\.group=parent: expected data=folder"):

@@ -119,6 +119,7 @@ def test_wrong_labels_are_told_for_what_their_class_is_usually_sure_of() -> None
     [
         (("--drop", "twins"), "--drop"),
         (("--write", "clean.txt"), "--write=clean.txt: expected a .csv file"),
+        (("--write", "there.csv"), "--write=there.csv: expected a new file"),
         (("one", "two"), "two: expected one run"),
         (("--out", "there/audit"), "--out=there/audit: cannot be made"),
     ],
@@ -127,6 +128,7 @@ def test_a_wrong_request_is_refused_in_one_line(
     command: Callable[..., Ended], arguments: tuple[str, ...], told: str
 ) -> None:
     Path("there").write_text("")
+    Path("there.csv").write_text("")
     ended = command("audit", *arguments)
     assert ended.code == 2
     assert told in ended.err

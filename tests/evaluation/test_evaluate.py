@@ -15,7 +15,7 @@ from PIL import Image
 
 import finetune
 from support.ended import Ended
-from support.runs import SMALL
+from support.runs import SMALL, summary_of
 
 Command = Callable[..., Ended]
 
@@ -89,6 +89,19 @@ def test_the_same_data_elsewhere_are_known_again(evaluate: Any, few_pictures: Pa
     ended, found = evaluate("data.root=moved", "--split", "val")
     assert ended.code == 0
     assert found["data"] == {"name": "moved", "split": "val", "as_trained": True}
+
+
+@pytest.mark.slow
+def test_a_split_that_was_redrawn_is_found_again_elsewhere(
+    finished_run: Callable[..., Path], command: Command, few_pictures: Path
+) -> None:
+    run = finished_run("data.split_seed=1")
+    shutil.copytree(few_pictures, "moved")
+    ended = command("evaluate", str(run), "data.root=moved", "--raw", "--out", "found.json")
+    assert ended.code == 0, ended.err
+    found, wanted = json.loads(Path("found.json").read_text()), summary_of(run)
+    assert found["accuracy"] == wanted["test"]["accuracy"]
+    assert found["pictures"] == wanted["data"]["test"]
 
 
 @pytest.mark.slow

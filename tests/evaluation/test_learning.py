@@ -79,6 +79,8 @@ def test_few_held_out_images_that_are_all_right_are_no_certainty() -> None:
     curve = measure_curve(right, labels, ("a", "b"))
     assert curve["twice"]["value"] == pytest.approx(1)
     assert curve["twice"]["low"] < 0.8
+    for one in (*curve["points"], curve["twice"]):
+        assert 0 <= one["low"] < one["value"] <= one["high"] <= 1
     assert "would gain most" not in curve["sentence"]
 
 

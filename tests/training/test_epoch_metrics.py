@@ -17,11 +17,11 @@ from finetune.training.several import per_label
 
 
 def one_class(chosen: Tensor, true: Tensor) -> dict[str, float]:
-    return metrics.numbers(metrics.one_class(chosen, true, once(true)))
+    return metrics.as_floats(metrics.one_class(chosen, true, once(true)))
 
 
 def several_labels(logits: Tensor, true: Tensor) -> dict[str, float]:
-    return metrics.numbers(several.several_labels(logits, true, once(true)))
+    return metrics.as_floats(several.several_labels(logits, true, once(true)))
 
 
 def answers(labels: int = 6, count: int = 200) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,8 @@ def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str)
         raise RequestError(f"{strange[0]}: expected one run, and with --drop some of {', '.join(KINDS)}")
     if write and not (write.suffix == ".csv" and write.absolute().parent.is_dir()):
         raise RequestError(f"--write={write}: expected a .csv file in a folder that exists")
+    if write and write.exists():
+        raise RequestError(f"--write={write}: expected a new file; there is one, perhaps your own table")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,7 +79,9 @@ def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str)
         raise RequestError(f"--write={write}: expected images that are files of their own")
     console = Screen()
     say(console, "model", f"{model.name}, weights: {model.weights.used}")
-    found = _find(model, settings, data, sides=sides, console=console)
+    # The sides that a run drew matter to it; those of data by themselves, where they brought them.
+    known = sides if runs or data.own_split else dict.fromkeys(sides, "")
+    found = _find(model, settings, data, sides=known, console=console)
     say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
     _show(out, data, sides, found=found, how=model.preprocessing)
     if write:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from finetune.atomic import write_json
 from finetune.build import find_data
 from finetune.config.compose import override_settings
 from finetune.config.schema import Data, Settings
+from finetune.data.dataset import Dataset
 from finetune.errors import RequestError
 from finetune.evaluation import tables
 from finetune.evaluation.calibration import temperature_of
@@ -49,10 +51,7 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
     predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
     named_alike = _images(settings) == _images(saved.settings)
-    if not named_alike:  # of other images all are measured, whatever belongs together
-        usual = dict.fromkeys(("split_seed", "folds", "fold", "group_column", "group"))
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update=usual)})
-    dataset = find_data(settings, measured=True)
+    dataset = _find_measured(settings, None if named_alike else saved.trained_on)
     chosen = choose_images(dataset, saved, split, named_alike)
     for kind, found in dataset.brightness.items():
         if (own := tuple(how.brightness.get(kind, found))) != found:
@@ -83,6 +82,18 @@ def report_run(run: str) -> None:
         images = []
     with devices.threads(1):  # as the run itself writes it
         Screen().print(str(write_report(folder, summary, images, partial(maps, open_run(run)))))
+
+
+def _find_measured(settings: Settings, own: str | None) -> Dataset:
+    """The images to measure; all of those whose fingerprint is another than `own`."""
+    if own is None:
+        return find_data(settings, measured=True)
+    with suppress(RequestError):  # others may have no column of groups, or too few for folds
+        if (dataset := find_data(settings, measured=True)).fingerprint() == own:
+            return dataset
+    usual = dict.fromkeys(("split_seed", "folds", "fold", "group_column", "group"))
+    data = settings.data.model_copy(update=usual)
+    return find_data(settings.model_copy(update={"data": data}), measured=True)
 
 
 def _images(settings: Settings) -> dict[str, Any]:

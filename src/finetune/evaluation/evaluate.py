@@ -73,7 +73,7 @@ def choose_images(dataset: Dataset, saved: Saved, split: str | None, named_alike
     rows = np.arange(len(dataset.images)) if split == "all" else dataset.split[split]
     if not len(rows):
         told = (
-            ", as the run was tested in folds: see its predictions.csv" if dataset.folds is not None else ""
+            ", as the run was tested in folds, by other models than this" if dataset.folds is not None else ""
         )
         raise RequestError(f"--split={split}: expected images in it; {dataset.name} has none there{told}")
     labels, known, unknown = _by_name(dataset, saved.classes, rows)

@@ -95,9 +95,9 @@ def read_reference(saved: Saved) -> Reference | None:
 
 
 def held_out(saved: Saved) -> list[Prediction]:
-    """What a run answered for its validation images, in their order; RequestError: it has been changed."""
+    """What a run answered for images held out of training: to validate, or of each fold."""
     answers = read_predictions(saved.folder) if _kept(saved, FILE) else []
-    return [one for one in answers if one.split == "val"]
+    return [one for one in answers if one.split == "val" or one.fold]
 
 
 def _kept(saved: Saved, name: str) -> bool:

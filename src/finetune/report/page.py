@@ -137,7 +137,7 @@ def _result(
         "intervals": {"accuracy": wilson(1 - len(wrong) / len(answers), len(answers)), **intervals},
         "commonest": commonest,
         "chance": count / len(answers),
-        "f1": found["macro_f1"],
+        "f1": measured.get("macro_f1", found["macro_f1"]),
         "table": table,
         "matrix": confusion_chart(np.array(found["confusion"]), classes) if drawn else None,
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),

@@ -195,7 +195,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
 def fold_scores(folds: dict[str, Any]) -> str:
     """5 folds: accuracy 0.71 ± 0.02 (95 %: 0.66 to 0.76), …; with several labels an image mAP first."""
     names = [name for name in ("map", "accuracy", "balanced_accuracy") if name in folds["test"]]
-    line = "{} {mean:.3f} ± {standard_error:.3f} (95 %: {t_interval[0]:.2f} to {t_interval[1]:.2f})"
+    line = "{} {mean:.3f} ± {standard_error:.3f} (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
     told = ", ".join(line.format(NAMES[name], **folds["test"][name]) for name in names)
     return f"{folds['number']} folds: {told}"
 

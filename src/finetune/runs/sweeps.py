@@ -15,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, one_line
-from finetune.runs.folder import PLAN, is_sweep
+from finetune.runs.folder import FOLDS, PLAN, is_sweep
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -130,7 +130,8 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
-    runs = sorted((file.parent for file in folder.rglob("settings.json")), key=lambda run: in_order(str(run)))
+    found = (file.parent for file in folder.rglob("settings.json") if file.parents[1].name != FOLDS)
+    runs = sorted(found, key=lambda run: in_order(str(run)))
     if not runs:
         raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
     asked = {run: flat(read_settings(run).model_dump()) for run in runs}

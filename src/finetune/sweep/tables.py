@@ -17,6 +17,7 @@ from finetune.atomic import write_atomically
 from finetune.cells import table_of
 from finetune.choices.best import NAMES
 from finetune.errors import shown
+from finetune.runs.folder import is_sweep
 from finetune.runs.sweeps import SweepJob, ranges
 from finetune.say import say
 from finetune.sweep.leaderboard import Leaderboard, Spread
@@ -100,8 +101,8 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         say(console, "more", f"{len(ended) - MOST} jobs without a result, as the table has them")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
         jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
-        resume = f"finetune resume {shlex.quote(str(board.sweep))} goes on"
-        say(console, "open", f"{jobs} not ended: {ranges(waiting)}; {resume}")
+        resume = f"; finetune resume {shlex.quote(str(board.sweep))} goes on" if is_sweep(board.sweep) else ""
+        say(console, "open", f"{jobs} not ended: {ranges(waiting)}{resume}")
     say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
 
 
@@ -118,7 +119,8 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
         if any(cells):
             columns[_title(metric)] = cells
         if metric == f"test_{board.deciding[0]}" and any(row.interval for row in rows):
-            columns[SURE] = ["{:.2f} to {:.2f}".format(*row.interval) if row.interval else "" for row in rows]
+            shown = [row.interval if row.deciding == board.deciding[0] else None for row in rows]
+            columns[SURE] = ["{:.2f} to {:.2f}".format(*ends) if ends else "" for ends in shown]
     columns["jobs"] = [ranges(board.name(job) for job in row.jobs) for row in rows]
     return columns
 

@@ -45,6 +45,8 @@ def bootstrap(measure: Callable[[Any], Mapping[str, Any]], images: int) -> dict[
     for name, value in measure(from_numpy(np.ones((images, 1)))).items():
         drawn = np.concatenate([part[name] for part in parts])
         low, high = np.nanquantile(drawn, ENDS) - 2 * (np.nanmean(drawn) - float(value))
+        if low == high and 0 <= value <= 1:  # all answers alike: no draw differs
+            low, high = wilson(float(value), images)
         found[name] = (float(min(max(low, 0.0), value)), float(max(min(high, np.nanmax(drawn)), value)))
     return found
 

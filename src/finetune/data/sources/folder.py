@@ -33,7 +33,7 @@ def find_in_folder(
         raise RequestError(f"data.group={group}: expected data.nested=false; else such folders are classes")
     try:
         sides, warnings = ({}, []) if split == "none" else _sides(folder, split == "folders")
-        if split == "auto" and not sides and not nested:
+        if split == "auto" and not sides and not nested and not group:
             _look_for_sides(folder, warnings)
         tops = sides or {"": folder}
         found, empty, passed_over = _read(tops, nested, warnings)
