@@ -23,7 +23,7 @@ from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, brief
 from finetune.evaluation.command import TAKES
 from finetune.evaluation.embeddings import embed, model_of
-from finetune.evaluation.findings import Finding, compare_images, faults, look_at
+from finetune.evaluation.findings import Finding, compare_images, look_at
 from finetune.model.assemble import Model
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.mistakes import thumbnail
@@ -105,11 +105,9 @@ def _find(
         for look in pool.map(partial(look_at, rest, model.preprocessing), range(len(kept))):
             looks.append(look)
             advance(1)
-    hashes, measures = (np.array(part) for part in zip(*looks, strict=True))
-    compared = compare_images(rest, [sides[i] for i in kept], embedded.values, hashes, settings.seed)
     found = [
         one._replace(image=kept[one.image], other=None if one.other is None else kept[one.other])
-        for one in [*compared, *faults(measures)]
+        for one in compare_images(rest, [sides[i] for i in kept], embedded.values, looks, settings.seed)
     ]
     found += [Finding("broken", one.index, 1.0, likelier=one.reason) for one in embedded.bad]
     return sorted(found, key=lambda one: -one.score)

@@ -26,8 +26,11 @@ from finetune.training.metrics import probabilities
 from finetune.training.solve import Problem, follow_path
 
 ALIKE, BITS = 0.9, 6  # copies: the least cosine of their features, and the most bits of 64 that differ
-UNLIKE = 2.5  # deviations of all, for an image that is as far from its nearest five
-CUT, CONTRAST, LIGHT, SHARPNESS = 1 / 3, 3, 64, 0.25  # see look_at; the last a share of the median
+UNLIKE = 2  # deviations above the median, for an image that is as far from its nearest five
+CUT, LIGHT, SHARPNESS = 1 / 3, 64, 0.25  # see look_at; the last a share of the median
+BLANK, FAINT = 3, 16  # contrast that shows nothing, and that says too little of copies
+
+Look = tuple[np.ndarray, np.ndarray]
 
 
 class Finding(NamedTuple):
@@ -40,7 +43,7 @@ class Finding(NamedTuple):
     likelier: str = ""
 
 
-def look_at(data: Dataset, how: Preprocessing, index: int) -> tuple[np.ndarray, np.ndarray]:
+def look_at(data: Dataset, how: Preprocessing, index: int) -> Look:
     """A hash of 64 bits that copies of an image share. The share of it outside its central square, the
     deviation and the 99th percentile of its grey, of 255, and how sharp the steepest edges are."""
     with opened(data.images[index], how, data.digests[index]) as image:
@@ -48,14 +51,14 @@ def look_at(data: Dataset, how: Preprocessing, index: int) -> tuple[np.ndarray, 
     waves = dctn(np.asarray(shades.resize((32, 32), Image.Resampling.BOX), np.float32))[:8, :8].ravel()
     shades.thumbnail((256, 256))  # about what a model sees
     grey = np.asarray(shades, np.float32)
-    sharpness = np.percentile(abs(laplace(grey)), 99) / max(1, np.ptp(grey))
+    sharpness = np.percentile(abs(laplace(grey)), 99.9) / max(1, np.ptp(grey))
     return waves > np.median(waves), np.array([cut, grey.std(), np.percentile(grey, 99), sharpness])
 
 
 def faults(measures: np.ndarray) -> Iterator[Finding]:
     """Images that show little, by what `look_at` measures, (N, 4)."""
     cut, contrast, light, sharpness = measures.T
-    blank, sharpness = contrast < CONTRAST, sharpness / max(np.median(sharpness), 1e-6)
+    blank, sharpness = contrast < BLANK, sharpness / max(np.median(sharpness), 1e-6)
     for kind, score, found in (
         ("cropped", cut, cut > CUT),
         ("blank", 1 - contrast / 255, blank),
@@ -66,12 +69,11 @@ def faults(measures: np.ndarray) -> Iterator[Finding]:
 
 
 def compare_images(
-    data: Dataset, sides: Sequence[str], features: Tensor, hashes: np.ndarray, seed: int
+    data: Dataset, sides: Sequence[str], features: Tensor, looks: Sequence[Look], seed: int
 ) -> Iterator[Finding]:
-    """Copies, probably wrong labels, and images unlike all others.
-
-    data: all of it to train on. sides: of each image. features: (N, D). hashes: (N, 64) bool.
-    """
+    """All findings; data: all of it to train on. sides, looks: of each image. features: (N, D)."""
+    hashes, measures = (np.array(part) for part in zip(*looks, strict=True))
+    yield from faults(measures)
     mean, scale = statistics([features])
     features = ((features - mean) * scale).float()
     # Of copies that of test may stay, before that of val and that of train.
@@ -86,6 +88,7 @@ def compare_images(
     ends = np.stack([np.repeat(np.arange(len(single)), nearest.shape[1]), nearest.ravel()], 1)
     ends = single[np.unique(np.sort(ends), axis=0)]
     ends = ends[(hashes[ends[:, 0]] != hashes[ends[:, 1]]).sum(1) <= BITS]
+    ends = ends[(measures[ends, 1] >= FAINT).all(1)]
     cosines = cosine_similarity(features[ends[:, 0]], features[ends[:, 1]]).tolist()
     near = [(a, b, how) for (a, b), how in zip(ends.tolist(), cosines, strict=True) if how >= ALIKE]
     pairs, digests = near + [pair for pair in same if pair[0] != pair[1]], list(data.digests)
@@ -95,7 +98,7 @@ def compare_images(
     yield from wrong_labels(replace(data, digests=digests), features, seed)
     far = np.log(distances[:, :5].mean(1).clip(1e-12))
     far -= np.median(far)
-    for place in np.flatnonzero(far > UNLIKE * 1.4826 * np.median(abs(far))):
+    for place in np.flatnonzero(far > UNLIKE * np.quantile(far, 0.75) / 0.6745):
         yield Finding("outliers", int(single[place]), float(np.exp(far[place])))
 
 
