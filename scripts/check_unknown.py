@@ -97,7 +97,7 @@ def covered(rows: Rows, overrides: Sequence[str], folder: Path) -> list[tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lite0", type=Path)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--settings", nargs="*", default=["optimizer=lbfgs"])
     asked = parser.parse_args()
     with TemporaryDirectory() as name:

@@ -82,8 +82,8 @@ def test_all_of_it_in_a_table(command: Command, run: finetune.Run, strange: Path
     ("options", "line"),
     [
         (("--reject", "1.5"), "--reject=1.5: expected a number between 0 and 1"),
-        (("--reject", "0.01"), "--reject=0.01: expected a run with 99 or more validation images"),
-        (("--coverage", "0.99"), "--coverage=0.99: expected a run with 99 or more validation images"),
+        (("--reject", "0.01"), "--reject=0.01: expected a run with answers to 99 or more images"),
+        (("--coverage", "0.99"), "--coverage=0.99: expected a run with answers to 99 or more images"),
     ],
 )
 def test_shares_that_too_few_images_tell_are_refused(
@@ -138,6 +138,26 @@ def test_what_is_kept_is_what_the_head_reads(
     torch.testing.assert_close(
         kept["similar"].sort().values, similar.amax(1).sort().values, rtol=0, atol=2e-3
     )
+
+
+def test_images_in_folds_are_compared_with_other_folds(finished_run: Callable[..., Path]) -> None:
+    saved = open_run(str(finished_run("data.folds=3")))
+    kept, reference = load_file(saved.folder / REFERENCE), familiar.read_reference(saved)
+    assert reference is not None
+    answers = familiar.held_out(saved)
+    assert {one.picture for one in answers} == set(reference.names)
+    folds = {one.picture: one.fold for one in answers}
+    own = np.array([folds[name] for name in reference.names])
+    similar = (reference.features @ reference.features.T).numpy()
+    similar[own[:, None] == own] = -1
+    assert kept["similar"].tolist() == pytest.approx(similar.max(1).tolist(), abs=1e-3)
+    largest = {one.picture: one.probability for one in answers}
+    scores = [
+        reference.weights @ torch.tensor([a, largest[name]]).double()
+        for a, name in zip(kept["similar"], reference.names, strict=True)
+    ]
+    assert reference.known.tolist() == pytest.approx(sorted(map(float, scores)))
+    assert Details(Predictor(saved), coverage=0.9).columns == ["familiar", "set"]
 
 
 def test_a_drawing_keeps_to_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,6 @@ def _place(option: str, share: float, number: int) -> int:
     if not 0 < share < 1:
         raise RequestError(f"{option}: expected a number between 0 and 1")
     if not (place := math.floor((number + 1) * share + 1e-9)):
-        told = f"expected a run with {math.ceil(1 / share - 1e-9) - 1} or more validation images of one class"
-        raise RequestError(f"{option}: {told} each, whose answers it kept; this one has {number}")
+        told = f"expected a run with answers to {math.ceil(1 / share - 1e-9) - 1} or more images held out"
+        raise RequestError(f"{option}: {told}, of one class each; this one has {number}")
     return place

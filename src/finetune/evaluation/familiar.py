@@ -56,16 +56,17 @@ def directions(values: Tensor) -> Tensor:
 def write_reference(folder: Path, inputs: ModelInputs, head: str, device: str) -> None:
     """Keep what the head reads of some training images, and how near to them validation images are.
 
-    Without validation images each is compared with the others that are no copies of it.
+    Without validation images each is compared with those of other folds, or of other groups.
     """
     data, (train, val) = inputs.dataset, (inputs.dataset.split[side] for side in ("train", "val"))
-    rows, held = train[_drawn(data.labels[train])], _drawn(data.labels[val])
+    places, held = _drawn(data.labels[train]), _drawn(data.labels[val])
+    rows = train[places]
     values = head_inputs(inputs, head, torch.from_numpy(np.concatenate([rows, val[held]])), device)
     known, others = directions(values).split([len(rows), len(held)])
     similar = others @ normalize(known.half().float()).T
     if not len(held):
-        digests = np.asarray(data.digests)[rows]
-        similar = (known @ known.T).masked_fill(torch.from_numpy(digests[:, None] == digests), -1)
+        part = np.asarray(data.units or data.digests if data.folds is None else data.folds)[rows]
+        similar, held = (known @ known.T).masked_fill(torch.from_numpy(part[:, None] == part), -1), places
     tensors = {"features": known.half(), "held_out": torch.from_numpy(held), "similar": similar.amax(1)}
     labels = [data.classes[one] for one in data.labels[rows]] if data.labels.ndim == 1 else [""] * len(rows)
     names = [name_of(data.images[row], int(row)) for row in rows]
@@ -95,7 +96,7 @@ def read_reference(saved: Saved) -> Reference | None:
 
 
 def held_out(saved: Saved) -> list[Prediction]:
-    """What a run answered for images held out of training: to validate, or of each fold."""
+    """What a run answered for its validation images, or out of folds; RequestError: it has been changed."""
     answers = read_predictions(saved.folder) if _kept(saved, FILE) else []
     return [one for one in answers if one.split == "val" or one.fold]
 
