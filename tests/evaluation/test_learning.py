@@ -108,6 +108,7 @@ def test_the_command_answers_and_the_report_shows_it(
     assert command("evaluate", "run").code == 0  # the summary is still one
 
 
+@pytest.mark.slow
 def test_heads_of_a_trained_backbone_are_solved_on_the_weights_before(
     finished_run: Callable[..., Path], tmp_path: Path, command: Command
 ) -> None:

@@ -44,7 +44,7 @@ def _rules(
     solvable, frozen = not any(settings.conflicts_of_solving()), settings.freeze == ["all"]
     missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
-        yield f"weak weights ({used}); with a network", ["weights=imagenet"]
+        yield f"weak weights ({used}); those of ImageNet need a network", ["weights=imagenet"]
     if solvable and not frozen and train - val > GAP:
         yield f"{gap}: freeze more", ["freeze=all", *SOLVED]
     if solvable and frozen and missing:
