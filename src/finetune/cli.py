@@ -142,8 +142,10 @@ command()(predict)
 def audit(
     context: Context,
     out: Path = Option("audit", help="The folder to write audit.html and audit.csv to."),
-    write: Path | None = Option(None, help="Write a table of the images without some findings."),
-    drop: str = Option("exact,leaks", help="Without which: kinds as they are told, with commas between."),
+    write: Path | None = Option(
+        None, help="Write a table, for data=csv, of the images without the findings of --drop."
+    ),
+    drop: str = Option("exact,leaks", help="Findings to leave out of that table, separated by commas."),
 ) -> None:
     """Say what is wrong with images: finetune audit data=folder data.root=images, or a run's."""
     import_torch()

@@ -105,7 +105,9 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar over so many images; yields the function that advances it."""
-    with Bar(console, what, total) as bar:
+def progress(
+    console: Console, what: str, total: int | None, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """A bar over so many images, or what `unit` says; yields the function that advances it."""
+    with Bar(console, what, total, unit) as bar:
         yield bar.add

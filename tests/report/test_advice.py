@@ -42,11 +42,11 @@ def test_weights_then_the_head_in_place_of_what_was_typed(finished_run: Finished
     found = advice_of(finished_run("epochs=1"), overrides=TYPED)
     assert found[:2] == [
         (
-            "weak weights (random initialisation); those of ImageNet need a network",
+            "it began with random weights; with internet access",
             "finetune train data=folder data.root=pictures optimizer=adamw optimizer.lr=0.1 weights=imagenet",
         ),
         (
-            "solve for the head, and refit it with the validation images",
+            "solve for the head exactly, and refit it on training and validation images",
             f"finetune train data=folder data.root=pictures {SOLVE}",
         ),
     ]
@@ -62,7 +62,7 @@ def test_a_solved_head_is_to_be_refitted_as_it_is(finished_run: Finished) -> Non
     run, typed = finished_run("optimizer=lbfgs", "refit=true"), ["optimizer=lbfgs", "optimizer.select=val"]
     alone = read_settings(run).model_copy(update={"refit": False})
     command = "finetune train optimizer=lbfgs optimizer.select=val refit=true"
-    expected = ("refit the head with the validation images", command)
+    expected = ("refit the head on training and validation images", command)
     assert expected in advise(run, {**summary_of(run), "overrides": typed}, alone)
 
 
@@ -92,11 +92,11 @@ def test_a_backbone_that_learns_by_heart_is_to_be_frozen_and_more_images_are_ask
     run = newest()
     told = [line[9:] for line in ended.out.splitlines() if line.startswith("next ")]
     assert told == [f"{fact}: {command}" for fact, command in advice_of(run)]
-    assert "need a network: finetune train" in told[0]
+    assert "with internet access: finetune train" in told[0]
     assert ": freeze more: finetune train" in told[1]
     assert told[1].endswith(f"freeze=all {SOLVE}")
     assert "freeze=none" not in told[1]
-    assert told[2].endswith(f"would more images help?: finetune curve {run}")
+    assert told[2].endswith(f"; to see whether more images would help: finetune curve {run}")
     page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
     for fact, command in advice_of(run):
         assert f"<p>{fact}</p><pre>{command}</pre>" in page

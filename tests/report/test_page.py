@@ -83,7 +83,7 @@ def test_a_run_writes_a_report_with_its_result(guessing: Path) -> None:
     told = Page(guessing)
     summary = summary_of(guessing)
     test = summary["test"]["accuracy"]
-    assert f"it names {test * 100:.1f} % of {summary['data']['test']} test images rightly" in told.text
+    assert f"it classifies {test * 100:.1f} % of {summary['data']['test']} test images correctly" in told.text
     assert "372,688 of its 372,979 parameters stayed frozen (freeze=all)" in told.text
     assert {"blue", "green", "red"} <= set(told.words)
     assert told.source.count("<svg") == 4  # loss, accuracy, confusion, calibration
@@ -175,7 +175,7 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("data.test_fraction=0",), "validation images rightly"),
+        (("data.test_fraction=0",), "validation images correctly"),
         slow(("data.val_fraction=0",), "No temperature was fitted."),
         slow(("loss=bce",), "as it answers, error"),
         slow(("head=40", "optimizer.lr=1e-9"), "taken for output"),

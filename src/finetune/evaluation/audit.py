@@ -33,17 +33,23 @@ from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
 KINDS = {  # what is said of them, and to do
-    "labels": ("probably have a wrong label", "correct it if so"),
-    "conflict": ("have another label elsewhere, byte for byte", "find out which is right"),
-    "leaks": ("are on another side of the split, too, or nearly so", "leave this one out"),
-    "exact": ("are there twice, byte for byte", "leave this one out"),
+    "labels": (
+        "to check: the model is confident of another class",
+        "look at each and correct the label only where it is wrong",
+    ),
+    "conflict": ("have an exact copy under another label", "find out which is right"),
+    "leaks": ("are also on another side of the split, or nearly the same image is", "leave this one out"),
+    "exact": ("are exact duplicates", "leave this one out"),
     "near": ("are nearly the same as another of their class", "leave this one out if so"),
     "across": ("are nearly the same as one of another class", "find out which is right"),
     "outliers": ("are unlike all others", "see whether it belongs here"),
     "blank": ("show nothing", "leave it out"),
     "dark": ("are dark", "lighten it or leave it out"),
     "blurred": ("are far less sharp than most", "replace it or leave it out"),
-    "cropped": ("lose more than a third to the central square", "cut it to what matters"),
+    "cropped": (
+        "lose more than a third to the central square",
+        "crop these by hand so that the subject lies in the central square",
+    ),
     "broken": ("cannot be read", "mend it"),
 }
 ON_PAGE = 30  # findings of a kind
@@ -122,7 +128,10 @@ def _show(
     by_kind = {kind: [one for one in found if one.kind == kind] for kind in KINDS}
     for kind, some in by_kind.items():
         told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]
-        say(console, kind, f"{len(told):,} {KINDS[kind][0]}{': ' if told else ''}{brief(told, 3)}")
+        if told:
+            say(console, kind, f"{len(told):,} {KINDS[kind][0]}: {brief(told, 3)}")
+    if none := [kind for kind, some in by_kind.items() if not some]:
+        say(console, "none", ", ".join(none))
     table = [["path", "finding", "score", "other path", "suggestion"]]
     for one in chain.from_iterable(by_kind.values()):
         other = "" if one.other is None else names[one.other]

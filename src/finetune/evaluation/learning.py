@@ -77,7 +77,7 @@ def solve_parts(
     values, labels = ((features - mean) * scale).float(), torch.from_numpy(dataset.labels)
     loss, outputs, strengths, right = create_loss("cross_entropy"), len(dataset.classes), STRENGTHS, {}
     sizes = np.geomspace(max(len(train) / RANGE, 2 * outputs), len(train), SIZES).round().astype(int).tolist()
-    with progress(console, "solving", SIZES) as advance, threads(1):
+    with progress(console, "solving", SIZES, unit="sizes") as advance, threads(1):
         for size in sizes:
             parts = [
                 draw_training(dataset, train, size, number)

@@ -40,16 +40,18 @@ def _rules(
     """What is so, and the settings to run again with; none: the learning curve tells more."""
     counts = {name: count for name, count in summary["data"].get("to_train", {}).items() if count}
     measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
-    solved, gap = summary.get("solution"), f"train {train:.2f}, validation {val:.2f}"
+    name = "mAP" if "map" in measured else "accuracy"
+    solved, gap = summary.get("solution"), f"training {name} is {train:.2f}, validation {val:.2f}"
     solvable, frozen = not any(settings.conflicts_of_solving()), settings.freeze == ["all"]
     missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
-        yield f"weak weights ({used}); those of ImageNet need a network", ["weights=imagenet"]
+        weak = "the bundled weights are weak" if used == "bundled" else "it began with random weights"
+        yield f"{weak}; with internet access", ["weights=imagenet"]
     if solvable and not frozen and train - val > GAP:
         yield f"{gap}: freeze more", ["freeze=all", *SOLVED]
     if solvable and frozen and missing:
-        how = "refit the head" if solved else "solve for the head, and refit it"
-        yield f"{how} with the validation images", missing
+        how = "refit the head" if solved else "solve for the head exactly, and refit it"
+        yield f"{how} on training and validation images", missing
     lost = measured["accuracy"] - measured["balanced_accuracy"]
     if LOSSES[settings.loss].weighs_classes and settings.class_weights == "none" and lost > LOST:
         told = f"small classes are missed, accuracy {lost:.2f} above balanced"
@@ -57,7 +59,7 @@ def _rules(
     if few := [name for name, count in counts.items() if count < min(FEW, median(counts.values()))]:
         yield f"fewer than {FEW} images to train on of {brief(few)}: add some", ()
     elif counts and "map" not in measured and train - val > GAP and not summary.get("curve"):
-        yield f"{gap}: would more images help?", ()
+        yield f"{gap}; to see whether more images would help", ()
 
 
 def _command(overrides: Sequence[str] | None, added: Sequence[str]) -> str:

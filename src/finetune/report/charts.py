@@ -35,7 +35,8 @@ def curve_chart(
         parts.append(_line("grid", (left, y(tick)), (width - right, y(tick))))
         parts.append(_text(f"{tick:g}", left - 6, y(tick) + 4, "end"))
     for tick in epoch_ticks(int(first), int(last)):
-        parts.append(_text(str(tick), x(tick), height - below + 16, "middle"))
+        middle = min(x(tick), width - 3.5 * len(f"{tick:,}"))  # the last one is not clipped
+        parts.append(_text(f"{tick:,}", middle, height - below + 16, "middle"))
     if best is not None:
         parts.append(_line("mark", (x(best), above), (x(best), height - below)))
     for name, points in series.items():
