@@ -101,6 +101,7 @@ def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) ->
     assert json.loads((tmp_path / latest / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_in_a_sweep_a_wrong_request_is_a_failed_job_and_the_others_go_on(
     train: Train, tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_solved_heads_take_the_median_of_the_strengths(finished_run: Callable[..
     assert summary_of(folded)["solution"]["weight_decay"] == sorted(alone)[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(
     few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folded: Path
 ) -> None:

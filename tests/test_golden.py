@@ -188,6 +188,7 @@ def test_a_leaderboard_is_written_anew(name: str, golden: Golden, command: Comma
     assert (sweep / "leaderboard.md").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_search_goes_on(golden: Golden, command: Command) -> None:
     pytest.importorskip("optuna")
     search = golden("search")

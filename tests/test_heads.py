@@ -104,6 +104,7 @@ def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
     assert float(curve[-1]["loss/val"]) == pytest.approx(summary["val"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_folds_hold_out_the_images_that_they_name(at_pictures: Path) -> None:
     """Identical images are in the same fold, whatever the order of the batch."""
     settings = compose([*QUICK, *SOLVED])
@@ -189,6 +190,7 @@ def test_what_has_no_effect_is_told(at_pictures: Path, command: Command) -> None
     assert "batchnorm=auto keeps the pretrained: only a linear head" in kept.out
 
 
+@pytest.mark.slow
 def test_a_solve_that_ends_early_is_told(
     at_pictures: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_reader_that_has_enough_ends_no_command_and_is_no_fault() -> None:
     assert (one.returncode, one.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_names_of_files_are_utf_8_whatever_the_locale() -> None:
     code = r"import os; from finetune.cli import at_once; at_once(lambda: print(os.fsencode('\xe4'), '\xe4'))"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

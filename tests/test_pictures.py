@@ -152,6 +152,7 @@ def test_a_split_of_the_datas_own_is_told(
     assert ("as the data split them" in ended.out) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["memory", pytest.param("none", marks=pytest.mark.slow)])
 def test_several_labels_a_picture(train: Train, several: Path, cache: str) -> None:
     table = ("data=csv", "data.root=labels.csv", "loss=bce", "optimizer.lr=0.1", "epochs=8")

@@ -153,6 +153,7 @@ def test_the_same_request_gives_the_same_numbers(train: Train) -> None:
     assert all(torch.equal(value, kept[1][0][name]) for name, value in kept[0][0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_precisions_on_a_cpu(train: Train, precision: str) -> None:
     options = ("trainer=cpu", "freeze=none", "max_steps=2", "epochs=1", f"precision={precision}")

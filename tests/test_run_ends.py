@@ -21,6 +21,7 @@ def pictures(few_pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").symlink_to(few_pictures)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(train: Train) -> None:
     ended = train(*QUICK, "freeze=all", "loss=sum_squares", "optimizer.lr=1e10", "precision=32", "epochs=4")
     assert ended.code == 1

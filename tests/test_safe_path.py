@@ -48,6 +48,7 @@ def begins_python(folder: str) -> None:
     at_once(lambda: subprocess.run([sys.executable, "-c", "import random"], check=True))
 
 
+@pytest.mark.slow
 def test_a_worker_runs_nothing_of_the_working_folder(
     marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_each_kind_of_fault_is_found_and_the_rest_can_be_read_again(
     assert {file: file.read_bytes() for file in faulty.rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_is_audited_with_its_own_model(
     command: Callable[..., Ended],
     finished_run: Callable[..., Path],

@@ -57,6 +57,7 @@ def test_the_runs_own_test_split_gives_what_the_summary_says(evaluate: Any, run:
     assert raw["accuracy"] == found["accuracy"]
 
 
+@pytest.mark.slow
 def test_where_the_backbone_trains_images_are_cut_as_in_training(command: Command) -> None:
     """Training crops at random from larger squares; what it measures on is what every command sees."""
     random = np.random.default_rng(0)
@@ -173,6 +174,7 @@ def test_what_nothing_could_learn_from_can_be_measured(evaluate: Any, few_pictur
     assert found["classes_without_pictures"] == ["blue", "green"]
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Path) -> None:
     shutil.copytree(few_pictures, "new")
     (Path("new") / "red" / "broken.png").write_bytes(b"no picture")
@@ -187,6 +189,7 @@ def test_broken_pictures_are_left_out_or_refused(evaluate: Any, few_pictures: Pa
     assert "1 of 61 images cannot be read and are left out: new/red/broken.png" in ended.out
 
 
+@pytest.mark.slow
 def test_images_that_were_trained_on_are_told_apart_among_others(
     evaluate: Any, run: finetune.Run, few_pictures: Path
 ) -> None:
@@ -253,6 +256,7 @@ def test_what_hydra_refuses_is_told_in_one_line(command: Command, run: finetune.
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_several_labels_a_picture(command: Command, few_pictures: Path) -> None:
     Path("pictures").symlink_to(few_pictures)
     names = [f"{color}/{number}.png" for color in ("red", "green", "blue") for number in range(20)]

@@ -154,6 +154,7 @@ def load(root) -> Dataset:
     return sources.load_dataset("folder", str(root), 0.15, 0.15)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_computed_anew_and_an_added_one_alone(tmp_path):
     root = folder(tmp_path)
     assert prepared(tmp_path, ["all"], load(root))[1].features["computed"] == 12

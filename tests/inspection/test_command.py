@@ -115,6 +115,7 @@ class Branching(nn.Module):
         return self.head(pooled)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_split(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assemble, "build_model", lambda *_, **_options: Branching())
     ended = command("inspect", *SMALL, "--graph", "graph.svg")

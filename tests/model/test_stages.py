@@ -135,6 +135,7 @@ FEW = (
 STEPS = "expected last, as this model, like transformers, has no stages of maps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wanted", "line"),
     [

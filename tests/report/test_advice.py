@@ -83,6 +83,7 @@ def test_nothing_is_suggested_where_nothing_was_validated(finished_run: Finished
     assert advice_of(finished_run("epochs=1", "data.val_fraction=0", "data.test_fraction=0")) == []
 
 
+@pytest.mark.slow
 def test_a_backbone_that_learns_by_heart_is_to_be_frozen_and_more_images_are_asked_for(
     train: Callable[..., Ended], tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_what_the_configs_were_is_kept_with_the_plan(
     assert ["configs of its own" in str(one.wrong) for one in unfinished("before")] == [True, True]
 
 
+@pytest.mark.slow
 def test_folders_have_the_names_that_the_plan_has(command: Command, knobs: list[str]) -> None:
     name = "hydra.sweep.subdir=${hydra.job.override_dirname}/${now:%f}"
     few = [one for one in knobs if not one.startswith("data.root")]
