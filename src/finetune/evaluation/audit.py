@@ -124,7 +124,10 @@ def _show(
 ) -> None:
     """Tell the first of each kind, and write audit.csv and audit.html, which needs nothing beside itself."""
     names, console = [name_of(image, i) for i, image in enumerate(data.images)], Screen()
-    short = [name.removeprefix(f"{data.name}/") for name in names]
+    parts = [name.split("/") for name in names]  # without the folders that all have in common
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(min(parts)[:-1], max(parts)[:-1], strict=False))
+    above = len(list(same))
+    short = ["/".join(one[above:]) for one in parts]
     by_kind = {kind: [one for one in found if one.kind == kind] for kind in KINDS}
     for kind, some in by_kind.items():
         told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]
