@@ -187,9 +187,9 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
-        for fact, typed in advise(folder, summary, read_settings(folder)):
-            say(console, "next", f"{fact}: {typed}")
     say(console, "watch", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
+    for fact, typed in advise(folder, summary, read_settings(folder)) if report.exists() else ():
+        say(console, "next", f"{fact}: {typed}")
 
 
 def fold_scores(folds: dict[str, Any]) -> str:
