@@ -269,6 +269,7 @@ def test_what_has_changed_is_named_and_refused(command: Command, tmp_path: Path)
     assert "last.ckpt: is missing or damaged" in refused()
 
 
+@pytest.mark.slow
 def test_what_is_frozen_is_checked_and_written_again_where_it_is_gone(
     command: Command, ended_run: Path
 ) -> None:

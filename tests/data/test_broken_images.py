@@ -95,6 +95,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert bad(tmp_path / "folder.png").reason == "is a directory"
 
 
+@pytest.mark.slow
 def test_a_truncated_file_is_broken_or_shows_all_that_matters(tmp_path: Path) -> None:
     for path in whole_files(tmp_path):
         content = path.read_bytes()

@@ -127,6 +127,7 @@ def test_of_the_runs_own_data_it_is_the_test_split_though_they_have_changed_or_i
     assert "images measured here may have been trained on" in command("evaluate", str(run.folder)).out
 
 
+@pytest.mark.slow
 def test_other_data_are_matched_by_name(evaluate: Any, few_pictures: Path) -> None:
     """Classes before, between and after those of the run, one of the run's missing, one file broken."""
     for name in ("blue", "red"):

@@ -93,6 +93,7 @@ def test_the_class_that_gains_is_named_where_that_is_sure() -> None:
     assert measure_curve(right, labels, ("a", "b"))["sentence"].endswith("; class b would gain most")
 
 
+@pytest.mark.slow
 def test_the_command_answers_and_the_report_shows_it(
     finished_run: Callable[..., Path], tmp_path: Path, command: Command
 ) -> None:

@@ -156,6 +156,7 @@ def test_pictures_that_are_gone_are_said_to_be(run: Path, monkeypatch: pytest.Mo
     assert "no longer there" in told.text
 
 
+@pytest.mark.slow
 def test_several_labels_a_picture_have_figures_of_their_own(command: Command, few_pictures: Path) -> None:
     rows = [(path, path.parent.name) for path in few_pictures.rglob("*.png")]
     with Path("table.csv").open("w", newline="") as file:

@@ -22,6 +22,7 @@ from support.slow import slow
 Train = Callable[..., Ended]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -169,6 +169,7 @@ def test_a_request_that_is_refused_leaves_no_plan(command: Command, knobs: list[
         assert not list(Path("cut").glob("*/settings.json"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_wrong_is_not_the_whole_sweep(command: Command, knobs: list[str]) -> None:
     batches = "hydra.sweeper.max_batch_size=1"
     ended = command("train", "-m", *knobs, "optimizer.lr=0,0.1", batches, "hydra.sweep.dir=cut")
