@@ -42,6 +42,10 @@ def faulty(tmp_path: Path) -> Path:
     shutil.copy(cats / "1.png", dogs / "conflict.png")
     shutil.copy(cats / "2.png", folder / "test" / "cat" / "leak.png")
     scene(3).resize((57, 57)).save(cats / "near.jpg", quality=80)
+    half = np.asarray(scene(300))[:, :32]  # of what is symmetric half of the frequencies are noise
+    symmetric = Image.fromarray(np.concatenate([half, half[:, ::-1]], 1))
+    symmetric.save(dogs / "symmetric.png")
+    symmetric.resize((57, 57)).save(dogs / "symmetric.jpg", quality=80)
     scene(4).save(dogs / "across.jpg", quality=80)
     scene(5).save(folder / "val" / "cat" / "nearleak.jpg", quality=80)
     Image.new("RGB", (64, 64), (90, 200, 30)).save(cats / "blank.png")
@@ -75,6 +79,7 @@ def test_each_kind_of_fault_is_found_and_the_rest_can_be_read_again(
         ("leaks", "2.png", "leak.png"),
         ("leaks", "5.png", "nearleak.jpg"),
         ("near", "near.jpg", "3.png"),
+        ("near", "symmetric.png", "symmetric.jpg"),
         ("across", "across.jpg", "4.png"),
         ("blank", "blank.png", ""),
         ("dark", "dark.png", ""),
@@ -86,7 +91,7 @@ def test_each_kind_of_fault_is_found_and_the_rest_can_be_read_again(
     assert page.count("data:image/jpeg;base64,") >= 18
     assert "://" not in page
     rest = find_data(compose(["data=csv", "data.root=clean.csv"]))
-    gone = {"exact.png", "2.png", "5.png", "near.jpg", "broken.png"}
+    gone = {"exact.png", "2.png", "5.png", "near.jpg", "symmetric.png", "broken.png"}
     assert {file.name for file in before} - {Path(str(image)).name for image in rest.images} == gone
     assert rest.own_split
     assert {file: file.read_bytes() for file in faulty.rglob("*.*")} == before

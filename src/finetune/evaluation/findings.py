@@ -25,10 +25,10 @@ from finetune.training.losses import create_loss
 from finetune.training.metrics import probabilities
 from finetune.training.solve import Problem, follow_path
 
-ALIKE, BITS = 0.9, 6  # copies: the least cosine of their features, and the most bits of 64 that differ
+ALIKE, HASHES = 0.9, 0.97  # copies: the least cosine of their features, and of their hashes
 UNLIKE = 2  # deviations above the median, for an image that is as far from its nearest five
 CUT, LIGHT, SHARPNESS = 1 / 3, 64, 0.25  # see look_at; the last a share of the median
-BLANK, FAINT = 3, 16  # contrast that shows nothing, and that says too little of copies
+BLANK, FAINT = 3, 8  # contrast that shows nothing, and that says too little of copies
 
 Look = tuple[np.ndarray, np.ndarray]
 
@@ -44,15 +44,16 @@ class Finding(NamedTuple):
 
 
 def look_at(data: Dataset, how: Preprocessing, index: int) -> Look:
-    """A hash of 64 bits that copies of an image share. The share of it outside its central square, the
-    deviation and the 99th percentile of its grey, of 255, and how sharp the steepest edges are."""
+    """A hash (255,) of length 1 that copies of an image share: its low frequencies. The share of it outside
+    its central square, the deviation and the 99th percentile of its grey, of 255, how sharp its edges are."""
     with opened(data.images[index], how, data.digests[index]) as image:
         cut, shades = 1 - min(image.size) / max(image.size), image.convert("L")
-    waves = dctn(np.asarray(shades.resize((32, 32), Image.Resampling.BOX), np.float32))[:8, :8].ravel()
+    waves = dctn(np.asarray(shades.resize((32, 32), Image.Resampling.BOX), np.float32))[:16, :16].ravel()[1:]
     shades.thumbnail((256, 256))  # about what a model sees
     grey = np.asarray(shades, np.float32)
     sharpness = np.percentile(abs(laplace(grey)), 99.9) / max(1, np.ptp(grey))
-    return waves > np.median(waves), np.array([cut, grey.std(), np.percentile(grey, 99), sharpness])
+    measures = np.array([cut, grey.std(), np.percentile(grey, 99), sharpness])
+    return waves / max(np.linalg.norm(waves), 1e-6), measures
 
 
 def faults(measures: np.ndarray) -> Iterator[Finding]:
@@ -87,8 +88,8 @@ def compare_images(
     distances, nearest = search.fit(features[single]).kneighbors()
     ends = np.stack([np.repeat(np.arange(len(single)), nearest.shape[1]), nearest.ravel()], 1)
     ends = single[np.unique(np.sort(ends), axis=0)]
-    ends = ends[(hashes[ends[:, 0]] != hashes[ends[:, 1]]).sum(1) <= BITS]
     ends = ends[(measures[ends, 1] >= FAINT).all(1)]
+    ends = ends[(hashes[ends[:, 0]] * hashes[ends[:, 1]]).sum(1) >= HASHES]
     cosines = cosine_similarity(features[ends[:, 0]], features[ends[:, 1]]).tolist()
     near = [(a, b, how) for (a, b), how in zip(ends.tolist(), cosines, strict=True) if how >= ALIKE]
     pairs, digests = near + [pair for pair in same if pair[0] != pair[1]], list(data.digests)
