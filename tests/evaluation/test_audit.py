@@ -97,6 +97,15 @@ def test_each_kind_of_fault_is_found_and_the_rest_can_be_read_again(
     assert {file: file.read_bytes() for file in faulty.rglob("*.*")} == before
 
 
+def test_sides_that_the_toolkit_would_draw_leak_nothing(command: Callable[..., Ended], faulty: Path) -> None:
+    wanted = ("data=folder", f"data.root={faulty / 'train'}", SMALL, "weights=random", "data.image_size=64")
+    ended = command("audit", *wanted)
+    assert ended.code == 0, ended.err
+    found = findings(Path("audit"))
+    assert ("near", "near.jpg", "3.png") in found
+    assert not [one for one in found if one[0] == "leaks"]
+
+
 @pytest.mark.slow
 def test_a_run_is_audited_with_its_own_model(
     command: Callable[..., Ended],

@@ -86,7 +86,7 @@ def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str)
     console = Screen()
     say(console, "model", f"{model.name}, weights: {model.weights.used}")
     # The sides that a run drew matter to it; those of data by themselves, where they brought them.
-    known = sides if runs or data.own_split else dict.fromkeys(sides, "")
+    known = sides if runs or data.own_split else dict.fromkeys(sides, "train")
     found = _find(model, settings, data, sides=known, console=console)
     say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
     _show(out, data, sides, found=found, how=model.preprocessing)
