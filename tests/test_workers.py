@@ -91,6 +91,10 @@ def test_two_processes_train_what_one_does(train: Train) -> None:
     for two, one in zip(curve("two"), curve("one"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     two, one = summary_of(Path("two")), summary_of(Path("one"))
+    intervals = two["test"].pop("intervals")
+    assert intervals == {
+        name: pytest.approx(ends, rel=1e-4) for name, ends in one["test"].pop("intervals").items()
+    }
     assert two["test"] == pytest.approx(one["test"], rel=1e-4)
     assert two["status"] == "finished"
     for name in ("report.html", "checkpoints/last.ckpt", "checkpoints/frozen.safetensors"):

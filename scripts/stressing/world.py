@@ -145,7 +145,9 @@ def came_to(run: Path, exactly: bool = True) -> dict[str, Any]:
     found["data"] = summary["data"]["fingerprint"]
     digits = 17 if exactly else 4
     for side in ("val", "test"):
-        found[side] = {key: round(value, digits) for key, value in (summary.get(side) or {}).items()}
+        measured = summary.get(side) or {}
+        measured.pop("intervals", None)
+        found[side] = {key: round(value, digits) for key, value in measured.items()}
     if exactly:
         found["model"] = tensors_of(open_run(str(run)).network.state_dict())
         last = AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt")

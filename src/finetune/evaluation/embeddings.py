@@ -79,7 +79,8 @@ def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Te
     found: list[Tensor] = []
     network = HeadInputs(inputs.network, head).to(device)
     try:
-        with keep_modes(inputs.network):
+        # What was compiled before the hook was there would not call it.
+        with keep_modes(inputs.network), torch.compiler.set_stance("force_eager"):
             network.eval()
             for chosen in rows.split(BATCH):
                 batch = tree_map(lambda one: one.to(device), inputs.inputs.plain(chosen))
