@@ -183,7 +183,7 @@ def test_the_projector_has_what_the_head_reads(written: Written) -> None:
     assert [row["split"] for row in table] == ["train"] * data["train"] + ["val"] * data["val"]
     assert all(Path(row["file"]).parent.name == row["class"] for row in table)
     features = load_file(written.folder / "reference.safetensors")["features"]
-    assert points.shape == (len(table), min(50, len(table), features.shape[1]))
+    assert points.shape == (len(table), min(32, len(table), features.shape[1]))
     assert points.std(0)[0] > points.std(0)[-1] > 0
 
 

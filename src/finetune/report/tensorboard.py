@@ -15,10 +15,10 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.decomposition import PCA
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
@@ -85,6 +85,11 @@ class Board:
         # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
         # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
         _, session, _ = hparams(flat(settings), {})
+        if name := name_in_sweep(self.folder):  # a row's, of its own: sweeps may have jobs alike
+            metadata = session.value[0].metadata.plugin_data
+            held = HParamsPluginData.FromString(metadata.content)
+            held.session_start_info.group_name = f"{name} {self.folder.parent.name}/{self.folder.name}"
+            metadata.content = held.SerializeToString()
         self.writer._get_file_writer().add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
         table = "| parameter | shape | values | requires_grad |\n|---|---|---:|---|"
@@ -113,14 +118,16 @@ class Board:
         close_log(self.writer, STATUS_SUCCESS)
 
     def project(self, values: Tensor, rows: np.ndarray, dataset: Dataset) -> None:
-        """What the head reads (N, D) of these images for PROJECTOR, as its first 50 principal components."""
+        """What the head reads (N, D) of these images for PROJECTOR, as its first 32 principal components."""
         table, sides = [], dict.fromkeys(dataset.split["val"].tolist(), "val")
         for row in rows.tolist():
             label = str(dataset.label_of(row)) if dataset.to_train() else ""
             cells = (label, sides.get(row, "train"), name_of(dataset.images[row], row))
             table.append([shown(cell) or "-" for cell in cells])
-        components = PCA(min(50, *values.shape), svd_solver="randomized", random_state=0)
-        points = components.fit_transform(values.numpy()).round(4)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            directions, lengths, _ = torch.pca_lowrank(values, min(32, *values.shape))
+        points = (directions * lengths).double().round(decimals=4)
         header = ["class", "split", "file"]
         self.writer.add_embedding(points, table, tag="features", metadata_header=header)
 
