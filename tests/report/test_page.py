@@ -338,3 +338,14 @@ def test_light_and_dark_are_each_others_opposite(run: Path, tmp_path: Path) -> N
         paper.append(np.asarray(Image.open(shot).convert("L"))[2, 2])
     assert paper[0] < 60
     assert paper[1] > 200
+
+
+def test_of_many_classes_the_matrix_is_of_those_most_often_confused() -> None:
+    matrix = np.diag(np.full(1000, 9))
+    matrix[7, 900] = 5
+    drawn = page._matrix(matrix, [f"class {one}" for one in range(1000)])
+    assert drawn.count('class="wrong"') == 1
+    assert "5 of class 7 answered as class 900" in drawn
+    assert 'fill-opacity="0.434"' in drawn  # 5 of the 14 of that class
+    assert drawn.count('class="right"') == page.CONFUSED
+    assert page._matrix(matrix[:2, :2], ["cat", "dog"]).count('class="right"') == 2
