@@ -76,7 +76,7 @@ def whole(many_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def points(folder: Path) -> list[tuple[str, int]]:
     """Tag and step of every point in a run's TensorBoard log, as the files have them."""
-    paths = sorted((folder / "tensorboard").iterdir())
+    paths = sorted((folder / "tensorboard").glob("events.*"))
     events = [event for path in paths for event in EventFileLoader(str(path)).Load()]
     return sorted((value.tag, event.step) for event in events for value in event.summary.value)
 

@@ -20,8 +20,10 @@ from finetune.errors import RequestError, RunError, tell
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.options import IMAGES, RAW, RUN, PredictOptions
 from finetune.launch import import_torch
+from finetune.runs.folder import is_sweep
 from finetune.runs.sweeps import find_sweep
 from finetune.say import Screen
+from finetune.sweep.leaderboard import compare
 
 app = Typer(
     no_args_is_help=True,
@@ -189,7 +191,11 @@ def export(
 
 @command()
 def report(run: str = RUN) -> None:
-    """Write a run's report.html, for a sweep's job too: finetune report latest."""
+    """Write report.html of a run, a sweep's job or a sweep: finetune report latest."""
+    if is_sweep(Path(run)):
+        from finetune.sweep.page import write_page
+
+        return Screen().print(str(write_page(compare(Path(run)))))
     import_torch()
     from finetune.evaluation.command import report_run
 

@@ -40,7 +40,7 @@ def train_folds(
     initial, each, strengths = initial_state(prepared), list[Fitted](), list[float]()
     for fold in range(prepared.settings.data.folds or 0):
         one = _prepare_fold(prepared, initial, fold)
-        log = start_log(one, board, figures=False)
+        log = start_log(one, board)
         each.append(train(one, log, QUIET))
         log.writer.close()
         if isinstance(one.classifier, SolvedClassifier):

@@ -11,7 +11,7 @@ from finetune.atomic import linked, write_sealed
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
-from finetune.features.load import ModelInputs
+from finetune.features.load import ModelInputs, sample_of
 from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
@@ -63,7 +63,7 @@ def keep_scale(dataset: Dataset, resume_state: ResumeState | None) -> Dataset:
     )
 
 
-def start_log(prepared: Prepared, like: Board | None = None, figures: bool = True) -> Board:
+def start_log(prepared: Prepared, like: Board | None = None) -> Board:
     """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
 
     like: of a run with the same frozen part and images; the frozen part then is stored once for both.
@@ -82,8 +82,9 @@ def start_log(prepared: Prepared, like: Board | None = None, figures: bool = Tru
         if not restore_log(folder, state.steps, state.curves):
             text = "damaged; the points of metrics.csv are written again, others that were lost are not"
             say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
-    board = Board(folder, figures)
-    board.start(prepared.settings.model_dump(), prepared.model, prepared.inputs.sample, like)
+    board, data, sample = Board(folder), prepared.dataset, prepared.inputs.sample if like is None else None
+    captions = [str(data.label_of(row)) if data.to_train() else "" for row in sample_of(data)]
+    board.start(prepared.settings.model_dump(), prepared.model, sample, captions)
     return board
 
 

@@ -218,11 +218,12 @@ def finish(
     timing = {"preparing": total - training, "training": training, "total": total}
     summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
     test_labels = prepared.batches.examples.labels[dataset.answered("test")]
-    board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     same = None if prepared.model.backbone_trains() else like
     if not (same and linked(same / folders.REFERENCE, folder / folders.REFERENCE)):
         with devices.threads(1 if build.is_light(prepared.settings, prepared.inputs) else None):
-            write_reference(folder, prepared.inputs, as_opened(prepared).head, prepared.options.device)
+            head, device = as_opened(prepared).head, prepared.options.device
+            board.project(*write_reference(folder, prepared.inputs, head, device), dataset)
+    board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     answers = {"val": fitted.val_logits, "test": fitted.test_logits}
     with devices.threads(1):  # for so little work they would only wait for each other
         softmax, temperature = LOSSES[prepared.settings.loss].softmax, temperature_of(summary)

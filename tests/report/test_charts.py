@@ -54,11 +54,13 @@ def test_every_bin_with_answers_is_a_dot() -> None:
         "1 answers of confidence 95%: 100% right",
     ]
     assert float(dots[0].get("r", "")) > float(dots[1].get("r", ""))
+    assert all("few" in one.get("class", "").split() for one in dots)  # they say little
 
 
 def test_a_confusion_matrix_holds_its_counts_and_names() -> None:
     matrix = np.array([[3, 1, 0], [0, 0, 2]])
-    drawn = parsed(charts.confusion_chart(matrix, ['<b> & "', "a name that is far too long for a diagram"]))
+    names = ['<b> & "', "a name that is far too long for a diagram"]
+    drawn = parsed(charts.confusion_chart(matrix, names, matrix.sum(1)))
     assert [one.text for one in of_class(drawn, "text", "count")] == ["3", "1", "2"]
     assert len(of_class(drawn, "rect", "right")) == 1
     assert len(of_class(drawn, "rect", "wrong")) == 2

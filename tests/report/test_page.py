@@ -1,8 +1,10 @@
-"""report.html: everything of a run on one page that loads nothing, runs nothing and fits a phone."""
+"""report.html: everything of a run on one page that loads nothing, runs what sorts alone and fits a phone."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import html
 import json
 import re
@@ -37,6 +39,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.links: list[str] = []
         self.words: list[str] = []
         self.source = (folder / "report.html").read_text(encoding="utf-8")
         self.feed(self.source)
@@ -44,10 +47,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [value or "" for name, value in attributes if name in ("src", "href", "srcset")]
+        self.loads += [value or "" for name, value in attributes if name in ("src", "srcset")]
+        self.links += [value or "" for name, value in attributes if name == "href"]
 
     def handle_data(self, data: str) -> None:
-        if self.tags[-1:] != ["style"]:
+        if self.tags[-1:] not in (["style"], ["script"]):
             self.words.append(data)
 
 
@@ -88,7 +92,27 @@ def test_a_run_writes_a_report_with_its_result(guessing: Path) -> None:
     assert {"blue", "green", "red"} <= set(told.words)
     assert told.source.count("<svg") == 4  # loss, accuracy, confusion, calibration
     wrong = [one for one in predictions.read_predictions(guessing) if one.split == "test" and not one.right]
-    assert told.tags.count("img") == 2 * len(wrong) > 0  # each with its map
+    right = {one.label for one in predictions.read_predictions(guessing) if one.split == "test" and one.right}
+    assert (
+        told.tags.count("img") == 2 * len(wrong) + len(right) > len(right)
+    )  # each with its map, and examples
+    for one in wrong:
+        assert f"{one.predicted} {100 * one.probability:.0f} % → {one.label}" in told.text
+    assert sorted(told.links) == sorted((guessing.parent / one.picture).as_uri() for one in wrong)
+    assert "finetune audit run" in told.text
+    order = [
+        "What to try",
+        "Confusion",
+        "Per class",
+        "Most confident",
+        "mislabelled",
+        "Calibration",
+        "Settings",
+    ]
+    assert [told.text.index(one) for one in order] == sorted(told.text.index(one) for one in order)
+    assert "class train test recall precision F1" in told.text
+    for name, count in summary["data"]["to_train"].items():
+        assert f" {name} {count} " in told.text
     assert f"after, error {summary['calibration']['ece_after'] * 100:.1f} %" in told.text
     assert f"before scaling, error {summary['calibration']['ece_before'] * 100:.1f} %" in told.text
 
@@ -107,7 +131,10 @@ def test_predictions_are_those_of_the_run(guessing: Path) -> None:
 def test_nothing_is_loaded_and_no_name_becomes_markup(run: Path) -> None:
     renamed(run, HOSTILE)
     told = again(run)
-    assert "script" not in told.tags
+    assert told.tags.count("script") == 1  # which the page's policy knows by its hash
+    script = told.source[told.source.index("<script>") + 8 : told.source.index("</script>")]
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{known}'" in told.source
     assert told.tags.count("img") > 0
     assert all(source.startswith("data:image/jpeg;base64,") for source in told.loads)
     assert not re.search(r"url\(|@import|https?:", told.source)
@@ -137,7 +164,7 @@ def test_a_sweeps_jobs_make_theirs_on_demand(command: Command, few_pictures: Pat
     Path("pictures").symlink_to(few_pictures)
     ended = command("train", "-m", *QUICK, "epochs=1", "seed=0,1", "hydra.sweep.dir=both")
     assert ended.code == 0, ended.err
-    assert not list(Path("both").rglob("report.html"))
+    assert [*Path("both").rglob("report.html")] == [Path("both/report.html")]  # of the sweep
     assert len(list(Path("both").rglob("predictions.csv"))) == 2
     assert command("report", "both/1").out == "both/1/report.html\n"
 
@@ -170,7 +197,7 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
     found = summary_of(newest())["test"]["map"]
     assert f"mean average precision of {found * 100:.1f} % on" in told.text
     assert "<b>noise" in told.words
-    assert "Label by label" in told.text
+    assert "Per label" in told.text
 
 
 @pytest.mark.parametrize(
@@ -179,7 +206,7 @@ def test_several_labels_a_picture_have_figures_of_their_own(command: Command, fe
         (("data.test_fraction=0",), "validation images correctly"),
         slow(("data.val_fraction=0",), "No temperature was fitted."),
         slow(("loss=bce",), "as it answers, error"),
-        slow(("head=40", "optimizer.lr=1e-9"), "taken for output"),
+        slow(("head=40", "optimizer.lr=1e-9"), "predicted as output"),
         (("freeze=none",), "No part of the model was kept"),
     ],
 )
@@ -256,11 +283,16 @@ def test_a_browser_shows_it_without_errors_and_a_phone_without_scrolling(run: Pa
     inside = html.escape(again(run).source)
     # The frame is as wide as a small phone; this page around it, which may run scripts, measures it.
     probe = """
+        const sorted = (page) => {
+            page.querySelectorAll(".sortable th")[2].click();
+            return [...page.querySelectorAll(".sortable tbody tr")].map((row) => +row.cells[2].innerText);
+        };
         frame.onload = () => {
             const page = frame.contentDocument, root = page.documentElement;
             const images = [...page.images];
             out.textContent = JSON.stringify({
                 width: root.scrollWidth, scripts: page.scripts.length, title: page.title,
+                sorted: sorted(page), again: sorted(page),
                 images: images.length, shown: images.filter(one => one.naturalWidth).length,
             });
         }"""
@@ -274,7 +306,10 @@ def test_a_browser_shows_it_without_errors_and_a_phone_without_scrolling(run: Pa
     seen: dict[str, Any] = json.loads(html.unescape(match[1]))
     assert seen["width"] <= 360
     assert seen["images"] == seen["shown"] > 0
-    assert seen["scripts"] == 0
+    assert seen["scripts"] == 1
+    assert seen["sorted"] == sorted(seen["sorted"], reverse=True)
+    assert seen["again"] == sorted(seen["sorted"])
+    assert len({*seen["sorted"]}) > 1
     assert seen["title"] == "timm/test_resnet on pictures · finetune"
     assert "CONSOLE" not in ended.err
 
@@ -303,3 +338,14 @@ def test_light_and_dark_are_each_others_opposite(run: Path, tmp_path: Path) -> N
         paper.append(np.asarray(Image.open(shot).convert("L"))[2, 2])
     assert paper[0] < 60
     assert paper[1] > 200
+
+
+def test_of_many_classes_the_matrix_is_of_those_most_often_confused() -> None:
+    matrix = np.diag(np.full(1000, 9))
+    matrix[7, 900] = 5
+    drawn = page._matrix(matrix, [f"class {one}" for one in range(1000)])
+    assert drawn.count('class="wrong"') == 1
+    assert "5 of class 7 answered as class 900" in drawn
+    assert 'fill-opacity="0.434"' in drawn  # 5 of the 14 of that class
+    assert drawn.count('class="right"') == page.CONFUSED
+    assert page._matrix(matrix[:2, :2], ["cat", "dog"]).count('class="right"') == 2

@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google.protobuf import text_format
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.hparams import plugin_data_pb2
-from torch.utils.tensorboard import writer
-from torch.utils.tensorboard._utils import figure_to_image
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.projector import projector_config_pb2
 
 from finetune.atomic import read_json
 from finetune.config.compose import compose
-from finetune.errors import RequestError
-from finetune.report.tensorboard import Board, confusion_figure, flat, image_grid, restore_log
+from finetune.errors import RequestError, RunError
+from finetune.report.tensorboard import Board, confusion_image, flat, image_grid, restore_log
 from finetune.run import run
 from finetune.training.metrics import confusion_matrix
+from support.small import Training
 
 OVERRIDES = [
     "data=folder",
@@ -65,7 +67,6 @@ def written(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Wri
     where = tmp_path_factory.mktemp("board")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
-        patch.setattr(writer, "figure_to_image", figure_to_image)  # conftest's draws nothing
         settings = compose([*OVERRIDES, f"data.root={few_pictures}"])
         summary = run(settings, where / "run", Console(file=io.StringIO()))
     return Written(where / "run", summary)
@@ -75,7 +76,13 @@ def test_curves_have_one_point_an_epoch_equal_to_the_table(written: Written) -> 
     with (written.folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "5"]
-    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith("hp/")}
+    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith(("hp/", "Final/"))}
+    steps = [(event.step, event.value) for event in written.events.Scalars("loss/step")]
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
+    weighs = [16, 16, written.summary["data"]["train"] - 32]  # images of a batch
+    mean = np.average([loss for _, loss in steps[:3]], weights=weighs)
+    assert mean == pytest.approx(float(rows[0]["loss/train"]), rel=1e-5)
+    curves -= {"loss/step"}
     assert curves == {*rows[0]} - {"step"}
     assert curves == {
         *(
@@ -110,7 +117,7 @@ def test_train_and_val_share_a_chart(written: Written) -> None:
 
 
 def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -> None:
-    (events,) = (written.folder / "tensorboard").iterdir()  # a second file or folder would be a second run
+    (events,) = (written.folder / "tensorboard").rglob("events.*")  # a second folder would be a second run
     assert events.is_file()
     content = written.events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
@@ -120,24 +127,64 @@ def test_one_session_with_the_settings_and_the_final_metrics(written: Written) -
     assert shown["max_steps"] == 5
     assert shown["patience"] == "null"
     assert shown["optimizer.nesterov"] == "false"
-    final = {tag: written.events.Scalars(tag) for tag in written.events.Tags()["scalars"] if tag[:3] == "hp/"}
+    tags = written.events.Tags()["scalars"]
+    final = {tag: written.events.Scalars(tag) for tag in tags if tag.startswith(("hp/", "Final/"))}
+    assert sorted(tags)[:2] == ["Final/test_accuracy", "Final/val_accuracy"]  # what HPARAMS shows first
     assert {tag: [event.value for event in events] for tag, events in final.items()} == {
-        f"hp/{side}_{name}": [pytest.approx(written.summary[side][name], rel=1e-6)]
+        f"{'Final' if name == 'accuracy' else 'hp'}/{side}_{name}": [
+            pytest.approx(written.summary[side][name], rel=1e-6)
+        ]
         for side in ("val", "test")
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss", "log_loss")
     }
     # An experiment tag would keep TensorBoard from showing first what differs between runs.
     assert [tag for tag in written.events.Tags()["tensors"] if "hparams" in tag] == []
-    assert set(written.events._plugin_to_tag_to_content["hparams"]) == {"_hparams_/session_start_info"}
+    assert status(written.events) == api_pb2.STATUS_SUCCESS
 
 
-def test_pictures(written: Written) -> None:
-    assert set(written.events.Tags()["images"]) == {"pictures/train", "confusion/test"}
-    grid = written.image("pictures/train").convert("L")
-    assert grid.size == (8 * 34 + 2, 4 * 34 + 2)
-    darkest, brightest = grid.crop((2, 2, 34, 34)).getextrema()
+def status(events: EventAccumulator) -> int:
+    """What HPARAMS shows of how a run ended."""
+    held = events._plugin_to_tag_to_content["hparams"]
+    assert set(held) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    content = held["_hparams_/session_end_info"]
+    return plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info.status
+
+
+def test_a_run_that_failed_is_a_failure(tmp_path: Path) -> None:
+    training = Training(tmp_path, lr=1e30)
+    with pytest.raises(RunError, match="expected a finite number"):
+        training.fit()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    content = events._plugin_to_tag_to_content["hparams"]["_hparams_/session_end_info"]
+    ended = plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info
+    assert ended.status == api_pb2.STATUS_FAILURE
+
+
+def test_images_with_their_classes(written: Written) -> None:
+    assert set(written.events.Tags()["images"]) == {"images/train", "confusion/test"}
+    grid = written.image("images/train").convert("L")
+    assert grid.size == (8 * 132, 4 * 150)
+    darkest, brightest = grid.crop((0, 0, 128, 128)).getextrema()
     assert 0 < darkest < 60 < 110 < brightest < 255  # as in the files: the normalisation is undone
-    assert min(written.image("confusion/test").size) >= 300
+    assert grid.crop((0, 128, 132, 150)).getextrema()[0] < 60  # the name of its class
+    assert min(written.image("confusion/test").size) >= 250
+
+
+def test_the_projector_has_what_the_head_reads(written: Written) -> None:
+    log = written.folder / "tensorboard"
+    config = projector_config_pb2.ProjectorConfig()
+    text_format.Parse((log / "projector_config.pbtxt").read_text(), config)
+    (one,) = config.embeddings
+    points = np.loadtxt(log / one.tensor_path, delimiter="\t")
+    with (log / one.metadata_path).open(newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    data = written.summary["data"]
+    assert [row["split"] for row in table] == ["train"] * data["train"] + ["val"] * data["val"]
+    assert all(Path(row["file"]).parent.name == row["class"] for row in table)
+    features = load_file(written.folder / "reference.safetensors")["features"]
+    assert points.shape == (len(table), min(32, len(table), features.shape[1]))
+    assert points.std(0)[0] > points.std(0)[-1] > 0
 
 
 def test_texts(written: Written) -> None:
@@ -153,7 +200,7 @@ def test_texts(written: Written) -> None:
 def points(log: Path) -> dict[tuple[str, int], list[float]]:
     """The values at each tag and step of a log, as its files have them."""
     found: dict[tuple[str, int], list[float]] = {}
-    for path in sorted(log.iterdir()):
+    for path in sorted(log.glob("events.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 found.setdefault((value.tag, event.step), []).extend(value.tensor.float_val)
@@ -179,12 +226,17 @@ def damaged(file: Path, kind: str) -> None:
 def test_a_damaged_log_has_its_points_again(written: Written, tmp_path: Path, kind: str) -> None:
     before = points(written.folder / "tensorboard")
     shutil.copytree(written.folder / "tensorboard", tmp_path / "tensorboard")
-    (file,) = (tmp_path / "tensorboard").iterdir()
+    (file,) = (tmp_path / "tensorboard").glob("events.*")
     if kind != "whole":
         damaged(file, kind)
     rows = (written.folder / "metrics.csv").read_text().splitlines(keepends=True)
     assert restore_log(tmp_path, 3, "".join(rows[:2])) == (kind == "whole")
-    expected = {point: value for point, value in before.items() if point[1] == 3}
+    single = kind in ("whole", "value", "cut")  # the table has no single steps: those before the damage stay
+    expected = {
+        point: value
+        for point, value in before.items()
+        if (single if point[0] == "loss/step" and point[1] <= 3 else point[1] == 3)
+    }
     found = points(tmp_path / "tensorboard")
     assert found == {point: pytest.approx(value, rel=1e-6) for point, value in expected.items()}
 
@@ -198,14 +250,14 @@ def test_a_folder_in_the_place_of_a_log_is_named(tmp_path: Path) -> None:
 
 def test_points_in_two_files_stand_once_and_in_order(written: Written, tmp_path: Path) -> None:
     shutil.copytree(written.folder / "tensorboard", tmp_path / "tensorboard")
-    (file,) = (tmp_path / "tensorboard").iterdir()
+    (file,) = (tmp_path / "tensorboard").glob("events.*")
     shutil.copy(file, file.with_name(f"{file.name}.later"))
     rows = (written.folder / "metrics.csv").read_text()
     assert restore_log(tmp_path, 5, rows)
-    assert list((tmp_path / "tensorboard").iterdir()) == [file]
+    assert list((tmp_path / "tensorboard").glob("events.*")) == [file]
     found = points(tmp_path / "tensorboard")
     assert [step for _, step in found] == sorted(step for _, step in found)
-    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith("hp/")}
+    curves = {tag for tag in written.events.Tags()["scalars"] if not tag.startswith(("hp/", "Final/"))}
     assert all(len(found[tag, step]) == 1 for tag in curves for step in (3, 5))
 
 
@@ -218,39 +270,40 @@ def test_answers_beside_the_classes_have_a_column_of_their_own() -> None:
     labels, answers = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 4, 3, 1])
     matrix = confusion_matrix(labels, answers, 2, 5)
     assert matrix.tolist() == [[1, 0, 1], [0, 1, 1]]
-    axes = confusion_figure(matrix, ["cat", "dog"]).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "other"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    height, width, _ = confusion_image(matrix, ["cat", "dog"]).shape
+    assert width - height == 80
 
 
-def test_confusion_figure_shows_each_count_in_its_cell() -> None:
-    axes = confusion_figure(np.array([[3, 1], [0, 7]]), ["cat", "dog"]).axes[0]
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "3",
-        (1, 0): "1",
-        (1, 1): "7",
-    }
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+def test_the_confusion_matrix_has_a_darker_cell_for_a_larger_share() -> None:
+    image = confusion_image(np.array([[3, 1], [0, 7]]), ["cat", "dog \N{CJK UNIFIED IDEOGRAPH-65E5}"])
+    cells = image[-240:, -240:].astype(int).sum(2)
+    (often, seldom), (never, always) = (cells[2, [2, 122]], cells[122, [2, 122]])
+    assert always < often < seldom < never == 3 * 255
+    assert len(np.unique(cells[120:, :120])) == 1  # no count where there is none
+    assert len(np.unique(cells[:120, 120:])) > 5
 
 
-def test_a_dollar_in_a_name_is_no_formula() -> None:
-    confusion_figure(np.eye(2), ["$a^{", r"$\\frac$"]).savefig(io.BytesIO())
+def test_a_thousand_classes_are_a_point_each() -> None:
+    image = confusion_image(np.eye(1000, dtype=int), [str(one) for one in range(1000)])
+    assert image.shape == (1000, 1000, 3)
+    assert image[0, 0].max() < image[0, 1].min()
 
 
 def test_the_grid_undoes_the_normalisation() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
     original = torch.rand(10, 3, 8, 8)
     shift, scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    grid = image_grid((original - shift) / scale, mean, std)
-    assert grid.shape == (3, 2 * 10 + 2, 8 * 10 + 2)  # two rows of eight, a margin of two pixels
-    torch.testing.assert_close(grid[:, 2:10, 2:10], original[0])
-    torch.testing.assert_close(grid[:, 12:20, 12:20], original[9])
+    grid = image_grid((original - shift) / scale, mean, std, ["a"] * 10)
+    assert grid.shape == (2 * 150, 8 * 132, 3)
+    mean_of = torch.tensor([grid[150 : 150 + 128, 132 : 132 + 128, one].mean() for one in range(3)])
+    torch.testing.assert_close(mean_of / 255, original[9].mean((1, 2)).double(), atol=0.02, rtol=0)
 
 
-def test_large_pictures_are_shown_smaller() -> None:
-    grid = image_grid(torch.zeros(16, 3, 224, 224), (0.5,) * 3, (0.5,) * 3)
-    assert grid.shape == (3, 2 * 130 + 2, 8 * 130 + 2)
-    torch.testing.assert_close(grid[:, 2:130, 2:130], torch.full((3, 128, 128), 0.5))
+def test_large_images_are_shown_smaller() -> None:
+    grid = image_grid(torch.zeros(16, 3, 224, 224), (0.5,) * 3, (0.5,) * 3, ["x" * 90] * 16)
+    assert grid.shape == (2 * 150, 8 * 132, 3)
+    assert (grid[:128, :128] == 127).all()
+    assert (grid[128:150, :132] < 100).any()
 
 
 def test_a_full_disk_is_an_error_and_no_traceback_of_the_thread_that_writes(

@@ -17,7 +17,6 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.tensorboard import writer
 
 from finetune import cli
 from finetune.model.build import build_model
@@ -80,14 +79,6 @@ def composed_once() -> Iterator[None]:
     """Hydra reads the shipped configs once a process."""
     with pytest.MonkeyPatch.context() as patch:
         keep_composed(patch)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def figures_left_blank() -> Iterator[None]:
-    """Drawing the confusion matrix for TensorBoard takes longer than most tests' trainings."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "figure_to_image", lambda *_: np.zeros((3, 1, 1), np.uint8))
         yield
 
 

@@ -346,6 +346,7 @@ def hparams_page(sweep: Path) -> tuple[list[str], list[dict[str, Any]]]:
     lines = [
         {
             "run": group.sessions[0].name,
+            "name": group.name,
             "lr": group.hparams["optimizer.lr"].number_value,
             "seed": group.hparams["seed"].number_value,
             **{metric.name.tag: metric.value for metric in group.metric_values},
@@ -382,8 +383,9 @@ def test_a_sweep_ends_with_its_leaderboard_and_tensorboard_compares_its_jobs(
     for run in runs:
         summary = summary_of(sweep / run["run"].partition("/")[0])
         assert run["seed"] == summary["seed"]
+        assert run["name"].startswith(f"lr={run['lr']:g},seed={run['seed']:g} ")
         for side in ("val", "test"):
-            assert run[f"hp/{side}_accuracy"] == pytest.approx(summary[side]["accuracy"])
+            assert run[f"Final/{side}_accuracy"] == pytest.approx(summary[side]["accuracy"])
     assert {(run["lr"], run["seed"]) for run in runs} == {(0.1, 0), (0.1, 1), (0.001, 0), (0.001, 1)}
     (sweep / "leaderboard.csv").unlink()
     again = command("leaderboard", "latest")

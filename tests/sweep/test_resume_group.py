@@ -39,7 +39,9 @@ def kill(call: int, *arguments: str) -> None:
 def points(job: Path) -> list[tuple[str, int]]:
     """Tag and step of every point in a job's TensorBoard log, as the files have them."""
     events = [
-        e for path in sorted((job / "tensorboard").iterdir()) for e in EventFileLoader(str(path)).Load()
+        e
+        for path in sorted((job / "tensorboard").rglob("events.*"))
+        for e in EventFileLoader(str(path)).Load()
     ]
     return sorted((value.tag, event.step) for event in events for value in event.summary.value)
 

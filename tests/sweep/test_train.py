@@ -51,7 +51,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def tags(folder: Path) -> dict[str, Any]:
-    events = EventAccumulator(str(folder / "tensorboard"))
+    (log,) = (folder / "tensorboard").rglob("events.*")
+    events = EventAccumulator(str(log))
     events.Reload()
     found = events.Tags()
     return {kind: sorted(names) if isinstance(names, list) else names for kind, names in found.items()}
@@ -100,8 +101,12 @@ def test_each_job_is_as_if_it_had_run_alone(
         for name, value in whole_state(job).items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=1e-4)
         expected = tags(alone)
-        expected["images"] = ["pictures/train"]  # figures of single jobs on demand
+        expected["images"] = ["confusion/test"]
         assert tags(job) == expected
+    assert tags(sweep / "0")["images"] == ["confusion/test", "images/train"]  # once a sweep
+    names = {path.parent.name for path in sweep.rglob("events.*")}
+    assert len(names) == 8
+    assert all("lr=0.0" in name and "seed=" in name and "head" not in name for name in names)
     for shared in ("checkpoints/frozen.safetensors", "reference.safetensors"):
         assert os.stat(sweep / "0" / shared).st_nlink == 8
     assert open_run(str(sweep / "3")).summary == read_json(sweep / "3" / "summary.json", "a summary")

@@ -27,8 +27,8 @@ from finetune.evaluation.findings import Finding, compare_images, look_at
 from finetune.model.assemble import Model
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.mistakes import thumbnail
-from finetune.report.page import template
 from finetune.report.predictions import name_of
+from finetune.report.templates import template
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 

@@ -100,7 +100,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
         inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), settings.seed),
         prepare=prepare,
         network=model.network,
-        sample=prepare(plain(torch.from_numpy(_sample_of(dataset))), True, 1),
+        sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1),
         bad=bad,
         plan=plan,
         features=None,
@@ -113,7 +113,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
     reader = plain_reader(model, dataset, settings.memo)
     prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    images = Images(dataset, reader, [dataset.digests[index] for index in _sample_of(dataset)])
+    images = Images(dataset, reader, [dataset.digests[index] for index in sample_of(dataset)])
     computer = FeatureComputer(plan, images, settings.progress, settings.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
     bad = [images.bad[index] for index in sorted(images.bad)]
@@ -179,7 +179,8 @@ def _summary(computed: list[Features], plan: FeaturePlan) -> dict[str, Any]:
     }
 
 
-def _sample_of(dataset: Dataset) -> np.ndarray:
+def sample_of(dataset: Dataset) -> np.ndarray:
+    """The images in `ModelInputs.sample`, all of which can be read."""
     return np.random.default_rng(0).permutation(dataset.split["train"])[:SAMPLE]
 
 
@@ -189,7 +190,7 @@ def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: 
         reader, images=dataset.images, known={}, digests=dataset.digests, repaired={}
     )  # renumbered
     found = []
-    for index in _sample_of(dataset).tolist():
+    for index in sample_of(dataset).tolist():
         digest = dataset.digests[index]
         found.append(held[digest] if digest in held else reader(index))
     return prepare(torch.stack([image for image in found if isinstance(image, Tensor)]), True, 1)

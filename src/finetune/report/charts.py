@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
+FEW = 10  # answers that say little
 Points = Sequence[tuple[float, float]]
 
 
@@ -71,17 +72,18 @@ def reliability_chart(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Mark
         path = " ".join(f"{x(confidence):.1f},{y(accuracy):.1f}" for confidence, accuracy, _ in found)
         parts.append(f'<polyline class="line {escape(name)}" points="{path}"/>')
         for confidence, accuracy, count in found:
+            few = " few" if count < FEW else ""
             radius = 2 + 14 * math.sqrt(count / total)
             hint = f"{count} answers of confidence {confidence:.0%}: {accuracy:.0%} right"
             parts.append(
-                f'<circle class="dot {escape(name)}" cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}"'
+                f'<circle class="dot {escape(name)}{few}" cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}"'
                 f' r="{radius:.1f}"><title>{hint}</title></circle>'
             )
     return _svg("accuracy over confidence", size, size + 4, parts)
 
 
-def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
-    """Counts by true class (rows) and answer (columns), coloured by their share of the row."""
+def confusion_chart(matrix: np.ndarray, classes: Sequence[str], totals: np.ndarray) -> Markup:
+    """Counts by true class (rows) and answer (columns), coloured by their share of the class's total."""
     rows, columns = matrix.shape
     names = [*classes, "no class"][:columns]
     cell = 30
@@ -94,7 +96,7 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> Markup:
         across = margin + (i + 0.5) * cell + 4
         turn = f"rotate(-90 {across} {margin - 6})"
         parts.append(_text(shortened(name), across, margin - 6, "start", transform=turn))
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shares = matrix / np.maximum(totals, 1)[:, None]
     for (row, column), count in np.ndenumerate(matrix):
         left, top, share = margin + column * cell, margin + row * cell, float(shares[row, column])
         kind, over = "right" if row == column else "wrong", " over" if share > 0.5 else ""

@@ -22,12 +22,13 @@ Maps = Callable[[Sequence[RawImage], Sequence[str]], Sequence[Image.Image | None
 
 def mistakes(
     wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None, how: Preprocessing
-) -> list[tuple[Prediction, str | None, str | None]]:
-    """Each wrong answer with its image and, where there are maps, what spoke for it; both as data URIs."""
+) -> list[tuple[Prediction, *tuple[str | None, ...]]]:
+    """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file."""
     found = named([one.picture for one in wrong], images)
     overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
     heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
-    return [*zip(wrong, [thumbnail(one, how) for one in found], heat, strict=True)]
+    links = [one.absolute().as_uri() if isinstance(one, Path) and one.is_file() else None for one in found]
+    return [*zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)]
 
 
 def named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:

@@ -6,13 +6,11 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from finetune.atomic import write_atomically
 from finetune.cells import read_table
@@ -22,8 +20,9 @@ from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.advice import advise
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
-from finetune.report.mistakes import Maps, mistakes
+from finetune.report.mistakes import Maps, mistakes, named, thumbnail
 from finetune.report.predictions import Prediction, read_predictions
+from finetune.report.templates import template
 from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
@@ -33,7 +32,9 @@ from finetune.training.metrics import calibration_bins, calibration_error, measu
 
 FILE = "report.html"
 MISTAKES = 12
-MATRIX_CLASSES = 40  # more do not fit on a screen
+MATRIX_CLASSES = 40  # more do not fit on a screen; then the matrix is of those most often confused:
+CONFUSED = 20
+EXAMPLES = 40  # classes with one
 SPLITS = {"test": "test", "val": "validation"}
 
 
@@ -57,6 +58,7 @@ def write_report(
         result |= {
             "split": SPLITS[split],
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
+            "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
     overrides, solution = summary.get("overrides"), summary.get("solution")
     settings = read_settings(folder)
@@ -67,6 +69,7 @@ def write_report(
         "data": Path(summary["data"]["name"]).name,
         "settings": flat(settings.model_dump()),
         "advice": advise(folder, summary, settings),
+        "folder": shlex.quote(str(folder)),
         "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
@@ -86,35 +89,6 @@ def write_report(
     return target
 
 
-@cache
-def template(name: str) -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters.update(percent=percent, duration=duration, between=between)
-    return templates.get_template(name)
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """0.6404 as 64.0 %; a dash for None."""
-    return "-" if share is None else f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-
-
-def between(measures: Mapping[str, Any], name: str, otherwise: str = "") -> str:
-    """0.61 to 0.84, the interval of a measure, or something else where there is none."""
-    ends = measures.get("intervals", {}).get(name)
-    return "95 %: {:.2f} to {:.2f}".format(*ends).replace(" ", "\N{NO-BREAK SPACE}", 1) if ends else otherwise
-
-
 def _result(
     answers: Sequence[Prediction], measured: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -127,7 +101,6 @@ def _result(
     found = measure_answers(labels, predicted, classes, outputs)
     # The worst first, and last those of which there are no images.
     table = sorted(found["per_class"], key=lambda row: (row["recall"] is None, row["recall"], row["name"]))
-    drawn = len(classes) <= MATRIX_CLASSES
     wrong = sorted((one for one in answers if not one.right), key=lambda one: -one.probability)
     intervals = measured.get("intervals", {})  # older runs have none
     commonest, count = Counter(one.label for one in answers).most_common(1)[0]
@@ -139,11 +112,31 @@ def _result(
         "chance": count / len(answers),
         "f1": measured.get("macro_f1", found["macro_f1"]),
         "table": table,
-        "matrix": confusion_chart(np.array(found["confusion"]), classes) if drawn else None,
+        "matrix": _matrix(np.array(found["confusion"]), classes),
         "confused": Counter((one.label, one.predicted) for one in wrong).most_common(5),
         "calibration": _calibration(answers, summary["calibration"]),
         "wrong": wrong,
     }
+
+
+def _matrix(matrix: np.ndarray, classes: Sequence[str]) -> Any:
+    """The confusion matrix, or the part of it where most is confused."""
+    totals, rows = matrix.sum(1), len(classes)
+    if rows <= MATRIX_CLASSES:
+        return confusion_chart(matrix, classes, totals)
+    wrong = totals + matrix[:, :rows].sum(0) - 2 * matrix.diagonal()
+    most = np.sort(np.argsort(-wrong, kind="stable")[:CONFUSED])
+    return confusion_chart(matrix[np.ix_(most, most)], [classes[one] for one in most], totals[most])
+
+
+def _examples(
+    names: Sequence[str], answers: Sequence[Prediction], images: Sequence[RawImage], how: Preprocessing
+) -> dict[str, str | None]:
+    """By class the image that is answered rightly with most confidence, where there is one."""
+    best = {one.label: one for one in sorted(answers, key=lambda one: one.probability) if one.right}
+    chosen = {name: best[name].picture for name in names[:EXAMPLES] if name in best}
+    found = named([*chosen.values()], images)
+    return {name: thumbnail(one, how) for name, one in zip(chosen, found, strict=True)}
 
 
 def _calibration(answers: Sequence[Prediction], fitted: Mapping[str, Any] | None) -> dict[str, Any]:

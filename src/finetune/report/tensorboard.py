@@ -6,30 +6,37 @@ import csv
 import io
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams, image, scalar
-from torchvision.utils import make_grid
+from torch.utils.tensorboard.summary import hparams, scalar
+from torchvision.transforms.functional import to_pil_image
 
 from finetune.atomic import write_atomically
+from finetune.choices.best import deciding
 from finetune.config.schema import flat
-from finetune.errors import RequestError
+from finetune.data.dataset import Dataset
+from finetune.errors import RequestError, shown
 from finetune.model.assemble import Model
 from finetune.model.parameters import list_parameters
+from finetune.report.charts import shortened
+from finetune.report.predictions import name_of
+from finetune.runs.sweeps import name_in_sweep
+from finetune.training.callbacks import close_log
 from finetune.training.metrics import confusion_matrix
 
 # What `Board.start` and `Board.finish` write.
@@ -37,11 +44,11 @@ ENDS = (
     "_hparams_/",
     "settings/",
     "parameters/",
-    "pictures/",
+    "images/",
     "custom_scalars__config__",
+    "Final/",
     "hp/",
     "confusion/",
-    "path",
 )
 # Train and val on one chart: TensorBoard draws them together only where a layout says so.
 LAYOUT = {
@@ -65,52 +72,71 @@ event_file_writer._AsyncWriterThread = _Thread
 
 
 class Board:
-    """Writes a run's folder `tensorboard/`; figures: take longer to draw than a small training."""
+    """Writes a run's log in `tensorboard/`."""
 
-    def __init__(self, folder: Path, figures: bool = True) -> None:
-        self.folder, self.figures = folder, figures
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-        self.images: Any = None
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer = SummaryWriter(str(log_folder(folder)))
 
     def start(
-        self, settings: dict[str, Any], model: Model, images: Tensor, like: Board | None = None
+        self, settings: dict[str, Any], model: Model, images: Tensor | None, captions: Sequence[str]
     ) -> None:
-        """Settings, parameters and some images (B, 3, H, W); like: another board, with the same images."""
+        """Settings, parameters and some images (B, 3, H, W), if any, with the names of their classes."""
         # By hand: SummaryWriter.add_hparams makes a second run and wants the metrics now. It also writes an
         # experiment, which would keep TensorBoard from putting first the settings that differ between runs.
         _, session, _ = hparams(flat(settings), {})
-        files = self.writer._get_file_writer()
-        files.add_summary(session)
+        if name := name_in_sweep(self.folder):  # a row's, of its own: sweeps may have jobs alike
+            metadata = session.value[0].metadata.plugin_data
+            held = HParamsPluginData.FromString(metadata.content)
+            held.session_start_info.group_name = f"{name} {self.folder.parent.name}/{self.folder.name}"
+            metadata.content = held.SerializeToString()
+        self.writer._get_file_writer().add_summary(session)
         self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
         table = "| parameter | shape | values | requires_grad |\n|---|---|---:|---|"
         for one in list_parameters(model.network):
             table += "\n| {name} | {shape} | {values:,} | {requires_grad} |".format(**one)
         self.writer.add_text("parameters", table)
         self.writer.add_custom_scalars(LAYOUT)
-        self.images = like and like.images
-        if self.images is None:
-            grid = image_grid(images, model.preprocessing.mean, model.preprocessing.std)
-            self.images = image("pictures/train", grid, dataformats="CHW")
-        files.add_summary(self.images)
+        if images is not None:
+            grid = image_grid(images, model.preprocessing.mean, model.preprocessing.std, captions)
+            self.writer.add_image("images/train", grid, dataformats="HWC")
 
     def finish(
         self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
     ) -> None:
         """The final metrics beside the settings, and the test split's confusion matrix."""
         for split in ("val", "test"):
-            for name, value in (summary[split] or {}).items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"hp/{split}_{name}", value, summary["steps"])
-        if self.figures and logits is not None and labels.ndim == 1:
+            measures = summary[split] or {}
+            for name, value in measures.items():
+                if isinstance(value, float):  # of all curves HPARAMS shows the first five, capitals first
+                    group = "Final" if name == deciding("accuracy", measures) else "hp"
+                    self.writer.add_scalar(f"{group}/{split}_{name}", value, summary["steps"])
+        if logits is not None and labels.ndim == 1:
             matrix = confusion_matrix(labels, logits.argmax(1), len(classes), logits.shape[1])
-            with warnings.catch_warnings():  # of letters that no font here has
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")
-                figure = confusion_figure(matrix, classes)
-                self.writer.add_figure("confusion/test", figure, summary["steps"])
-        solution = summary["solution"]
-        if self.figures and solution and len(solution["path"]) > 1:
-            self.writer.add_figure("path", path_figure(solution), summary["steps"])
-        self.writer.close()
+            drawn = confusion_image(matrix, classes)
+            self.writer.add_image("confusion/test", drawn, summary["steps"], dataformats="HWC")
+        close_log(self.writer, STATUS_SUCCESS)
+
+    def project(self, values: Tensor, rows: np.ndarray, dataset: Dataset) -> None:
+        """What the head reads (N, D) of these images for PROJECTOR, as its first 32 principal components."""
+        table, sides = [], dict.fromkeys(dataset.split["val"].tolist(), "val")
+        for row in rows.tolist():
+            label = str(dataset.label_of(row)) if dataset.to_train() else ""
+            cells = (label, sides.get(row, "train"), name_of(dataset.images[row], row))
+            table.append([shown(cell) or "-" for cell in cells])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            directions, lengths, _ = torch.pca_lowrank(values, min(32, *values.shape))
+        points = (directions * lengths).double().round(decimals=4)
+        header = ["class", "split", "file"]
+        self.writer.add_embedding(points, table, tag="features", metadata_header=header)
+
+
+def log_folder(run: Path) -> Path:
+    """Where a run's log is or will be; of a sweep's job in a folder whose name TensorBoard shows."""
+    folder = run / "tensorboard"
+    found = next(folder.rglob("events.out.tfevents.*"), None)
+    return found.parent if found else folder / name_in_sweep(run)
 
 
 def restore_log(folder: Path, step: int, curves: str) -> bool:
@@ -123,8 +149,8 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     curves: metrics.csv as it was after that step. Returns: whether none of its points was missing.
     RequestError: a folder has the name of a log.
     """
-    log = folder / "tensorboard"
-    log.mkdir(exist_ok=True)
+    log = log_folder(folder)
+    log.mkdir(parents=True, exist_ok=True)
     paths = sorted(log.glob("events.out.tfevents.*"))
     events: dict[tuple[str, int], Event] = {}
     for path in paths:
@@ -153,40 +179,48 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     return len(events) == found
 
 
-def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The confusion matrix as a figure; shares of each true class as colour, counts as text."""
-    size = min(max(4.0, 0.5 * len(classes) + 2), 14)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.add_subplot()
+def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The confusion matrix (H, W, 3); shares of each true class as colour, counts and names of at most 40."""
+    (rows, columns), font = matrix.shape, _font()
+    cell = max(1, min(max(30, 240 // columns), 1000 // columns))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true")
-    if len(classes) > 40:
-        return figure
-    columns = [*classes, "other"][: matrix.shape[1]]
-    style: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
-    axes.set_xticks(range(len(columns)), columns, **style)
-    axes.set_yticks(range(len(classes)), classes, parse_math=False)
-    for (row, column), count in np.ndenumerate(matrix):
-        if count:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=color)
-    return figure
+    colours = (255 + shares[..., None] * (np.array([8, 48, 107]) - 255)).astype(np.uint8)
+    squares = Image.fromarray(colours).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)
+    if columns > 40:
+        return np.asarray(squares)
+    names = [shortened(shown(name)) for name in [*classes, "other"][:columns]]
+    margin = int(max(map(font.getlength, [*names, "predicted"]))) + 12
+    image = Image.new("RGB", (margin + columns * cell, margin + rows * cell), "white")
+    turned = image.rotate(-90, expand=True)  # to write the names of columns from below
+    for place, name in enumerate(names):
+        middle = margin + (place + 0.5) * cell
+        ImageDraw.Draw(turned).text((turned.width - margin + 6, middle), name, "black", font, "lm")
+    image = turned.rotate(90, expand=True)
+    image.paste(squares, (margin, margin))
+    draw = ImageDraw.Draw(image)
+    draw.text((6, 6), "true /\npredicted", "grey", font)
+    for place, name in enumerate(names[:rows]):
+        draw.text((margin - 6, margin + (place + 0.5) * cell), name, "black", font, "rm")
+    for row, column in np.argwhere(matrix):
+        middle = (margin + (column + 0.5) * cell, margin + (row + 0.5) * cell)
+        ink = "white" if shares[row, column] > 0.5 else "black"
+        draw.text(middle, str(matrix[row, column]), ink, font, "mm")
+    return np.asarray(image)
 
 
-def path_figure(solution: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    strengths = [point["strength"] for point in solution["path"]]
-    for axes, name in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
-        axes.semilogx(strengths, [point[name] for point in solution["path"]], marker="o")
-        axes.axvline(solution["weight_decay"], color="grey", linestyle=":")
-        axes.set(xlabel="weight_decay", title=f"{name.replace('_', '-')} on images not solved for")
-    return figure
-
-
-def image_grid(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised inputs (B, 3, H, W) as one image in [0, 1], eight in a row, 128 px each at most."""
+def image_grid(
+    inputs: Tensor, mean: Sequence[float], std: Sequence[float], captions: Sequence[str]
+) -> np.ndarray:
+    """Normalised inputs (B, 3, H, W), eight in a row, 128 px each, with a line below each: (H, W, 3)."""
     images = inputs.cpu().float() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    if inputs.shape[-1] > 128:
-        images = F.interpolate(images, (128, 128), mode="bilinear", antialias=True)
-    return make_grid(images.clamp(0, 1), nrow=8, padding=2, pad_value=1.0)
+    grid = Image.new("RGB", (8 * 132, -(-len(images) // 8) * 150), "white")
+    for place, (one, caption) in enumerate(zip(images.clamp(0, 1), captions, strict=True)):
+        left, top = place % 8 * 132, place // 8 * 150
+        grid.paste(to_pil_image(one).resize((128, 128)), (left, top))
+        text = shortened(shown(caption), 18)
+        ImageDraw.Draw(grid).text((left, top + 130), text, "black", _font())
+    return np.asarray(grid)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)

@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
-from finetune.errors import RequestError, brief, one_line
+from finetune.errors import RequestError, brief, one_line, shown
 from finetune.runs.folder import FOLDS, PLAN, is_sweep
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
@@ -75,6 +76,20 @@ def overrides_of(job: Path) -> list[str]:
     if not isinstance(overrides, list):
         raise RequestError(f"{file}: expected what Hydra wrote there, a list; it is damaged")
     return list(map(str, overrides))
+
+
+def name_in_sweep(job: Path) -> str:
+    """What a job has that not all jobs of its sweep have, as lr=0.1,seed=0; empty of a run by itself."""
+    sweep = next(filter(is_sweep, job.parents), job)
+    if not (sweep / PLAN).is_file():
+        return ""
+    jobs = {
+        sweep / one["folder"]: one["overrides"] for one in read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
+    }
+    shared = set.intersection(*map(set, jobs.values()))
+    own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
+    return shown(name.replace("/", "_"))[:120]
 
 
 def unescaped(override: str) -> str:

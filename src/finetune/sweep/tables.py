@@ -32,9 +32,13 @@ WORDS = {"interrupted": "stopped"}  # at most eight letters
 
 
 def write_leaderboard(board: Leaderboard) -> None:
-    """Write leaderboard.csv and leaderboard.md into the sweep's folder; raises RunError where it cannot."""
+    """Write leaderboard.csv, leaderboard.md and report.html; raises RunError where it cannot."""
     write_atomically(board.sweep / "leaderboard.csv", as_csv(board))
     write_atomically(board.sweep / "leaderboard.md", as_markdown(board).encode("utf-8", "surrogateescape"))
+    if is_sweep(board.sweep):
+        from finetune.sweep.page import write_page  # not at the start of every command
+
+        write_page(board)
 
 
 def as_csv(board: Leaderboard) -> bytes:
@@ -63,34 +67,41 @@ def as_markdown(board: Leaderboard) -> str:
     lines = [f"# {_plain(str(board.sweep))}", ""]
     if board.rows:
         best = board.rows[0].best
-        note = NOTE.format(" or ".join(NAMES[name] for name in board.deciding)) if best.val else UNRANKED
-        note = ". ".join([note.removesuffix("."), *_notes(board), ""]).rstrip()
-        lines += [note, "", *_markdown(_columns(board)), ""]
+        note = ". ".join([ranking(board).removesuffix("."), *notes_of(board), ""]).rstrip()
+        lines += [note, "", *_markdown(columns_of(board)), ""]
         lines += ["Best run: `{}`".format(shown(str(best.folder)).replace("`", "'")), ""] if best.val else []
     if board.others:
-        others = {
-            "job": [board.name(job) for job in board.others],
-            "settings": [_settings(board, job, "seed") for job in board.others],
-            "status": [job.status for job in board.others],
-            "reason": [job.reason for job in board.others],
-        }
-        lines += [*_markdown(others), ""]
+        lines += [*_markdown(others_of(board)), ""]
     return "\n".join(lines)
+
+
+def ranking(board: Leaderboard) -> str:
+    named = " or ".join(NAMES[name] for name in board.deciding)
+    return NOTE.format(named) if board.rows[0].best.val else UNRANKED
+
+
+def others_of(board: Leaderboard) -> dict[str, list[str]]:
+    return {
+        "job": [board.name(job) for job in board.others],
+        "settings": [_settings(board, job, "seed") for job in board.others],
+        "status": [job.status for job in board.others],
+        "reason": [job.reason for job in board.others],
+    }
 
 
 def print_leaderboard(board: Leaderboard, console: Console) -> None:
     """The table as far as the terminal is wide, the best run's folder, and what has no result."""
     console.print()
     if board.rows:
-        columns = {title: cells[:MOST] for title, cells in _columns(board).items()}
-        console.print(_fitting(columns, [*map(_title, board.metrics), SURE], console.width))
+        columns = {title: cells[:MOST] for title, cells in columns_of(board).items()}
+        console.print(_fitting(columns, [*map(title_of, board.metrics), SURE], console.width))
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
         seeds = f"the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
         text = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
         say(console, *(("best", f"{best.best.folder}: {text}") if best.best.val else ("note", UNRANKED)))
-        for note in _notes(board):
+        for note in notes_of(board):
             say(console, "note", note)
     ended = [job for job in board.others if job.status != "unfinished"]
     for job in ended[:MOST]:
@@ -103,10 +114,11 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
         resume = f"; finetune resume {shlex.quote(str(board.sweep))} goes on" if is_sweep(board.sweep) else ""
         say(console, "open", f"{jobs} not ended: {ranges(waiting)}{resume}")
-    say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md")
+    page = " and report.html" if is_sweep(board.sweep) else ""
+    say(console, "table", f"{board.sweep}/leaderboard.csv and leaderboard.md{page}")
 
 
-def _columns(board: Leaderboard) -> dict[str, list[str]]:
+def columns_of(board: Leaderboard) -> dict[str, list[str]]:
     """The cells under each title; a metric that no job has gets no column."""
     rows = board.rows
     columns = {"#": [f"{rank} =" if row.level else str(rank) for rank, row in enumerate(rows, 1)]}
@@ -117,7 +129,7 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
     for metric in board.metrics:
         cells = [_spread(metric, row.spread(metric)) for row in rows]
         if any(cells):
-            columns[_title(metric)] = cells
+            columns[title_of(metric)] = cells
         if metric == f"test_{board.deciding[0]}" and any(row.interval for row in rows):
             shown = [row.interval if row.deciding == board.deciding[0] else None for row in rows]
             columns[SURE] = ["{:.2f} to {:.2f}".format(*ends) if ends else "" for ends in shown]
@@ -125,7 +137,7 @@ def _columns(board: Leaderboard) -> dict[str, list[str]]:
     return columns
 
 
-def _notes(board: Leaderboard) -> list[str]:
+def notes_of(board: Leaderboard) -> list[str]:
     """What the signs in the table mean, and what they cannot say."""
     rest = [row.level for row in board.rows[1:]]
     told = {
@@ -204,7 +216,7 @@ def _brief(value: str) -> str:
         return value
 
 
-def _title(metric: str) -> str:
+def title_of(metric: str) -> str:
     """val acc for val_accuracy."""
     split, _, name = metric.partition("_")
     return f"{split} {SHORT.get(name, name)}" if name else "time"

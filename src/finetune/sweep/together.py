@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pytorch_lightning.callbacks import Callback, LambdaCallback
 from rich.console import Console
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
 from torch.utils._pytree import tree_map
 
 from finetune.build import is_light
@@ -29,7 +30,7 @@ from finetune.runs import resume as resuming
 from finetune.say import Screen, say
 from finetune.sweep.plans import Plan, numbers, varying
 from finetune.training import device as devices
-from finetune.training.callbacks import EpochLines
+from finetune.training.callbacks import EpochLines, close_log
 from finetune.training.checkpoint import AtomicCheckpointIO
 from finetune.training.fit import Fitted, fit
 from finetune.training.learner import Job
@@ -60,8 +61,8 @@ def train_together(
     if state := prepared.resume_state:
         terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
-    boards = [start_log(jobs[0], figures=False)]
-    boards += [start_log(job, boards[0], figures=False) for job in jobs[1:]]
+    boards = [start_log(jobs[0])]
+    boards += [start_log(job, boards[0]) for job in jobs[1:]]
     ready_at = time.perf_counter()
     light = is_light(prepared.settings, prepared.inputs, len(jobs))
     shown = [
@@ -75,7 +76,7 @@ def train_together(
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
         if isinstance(came_to, RunError):
-            board.writer.close()
+            close_log(board.writer, STATUS_FAILURE)
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         _take_backbone(job)
@@ -117,7 +118,7 @@ def solve_in_turns(
         job = replace(_own(prepared, plan), started=time.perf_counter() - share)
         try:
             job = replace(job, classifier=fresh_classifier(job, initial))
-            board = start_log(job, first, figures=False)
+            board = start_log(job, first)
             with closing(board.writer):
                 ready_at, first = time.perf_counter(), first or board
                 like = first.folder

@@ -10,7 +10,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from finetune.atomic import not_written
 from finetune.errors import RunError
@@ -78,23 +82,31 @@ def _span(jobs: list[dict[str, float]], key: str, shown: Any) -> str:
 class Curves(pl.Callback):
     """One point an epoch for TensorBoard and the same, one row an epoch, in each job's metrics.csv."""
 
+    STEPS = 50  # whose loss TensorBoard has, an epoch; of jobs that train together in all
+
     def on_train_epoch_start(self, trainer: pl.Trainer, learner: Any) -> None:
         # The rates an epoch begins with: at its end the scheduler has already moved on.
         self.rates: list[dict[str, float]] = learner.rates()
         self.norms: list[Tensor] = []
+        self.losses: list[Tensor] = []
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, learner: Any, optimizer: torch.optim.Optimizer
     ) -> None:
         self.norms.append(learner.gradient_norms())
+        self.losses.append(learner.losses)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: Any) -> None:
         epoch, step, metrics = trainer.current_epoch + 1, trainer.global_step, learner.metrics()
         norms = torch.stack(self.norms).mean(0).tolist()
+        losses = torch.stack(self.losses).tolist() if learner.automatic_optimization else []
+        every = max(1, len(losses) * len(learner.jobs) // self.STEPS)
         for number in learner.live:
             job = learner.jobs[number]
             values = metrics[number] | self.rates[number] | {"gradient_norm": norms[number]}
             try:
+                for at, each in list(enumerate(losses, step - len(losses) + 1))[every - 1 :: every]:
+                    job.writer.add_scalar("loss/step", each[number], at)
                 write_points(job, learner.points_of(epoch, step, values))
             except OSError as error:
                 learner.fail(number, RunError(not_written(job.folder, error)))
@@ -102,7 +114,16 @@ class Curves(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, learner: Any, exception: BaseException) -> None:
         for job in learner.jobs:
             with suppress(OSError):  # the disk may be what failed
-                job.writer.close()
+                close_log(job.writer, STATUS_FAILURE)
+
+
+def close_log(writer: SummaryWriter, status: int) -> None:
+    """End a run's log, with the status that HPARAMS knows."""
+    _, _, ended = hparams({}, {})
+    content = HParamsPluginData(session_end_info=SessionEndInfo(status=status))
+    ended.value[0].metadata.plugin_data.content = content.SerializeToString()
+    writer._get_file_writer().add_summary(ended)
+    writer.close()
 
 
 def write_points(job: Job, points: Sequence[CurvePoint]) -> None:

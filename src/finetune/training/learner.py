@@ -68,6 +68,7 @@ class Learner(pl.LightningModule):
         self.jobs: Sequence[Job] = ()
         self.epoch_metrics: dict[str, EpochMetrics] = {}
         self.logits: list[Tensor] = []
+        self.losses = torch.empty(0)  # of each job in the newest training batch
 
     def measure(self, batch: Batch) -> Measured:
         raise NotImplementedError
@@ -136,7 +137,8 @@ class Learner(pl.LightningModule):
                 "a BatchNorm that trains got a single value per channel, expected more: a larger batch_size"
                 " or data.image_size, or freeze=@norm"
             ) from None
-        self.check_finite(f"the loss of batch {index + 1}", measured.losses)  # before the optimiser steps
+        self.losses = measured.losses.detach()
+        self.check_finite(f"the loss of batch {index + 1}", self.losses)  # before the optimiser steps
         return measured.backward
 
     def validation_step(self, batch: Batch, index: int) -> None:
