@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -93,13 +94,16 @@ made from the schema that checks them, and from the comments in `configs/`. Valu
 def settings_page() -> str:
     """Every setting with what it takes, its default and its meaning."""
     page = SETTINGS
-    groups = {"optimizer": CONFIG / "optimizer", "trainer": CONFIG / "trainer"}
     for title, rows in sections((CONFIG / "config.yaml").read_text("utf-8")):
         page += f"\n## {title.capitalize()}\n\n{table(rows)}"
-    for group, folder in groups.items():
-        for file in sorted(folder.glob("*.yaml")):
-            rows = [(f"{group}.{key}", *rest) for key, *rest in lines(file.read_text("utf-8"))]
-            page += f"\n## {group}={file.stem}\n\n{table(rows, f'{group}={file.stem}')}"
+    page += "\n## What data may be\n\n| | |\n|---|---|\n"
+    for file in sorted((CONFIG / "data").glob("*.yaml")):
+        page += f"| `data={file.stem}` | {file.read_text('utf-8').splitlines()[0].removeprefix('# ')} |\n"
+    for chosen in ("optimizer=sgd", "optimizer=adamw", "optimizer=lbfgs", "trainer=auto", "trainer=ddp"):
+        group, name = chosen.split("=")
+        text = (CONFIG / group / f"{name}.yaml").read_text("utf-8")
+        rows = [(f"{group}.{key}", *rest) for key, *rest in lines(text) if key != "name"]
+        page += f"\n## {chosen}\n\n{table(rows, chosen)}"
     page += "\n## Experiments\n\n`experiment=NAME` sets several at once.\n"
     for file in sorted((CONFIG / "experiment").glob("*.yaml")):
         page += f"\n### {file.stem}\n\n```yaml\n{file.read_text('utf-8')}```\n"
@@ -126,9 +130,12 @@ def lines(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def table(rows: list[Any], *chosen: str) -> str:
-    text = "| setting | takes | default | |\n|---|---|---|---|\n"
+    """Settings with their defaults, what they are, and what they take."""
+    text = "| setting | default | |\n|---|---|---|\n"
     for key, default, comment in rows:
-        cells = (f"`{key}`", takes(key, *chosen), f"`{default}`", comment)
+        expected = takes(key, comment, *chosen)
+        meaning = f"{comment} *({expected})*" if expected else comment
+        cells = (f"`{key}`", f"`{default}`", meaning)
         text += "| " + " | ".join(cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells) + " |\n"
     return text
 
@@ -143,8 +150,11 @@ def composed(*chosen: str) -> dict[str, Any]:
     return plain
 
 
-def takes(key: str, *chosen: str) -> str:
-    """What the schema expects of a setting: what it says of values that it refuses."""
+def takes(key: str, comment: str, *chosen: str) -> str:
+    """What the schema expects of a setting: what it says of values that it refuses.
+
+    Nothing where the comment says as much.
+    """
     from finetune.config.messages import validate
     from finetune.errors import RequestError
 
@@ -159,9 +169,15 @@ def takes(key: str, *chosen: str) -> str:
         return ""
 
     kind = said([{}])
-    bounds = [said(number) for number in (-(10**9), 10**12)] if kind in ("a number", "a whole number") else []
-    also = ", or null" if said(None) == "" and kind != "text" else ""
-    return ", ".join(filter(None, [kind, *(one.removeprefix("a number ") for one in bounds)])) + also
+    if kind == "text" or " | " in comment:
+        return ""
+    least, most = said(-(10**9)), said(10**12)
+    if least.startswith("a list"):
+        return least
+    bounds = [least, most] if kind in ("a number", "a whole number") else []
+    also = ["null"] if said(None) == "" else []
+    parts = [kind, *(re.sub("^a number |=.*", "", one) for one in bounds)]
+    return " or ".join([", ".join(filter(None, parts)), *also])
 
 
 def commands_page() -> str:
@@ -189,10 +205,18 @@ for answer in run.load().predict(["a.jpg", "b.jpg"]):
     print(answer.label, answer.probability)
 ```
 
-::: finetune.api
-    options:
-      members: [fit, load, Run, Model, Prediction]
 """
+API += "".join(f"\n::: finetune.api.{name}\n" for name in ("fit", "load", "Run", "Model", "Prediction"))
+
+
+class NamedLines(griffe.Extension):
+    """A parameter stands in a docstring as `name: what it is`; on the page these lines are a list."""
+
+    def on_instance(self, *, obj: Any, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = re.sub(
+                r"^([a-z_]+): (?=\S)", r"- **`\1`**: ", obj.docstring.value, flags=re.M
+            )
 
 
 def notebook_page() -> str:

@@ -1,11 +1,13 @@
 """docs/tutorial.md is typed as it stands.
 
-`python tests/test_tutorial.py FOLDER` types it and writes down what came. FOLDER has what the page tells of: `photos`,
-a folder for each kind, and `new`; with `--stamps` both are made of Debian's tuxpaint-stamps-default.
+`python tests/test_tutorial.py FOLDER` types it and writes down what came. FOLDER has what the page tells of:
+`photos`, a folder for each kind, and `new`; with `--stamps` both are made of Debian's
+tuxpaint-stamps-default.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -93,6 +95,7 @@ def write_down(folder: Path) -> None:
         ended = subprocess.run(
             ["bash", "-c", block[1]],
             cwd=folder,
+            env={**os.environ, "HOME": str(folder.absolute() / "home")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
