@@ -134,7 +134,7 @@ def table(rows: list[Any], *chosen: str) -> str:
     text = "| setting | default | |\n|---|---|---|\n"
     for key, default, comment in rows:
         expected = takes(key, comment, *chosen)
-        meaning = f"{comment} *({expected})*" if expected else comment
+        meaning = f"{comment} *({expected})*" if expected and comment else comment or expected
         cells = (f"`{key}`", f"`{default}`", meaning)
         text += "| " + " | ".join(cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells) + " |\n"
     return text

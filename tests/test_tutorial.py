@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from support.runs import SMALL
+
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"```console\n\$ (.*)\n((?:.*\n)*?)```")
 BLOCKS = BLOCK.findall(PAGE.read_text("utf-8"))
@@ -48,8 +50,10 @@ def test_the_tutorial_is_typed_in_order(
     for colour, kind in zip(("red", "green", "blue"), KINDS, strict=False):
         shutil.copytree(few_pictures / colour, tmp_path / "photos" / kind)
     shutil.copytree(few_pictures / "red", tmp_path / "new")
+    small = ("data.image_size=32", SMALL, "weights=random")
     for line, shown in BLOCKS:
-        ended = command(*words(line), *(["data.image_size=32"] if "data=folder" in line else []))
+        given = small[:1] if "inspect" in line else small * ("data=folder" in line)
+        ended = command(*words(line), *given)
         assert ended.code == 0, ended.err
         said = {text.split()[0] for text in (ended.out + ended.err).splitlines() if text[:1].isalpha()}
         named = {text.split()[0] for text in shown.splitlines() if re.match(r"[a-z]+ {2,}", text)}
