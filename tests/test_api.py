@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,7 +191,10 @@ def test_the_documented_notebook_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    runpy.run_path(str(CHECKOUT / "docs" / "notebook.py"))
+    names: dict[str, object] = {}
+    for cell in json.loads((CHECKOUT / "docs" / "notebook.ipynb").read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
     printed = capsys.readouterr().out
-    assert "classes: electronics, fruit" in printed
+    assert "test accuracy 0." in printed
     assert printed.endswith("ResNet (1, 10)\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,11 @@ import yaml
 
 import finetune
 from finetune.config.schema import configs_folder
-from support.runs import QUICK
+from support.runs import CHECKOUT, QUICK
 
+CONTRIBUTING = CHECKOUT / "CONTRIBUTING.md"
 ADDED = {
-    "losses": """
-def focal(logits: Tensor, labels: Tensor) -> Tensor:
-    log_p = logits.log_softmax(1).gather(1, labels[:, None])
-    return -((1 - log_p.exp()) ** 2 * log_p).mean()
-
-
-LOSSES["focal"] = LossEntry(focal)
-""",
+    "losses": re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text("utf-8"), re.DOTALL)[0],
     "schedules": """
 SCHEDULES["linear"] = ScheduleEntry(lambda step, span: 1 - step / span.steps)
 """,

@@ -15,13 +15,19 @@ from finetune.config.compose import compose, override_settings
 from finetune.config.messages import known_keys, validate
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 LINES = [
     line.split("   #")[0].strip()
     for text in TEXT.values()
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
+]
+LINES += [
+    line.partition(" | ")[0]
+    for name, text in TEXT.items()
+    if name != "faq.md"  # there they are wrong: tests/test_faq.py
+    for line in re.findall(r"^\$ (finetune .*)$", text, re.MULTILINE)
 ]
 TRAININGS = [
     line[line.index("python train.py") :]
