@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, create_model
 
-from finetune.atomic import read_json
+from finetune.atomic import read_json, sha256_of, write_sealed
+from finetune.errors import RequestError
+
+DIGESTS = "digests.json"
+# Of what summary.json is made of, what stands in that file: by name and, in a section, the section's.
+APART = ("files", "weights.sha256", "frozen_proof.sha256", "frozen_proof.each", "data.fingerprint")
 
 
 def _shape(**fields: Any) -> Any:
@@ -57,10 +63,36 @@ FINISHED = _shape(
 SUMMARY: TypeAdapter[Any] = TypeAdapter(FINISHED | UNFINISHED)
 
 
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write what a finished run came to, for people to read, and the SHA-256 of what it is made of apart."""
+    told = {key: dict(value) if isinstance(value, dict) else value for key, value in summary.items()}
+    apart = {}
+    for name in APART:
+        section, key = _place(told, name)
+        if key in section:  # those of older runs have fewer
+            apart[name] = section.pop(key)
+    write_sealed(folder / DIGESTS, apart)
+    write_sealed(folder / "summary.json", told | {DIGESTS: sha256_of(apart)})
+
+
+def _place(summary: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    section, dot, key = name.rpartition(".")
+    return (summary[section] if dot else summary), key
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a run, None where there is none yet; raises RequestError where it is damaged."""
     file = folder / "summary.json"
     if not file.exists():
         return None
     way = f"without it, finetune resume {shlex.quote(str(folder))} writes it again"
-    return read_json(file, "the summary of a run", SUMMARY, way)
+    summary = read_json(file, "the summary of a run", SUMMARY, way)
+    if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
+        way = way.replace("it,", "summary.json,", 1)
+        apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
+        if sha256_of(apart) != sha256:
+            raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")
+        for name, value in apart.items():
+            section, key = _place(summary, name)
+            section[key] = value
+    return summary
