@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -19,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config.compose import REFUSALS, override_settings, quoted, refused, settings_from_config
+from finetune.config.compose import REFUSALS, named, override_settings, quoted, refused, settings_from_config
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
@@ -135,10 +134,11 @@ def run_hydra() -> NoReturn:
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
     sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    sys.argv[1:] = [quoted(one, sweeps) for one in arguments]
-    _, unknown = get_args_parser().parse_known_args()
+    parsed, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise RequestError(unknown_option(unknown[0]))
+    options = [one for one in arguments if one not in parsed.overrides]
+    sys.argv[1:] = options + [quoted(one, sweeps) for one in named(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
         # Hydra raises what it refuses, and prints nothing.

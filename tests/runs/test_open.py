@@ -139,7 +139,8 @@ def test_a_summary_is_read_without_a_hash_and_comes_back_whole(tmp_path: Path) -
     assert [*json.loads(text)][-2:] == ["digests.json", "sha256"]
     assert len(re.findall("[0-9a-f]{64}", text)) == 2  # of that file and of this one
     read = read_summary(run)
-    assert read and len(read["frozen_proof"]["each"]) == read["frozen_proof"]["tensors"]
+    assert read
+    assert len(read["frozen_proof"]["each"]) == read["frozen_proof"]["tensors"]
     assert read["files"] == {"metrics.csv": "ab" * 32}
     assert all(len(read[name][key]) == 64 for name, key in (("weights", "sha256"), ("data", "fingerprint")))
     kept = (run / "digests.json").read_text()

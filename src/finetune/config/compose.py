@@ -26,6 +26,7 @@ PLACES = (
     *("data.label_separator", "data.image_folder", "data.image_suffix"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 # What composing raises where the request is wrong; a group's name that is no text is a ValueError.
 REFUSALS = (HydraException, OmegaConfBaseException, OSError, ValueError)
 
@@ -67,9 +68,28 @@ def quoted(override: str, sweeps: bool = False) -> str:
     return f"{key}='{escaped}'"
 
 
+def named(words: Sequence[str]) -> list[str]:
+    """A command line's overrides; what is a path and no setting is data.root, of data=csv or data=folder."""
+    paths = [one for one in words if _is_path(one)]
+    rest = [one for one in words if one not in paths]
+    for path in paths:
+        table = path.lower().endswith(TABLES)
+        if len(paths) > 1 or not (table or os.path.isdir(path)):
+            raise RequestError(f"{path}: expected one folder of images, or a table ({', '.join(TABLES)})")
+        if not any(one.startswith("data=") for one in rest):
+            rest.append(f"data={'csv' if table else 'folder'}")
+        rest.append(f"data.root={path}")
+    return rest
+
+
+def _is_path(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return os.path.exists(word) and not (equals and (key in (*known_keys(), *GROUPS) or key[:5] == "hydra"))
+
+
 def compose(overrides: Sequence[str]) -> Settings:
     """The settings that overrides amount to; raises RequestError where Hydra refuses, or of a wrong value."""
-    return settings_from_config(compose_config([*map(quoted, overrides)]))
+    return settings_from_config(compose_config([*map(quoted, named(overrides))]))
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -103,7 +123,7 @@ def override_settings(settings: Settings, overrides: Sequence[str], allowed: Seq
     Raises:
         RequestError: a setting is not among them, or a value is wrong.
     """
-    overrides = [*map(quoted, overrides)]
+    overrides = [*map(quoted, named(overrides))]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -164,7 +184,8 @@ def choices_of(group: str) -> list[str]:
 def _unreadable(override: str) -> str:
     key, equals, _ = override.partition("=")
     if not equals:
-        return f"{override}: expected {override}=VALUE"
+        there = "KEY=VALUE, or a folder or a table; there is none of this name"
+        return f"{override}: expected {f'{key}=VALUE' if key in (*known_keys(), *GROUPS) else there}"
     return (
         f"{override}: this value cannot be read; expected brackets that are closed, and other text with"
         f" brackets, commas or = in quotes: {key}=\"'…'\""

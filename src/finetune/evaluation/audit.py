@@ -29,6 +29,7 @@ from finetune.model.preprocessing import Preprocessing
 from finetune.report.mistakes import thumbnail
 from finetune.report.page import template
 from finetune.report.predictions import name_of
+from finetune.runs.folder import is_run
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
@@ -61,7 +62,8 @@ def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str)
     out: a folder for audit.csv and audit.html. write: a table of the images without those of the kinds that
     `drop` names. Raises RequestError where one of these is not as expected.
     """
-    runs, overrides = [one for one in given if "=" not in one], [one for one in given if "=" in one]
+    runs = [one for one in given if is_run(one) or not ("=" in one or os.path.exists(one))]
+    overrides = [one for one in given if one not in runs]
     if strange := [*runs[1:], *({*drop.split(",")} - {*KINDS})]:
         raise RequestError(f"{strange[0]}: expected one run, and with --drop some of {', '.join(KINDS)}")
     if write and not (write.suffix == ".csv" and write.absolute().parent.is_dir()):
