@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+import finetune
+from finetune import cli
+from finetune.choices.optimizers import OPTIMIZERS
+from finetune.config.compose import compose
+from finetune.config.data import Data
+from finetune.config.schema import Settings, Trainer, configs_folder
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, SMALL
@@ -31,6 +40,7 @@ LIGHT = [
     ("train", "optimizer.lrr=1"),
     ("train", "epochs=0", "hydra.run.dir=begun"),
     ("main", "--help"),
+    ("main", "--version"),
     ("main", "train", "--help"),
     ("main", "inspect", "--help"),
     ("main", "inspect", "epochs=0"),
@@ -70,12 +80,51 @@ def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
     assert (ended.code, ended.err) == (0, "")
     for line in (
         "optimizer: adamw, lbfgs, sgd",
-        "model: resnet18",
-        "  weight_decay: 0.01",
-        "  root: null",
+        "model: resnet18               # any classification model of torchvision;",
+        "                              # timm/<name> with the timm extra",
+        "  weight_decay: 0.01          # penalty on large weights",
+        "  momentum: 0.9",
     ):
-        assert line in ended.out.splitlines()
+        assert (line in ended.out.splitlines()) == ("momentum" not in line), line
+    assert str(configs_folder()) in ended.out
     assert "$" not in ended.out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lbfgs"])
+def test_help_has_a_meaning_for_each_setting(train: Train, optimizer: str) -> None:
+    lines = train("--help", f"optimizer={optimizer}").out.split("they are:")[1].splitlines()
+    told = [line for line in lines if re.match(r" *\w+:", line)]
+    assert [
+        line for line in told if "#" not in line and line not in ("data:", "  name: adamw", "  name: sgd")
+    ] == []
+    names = {line.partition(":")[0].strip() for line in told}
+    optimizers = {one: set(entry.settings.model_fields) for one, entry in OPTIMIZERS.items()}
+    wanted = {*Settings.model_fields, *Data.model_fields, *Trainer.model_fields} | optimizers[optimizer]
+    assert wanted - names == {"optimizer", "trainer", "source"}  # which are chosen, and told as groups
+    assert max(map(len, lines)) <= 80
+
+
+COMMANDS = get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_helps_with_examples_that_it_takes(command: Train, name: str) -> None:
+    lines = command(name, "--help").out.splitlines()
+    assert max(map(len, lines)) <= 80 or name == "train"  # some names of data are listed in one line
+    examples = [shlex.split(line, comments=True) for line in lines if line.startswith("    finetune ")]
+    examples += [shlex.split(line, comments=True) for line in lines if line.startswith("  finetune train ")]
+    assert examples
+    for _, called, *arguments in examples:
+        assert called == name
+        taken = COMMANDS[name].make_context(name, arguments)  # no option that there is not
+        compose([one for one in taken.args if "=" in one and one.count(",") < 2 and "-m" not in arguments])
+
+
+def test_the_list_of_commands_fits_and_the_version_is_told(command: Train) -> None:
+    lines = command("--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]
+    assert command("--version") == Ended(0, f"finetune {finetune.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"], []])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,13 +70,10 @@ def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
         options = build.build_options(settings, rank)
         console = console if rank.is_main else Screen(quiet=True)
         alone = folders.one_writer(folder) if rank.is_main else nullcontext()
-        with ExitStack() as held:
-            for one in (folders.interruptible(folder), distributed.joined(rank, options.device), alone):
-                held.enter_context(one)
+        log = kept(console, folder / folders.LOG if rank.is_main else Path(os.devnull))
+        with folders.interruptible(folder), distributed.joined(rank, options.device), alone, log:
             if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
-            if rank.is_main:
-                held.enter_context(kept(console, folder / folders.LOG))
             with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
                 prepared = prepare(settings, folder, console, options)
             return run_prepared(prepared, console)

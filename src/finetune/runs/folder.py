@@ -99,11 +99,6 @@ def pointer(run: str) -> Path | None:
     return path if path.parts[-2:] == LATEST.parts and path.is_file() else None
 
 
-def is_run(name: str) -> bool:
-    """Whether a name is that of a run's folder, or of the newest's."""
-    return pointer(name) is not None or (Path(name) / "settings.json").is_file()
-
-
 def find_run(run: str) -> Path:
     """The folder that `RUN` means, a path or `latest`; raises RequestError of none, or one of no run."""
     folder, where = Path(run), ""

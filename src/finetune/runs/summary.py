@@ -13,8 +13,7 @@ from finetune.atomic import read_json, sha256_of, write_sealed
 from finetune.errors import RequestError
 
 DIGESTS = "digests.json"
-# Of what summary.json is made of, what stands in that file: by name and, in a section, the section's.
-APART = ("files", "weights.sha256", "frozen_proof.sha256", "frozen_proof.each", "data.fingerprint")
+APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
 
 
 def _shape(**fields: Any) -> Any:
@@ -66,18 +65,10 @@ SUMMARY: TypeAdapter[Any] = TypeAdapter(FINISHED | UNFINISHED)
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write what a finished run came to, for people to read, and the SHA-256 of what it is made of apart."""
     told = {key: dict(value) if isinstance(value, dict) else value for key, value in summary.items()}
-    apart = {}
-    for name in APART:
-        section, key = _place(told, name)
-        if key in section:  # those of older runs have fewer
-            apart[name] = section.pop(key)
+    apart = {f"{section}.{key}": told[section].pop(key) for section, key in APART if key in told[section]}
+    apart["files"] = told.pop("files", {})
     write_sealed(folder / DIGESTS, apart)
     write_sealed(folder / "summary.json", told | {DIGESTS: sha256_of(apart)})
-
-
-def _place(summary: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    section, dot, key = name.rpartition(".")
-    return (summary[section] if dot else summary), key
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -92,7 +83,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
         if sha256_of(apart) != sha256:
             raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")
+        summary["files"] = apart.pop("files")
         for name, value in apart.items():
-            section, key = _place(summary, name)
-            section[key] = value
+            section, _, key = name.partition(".")
+            summary[section][key] = value
     return summary
