@@ -117,7 +117,8 @@ def test_each_command_helps_with_examples_that_it_takes(command: Train, name: st
     for _, called, *arguments in examples:
         assert called == name
         taken = COMMANDS[name].make_context(name, arguments)  # no option that there is not
-        compose([one for one in taken.args if "=" in one and one.count(",") < 2 and "-m" not in arguments])
+        single = [one for one in taken.args if "=" in one and ("," not in one or "[" in one)]
+        compose(single)
 
 
 def test_the_list_of_commands_fits_and_the_version_is_told(command: Train) -> None:
@@ -148,6 +149,43 @@ def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) ->
     latest = (tmp_path / "outputs" / "latest").read_text().strip()
     assert latest in ended.out
     assert json.loads((tmp_path / latest / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_path_alone_trains_and_the_folder_keeps_what_was_said(
+    train: Train, command: Train, tmp_path: Path, few_pictures: Path
+) -> None:
+    Path("My photos, 2024 = [all]").symlink_to(few_pictures)
+    quick = (SMALL, "weights=random", "data.image_size=32", "epochs=1", "cache=memory")
+    ended = train("My photos, 2024 = [all]", *quick, "hydra.run.dir=elsewhere/run")
+    assert ended.code == 0, ended.err
+    assert "watch    tensorboard --logdir elsewhere/run\n" in ended.out
+    assert (Path("elsewhere/run/log.txt")).read_text() == ended.out
+    (again,) = re.findall(r"next .*: (finetune train .*)\n", ended.out)[:1]
+    assert compose(shlex.split(again)[2:]).data.root == "My photos, 2024 = [all]"
+    resumed = command("resume", "outputs/latest", "epochs=2")
+    assert resumed.code == 0, resumed.err
+    assert (Path("elsewhere/run/log.txt")).read_text() == ended.out + resumed.out
+    for tail in ("latest", str(tmp_path / "outputs" / "latest")):
+        assert command("report", tail).out.endswith("elsewhere/run/report.html\n")
+
+
+def test_a_path_alone_is_swept_over(train: Train, few_pictures: Path) -> None:
+    Path("a,b").symlink_to(few_pictures)
+    quick = (SMALL, "weights=random", "data.image_size=32", "epochs=1", "cache=memory")
+    ended = train("a,b", "-m", *quick, "seed=0,1", "hydra.sweep.dir=swept")
+    assert ended.code == 0, ended.err
+    for number in range(2):
+        assert "watch    tensorboard --logdir swept\n" in Path(f"swept/{number}/log.txt").read_text()
+
+
+def test_an_error_that_ends_a_run_is_kept_in_its_log(train: Train, few_pictures: Path) -> None:
+    ended = train(
+        str(few_pictures), SMALL, "weights=random", "freeze=none", "optimizer.lr=1e30", "hydra.run.dir=run"
+    )
+    assert ended.code == 1
+    assert Path("run/log.txt").read_text().splitlines()[-1] == ended.err.strip()
+    assert train("here", "hydra.run.dir=none").code == 2
+    assert not Path("none").exists()
 
 
 @pytest.mark.slow
