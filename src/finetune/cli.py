@@ -30,14 +30,14 @@ app = Typer(
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
 Work = Callable[..., None]
-ABOUT = "All settings with their meanings: finetune train --help"
 EXTRA = {"allow_extra_args": True}
 OVERRIDES = {**EXTRA, "ignore_unknown_options": True}
 
 
 def command(*examples: str, name: str | None = None, **options: Any) -> Callable[[Work], Work]:
     """Register a command of `finetune`, whose errors are told; its help ends with examples to paste."""
-    epilog = "\b\n" + "\n".join(["Examples:", *(f"  finetune {one}" for one in examples), ABOUT])
+    typed = "\n".join(f"  finetune {one}" for one in examples)
+    epilog = f"\b\nExamples:\n{typed}\nAll settings with their meanings: finetune train --help"
     return lambda work: app.command(name, epilog=epilog, **options)(errors_told()(work))
 
 

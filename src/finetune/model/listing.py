@@ -42,7 +42,8 @@ def _about(name: str) -> tuple[object, ...]:
 
         config = timm.get_pretrained_cfg(theirs, allow_unregistered=True)
         hub, size = (config.hf_hub_id, config.input_size[-1]) if config else (None, "")
-        return size, "", "", "cache" if hub and try_to_load_from_cache(hub, "model.safetensors") else ""
+        cached = hub and isinstance(try_to_load_from_cache(hub, "model.safetensors"), str)
+        return size, "", "", "cache" if cached else ""
     enum = enum_of(name, "imagenet")
     assert enum is not None
     cached, meta = Path(torch.hub.get_dir(), "checkpoints", Path(enum.url).name).exists(), enum.meta

