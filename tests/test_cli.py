@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+import finetune
+from finetune import cli
+from finetune.choices.optimizers import OPTIMIZERS
+from finetune.config.compose import compose
+from finetune.config.data import Data
+from finetune.config.schema import Settings, Trainer, configs_folder
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, SMALL
@@ -31,6 +40,7 @@ LIGHT = [
     ("train", "optimizer.lrr=1"),
     ("train", "epochs=0", "hydra.run.dir=begun"),
     ("main", "--help"),
+    ("main", "--version"),
     ("main", "train", "--help"),
     ("main", "inspect", "--help"),
     ("main", "inspect", "epochs=0"),
@@ -70,12 +80,52 @@ def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
     assert (ended.code, ended.err) == (0, "")
     for line in (
         "optimizer: adamw, lbfgs, sgd",
-        "model: resnet18",
-        "  weight_decay: 0.01",
-        "  root: null",
+        "model: resnet18               # any classification model of torchvision;",
+        "                              # timm/<name> with the timm extra",
+        "  weight_decay: 0.01          # penalty on large weights",
+        "  momentum: 0.9",
     ):
-        assert line in ended.out.splitlines()
+        assert (line in ended.out.splitlines()) == ("momentum" not in line), line
+    assert str(configs_folder()) in ended.out
     assert "$" not in ended.out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lbfgs"])
+def test_help_has_a_meaning_for_each_setting(train: Train, optimizer: str) -> None:
+    lines = train("--help", f"optimizer={optimizer}").out.split("they are:")[1].splitlines()
+    told = [line for line in lines if re.match(r" *\w+:", line)]
+    assert [
+        line for line in told if "#" not in line and line not in ("data:", "  name: adamw", "  name: sgd")
+    ] == []
+    names = {line.partition(":")[0].strip() for line in told}
+    optimizers = {one: set(entry.settings.model_fields) for one, entry in OPTIMIZERS.items()}
+    wanted = {*Settings.model_fields, *Data.model_fields, *Trainer.model_fields} | optimizers[optimizer]
+    assert wanted - names == {"optimizer", "trainer", "source"}  # which are chosen, and told as groups
+    assert max(map(len, lines)) <= 80
+
+
+COMMANDS = get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_helps_with_examples_that_it_takes(command: Train, name: str) -> None:
+    lines = command(name, "--help").out.splitlines()
+    assert max(map(len, lines)) <= 80 or name == "train"  # some names of data are listed in one line
+    examples = [shlex.split(line, comments=True) for line in lines if line.startswith("    finetune ")]
+    examples += [shlex.split(line, comments=True) for line in lines if line.startswith("  finetune train ")]
+    assert examples
+    for _, called, *arguments in examples:
+        assert called == name
+        taken = COMMANDS[name].make_context(name, arguments)  # no option that there is not
+        single = [one for one in taken.args if "=" in one and ("," not in one or "[" in one)]
+        compose(single)
+
+
+def test_the_list_of_commands_fits_and_the_version_is_told(command: Train) -> None:
+    lines = command("--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]
+    assert command("--version") == Ended(0, f"finetune {finetune.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"], []])
@@ -99,6 +149,43 @@ def test_a_run_writes_its_folder_and_says_where(train: Train, tmp_path: Path) ->
     latest = (tmp_path / "outputs" / "latest").read_text().strip()
     assert latest in ended.out
     assert json.loads((tmp_path / latest / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_path_alone_trains_and_the_folder_keeps_what_was_said(
+    train: Train, command: Train, tmp_path: Path, few_pictures: Path
+) -> None:
+    Path("My photos, 2024 = [all]").symlink_to(few_pictures)
+    quick = (SMALL, "weights=random", "data.image_size=32", "epochs=1", "cache=memory")
+    ended = train("My photos, 2024 = [all]", *quick, "hydra.run.dir=elsewhere/run")
+    assert ended.code == 0, ended.err
+    assert "watch    tensorboard --logdir elsewhere/run\n" in ended.out
+    assert (Path("elsewhere/run/log.txt")).read_text() == ended.out
+    (again,) = re.findall(r"next .*: (finetune train .*)\n", ended.out)[:1]
+    assert compose(shlex.split(again)[2:]).data.root == "My photos, 2024 = [all]"
+    resumed = command("resume", "outputs/latest", "epochs=2")
+    assert resumed.code == 0, resumed.err
+    assert (Path("elsewhere/run/log.txt")).read_text() == ended.out + resumed.out
+    for tail in ("latest", str(tmp_path / "outputs" / "latest")):
+        assert command("report", tail).out.endswith("elsewhere/run/report.html\n")
+
+
+def test_a_path_alone_is_swept_over(train: Train, few_pictures: Path) -> None:
+    Path("a,b").symlink_to(few_pictures)
+    quick = (SMALL, "weights=random", "data.image_size=32", "epochs=1", "cache=memory")
+    ended = train("a,b", "-m", *quick, "seed=0,1", "hydra.sweep.dir=swept")
+    assert ended.code == 0, ended.err
+    for number in range(2):
+        assert "watch    tensorboard --logdir swept\n" in Path(f"swept/{number}/log.txt").read_text()
+
+
+def test_an_error_that_ends_a_run_is_kept_in_its_log(train: Train, few_pictures: Path) -> None:
+    ended = train(
+        str(few_pictures), SMALL, "weights=random", "freeze=none", "optimizer.lr=1e30", "hydra.run.dir=run"
+    )
+    assert ended.code == 1
+    assert Path("run/log.txt").read_text().splitlines()[-1] == ended.err.strip()
+    assert train("here", "hydra.run.dir=none").code == 2
+    assert not Path("none").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from finetune.runs.open import open_run
+from finetune.runs.summary import read_summary
 from support.ended import Ended
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,7 +46,9 @@ def done(ended: Ended) -> Ended:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(folder)
+    assert summary is not None
+    return summary
 
 
 def assert_same_metrics(found: dict[str, Any], wanted: dict[str, Any], rounding: float = ROUNDING) -> None:

@@ -56,7 +56,7 @@ def test_the_main_job(tmp_path: Path) -> None:
         "10 classes",
         "epoch 5/5",
         f"accuracy {summary['test']['accuracy']:.3f}",
-        "bit-identical",
+        "frozen   proven unchanged",
         str(folder.relative_to(tmp_path)),
         "tensorboard --logdir outputs",
     ):
@@ -73,12 +73,14 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
         "reference.safetensors",
         *(f"checkpoints/{name}" for name in ("best.ckpt", "last.ckpt", "frozen.safetensors", "seen.json")),
         "settings.json",
+        "log.txt",
+        "digests.json",
         "summary.json",
         "metrics.csv",
         "predictions.csv",
         "report.html",
     }
-    assert len(files) == 17  # and TensorBoard's log and projector
+    assert len(files) == 19  # and TensorBoard's log and projector
     assert {path.name for path in Path().iterdir()} == {"outputs", "pictures"}  # no lightning_logs beside it
 
     summary = summary_of(folder)

@@ -12,7 +12,7 @@ import pytest
 from rich.table import Table
 
 from finetune.errors import harmless, shown
-from finetune.say import Bar, Screen, say
+from finetune.say import Bar, Screen, kept, say
 from support.screen import Terminal, mixed, words
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -41,14 +41,46 @@ def test_lines_said_while_bars_live_stand_whole(
     assert (words(lines), mixed(lines)) == (said, [])
 
 
-def test_a_line_longer_than_the_terminal_loses_nothing() -> None:
+def test_a_line_longer_than_the_terminal_is_broken_between_words() -> None:
     terminal = Terminal(40)
     screen = Screen(file=terminal.file, width=40)
     text = " ".join(map(str, range(60)))
     with Bar(screen, "bar", None) as drawn:
         say(screen, "data", text)
         drawn.refresh()
-    assert "".join(line.ljust(40) for line in terminal.end()).strip() == f"data     {text}"
+    first, *below = terminal.end()
+    assert first == "data     0 1 2 3 4 5 6 7 8 9 10 11 12 13"
+    assert [line[:10].strip() for line in below] == [line[9] for line in below]  # a hanging indent
+    assert " ".join(line[9:] for line in (first, *below)) == text
+    assert max(map(len, below)) <= 40
+
+
+def test_what_is_typed_stays_in_one_piece() -> None:
+    terminal = Terminal(40)
+    screen = Screen(file=terminal.file, width=40)
+    say(screen, "watch", "", "tensorboard --logdir a")
+    say(screen, "next", "freeze more:", "finetune train freeze=all")
+    say(screen, "next", "freeze more:", "finetune train freeze=all seed=12345")  # 36 letters, 31 in a line
+    assert terminal.end() == [
+        "watch    tensorboard --logdir a",
+        "next     freeze more:",
+        "         finetune train freeze=all",
+        "next     freeze more:",
+        "         finetune train freeze=all seed=",
+        "12345",
+    ]
+    assert b"seed=12345" in terminal.drawn
+
+
+def test_what_is_said_is_kept_as_plain_lines_quiet_or_not(tmp_path: Path) -> None:
+    terminal = Terminal(40)
+    for screen in (Screen(file=terminal.file, width=40), Screen(quiet=True)):
+        with kept(screen, tmp_path / "log.txt"), Bar(screen, "training", 9) as bar:
+            say(screen, "warning", f"{'word ' * 20}\x1b[2J", "copy me")
+            bar.reach(9)
+            screen.print("epoch 1/1")
+    terminal.end()
+    assert (tmp_path / "log.txt").read_text() == 2 * f"warning  {'word ' * 20}\ufffd[2J copy me\nepoch 1/1\n"
 
 
 def test_no_name_acts_on_the_terminal() -> None:

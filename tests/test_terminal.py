@@ -46,7 +46,7 @@ def test_a_run_and_its_predictions(on_terminal: On) -> None:
     code, lines = on_terminal("train", *QUICK)
     assert code == 0
     run = ["model", "freeze", "data", "cache", "train", "epoch", "epoch"]
-    assert words(lines) == [*run, "test", "proof", "time", "folder", "report", "watch", "next", "next"]
+    assert words(lines) == [*run, "test", "frozen", "time", "folder", "report", "watch", "next", "next"]
     code, lines = on_terminal("predict", "latest", "pictures", "--out", "found.csv")
     assert (code, words(lines)) == (0, ["predict"])
     # With rows in a file and a bar on the terminal, each is where it belongs.
@@ -66,7 +66,7 @@ def test_a_sweep_of_jobs_together_and_alone_and_one_that_fails(on_terminal: On) 
     told = "expected a number above 0"
     assert [line for line in lines if line.startswith("error: job") and told in "".join(lines)][1:]
     found = words(lines)
-    alone = ["model", "freeze", "data", "cache", "train", "epoch", "test", "proof", "time", "folder"]
+    alone = ["model", "freeze", "data", "cache", "train", "epoch", "test", "frozen", "time", "folder"]
     for word in [*alone, "watch", "job 2", "best", "failed", "table"]:
         assert word in found, word
     assert found.count("model") == 2

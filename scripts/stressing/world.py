@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import shutil
 import statistics
 from collections.abc import Callable
@@ -105,7 +104,9 @@ def moment(chance: Random, number: int, like: Undisturbed, seed: int) -> dict[st
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    from finetune.runs.summary import read_summary
+
+    return read_summary(folder) or {}
 
 
 def tensors_of(value: Any) -> Any:

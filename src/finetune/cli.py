@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,9 +13,9 @@ from typing import Any, NoReturn
 
 from typer import Argument, Context, Option, Typer
 
-from finetune import launch, output
+from finetune import __version__, launch, output
 from finetune.config.compose import compose
-from finetune.errors import RequestError, RunError, tell
+from finetune.errors import RequestError, errors_told
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.options import IMAGES, RAW, RUN, PredictOptions
 from finetune.launch import import_torch
@@ -33,26 +32,22 @@ app = Typer(
     help="Transfer learning for image classification: what is frozen is computed once.",
 )
 Work = Callable[..., None]
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+EXTRA = {"allow_extra_args": True}
+OVERRIDES = {**EXTRA, "ignore_unknown_options": True}
 
 
-@contextmanager
-def errors_told() -> Iterator[None]:
-    """Tell an error of the kinds that users meet in one line, and end with its exit code."""
-    try:
-        yield
-    except (RequestError, RunError) as error:
-        sys.exit(tell(error))
-    except PermissionError as error:  # a folder that may not be searched
-        sys.exit(tell(RequestError(f"{error.filename}: cannot be read: {error.strerror}")))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+def command(*examples: str, name: str | None = None, **options: Any) -> Callable[[Work], Work]:
+    """Register a command of `finetune`, whose errors are told; its help ends with examples to paste."""
+    typed = "\n".join(f"  finetune {one}" for one in examples)
+    epilog = f"\b\nExamples:\n{typed}\nAll settings with their meanings: finetune train --help"
+    return lambda work: app.command(name, epilog=epilog, **options)(errors_told()(work))
 
 
-def command(name: str | None = None, **options: Any) -> Callable[[Work], Work]:
-    """Register a command of `finetune`, whose errors are told."""
-    return lambda work: app.command(name, **options)(errors_told()(work))
+@app.callback(invoke_without_command=True, no_args_is_help=True)
+def _version(version: bool = Option(False, "--version", help="Say which version this is.")) -> None:
+    if version:
+        print(f"finetune {__version__}")
+        sys.exit(0)
 
 
 @errors_told()
@@ -61,14 +56,14 @@ def train() -> None:
     launch.run_hydra()
 
 
-@command("train", context_settings={**OVERRIDES, "help_option_names": []}, add_help_option=False)
+@command(name="train", context_settings={**OVERRIDES, "help_option_names": []}, add_help_option=False)
 def train_command(context: Context) -> None:
-    """Train one run, or a sweep with -m: finetune train freeze=all head=10."""
+    """Train one run, or a sweep with -m."""
     sys.argv = ["finetune train", *context.args]
     launch.run_hydra()
 
 
-@command(context_settings=OVERRIDES)
+@command("inspect pictures", "inspect 'freeze=[all,-layer4]' --graph graph.svg", context_settings=OVERRIDES)
 def inspect(
     context: Context,
     parameters: bool = Option(False, "--parameters", help="List every parameter with its requires_grad."),
@@ -76,7 +71,7 @@ def inspect(
     graph: str | None = Option(None, metavar="FILE", help="Draw one step's autograd graph: .svg or .png."),
     depth: int | None = Option(None, min=1, help="Unfold modules so deep; 1: the model's own children."),
 ) -> None:
-    """Say what would train, where gradients begin and what that saves: finetune inspect freeze=all."""
+    """Say what would train, and what the rest saves."""
     settings, drawing = compose(context.args), _drawing(graph)
     import_torch()
     from finetune.inspection.command import inspect
@@ -100,20 +95,20 @@ def _drawing(name: str | None) -> Path | None:
         raise RequestError(f"--graph {file}: cannot be written: {error.strerror}") from None
 
 
-@command()
+@command("explain latest photographs", "explain latest one.jpg --out maps")
 def explain(
     run: str = RUN,
     paths: list[str] = IMAGES,
     out: Path | None = Option(None, help="Write to this folder, not to explain in the run's."),
 ) -> None:
-    """Show what in an image speaks for the answer (Grad-CAM): finetune explain latest photographs."""
+    """Show what in an image speaks for the answer (Grad-CAM)."""
     import_torch()
     from finetune.evaluation.overlay import explain_paths
 
     explain_paths(run, paths, out)
 
 
-@command(context_settings={"allow_extra_args": True})
+@command("evaluate latest", "evaluate latest new_images --out found.json", context_settings=EXTRA)
 def evaluate(
     context: Context,
     run: str = RUN,
@@ -121,7 +116,7 @@ def evaluate(
     split: str | None = Option(None, help="train, val, test or all; by default test, all of other data."),
     raw: bool = RAW,
 ) -> None:
-    """Measure a run's model: finetune evaluate latest data=folder data.root=new_images."""
+    """Measure a run's model, on its own images or on others."""
     import_torch()
     from finetune.evaluation.command import evaluate_run
 
@@ -129,7 +124,7 @@ def evaluate(
 
 
 def predict(**given: Any) -> None:
-    """Classify images: finetune predict latest photographs --out classes.csv."""
+    """Classify images."""
     import_torch("finetune.evaluation.predict")
     from finetune.evaluation.predict import predict_paths
 
@@ -137,43 +132,43 @@ def predict(**given: Any) -> None:
 
 
 predict.__signature__ = signature(PredictOptions, eval_str=True)  # type: ignore[attr-defined]
-command()(predict)
+command("predict latest photographs --out classes.csv", "predict latest 'new/*.jpg' --reject 0.05")(predict)
 
 
-@command(context_settings={"allow_extra_args": True})
+@command("audit pictures", "audit latest --write clean.csv", context_settings=EXTRA)
 def audit(
     context: Context,
-    out: Path = Option("audit", help="The folder to write audit.html and audit.csv to."),
+    out: Path | None = Option(None, help="Write to this new folder; else to audit, or audit-2, …"),
     write: Path | None = Option(
         None, help="Write a table, for data=csv, of the images without the findings of --drop."
     ),
     drop: str = Option("exact,leaks", help="Findings to leave out of that table, separated by commas."),
 ) -> None:
-    """Say what is wrong with images: finetune audit data=folder data.root=images, or a run's."""
+    """Say what is wrong with images, or a run's."""
     import_torch()
     from finetune.evaluation.audit import audit_images
 
     audit_images(context.args, out, write, drop)
 
 
-@command(context_settings={"allow_extra_args": True})
+@command("resume latest", "resume latest epochs=50", context_settings=EXTRA)
 def resume(context: Context, run: str = Argument(help="A run's folder, a sweep's, or latest.")) -> None:
-    """Resume what was interrupted, a run or a sweep; a run to more epochs: finetune resume RUN epochs=9."""
+    """Resume a run or a sweep, a run to more epochs, too."""
     sys.exit(launch.resume_any(run, context.args))
 
 
-@command(context_settings=OVERRIDES)
+@command("cache", "cache --clear", context_settings=OVERRIDES)
 def cache(
     context: Context, clear: bool = Option(False, "--clear", help="Remove all stored features.")
 ) -> None:
-    """Say what the feature store holds: finetune cache."""
+    """Say what the feature store holds."""
     from finetune.features.command import clear_store, list_store
 
     folder = Path(os.path.expanduser(compose(context.args).cache_dir))
     (clear_store if clear else list_store)(folder, Screen())
 
 
-@command()
+@command("export latest --format onnx", "export latest --format torch --out model.pt --softmax")
 def export(
     run: str = RUN,
     format: str = Option(
@@ -182,16 +177,16 @@ def export(
     out: Path | None = Option(None, help="A file or a folder; else export/ in the run's."),
     softmax: bool = Option(False, "--softmax", help="Calibrated probabilities in place of logits."),
 ) -> None:
-    """Write a run's model for other programs: finetune export latest --format onnx."""
+    """Write a run's model for other programs."""
     import_torch()
     from finetune.evaluation.command import export_run
 
     export_run(run, format, out, softmax)
 
 
-@command()
+@command("report latest")
 def report(run: str = RUN) -> None:
-    """Write report.html of a run, a sweep's job or a sweep: finetune report latest."""
+    """Write report.html of a run, a sweep's job or a sweep."""
     if is_sweep(Path(run)):
         from finetune.sweep.page import write_page
 
@@ -202,9 +197,9 @@ def report(run: str = RUN) -> None:
     report_run(run)
 
 
-@command()
+@command("curve latest")
 def curve(run: str = RUN) -> None:
-    """Say whether more images would help, in the run's report, too: finetune curve latest."""
+    """Say whether more images would help, in the run's report, too."""
     import_torch()
     from finetune.evaluation.learning import curve_run
 
@@ -212,10 +207,19 @@ def curve(run: str = RUN) -> None:
     report(run)
 
 
-@command()
+@command("leaderboard latest", "leaderboard outputs/2026-11-21")
 def leaderboard(sweep: str = Argument(help="A sweep's folder, latest, or a folder of runs.")) -> None:
-    """Compare a sweep's jobs, also while it runs, or all runs in a folder: finetune leaderboard latest."""
+    """Compare a sweep's jobs, or all runs in a folder."""
     launch.show_leaderboard(find_sweep(sweep))
+
+
+@command("models", "models resnet", "models 'timm/convnext*tiny*'")
+def models(pattern: str = Argument("", help="A part of their names, or a pattern with * and ?.")) -> None:
+    """Say what models there are, and whose weights are at hand."""
+    import_torch("finetune.model.listing")
+    from finetune.model.listing import list_models
+
+    list_models(pattern, Screen())
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 # The marks of Unicode that turn round the text after them, so that exe.gpj reads jpg.exe.
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -32,6 +33,20 @@ def tell(error: RequestError | RunError) -> int:
     """Print an error's line on stderr; returns its exit code."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     return error.exit_code
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Tell an error of the kinds that users meet in one line, and end with its exit code."""
+    try:
+        yield
+    except (RequestError, RunError) as error:
+        sys.exit(tell(error))
+    except PermissionError as error:  # a folder that may not be searched
+        sys.exit(tell(RequestError(f"{error.filename}: cannot be read: {error.strerror}")))
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def brief(names: Sequence[str], most: int = 6) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -19,13 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config.compose import REFUSALS, override_settings, quoted, refused, settings_from_config
+from finetune.config.compose import REFUSALS, named, override_settings, quoted, refused, settings_from_config
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep
+from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep, pointer
 from finetune.runs.settings import read_settings
-from finetune.runs.sweeps import SWEEPS
 from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import HELD, SWEEP
@@ -100,7 +98,9 @@ class Task:
 
 
 def _folder_of(job: Any) -> Path:
-    return Path(os.path.relpath(job.runtime.output_dir))
+    """A run's folder as it is told: below the working folder by the way from there, else in full."""
+    folder = Path(job.runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if Path.cwd() in folder.parents else folder
 
 
 def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
@@ -134,10 +134,11 @@ def run_hydra() -> NoReturn:
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
     sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    sys.argv[1:] = [quoted(one, sweeps) for one in arguments]
-    _, unknown = get_args_parser().parse_known_args()
+    parsed, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise RequestError(unknown_option(unknown[0]))
+    options = [one for one in arguments if one not in parsed.overrides]
+    sys.argv[1:] = options + [quoted(one, sweeps) for one in named(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
         # Hydra raises what it refuses, and prints nothing.
@@ -204,8 +205,8 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
     """
     folder = Path(run)
-    if run == "latest" and not folder.exists():
-        folder = _latest(run)
+    if last := pointer(run):
+        folder = _latest(last)
     sweep = is_sweep(folder)
     if sweep and overrides:
         raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
@@ -238,9 +239,10 @@ def search_again(folder: Path) -> list[str] | None:
     return [*again, f"hydra.sweep.dir='{escaped}'"]
 
 
-def _latest(run: str) -> Path:
-    plans = {file.stat().st_mtime: file.parent for file in SWEEPS.glob(f"*/*/{PLAN}")}
-    if plans and not (LATEST.exists() and LATEST.stat().st_mtime >= max(plans)):
+def _latest(file: Path) -> Path:
+    """What came last, by the file that names the newest run: that run, or the sweep that it is of."""
+    plans = {plan.stat().st_mtime: plan.parent for plan in file.parent.glob(f"sweeps/*/*/{PLAN}")}
+    if plans and not (file.exists() and file.stat().st_mtime >= max(plans)):
         return plans[max(plans)]  # stopped before any of its jobs had begun
-    last = find_run(run)
+    last = find_run("latest" if file == LATEST else str(file))
     return next(filter(is_sweep, last.parents), last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from finetune import build, workers
 from finetune.adaptation import inputs_by_evidence
-from finetune.atomic import linked, write_sealed
+from finetune.atomic import linked
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
@@ -41,8 +42,8 @@ from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.runs.folder import is_sweep
 from finetune.runs.resume import ResumeState
-from finetune.runs.summary import read_summary
-from finetune.say import Screen, progress, say
+from finetune.runs.summary import read_summary, write_summary
+from finetune.say import Screen, kept, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
@@ -52,7 +53,7 @@ from finetune.training.fit import Fitted, Options, fit
 from finetune.training.monitor import GradientMonitor
 
 
-def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
+def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
     """Train as the settings say, into a new folder or on in an interrupted run's, and return the summary.
 
     Raises:
@@ -69,7 +70,8 @@ def run(settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
         options = build.build_options(settings, rank)
         console = console if rank.is_main else Screen(quiet=True)
         alone = folders.one_writer(folder) if rank.is_main else nullcontext()
-        with folders.interruptible(folder), distributed.joined(rank, options.device), alone:
+        log = kept(console, folder / folders.LOG if rank.is_main else Path(os.devnull))
+        with folders.interruptible(folder), distributed.joined(rank, options.device), alone, log:
             if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
             with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
@@ -231,6 +233,6 @@ def finish(
         summary["files"] = folders.digests(folder)
         if not is_sweep(folder.parent):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
-    write_sealed(folder / "summary.json", summary)
+    write_summary(folder, summary)
     terminal.result_lines(console, summary, folder)
     return summary

@@ -6,9 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedWriter, TextIOWrapper
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, NewLine, RenderableType
+from rich.control import Control
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +27,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from finetune.errors import harmless, shown
+from finetune.output import Output
 
+INDENT = 9  # the width of a line's first word, and of what stands below it
 SIGNS = str.maketrans({"·": "|", "±": "+-", "…": ".", "─": "-"})  # where letters are ASCII's
 
 
@@ -34,6 +41,13 @@ class Screen(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False, **options)
+        self.copy: Screen | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, on the copy, too, what is no part of a bar."""
+        super().print(*objects, **options)
+        if self.copy and objects and not isinstance(objects[0], Control | NewLine):
+            self.copy.print(*objects, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What rich draws, its text without what would act on the terminal."""
@@ -50,11 +64,42 @@ class Screen(Console):
         self.quiet = True
 
 
-def say(console: Console, word: str, text: str) -> None:
-    """One line: a word of eight letters at most, then what there is to say; printed at once, so that a bar
-    that is drawn meanwhile comes before or after it."""
-    style = "yellow" if word == "warning" else "bold"
-    console.print(Text.assemble((f"{word:<8}", style), f" {shown(text)}"), soft_wrap=True)
+@dataclass(frozen=True)
+class Line:
+    """A word of eight letters at most, what there is to say, and what is typed, to be copied in one piece.
+
+    On a terminal it is broken between words, what follows below the text; elsewhere it is one line.
+    """
+
+    word: str
+    text: str
+    typed: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        first, *others = filter(None, [*shown(self.text).split(" "), shown(self.typed)])
+        lines, room = [first], console.width - INDENT if console.is_terminal else sys.maxsize
+        for one in others:
+            longer = f"{lines[-1]} {one}"
+            lines[-1:] = [longer] if cell_len(longer) <= room else [lines[-1], one]
+        style = "yellow" if self.word == "warning" else "bold"
+        yield Text.assemble((f"{self.word:<8} ", style), f"\n{' ' * INDENT}".join(lines))
+
+
+def say(console: Console, word: str, text: str, typed: str = "") -> None:
+    """A line, printed at once, so that a bar that is drawn meanwhile comes before or after it."""
+    console.print(Line(word, text, typed), soft_wrap=True)
+
+
+@contextmanager
+def kept(screen: Screen, file: Path) -> Iterator[None]:
+    """Add to a file what a screen prints meanwhile, quiet or not; what cannot be written there is dropped."""
+    raw = BufferedWriter(Output(file, "a"))
+    with TextIOWrapper(raw, "utf-8", line_buffering=True) as log:
+        screen.copy = Screen(file=log, color_system=None)
+        try:
+            yield
+        finally:
+            screen.copy = None
 
 
 class Bar(Progress):

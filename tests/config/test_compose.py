@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.compose import compose, free_folder, override_settings, quoted
+from finetune.config.compose import compose, free_folder, named, override_settings, quoted
 from finetune.errors import RequestError
 
 
@@ -92,3 +92,61 @@ def test_what_may_not_be_changed_of_a_run_is_told_in_one_line(override: str, lin
         override_settings(compose([]), [override], ["data", "data.root"])
     assert str(told.value).startswith(line)
     assert "\n" not in str(told.value)
+
+
+NAMES = (
+    "My photos 2024",
+    "a=b",
+    "x,y",
+    "[one] (2)",
+    "München",
+    "日本",
+    'it\'s "here"',
+    "${x}",
+    "back\\",
+    "data",
+    "-x",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_alone_is_where_the_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    data = compose([name, "epochs=3"]).data
+    assert (data.source, data.root) == ("folder", name)
+    table = Path(f"{name}.CSV")
+    table.touch()
+    for typed in (str(table), str(table.absolute())):
+        data = compose([typed]).data
+        assert (data.source, data.root) == ("csv", typed)
+
+
+def test_a_path_alone_goes_into_the_data_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards", "epochs=3", "seed"):
+        Path(name).mkdir()
+    assert named(["shards", "data=webdataset"]) == ["data=webdataset", "data.root=shards"]
+    assert named(["epochs=3"]) == ["epochs=3"]  # a setting, whatever lies here
+    assert named(["seed"]) == ["data=folder", "data.root=seed"]
+    assert named(["nowhere", "seed=1"]) == ["nowhere", "seed=1"]
+    kept = override_settings(compose([]), ["shards"], ["data", "data.root"])
+    assert (kept.data.source, kept.data.root) == ("folder", "shards")
+
+
+def test_two_paths_or_one_of_another_kind_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+    Path("c.zip").touch()
+    for typed in (["a", "b"], ["c.zip"]):
+        with pytest.raises(RequestError, match=rf"^{typed[0]}: expected one folder of images, or a table"):
+            compose(typed)
+    with pytest.raises(RequestError, match=r"^photos: expected KEY=VALUE, or a folder or a table; there is"):
+        compose(["photos"])

@@ -98,10 +98,12 @@ def test_each_kind_of_fault_is_found_and_the_rest_can_be_read_again(
 
 
 def test_sides_that_the_toolkit_would_draw_leak_nothing(command: Callable[..., Ended], faulty: Path) -> None:
-    wanted = ("data=folder", f"data.root={faulty / 'train'}", SMALL, "weights=random", "data.image_size=64")
-    ended = command("audit", *wanted)
-    assert ended.code == 0, ended.err
+    for name in ("audit", "audit-2"):  # of a folder by its path alone; none is overwritten
+        ended = command("audit", str(faulty / "train"), SMALL, "weights=random", "data.image_size=64")
+        assert ended.code == 0, ended.err
+        assert f"written  {name}/audit.html and {name}/audit.csv" in ended.out
     found = findings(Path("audit"))
+    assert found == findings(Path("audit-2"))
     assert ("near", "near.jpg", "3.png") in found
     assert not [one for one in found if one[0] == "leaks"]
 
@@ -136,6 +138,7 @@ def test_wrong_labels_are_told_for_what_their_class_is_usually_sure_of() -> None
         (("--write", "clean.txt"), "--write=clean.txt: expected a .csv file"),
         (("--write", "there.csv"), "--write=there.csv: expected a new file"),
         (("one", "two"), "two: expected one run"),
+        (("--out", "done"), "--out=done: expected a new folder; there is an audit in this one"),
         (("--out", "there/audit"), "--out=there/audit: cannot be made"),
     ],
 )
@@ -144,6 +147,8 @@ def test_a_wrong_request_is_refused_in_one_line(
 ) -> None:
     Path("there").write_text("")
     Path("there.csv").write_text("")
+    Path("done").mkdir()
+    Path("done/audit.html").touch()
     ended = command("audit", *arguments)
     assert ended.code == 2
     assert told in ended.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from finetune.errors import RequestError
 from finetune.runs.folder import find_run
 from finetune.runs.open import open_run
 from finetune.runs.settings import read_settings
-from finetune.runs.summary import read_summary
+from finetune.runs.summary import read_summary, write_summary
 from support.ended import Ended
 from support.older import as_older
 from support.runs import QUICK, newest, whole_state
@@ -106,6 +107,55 @@ def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, c
     (tmp_path / "summary.json").write_text(json.dumps(held))
     with pytest.raises(RequestError, match=r"summary\.json: .* something else; without it, finetune resume"):
         read_summary(tmp_path)
+
+
+def test_the_file_that_names_the_newest_run_is_a_name_of_it_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, elsewhere = tmp_path / "outputs" / "run", tmp_path / "elsewhere"
+    for folder in (run, elsewhere):
+        folder.mkdir(parents=True)
+    (run / "settings.json").touch()
+    (tmp_path / "outputs" / "latest").write_text("outputs/run\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_run("outputs/latest") == find_run("latest") == Path("outputs/run")
+    monkeypatch.chdir(elsewhere)
+    assert find_run("../outputs/latest").samefile(run)
+    assert find_run(str(tmp_path / "outputs" / "latest")) == run
+
+
+def finished(folder: Path, accuracy: float) -> Path:
+    """A folder with the summary of a finished run."""
+    golden = Path(__file__).parents[1] / "golden" / "runs" / "all" / "summary.json"
+    values = json.loads(golden.read_text(encoding="utf-8"))
+    folder.mkdir()
+    write_summary(folder, values | {"files": {"metrics.csv": "ab" * 32}, "best": str(accuracy)})
+    return folder
+
+
+def test_a_summary_is_read_without_a_hash_and_comes_back_whole(tmp_path: Path) -> None:
+    run, other = (finished(tmp_path / name, number) for number, name in enumerate("ab"))
+    text = (run / "summary.json").read_text()
+    assert [*json.loads(text)][-2:] == ["digests.json", "sha256"]
+    assert len(re.findall("[0-9a-f]{64}", text)) == 2  # of that file and of this one
+    read = read_summary(run)
+    assert read
+    assert len(read["frozen_proof"]["each"]) == read["frozen_proof"]["tensors"]
+    assert read["files"] == {"metrics.csv": "ab" * 32}
+    assert all(len(read[name][key]) == 64 for name, key in (("weights", "sha256"), ("data", "fingerprint")))
+    kept = (run / "digests.json").read_text()
+    changed = json.dumps({**json.loads(kept), "files": {}})
+    strange = json.dumps({"files": {}})
+    for damaged in (changed, kept[:-9], "", strange):
+        (run / "digests.json").write_text(damaged)
+        with pytest.raises(RequestError, match=r"digests\.json: expected .*; without summary\.json,"):
+            read_summary(run)
+    (run / "digests.json").unlink()
+    with pytest.raises(RequestError, match=r"digests\.json: expected"):
+        read_summary(run)
+    (run / "digests.json").write_text(kept)
+    assert read_summary(run) == read
+    assert read_summary(other) != read
 
 
 @pytest.mark.parametrize("run", ["latest", "nowhere", "."])

@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.atomic import read_json
+from finetune.runs.summary import read_summary
 
 CHECKOUT = Path(__file__).parents[2]
 # Half a million parameters, and its layers are called as resnet18's are.
@@ -42,7 +42,9 @@ def newest() -> Path:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "summary.json", "a summary")
+    summary = read_summary(folder)
+    assert summary is not None
+    return summary
 
 
 def checkpoint(folder: Path, name: str = "best") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep side by side: ranked by validation alone, repeats over the seed as one row."""
+"""The jobs of a sweep side by side: ranked by validation alone, repeats as one row."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def shown(sweep: Path, width: int = 80) -> str:
     print_leaderboard(compare(sweep), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_folds_and_splits_are_repeats_as_seeds_are(tmp_path: Path) -> None:
+    for number, repeat in enumerate(("data.fold=0", "data.fold=1", "data.split_seed=1", "seed=1")):
+        for rate in (1, 2):
+            job(tmp_path, 2 * number + rate, [f"lr={rate}", repeat], finished((number + rate) / 8))
+    board = compare(tmp_path)
+    assert board.varying == ["lr"]
+    assert [(row.settings["lr"], len(row.jobs), row.score) for row in board.rows] == [
+        ("2", 4, 7 / 16),
+        ("1", 4, 5 / 16),
+    ]
+    assert f"best     {tmp_path}/8: lr=2, the best of its 4 repeats, by validation\n" in shown(tmp_path)
 
 
 def test_ranked_by_validation_and_never_by_test(tmp_path: Path) -> None:
@@ -170,7 +183,7 @@ def test_what_cannot_be_told_from_the_best_is_marked(tmp_path: Path) -> None:
     assert "0.71 to 0.93" in text
     assert "note     =: its accuracy may be the best one's (paired bootstrap on the same test images" in text
     assert "note     1 of 3 rows are not compared with the best: they have other test images" in text
-    assert "note     ±: the spread over seeds, not how sure a number is\n" in text
+    assert "note     ±: the spread over repeats, not how sure a number is\n" in text
     lines = list(csv.DictReader(io.StringIO(as_csv(board).decode())))
     assert [line["level_with_best"] for line in lines] == ["", "True", "False", ""]
     assert float(lines[1]["low"]) == pytest.approx(wilson(0.85, 40)[0])
@@ -262,7 +275,7 @@ def test_settings_stand_without_hydras_backslashes(tmp_path: Path) -> None:
 def test_the_best_of_jobs_that_differ_in_nothing_has_no_settings(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, seed, [f"seed={seed}"], finished(seed / 2))
-    assert f"best     {tmp_path}/1: the best of its 2 seeds, by validation\n" in shown(tmp_path)
+    assert f"best     {tmp_path}/1: the best of its 2 repeats, by validation\n" in shown(tmp_path)
     job(tmp_path / "one", 0, [], finished(0.5))
     assert f"best     {tmp_path}/one/0: by validation\n" in shown(tmp_path / "one")
 

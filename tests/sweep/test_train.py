@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune.atomic import read_json
 from finetune.runs.open import open_run
 from finetune.say import Bar, progress
 from finetune.sweep.resume import resume_sweep
@@ -109,7 +108,7 @@ def test_each_job_is_as_if_it_had_run_alone(
     assert all("lr=0.0" in name and "seed=" in name and "head" not in name for name in names)
     for shared in ("checkpoints/frozen.safetensors", "reference.safetensors"):
         assert os.stat(sweep / "0" / shared).st_nlink == 8
-    assert open_run(str(sweep / "3")).summary == read_json(sweep / "3" / "summary.json", "a summary")
+    assert open_run(str(sweep / "3")).summary == summary_of(sweep / "3")
 
 
 @pytest.mark.slow

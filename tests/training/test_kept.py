@@ -82,6 +82,6 @@ def test_a_line_an_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     lines = training.text.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     row = training.rows()[1]
-    assert f"train loss {row['loss/train']:.4f} accuracy {row['accuracy/train']:.3f}" in lines[1]
-    assert f"val loss {row['loss/val']:.4f} accuracy {row['accuracy/val']:.3f}" in lines[1]
+    assert f"train loss {row['loss/train']:.4f} acc {row['accuracy/train']:.3f}" in lines[1]
+    assert f"val loss {row['loss/val']:.4f} acc {row['accuracy/val']:.3f}" in lines[1]
     assert capfd.readouterr() == ("", "")  # Lightning itself says nothing

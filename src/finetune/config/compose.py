@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune.config.messages import known_keys, unknown_choice, unknown_setting
 from finetune.config.schema import NAMED, SECTIONS, Settings, configs_folder
 from finetune.errors import RequestError, brief, shown
 
+COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml
 GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
 # Settings whose values are paths and names, in whatever letters.
 PLACES = (
@@ -26,6 +28,7 @@ PLACES = (
     *("data.label_separator", "data.image_folder", "data.image_suffix"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 # What composing raises where the request is wrong; a group's name that is no text is a ValueError.
 REFUSALS = (HydraException, OmegaConfBaseException, OSError, ValueError)
 
@@ -45,7 +48,25 @@ def free_folder(wanted: str) -> str:
 
 # Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)  # for --help
+
+
+def explained(_root_: DictConfig) -> str:
+    """The shipped settings with their comments, at 80 columns; of groups those of the chosen file."""
+    lines, chosen = list[str](), _root_.hydra.runtime.choices
+    for file, start in (("config", "\n# model\n"), *((f"{one}/{chosen[one]}", "") for one in COMMENTED)):
+        text = (configs_folder() / f"{file}.yaml").read_text("utf-8").partition("\nhydra:")[0]
+        lines += [f"{file.replace('/', '=')}:"] if not start else []
+        for line in text[text.find(start) + len(start) :].splitlines():
+            setting, _, about = f"{'' if start else '  '}{line}".partition(" # ")
+            first, below = f"{setting.rstrip():<30}# ", f"{'':30}# "
+            lines += textwrap.wrap(about, 80, initial_indent=first, subsequent_indent=below) or [setting]
+    return "\n".join(lines)
+
+
+# For --help.
+OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)
+OmegaConf.register_new_resolver("explained", explained, replace=True)
+OmegaConf.register_new_resolver("configs", lambda: str(configs_folder()), replace=True)
 
 
 def quoted(override: str, sweeps: bool = False) -> str:
@@ -67,9 +88,28 @@ def quoted(override: str, sweeps: bool = False) -> str:
     return f"{key}='{escaped}'"
 
 
+def named(words: Sequence[str]) -> list[str]:
+    """A command line's overrides; what is a path and no setting is data.root, of data=csv or data=folder."""
+    paths = [one for one in words if _is_path(one)]
+    rest = [one for one in words if one not in paths]
+    for path in paths:
+        table = path.lower().endswith(TABLES)
+        if len(paths) > 1 or not (table or os.path.isdir(path)):
+            raise RequestError(f"{path}: expected one folder of images, or a table ({', '.join(TABLES)})")
+        if not any(one.startswith("data=") for one in rest):
+            rest.append(f"data={'csv' if table else 'folder'}")
+        rest.append(f"data.root={path}")
+    return rest
+
+
+def _is_path(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return os.path.exists(word) and not (equals and (key in (*known_keys(), *GROUPS) or key[:5] == "hydra"))
+
+
 def compose(overrides: Sequence[str]) -> Settings:
     """The settings that overrides amount to; raises RequestError where Hydra refuses, or of a wrong value."""
-    return settings_from_config(compose_config([*map(quoted, overrides)]))
+    return settings_from_config(compose_config([*map(quoted, named(overrides))]))
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -103,7 +143,7 @@ def override_settings(settings: Settings, overrides: Sequence[str], allowed: Seq
     Raises:
         RequestError: a setting is not among them, or a value is wrong.
     """
-    overrides = [*map(quoted, overrides)]
+    overrides = [*map(quoted, named(overrides))]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -164,7 +204,8 @@ def choices_of(group: str) -> list[str]:
 def _unreadable(override: str) -> str:
     key, equals, _ = override.partition("=")
     if not equals:
-        return f"{override}: expected {override}=VALUE"
+        there = "KEY=VALUE, or a folder or a table; there is none of this name"
+        return f"{override}: expected {f'{key}=VALUE' if key in (*known_keys(), *GROUPS) else there}"
     return (
         f"{override}: this value cannot be read; expected brackets that are closed, and other text with"
         f" brackets, commas or = in quotes: {key}=\"'…'\""

@@ -17,7 +17,7 @@ from rich.console import Console
 from finetune.atomic import write_atomically
 from finetune.build import find_data, make_model
 from finetune.cells import table_of
-from finetune.config.compose import compose, override_settings
+from finetune.config.compose import compose, free_folder, override_settings
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, brief
@@ -29,6 +29,7 @@ from finetune.model.preprocessing import Preprocessing
 from finetune.report.mistakes import thumbnail
 from finetune.report.predictions import name_of
 from finetune.report.templates import template
+from finetune.runs.folder import pointer
 from finetune.runs.open import open_run
 from finetune.say import Screen, progress, say
 
@@ -55,21 +56,25 @@ KINDS = {  # what is said of them, and to do
 ON_PAGE = 30  # findings of a kind
 
 
-def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str) -> None:
+def audit_images(given: Sequence[str], out: Path | None, write: Path | None, drop: str) -> None:
     """Audit the images of a run, or those that settings name.
 
-    out: a folder for audit.csv and audit.html. write: a table of the images without those of the kinds that
-    `drop` names. Raises RequestError where one of these is not as expected.
+    out: a folder for audit.csv and audit.html; else a new one, named audit. write: a table of the images
+    without those of the kinds that `drop` names. Raises RequestError where one of these is not as expected.
     """
-    runs, overrides = [one for one in given if "=" not in one], [one for one in given if "=" in one]
+    told = [one for one in given if pointer(one) or (Path(one) / "settings.json").exists()]
+    runs = told or [one for one in given if "=" not in one and not os.path.exists(one)]
+    overrides = [one for one in given if one not in runs]
     if strange := [*runs[1:], *({*drop.split(",")} - {*KINDS})]:
         raise RequestError(f"{strange[0]}: expected one run, and with --drop some of {', '.join(KINDS)}")
     if write and not (write.suffix == ".csv" and write.absolute().parent.is_dir()):
         raise RequestError(f"--write={write}: expected a .csv file in a folder that exists")
     if write and write.exists():
         raise RequestError(f"--write={write}: expected a new file; there is one, perhaps your own table")
+    if out and (out / "audit.html").exists():
+        raise RequestError(f"--out={out}: expected a new folder; there is an audit in this one")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out or Path()).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--out={out}: cannot be made: {error.strerror}") from None
     if runs:
@@ -89,7 +94,7 @@ def audit_images(given: Sequence[str], out: Path, write: Path | None, drop: str)
     known = sides if runs or data.own_split else dict.fromkeys(sides, "train")
     found = _find(model, settings, data, sides=known, console=console)
     say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
-    _show(out, data, sides, found=found, how=model.preprocessing)
+    _show(out or Path(free_folder("audit")), data, sides, found=found, how=model.preprocessing)
     if write:
         dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}
         stay = [i for i in range(len(sides)) if i not in dropped]

@@ -11,13 +11,13 @@ from rich.console import Console
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from finetune.atomic import write_sealed
 from finetune.build import find_data, make_model
 from finetune.data.dataset import SPLITS, Dataset
 from finetune.errors import RequestError
 from finetune.evaluation.embeddings import embed, model_of
 from finetune.model.standardize import statistics
 from finetune.runs.open import open_run
+from finetune.runs.summary import write_summary
 from finetune.say import Screen, progress, say
 from finetune.training.device import threads
 from finetune.training.intervals import wilson
@@ -45,7 +45,7 @@ def curve_run(run: str) -> None:
     train, held = _sides(found.dataset, settings.refit)
     right = solve_parts(found.values, found.dataset, train, held, console=console)
     curve = measure_curve(right, found.dataset.labels[held], found.dataset.classes)
-    write_sealed(saved.folder / "summary.json", saved.summary | {"curve": curve})
+    write_summary(saved.folder, saved.summary | {"curve": curve})
     console.print(f"{'images':>9}  accuracy  95 % interval")
     for one in (*curve["points"], curve["twice"]):
         console.print("{images:>9,}  {value:8.3f}  {low:.3f} to {high:.3f}".format(**one))

@@ -12,7 +12,7 @@ from finetune.cells import FORMULA, cells, like_a_formula
 from finetune.choices.losses import LOSSES
 from finetune.data import pixels
 from finetune.model import staged
-from finetune.model.build import OPTIONS
+from finetune.model.build import OPTIONS, timm_name
 from finetune.model.staged import Staged
 from finetune.runs.open import Saved
 
@@ -165,7 +165,7 @@ def _network(saved: Saved) -> dict[str, str]:
     stages: Sequence[str] = network.head_stages if isinstance(network, Staged) else ()
     add_stages = f'\n    add_stages(network, "{saved.head}", {tuple(stages)})' if stages else ""
     return {
-        "library": "timm" if saved.settings.model.startswith("timm/") else "torchvision",
+        "library": "timm" if timm_name(saved.settings.model) else "torchvision",
         "plain": _plain(saved, num_classes=False),
         "head": saved.head,
         "layers": f"nn.Sequential({layers})" if isinstance(head, nn.Sequential) else layers,
@@ -182,6 +182,6 @@ def _plain(saved: Saved, num_classes: bool) -> str:
     if getattr(network, "image_size", 224) != 224:  # a vision transformer of torchvision
         options["image_size"] = network.image_size
     arguments = [f"{key}={value}" for key, value in options.items()]
-    if name.startswith("timm/"):
-        return f"timm.create_model({', '.join([repr(name.removeprefix('timm/')), *arguments])})"
+    if theirs := timm_name(name):
+        return f"timm.create_model({', '.join([repr(theirs), *arguments])})"
     return f"torchvision.models.{name}({', '.join(arguments)})"

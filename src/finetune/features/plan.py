@@ -24,6 +24,7 @@ from finetune.features.store import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
+from finetune.model.build import timm_name
 from finetune.model.hashing import digest, fingerprint
 from finetune.model.tracing import keep_modes
 
@@ -157,7 +158,7 @@ def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
 def known_by(model: Model, device: str) -> dict[str, Any]:
     """What decides all that is computed with a model, beside its weights."""
     processor = torch.backends.cpu.get_cpu_capability()
-    timm = [version("timm")] if model.name.startswith("timm/") else []
+    timm = [version("timm")] if timm_name(model.name) else []
     return {
         "model": model.name,
         "preprocessing": model.preprocessing.metadata(),

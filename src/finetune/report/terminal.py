@@ -176,20 +176,21 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         say(console, "test", fold_scores(folds))
         say(console, "whole", f"{summary['data']['train']:,} images trained on; {best}, the folds' median")
     elif test := summary["test"]:
-        images = f"{summary['data']['test']:,} images"
-        say(console, "test", f"{scores(test)}, {images} (brackets: 95 % intervals; {best})")
+        first, _, rest = scores(test).partition(", ")
+        images = f"on {summary['data']['test']:,} images"
+        say(console, "test", f"{first.replace('(', '(95 %: ')} {images}")
+        say(console, "", f"{rest}; {best}")
     else:
         say(console, "done", f"{best}; there is no test split")
-    if tensors := summary["frozen_proof"]["tensors"]:
-        text = f"{tensors} frozen parameters and buffers are bit-identical after training"
-        say(console, "proof", text)
+    if summary["frozen_proof"]["tensors"]:
+        say(console, "frozen", "proven unchanged")
     say(console, "time", f"{summary['timing']['total']:.1f} s")
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
-    say(console, "watch", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
+    say(console, "watch", "", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
     for fact, typed in advise(folder, summary, read_settings(folder)) if report.exists() else ():
-        say(console, "next", f"{fact}: {typed}")
+        say(console, "next", f"{fact}:", typed)
 
 
 def fold_scores(folds: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune.atomic import not_written, write_atomically, write_sealed
 from finetune.cells import table_of
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, shown
 from finetune.signals import Signal, signals
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
 
 LATEST = Path("outputs") / "latest"
 PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
+LOG = "log.txt"  # what the terminal said of a run
 FOLDS = "folds"  # in a run's folder: the runs of its folds
 REFERENCE = "reference.safetensors"  # what the head reads of some training images
 LOCK = ".lock"  # in a folder while a process writes there
@@ -47,7 +48,8 @@ def one_writer(folder: Path) -> Iterator[None]:
             yield
         except RequestError:
             if not (began or (folder / "skipped.csv").exists()):
-                (folder / "settings.json").unlink(missing_ok=True)  # nothing is to be resumed
+                for name in ("settings.json", LOG):  # nothing is to be resumed
+                    (folder / name).unlink(missing_ok=True)
             raise
         finally:
             path.unlink(missing_ok=True)
@@ -89,17 +91,25 @@ def is_sweep(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
 
 
+def pointer(run: str) -> Path | None:
+    """The file that names the newest run, where a name means that: `latest`, or the file's own path."""
+    path = Path(run)
+    if run == "latest" and not path.exists():
+        return LATEST
+    return path if path.parts[-2:] == LATEST.parts and path.is_file() else None
+
+
 def find_run(run: str) -> Path:
     """The folder that `RUN` means, a path or `latest`; raises RequestError of none, or one of no run."""
     folder, where = Path(run), ""
-    if run == "latest" and not folder.exists():
-        if not LATEST.exists():
-            raise RequestError(f"latest: expected {LATEST}, which the first run writes; there is none here")
-        try:
-            folder = Path(LATEST.read_text(encoding="utf-8").strip())
+    if file := pointer(run):
+        if not file.exists():
+            raise RequestError(f"latest: expected {file}, which the first run writes; there is none here")
+        try:  # its path is seen from where that run was started
+            folder = file.parents[1] / file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise RequestError(f"{LATEST}: expected the path of the newest run ({error})") from None
-        where = f", which {LATEST} names"
+            raise RequestError(f"{file}: expected the path of the newest run ({error})") from None
+        where = f", which {file} names"
     if not (folder / "settings.json").is_file():
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
@@ -199,5 +209,7 @@ def give_reason(folder: Path, error: BaseException) -> None:
     if (folder / "settings.json").exists() and not isinstance(error, RequestError):
         reason = str(error) or type(error).__name__
         status = "interrupted" if interrupted else "failed"
-        with suppress(RunError):  # the disk may be what failed
+        with suppress(RunError, OSError):  # the disk may be what failed
+            with (folder / LOG).open("a", encoding="utf-8", errors="replace") as log:
+                log.write(f"error: {shown(reason)}\n")
             write_sealed(folder / "summary.json", {"status": status, "reason": reason})

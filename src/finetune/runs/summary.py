@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, create_model
 
-from finetune.atomic import read_json
+from finetune.atomic import read_json, sha256_of, write_sealed
+from finetune.errors import RequestError
+
+DIGESTS = "digests.json"
+APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
 
 
 def _shape(**fields: Any) -> Any:
@@ -57,10 +62,29 @@ FINISHED = _shape(
 SUMMARY: TypeAdapter[Any] = TypeAdapter(FINISHED | UNFINISHED)
 
 
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write what a finished run came to, for people to read, and the SHA-256 of what it is made of apart."""
+    told = {key: dict(value) if isinstance(value, dict) else value for key, value in summary.items()}
+    apart = {f"{section}.{key}": told[section].pop(key) for section, key in APART if key in told[section]}
+    apart["files"] = told.pop("files", {})
+    write_sealed(folder / DIGESTS, apart)
+    write_sealed(folder / "summary.json", told | {DIGESTS: sha256_of(apart)})
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a run, None where there is none yet; raises RequestError where it is damaged."""
     file = folder / "summary.json"
     if not file.exists():
         return None
     way = f"without it, finetune resume {shlex.quote(str(folder))} writes it again"
-    return read_json(file, "the summary of a run", SUMMARY, way)
+    summary = read_json(file, "the summary of a run", SUMMARY, way)
+    if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
+        way = way.replace("it,", "summary.json,", 1)
+        apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
+        if sha256_of(apart) != sha256:
+            raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")
+        summary["files"] = apart.pop("files")
+        for name, value in apart.items():
+            section, _, key = name.partition(".")
+            summary[section][key] = value
+    return summary

@@ -16,11 +16,9 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, one_line, shown
-from finetune.runs.folder import FOLDS, PLAN, is_sweep
+from finetune.runs.folder import FOLDS, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
-
-SWEEPS = Path("outputs") / "sweeps"
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,11 @@ class SweepJob:
 def find_sweep(sweep: str) -> Path:
     """The folder that `SWEEP` means, a path or `latest`, the one begun last; raises RequestError of none."""
     folder = Path(sweep)
-    if sweep == "latest" and not folder.exists():
-        files = [file for name in (PLAN, "multirun.yaml") for file in SWEEPS.glob(f"*/*/{name}")]
+    if last := pointer(sweep):
+        within = last.with_name("sweeps")
+        files = [file for name in (PLAN, "multirun.yaml") for file in within.glob(f"*/*/{name}")]
         if not files:
-            raise RequestError(f"latest: expected a sweep in {SWEEPS}; there is none here")
+            raise RequestError(f"latest: expected a sweep in {within}; there is none here")
         return max(files, key=lambda file: file.stat().st_mtime).parent
     if not folder.is_dir():
         raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")

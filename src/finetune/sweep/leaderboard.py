@@ -1,4 +1,4 @@
-"""The jobs of a sweep side by side: ranked by validation, repeats over the seed as one row."""
+"""The jobs of a sweep side by side: ranked by validation, repeats as one row."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from finetune.runs.sweeps import SweepJob, read_job, read_runs
 from finetune.sweep.planned import planned
 from finetune.training.intervals import told_apart
 
+REPEATS = ("seed", "data.split_seed", "data.fold")  # settings in which a repeat differs
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -27,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """Finished jobs that differ in nothing but the seed, best first.
+    """Finished jobs that differ in nothing but what repeats, best first.
 
     by: what ranks them, as `best` says it. level: whether its accuracy on the test images may be the best
     row's; None where it answered others, or is the best.
@@ -79,7 +81,7 @@ class Row:
 class Leaderboard:
     """A sweep's jobs: the finished ones ranked, best first, and the others.
 
-    varying: the settings, as the command line has them, in which jobs differ; without the seed.
+    varying: the settings, as the command line has them, in which jobs differ; without REPEATS.
     """
 
     sweep: Path
@@ -118,14 +120,14 @@ def compare(sweep: Path) -> Leaderboard:
     done = [job.overrides for job in finished]
     # A resumed search trains in a new job what was stopped in an old one.
     jobs = [job for job in jobs if job.status in ("finished", "failed") or job.overrides not in done]
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "seed")
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides if key not in REPEATS)
     varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
     kept = {job.kept for job in finished}
     by = kept.pop() if len(kept) == 1 else "accuracy"  # jobs that kept their epochs by different metrics
-    groups: dict[tuple[str, ...], dict[str, SweepJob]] = {}
+    groups: dict[tuple[str, ...], dict[tuple[str, ...], SweepJob]] = {}
     for job in finished:  # of the same request made twice, the later one counts
         seeds = groups.setdefault(tuple(job.overrides.get(key, "") for key in varying), {})
-        seeds[job.overrides.get("seed", "")] = job
+        seeds[tuple(job.overrides.get(key, "") for key in REPEATS)] = job
     rows = [
         Row(
             dict(zip(varying, settings, strict=True)),

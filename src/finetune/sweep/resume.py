@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
-from rich.console import Console
 
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
@@ -15,13 +14,13 @@ from finetune.runs.folder import FOLDS, one_writer
 from finetune.runs.resume import read_resume_state
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
-from finetune.say import say
+from finetune.say import Screen, say
 from finetune.sweep.planned import Planned, planned
 from finetune.sweep.plans import Plan, common, refuse_several, tell_apart
 from finetune.sweep.train import train_all
 
 
-def resume_sweep(folder: Path, console: Console) -> int:
+def resume_sweep(folder: Path, console: Screen) -> int:
     """Train the jobs of a sweep that have not finished and return the exit code.
 
     Interrupted jobs go on from their checkpoints, together as before; those that had failed, finished no

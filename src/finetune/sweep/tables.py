@@ -20,7 +20,7 @@ from finetune.errors import shown
 from finetune.runs.folder import is_sweep
 from finetune.runs.sweeps import SweepJob, ranges
 from finetune.say import say
-from finetune.sweep.leaderboard import Leaderboard, Spread
+from finetune.sweep.leaderboard import REPEATS, Leaderboard, Spread
 
 NOTE = "Ranked by validation {}, ties by the lower validation loss; the test split chooses nothing."
 UNRANKED = "Not ranked: there are no images to validate with, and the test split chooses nothing."
@@ -83,7 +83,7 @@ def ranking(board: Leaderboard) -> str:
 def others_of(board: Leaderboard) -> dict[str, list[str]]:
     return {
         "job": [board.name(job) for job in board.others],
-        "settings": [_settings(board, job, "seed") for job in board.others],
+        "settings": [_settings(board, job, *REPEATS) for job in board.others],
         "status": [job.status for job in board.others],
         "reason": [job.reason for job in board.others],
     }
@@ -98,14 +98,14 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         if len(board.rows) > MOST:
             say(console, "more", f"{len(board.rows) - MOST} rows below these")
         best = board.rows[0]
-        seeds = f"the best of its {len(best.jobs)} seeds" if len(best.jobs) > 1 else ""
+        seeds = f"the best of its {len(best.jobs)} repeats" if len(best.jobs) > 1 else ""
         text = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
         say(console, *(("best", f"{best.best.folder}: {text}") if best.best.val else ("note", UNRANKED)))
         for note in notes_of(board):
             say(console, "note", note)
     ended = [job for job in board.others if job.status != "unfinished"]
     for job in ended[:MOST]:
-        settings = _settings(board, job, "seed")
+        settings = _settings(board, job, *REPEATS)
         named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
         say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
     if len(ended) > MOST:
@@ -144,7 +144,7 @@ def notes_of(board: Leaderboard) -> list[str]:
         "=: its accuracy may be the best one's (paired bootstrap on the same test images, 95 %)": any(rest),
         f"{rest.count(None)} of {len(rest)} rows are not compared with the best: they have other test images,"
         " or keep no answers": None in rest,
-        "±: the spread over seeds, not how sure a number is": any(len(row.jobs) > 1 for row in board.rows),
+        "±: the spread over repeats, not how sure a number is": any(len(row.jobs) > 1 for row in board.rows),
     }
     return [text for text, holds in told.items() if holds]
 

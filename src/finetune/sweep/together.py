@@ -27,7 +27,7 @@ from finetune.report import terminal
 from finetune.run import finish, train
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
-from finetune.say import Screen, say
+from finetune.say import Screen, kept, say
 from finetune.sweep.plans import Plan, numbers, varying
 from finetune.training import device as devices
 from finetune.training.callbacks import EpochLines, close_log
@@ -81,7 +81,8 @@ def train_together(
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         _take_backbone(job)
         quiet, own = Screen(quiet=True), training / len(jobs)
-        plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
+        with kept(quiet, job.folder / folders.LOG):
+            plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
     _say_done(plans, prepared, console)
 
 
@@ -119,7 +120,7 @@ def solve_in_turns(
         try:
             job = replace(job, classifier=fresh_classifier(job, initial))
             board = start_log(job, first)
-            with closing(board.writer):
+            with closing(board.writer), kept(quiet, plan.folder / folders.LOG):
                 ready_at, first = time.perf_counter(), first or board
                 like = first.folder
                 fitted = train(job, board, quiet)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from rich.console import Console
-
 from finetune.atomic import not_written
 from finetune.build import build_options, solves
 from finetune.errors import Interrupted, RequestError, RunError
@@ -14,12 +12,12 @@ from finetune.prepared import Prepared
 from finetune.run import prepare, run, run_prepared
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
-from finetune.say import Bar, say
+from finetune.say import Bar, Screen, say
 from finetune.sweep.plans import Plan, alone_because, groups, numbers
 from finetune.sweep.together import solve_in_turns, train_together, why_alone
 
 
-def train_all(plans: Sequence[Plan], console: Console) -> None:
+def train_all(plans: Sequence[Plan], console: Screen) -> None:
     """Train every job whose request was right; what each came to is in its plan. Raises Interrupted."""
     total = sum(plan.settings.epochs for plan in plans if plan.settings)
     done = 0
@@ -42,7 +40,7 @@ def train_all(plans: Sequence[Plan], console: Console) -> None:
             raise error from None
 
 
-def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], None]) -> None:
+def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None]) -> None:
     if len(plans) == 1 and not plans[0].together:
         return _train_alone(plans[0], console)
     fresh = []
@@ -67,7 +65,7 @@ def _train_group(plans: list[Plan], console: Console, reach: Callable[[int], Non
 
 
 def _try_together(
-    plans: list[Plan], console: Console, reach: Callable[[int], None]
+    plans: list[Plan], console: Screen, reach: Callable[[int], None]
 ) -> tuple[Prepared, str] | None:
     """Train them in one group; where that cannot be the first one prepared, and why."""
     first = plans[0]
@@ -93,7 +91,7 @@ def _try_together(
     return None
 
 
-def _train_alone(plan: Plan, console: Console, prepared: Prepared | None = None) -> None:
+def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) -> None:
     assert plan.settings is not None
     why = f" (alone: {why})" if (why := alone_because(plan.settings)) else ""
     console.print()
