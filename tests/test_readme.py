@@ -66,7 +66,9 @@ def test_a_training_is_understood_as_it_is_typed():
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("finetune ")])
-def test_every_command_exists(command, line):
+def test_every_command_exists(command, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
     name, *arguments = shlex.split(line)[1:]
     compose([argument for argument in arguments if re.match(r"[a-z._]+=", argument)])
     assert command(name, *arguments, "--help").code == 0

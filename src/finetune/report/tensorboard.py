@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -128,7 +129,9 @@ class Board:
             torch.manual_seed(0)
             directions, lengths, _ = torch.pca_lowrank(values, min(32, *values.shape))
         points = (directions * lengths).double().round(decimals=4)
-        header = ["class", "split", "file"]
+        log, header = Path(self.writer.log_dir), ["class", "split", "file"]
+        shutil.rmtree(log / "00000", ignore_errors=True)  # of a run that went on: it would be a second one
+        (log / "projector_config.pbtxt").unlink(missing_ok=True)
         self.writer.add_embedding(points, table, tag="features", metadata_header=header)
 
 
