@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from typer import Argument, Context, Option, Typer
 
 from finetune import launch, output
+from finetune.choices.given import PLUGINS
 from finetune.config.compose import compose
 from finetune.errors import RequestError, RunError, tell
 from finetune.evaluation.formats import FORMATS
@@ -28,7 +29,8 @@ app = Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Transfer learning for image classification: what is frozen is computed once.",
+    help="Transfer learning for image classification: what is frozen is computed once. With any command,"
+    " --plugin MODULE imports this first, for the losses, schedules and sources that it adds.",
 )
 Work = Callable[..., None]
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -56,6 +58,7 @@ def command(name: str | None = None, **options: Any) -> Callable[[Work], Work]:
 @errors_told()
 def train() -> None:
     """What train.py runs."""
+    _take_plugins()
     launch.run_hydra()
 
 
@@ -212,8 +215,21 @@ def leaderboard(sweep: str = Argument(help="A sweep's folder, latest, or a folde
     launch.show_leaderboard(find_sweep(sweep))
 
 
+@errors_told()
+def _take_plugins() -> None:
+    """Take `--plugin MODULE` out of the command line; it is imported before settings are looked at."""
+    while "--plugin" in sys.argv:
+        place = sys.argv.index("--plugin")
+        _, *name = sys.argv[place : place + 2]
+        if not name:
+            raise RequestError("--plugin: expected a module, or a file of Python, after it")
+        sys.argv[place : place + 2] = []
+        os.environ[PLUGINS] = ",".join(filter(None, (os.environ.get(PLUGINS), *name)))
+
+
 def main() -> None:
     """Run a command as sys.argv has it; raises SystemExit."""
+    _take_plugins()
     app()
 
 

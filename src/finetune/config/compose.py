@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def free_folder(wanted: str) -> str:
 
 # Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)  # for --help
+OmegaConf.register_new_resolver(
+    "names", lambda key: ", ".join(chain(*NAMED[key])), replace=True
+)  # for --help
 
 
 def quoted(override: str, sweeps: bool = False) -> str:

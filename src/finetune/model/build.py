@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,11 +12,16 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from finetune.choices.given import Table, is_given
 from finetune.errors import RequestError, brief
 
 # Auxiliary heads return tuples in train mode and serve only training from scratch; all weights of these two
 # expect images on a scale of their own, which the model itself changes to.
 OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
+
+# Models of plugins and Python objects: what makes each, with weights; heads that are Python objects.
+MODELS: Table[Callable[[], nn.Module]] = Table()
+HEADS: Table[nn.Module] = Table()
 
 RANDOM = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "erfinv_")
 
@@ -37,6 +43,11 @@ def model_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def brought(name: str) -> bool:
+    """Whether a model is a plugin's or a Python object, which brings its own weights."""
+    return name in MODELS or is_given(name)
+
+
 def build_model(name: str, enum: Any | None = None, initialised: bool = True) -> nn.Module:
     """Build a model by its name in torchvision, or `timm/<name>` in timm; its head has 1,000 outputs.
 
@@ -45,6 +56,8 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     RequestError: there is no such model, or timm is not installed.
     """
     check_model_name(name)
+    if brought(name):
+        return MODELS[name]()
     if name.startswith("timm/"):
         import timm
 
@@ -60,6 +73,8 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
 
 def check_model_name(name: str) -> None:
     """Raise RequestError unless torchvision or timm has a model of that name."""
+    if brought(name):
+        return
     if not name.startswith("timm/"):
         if name not in model_names():
             raise RequestError(

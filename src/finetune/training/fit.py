@@ -13,13 +13,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from finetune.atomic import not_written
 from finetune.data.module import Batches
-from finetune.errors import Interrupted, RunError
+from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
 from finetune.training.best import of_side
@@ -31,6 +35,8 @@ from finetune.training.distributed import SINGLE, Rank
 from finetune.training.learner import Job, Learner
 from finetune.training.several import per_label
 from finetune.training.stacked import StackedClassifier
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """How long and on what to train; compiled: whether the network is."""
+    """How long and on what to train; compiled: whether the network is. checkpoint_every: so many epochs."""
 
     epochs: int
     max_steps: int | None = None
@@ -63,6 +69,9 @@ class Options:
     precision: Precision = "32-true"
     compiled: bool = False
     rank: Rank = SINGLE
+    checkpoint_every: int | None = None
+    profiler: str | None = None
+    loggers: Sequence[Logger] = ()
 
 
 def fit(
@@ -87,7 +96,7 @@ def fit(
         assert not isinstance(resume, Path)
         checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
     else:
-        checkpoints = RunCheckpoints(jobs, options.max_steps)
+        checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
         writes = [Curves()] if jobs[0].writer else []
@@ -118,8 +127,9 @@ def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -
         accumulate_grad_batches=options.accumulate_batches,
         gradient_clip_val=options.clip_norm,
         callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
+        logger=options.loggers or False,
+        profiler=options.profiler and PROFILERS[options.profiler](learner.jobs[0].folder, "profile"),
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -185,6 +195,8 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
         raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
     except RunError as error:
         raise (error if batched else RunError(f"{error}; {first.best}")) from None
+    except MisconfigurationException as error:
+        raise RequestError(f"callbacks: {str(error).splitlines()[0]}") from None
     except OSError as error:
         raise RunError(f"{not_written(first.folder, error)}; {first.best}") from None
     except torch.OutOfMemoryError:
