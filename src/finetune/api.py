@@ -238,9 +238,10 @@ def _plain(value: Any) -> Any:
 
 
 def _data(data: Any) -> str | Mapping[str, Any]:
-    if isinstance(data, Mapping) and not data.keys() <= {*SPLITS}:
-        source = {"source": "folder"} if "root" in data else {}
-        return source | {key: named("data", one) if key == "source" else one for key, one in data.items()}
+    if isinstance(data, Mapping) and not (data and data.keys() <= {*SPLITS}):
+        source = {"source": "folder", **data} if "root" in data else dict(data)
+        object_given = not isinstance(source.get("source", ""), str)
+        return source | _data(source["source"]) if object_given else source  # type: ignore[operator]
     if not isinstance(data, str | Path):
         return {"source": named("data", Sides(data) if isinstance(data, Mapping) else data)}
     names = choices_of("data")

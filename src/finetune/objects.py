@@ -35,10 +35,10 @@ ENTRIES: dict[str, tuple[Table[Any], Any, Callable[[Any], Any]]] = {
 }
 
 
-def named(setting: str, value: Any) -> Any:
+def named(setting: str, value: Any, more: str = "") -> Any:
     """A setting's value, names in the place of Python objects; RequestError: it may have none of the kind."""
     if setting in ("callbacks", "logger") and isinstance(value, list | tuple):
-        return [named(setting, one) for one in value]
+        return [named(setting, one, f"-{number}") for number, one in enumerate(value)]
     if setting not in ENTRIES or isinstance(value, str | int | dict | Path):
         return value
     table, kind, entry = ENTRIES[setting]
@@ -48,10 +48,8 @@ def named(setting: str, value: Any) -> Any:
     name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
     if isinstance(value, nn.Module):  # networks of other layers have other names
         name += f"-{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
-    if setting in ("callbacks", "logger"):
-        name += f"-{sum(one.startswith(name) for one in table)}"
-    table[name] = entry(value)
-    return name
+    table.objects[name + more] = entry(value)
+    return name + more
 
 
 def _loss(loss: Any, logits: Tensor, labels: Tensor) -> Tensor:

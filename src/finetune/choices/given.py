@@ -17,12 +17,16 @@ _loaded = {""}
 
 
 class Table(dict[str, Entry]):
-    """Entries by name; absent: what may be said of a Python object that another process was given."""
+    """Entries by name; objects: those of Python objects; absent: of such that another process was given."""
 
     absent: Entry | None = None
 
+    def __init__(self, *entries: Any, **named: Entry) -> None:
+        super().__init__(*entries, **named)
+        self.objects: dict[str, Entry] = {}
+
     def __missing__(self, name: str) -> Entry:
-        return self.absent or lacking(name)
+        return self.objects.get(name) or self.absent or lacking(name)
 
 
 def lacking(name: Any, *_: Any) -> Any:

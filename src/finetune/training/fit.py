@@ -128,6 +128,7 @@ def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -
         gradient_clip_val=options.clip_norm,
         callbacks=callbacks,
         logger=options.loggers or False,
+        log_every_n_steps=1,  # what Lightning's own callbacks log
         profiler=options.profiler and PROFILERS[options.profiler](learner.jobs[0].folder, "profile"),
         enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
         enable_progress_bar=False,
