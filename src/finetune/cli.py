@@ -218,13 +218,10 @@ def leaderboard(sweep: str = Argument(help="A sweep's folder, latest, or a folde
 @errors_told()
 def _take_plugins() -> None:
     """Take `--plugin MODULE` out of the command line; it is imported before settings are looked at."""
-    while "--plugin" in sys.argv:
+    while "--plugin" in sys.argv[:-1]:
         place = sys.argv.index("--plugin")
-        _, *name = sys.argv[place : place + 2]
-        if not name:
-            raise RequestError("--plugin: expected a module, or a file of Python, after it")
-        sys.argv[place : place + 2] = []
-        os.environ[PLUGINS] = ",".join(filter(None, (os.environ.get(PLUGINS), *name)))
+        os.environ[PLUGINS] = ",".join((os.environ.get(PLUGINS, ""), sys.argv[place + 1]))
+        del sys.argv[place : place + 2]
 
 
 def main() -> None:

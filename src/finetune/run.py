@@ -120,10 +120,8 @@ def prepare(
         folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
     if objects := settings.given():
-        text = (
-            f"{objects[0]}: only Python can resume this run: fit with the same, its folder and resume='auto'"
-        )
-        say(console, "note", text)
+        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
+        say(console, "note", f"{objects[0]}: {text}")
     known, device = resuming.adapted_before(state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)

@@ -68,11 +68,9 @@ def random_resized_crop(images: Tensor, size: int, generator: Generator) -> Tens
 
 
 AUGMENTATIONS: Table[Augmentation] = Table(
-    {
-        "none": Augmentation(),
-        "flip": Augmentation(mirrored=True),
-        "standard": Augmentation(standard),
-    }
+    none=Augmentation(),
+    flip=Augmentation(mirrored=True),
+    standard=Augmentation(standard),
 )
 AUGMENTATIONS.absent = Augmentation(lacking)
 

@@ -92,13 +92,11 @@ def as_vectors(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 LOSSES: Table[LossEntry] = Table(
-    {
-        "cross_entropy": LossEntry(
-            cross_entropy, stacked_cross_entropy, calibrates=True, weighs_classes=True, convex=True
-        ),
-        "bce": LossEntry(bce, softmax=False, several_labels=True, convex=True),
-        "sum_squares": LossEntry(sum_squares, several_labels=True, is_mean=False),
-        "sum_difference": LossEntry(sum_difference, several_labels=True, is_mean=False),
-    }
+    cross_entropy=LossEntry(
+        cross_entropy, stacked_cross_entropy, calibrates=True, weighs_classes=True, convex=True
+    ),
+    bce=LossEntry(bce, softmax=False, several_labels=True, convex=True),
+    sum_squares=LossEntry(sum_squares, several_labels=True, is_mean=False),
+    sum_difference=LossEntry(sum_difference, several_labels=True, is_mean=False),
 )
 LOSSES.absent = LossEntry(lacking, calibrates=True)

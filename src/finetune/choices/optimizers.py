@@ -132,12 +132,10 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 
 OPTIMIZERS: Table[OptimizerEntry] = Table(
-    {
-        "sgd": OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
-        "adamw": OptimizerEntry(
-            AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw, counts_steps=True
-        ),
-        "lbfgs": OptimizerEntry(LBFGS, "torch.optim.LBFGS", solves=True),
-    }
+    sgd=OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
+    adamw=OptimizerEntry(
+        AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw, counts_steps=True
+    ),
+    lbfgs=OptimizerEntry(LBFGS, "torch.optim.LBFGS", solves=True),
 )
 OPTIMIZERS.absent = OptimizerEntry(OptimizerSettings, lacking)

@@ -46,9 +46,8 @@ def free_folder(wanted: str) -> str:
 
 # Hydra resolves its folder several times and in copies of its config; the cache goes along with them.
 OmegaConf.register_new_resolver("free_folder", free_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver(
-    "names", lambda key: ", ".join(chain(*NAMED[key])), replace=True
-)  # for --help
+# For --help.
+OmegaConf.register_new_resolver("names", lambda key: ", ".join(chain(*NAMED[key])), replace=True)
 
 
 def quoted(override: str, sweeps: bool = False) -> str:

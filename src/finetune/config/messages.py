@@ -33,6 +33,7 @@ ELSEWHERE = {
     "schedule": "lr_scheduler scheduler",
     "trainer": "strategy",
     "trainer.accumulate_batches": "accumulate_grad_batches gradient_accumulation_steps",
+    "trainer.checkpoint_every": "every_n_epochs",
     "trainer.clip_norm": "gradient_clip_val gradient_clipping max_grad_norm",
     "trainer.devices": "gpus",
     "trainer.nodes": "num_nodes",
@@ -75,9 +76,7 @@ EXPECTED = {
 
 def known_keys() -> list[str]:
     """Every setting by its dotted name, and every section."""
-    inside = {
-        f"{name}.{key}" for name, models in SECTIONS.items() for m in models() for key in m.model_fields
-    }
+    inside = {f"{name}.{key}" for name, each in SECTIONS.items() for m in each() for key in m.model_fields}
     return sorted({*Settings.model_fields, *inside})
 
 

@@ -53,17 +53,14 @@ def _as_optimizer(value: Any) -> Any:
     return OPTIMIZERS[name].settings.model_validate(value)
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
+AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 HEAD = "a number of outputs, 1 or more, auto or keep"
 # Settings whose values are names in tables, and words beside these.
 NAMED: dict[str, tuple[Iterable[str], ...]] = {
     "loss": (LOSSES,),
     "schedule": (SCHEDULES,),
-    "data.augment": (AUGMENTATIONS, ["auto"]),
+    "data.augment": (["auto"], AUGMENTATIONS),
 }
 
 
@@ -115,8 +112,8 @@ class Settings(Strict):
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     monitor_gradients: bool
-    callbacks: Annotated[list[Annotated[str, one_of(CALLBACKS)]], BeforeValidator(_as_list)]
-    logger: Annotated[list[Annotated[str, one_of(LOGGERS)]], BeforeValidator(_as_list)]
+    callbacks: Annotated[list[Annotated[str, one_of(CALLBACKS)]], AS_LIST]
+    logger: Annotated[list[Annotated[str, one_of(LOGGERS)]], AS_LIST]
     fast_dev_run: bool
     data: Data
     cache: Literal["auto", "memory", "disk", "none"]

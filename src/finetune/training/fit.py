@@ -13,10 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -35,8 +32,6 @@ from finetune.training.distributed import SINGLE, Rank
 from finetune.training.learner import Job, Learner
 from finetune.training.several import per_label
 from finetune.training.stacked import StackedClassifier
-
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class Options:
     rank: Rank = SINGLE
     checkpoint_every: int | None = None
     profiler: str | None = None
-    loggers: Sequence[Logger] = ()
+    loggers: Sequence[Any] = ()
 
 
 def fit(
@@ -129,8 +124,9 @@ def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -
         callbacks=callbacks,
         logger=options.loggers or False,
         log_every_n_steps=1,  # what Lightning's own callbacks log
-        profiler=options.profiler and PROFILERS[options.profiler](learner.jobs[0].folder, "profile"),
-        enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
+        profiler=options.profiler
+        and getattr(pl.profilers, f"{options.profiler.title()}Profiler")(learner.jobs[0].folder, "profile"),
+        enable_checkpointing=any(isinstance(one, pl.callbacks.Checkpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -37,18 +37,16 @@ class Source:
 COLUMNS = ("image_column", "label_column")
 TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix", "split", "group_column")
 SOURCES: Table[Source] = Table(
-    {
-        "clipart": Source(builtin.find_clipart),
-        "digits": Source(builtin.find_digits),
-        "random": Source(builtin.make_noise),
-        "folder": Source(folder.find_in_folder, "the folder of your images", ("nested", "split", "group")),
-        "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
-        "torchvision": Source(
-            torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
-        ),
-        "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
-        "webdataset": Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
-    }
+    clipart=Source(builtin.find_clipart),
+    digits=Source(builtin.find_digits),
+    random=Source(builtin.make_noise),
+    folder=Source(folder.find_in_folder, "the folder of your images", ("nested", "split", "group")),
+    csv=Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
+    torchvision=Source(
+        torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
+    ),
+    hf=Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
+    webdataset=Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
 )
 DRAW = ("split_seed", "folds", "fold")  # of any source
 SETTINGS = {*DRAW, *(name for entry in SOURCES.values() for name in entry.takes)}
