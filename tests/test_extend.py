@@ -62,7 +62,7 @@ def tables_as_before() -> Iterator[None]:
 
 def fit(data: Any = None, **settings: Any) -> finetune.Run:
     net = settings.pop("model", None) or Small()
-    return finetune.fit(data or DATA, model=net, quiet=True, **{"epochs": 1, **settings})
+    return finetune.fit(DATA if data is None else data, model=net, quiet=True, **{"epochs": 1, **settings})
 
 
 def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +191,9 @@ def test_what_cannot_be_is_told_in_a_line(settings: dict[str, Any], line: str) -
         ((IMAGES / 255, LABELS), "data=arrays: an array (32, 32, 3) of float64: expected uint8"),
         ((IMAGES[:2], [[1, 0], [1]]), "data=arrays: expected a label an image, or a vector"),
         (iter([]), "data=list_iterator: expected as many"),
+        ([], "data=list: expected as many"),
+        ([{"image": IMAGES[0], "label": 1}], "data=list: expected as many"),
+        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected as many"),
     ],
 )
 def test_data_that_cannot_be_is_told(data: Any, line: str) -> None:

@@ -156,9 +156,9 @@ def fit(  # noqa: PLR0913  # an editor completes them
 ) -> Run:
     """Train as `finetune train` does, with the same settings or objects (docs/extend.md), into such a folder.
 
-    data: a name such as `clipart`, a folder of images, a torch Dataset, a pair of arrays (images, labels), a
-        DataFrame with columns path and label, `{"train": …, "test": …}` of these, or a dict of the settings
-        below `data`, as `{"source": "csv", "root": "images.csv"}`.
+    data: a name such as `clipart`, a folder of images, a DataFrame with columns path and label, a torch
+        Dataset or a pair of arrays (images, labels), `{"train": …, "test": …}` of these, or a dict of the
+        settings below `data`, as `{"source": "csv", "root": "images.csv"}`.
     model, head: names, or networks, of which a copy is trained.
     loss: a name, or what gives a mean of logits (B, outputs) and labels (B,).
     optimizer: its choice, `"adamw"`, with settings, `{"name": "adamw", "lr": 0.001}`, or what makes one.
@@ -188,17 +188,22 @@ def fit(  # noqa: PLR0913  # an editor completes them
             drop_unused(place)
 
 
-def load(run: Run | str | Path, raw: bool = False, **objects: nn.Module) -> Model:
+def load(
+    run: Run | str | Path,
+    raw: bool = False,
+    model: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> Model:
     """Open a run by its folder, as `latest`, or as `fit` returned it.
 
-    raw: leave the probabilities uncalibrated. objects: `model` and `head`, where another process gave `fit`
-    networks of these.
+    raw: leave the probabilities uncalibrated. model, head: networks that another process gave `fit`.
 
     Raises:
         RequestError: there is no such run, or it has no checkpoint yet.
     """
-    for key, one in objects.items():
-        named(key, one)
+    for key, one in (("model", model), ("head", head)):
+        if one is not None:
+            named(key, one)
     return Model(open_run(str(run.folder if isinstance(run, Run) else run)), raw)
 
 

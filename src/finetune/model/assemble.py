@@ -75,8 +75,9 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     own = HEADS[str(config.head)] if is_given(config.head) else None
-    old = [p for p in own.parameters() if p.dim() > 1][-1] if own else network.get_parameter(f"{head}.weight")
-    outputs = _choose_outputs(config, len(classes), names, len(old))
+    last = own.parameters() if own else [network.get_parameter(f"{head}.weight")]
+    outputs = [0, *(len(weight) for weight in last if weight.dim() > 1)][-1]
+    outputs = _choose_outputs(config, len(classes), names, outputs)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
     _check_takes(network, example, size)
@@ -84,7 +85,8 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         read_stages(network, head, config.head_features, example)
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
         replace_head(network, head, own or outputs, hidden=config.hidden, dropout=config.dropout)
-        _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
+        if own:
+            _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Images that Python objects hold: arrays, a torch Dataset, a DataFrame, or one of these for each side."""
+"""Images that Python objects hold: arrays or a torch Dataset, also one for each side, or a DataFrame."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
     rows = [(side, part, index) for side, part in every.items() for index in range(len(part))]
     images = [Stored(f"{name} {side}[{i}]", partial(_read, part, i, setting)) for side, part, i in rows]
     items = (part[i] for _, part, i in rows)
-    seen = [(content_digest(pixels_of(one[0], setting, {})), np.asarray(one[1])) for one in items]
+    seen = [(content_digest(pixels_of(one, setting, {})), np.asarray(label)) for one, label, *_ in items]
     digests, labels = [digest for digest, _ in seen], [label for _, label in seen]
-    if not rows or len({one.shape for one in labels}) > 1 or labels[0].ndim > 1:
+    if len({one.shape for one in labels}) > 1 or labels[0].ndim > 1:
         raise RequestError(f"{setting}: expected a label an image, or a vector of 0 and 1")
     told = tuple(map(str, getattr(next(iter(every.values())), "classes", ())))
     if labels[0].ndim:
@@ -62,9 +62,10 @@ def _pairs(thing: Any, setting: str) -> Any:
     """What gives (image, label) by its index, and has a length."""
     if isinstance(thing, tuple) and len(thing) == 2 and len(thing[0]) == len(thing[1]):
         return list(zip(*thing, strict=True))
-    if isinstance(thing, tuple) or not (hasattr(thing, "__len__") and hasattr(thing, "__getitem__")):
-        what = "as many images as labels, a Dataset with a length, or a DataFrame"
-        raise RequestError(f"{setting}: expected {what}")
+    indexed = hasattr(thing, "__len__") and hasattr(thing, "__getitem__") and not hasattr(thing, "to_csv")
+    if isinstance(thing, tuple) or not indexed or not len(thing) or not isinstance(thing[0], tuple | list):
+        what = "as many images as labels, a Dataset of (image, label) with a length"
+        raise RequestError(f"{setting}: expected {what}, or a DataFrame, its sides in a column split")
     return thing
 
 
