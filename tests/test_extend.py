@@ -25,6 +25,7 @@ from finetune.choices.losses import LOSSES
 from finetune.choices.schedules import SCHEDULES
 from finetune.data.sources import SOURCES
 from finetune.errors import RequestError
+from finetune.evaluation.export import export_target
 from finetune.evaluation.formats import FORMATS
 from finetune.model.build import HEADS, MODELS
 from finetune.objects import named
@@ -106,6 +107,8 @@ def test_objects_do_what_names_do() -> None:
     ):
         finetune.load(run)
     again = finetune.load(run, model=Small(), head=head)
+    with pytest.raises(RequestError, match=r"^--format safetensors: expected a format that holds the model"):
+        export_target(again._saved, "safetensors", None, softmax=False)
     assert again.evaluate((IMAGES, LABELS))["accuracy"] == run.load().evaluate((IMAGES, LABELS))["accuracy"]
 
 
