@@ -13,6 +13,7 @@ SOURCE = Path(finetune.__file__).parent
 LAYERS = [
     {"cli", "__init__"},
     {"api", "launch", "worker"},
+    {"objects"},
     {"sweep"},
     {"run"},
     {"folds"},

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from finetune.choices.given import is_given
 from finetune.config.compose import GROUPS, choices_of, compose_config, free_folder
 from finetune.config.messages import unknown_setting, validate
 from finetune.config.schema import SECTIONS, Settings
-from finetune.data.dataset import RawImage
+from finetune.data.dataset import SPLITS, RawImage
 from finetune.data.images import BadImage
-from finetune.data.pixels import Brightness, on_white
+from finetune.data.sources.given import Sides, pixels_of
 from finetune.errors import RequestError
+from finetune.evaluation.command import measure_run
 from finetune.evaluation.details import Details
 from finetune.evaluation.forward import Predictor
+from finetune.evaluation.paths import find_images
+from finetune.objects import named
 from finetune.run import run
 from finetune.runs.folder import drop_unused
 from finetune.runs.open import Saved, open_run
@@ -48,12 +56,14 @@ class Prediction:
     """The likeliest class of an image, and the `top` likeliest with their probabilities.
 
     familiar: the share of known images held out that are less familiar; None for runs of older versions.
+    path: of the image, where it is a file.
     """
 
     label: str
     probability: float
     top: list[tuple[str, float]]
     familiar: float | None = None
+    path: Path | None = field(default=None, compare=False, repr=False)
 
 
 class Model:
@@ -70,22 +80,37 @@ class Model:
     def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
         """Classify one image or many, with as little memory as the command needs.
 
-        pictures: paths, PIL images, or uint8 arrays (H, W) or (H, W, 3).
+        pictures: files, folders, PIL images, or uint8 arrays (H, W) or (H, W, 3).
 
         Raises:
             RequestError: an image cannot be read, or top is below 1.
         """
         if top < 1:
             raise RequestError(f"top={top}: expected 1 or more")
-        many: Iterable[Any] = [pictures] if _is_one(pictures) else pictures  # type: ignore[assignment]
         found = []
-        for answers in self._predictor(map(self._image, many)):
+        for answers in self._predictor(self._images(pictures)):
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.image}: expected an image; {answer.reason}")
-            each = zip(self._predictor.rank(answers, top), map(self._details, answers), strict=True)
-            found += [Prediction(*ranked[0], ranked, more.get("familiar")) for ranked, more in each]
+            each = zip(self._predictor.rank(answers, top), answers, strict=True)
+            for ranked, answer in each:
+                path = answer.image if isinstance(answer.image, Path) else None
+                found.append(Prediction(*ranked[0], ranked, self._details(answer).get("familiar"), path))
         return found
+
+    def evaluate(self, data: Any = None, split: str | None = None) -> dict[str, Any]:
+        """Measure the model as `finetune evaluate` does, on the run's own data or as `fit` takes them.
+
+        split: train, val, test or all; by default test, all of other data.
+        Returns: accuracy, macro_f1, per_class … by name, as the command's --out has it.
+
+        Raises:
+            RequestError: the data are not there, or have none of the model's classes.
+        """
+        asked = self._saved.settings
+        if data is not None:
+            asked = asked.model_copy(update={"data": settings_from({"data": _data(data)}).data})
+        return measure_run(self._saved, asked, self._predictor, split, Screen(quiet=True))
 
     def preprocess(self, picture: Given) -> Tensor:
         """An image as the network takes it: normalised float32, (3, H, W)."""
@@ -94,66 +119,103 @@ class Model:
             raise RequestError(f"{decoded.path}: expected an image; {decoded.reason}")
         return self._predictor.normalise(decoded[None])[0]
 
+    def _images(self, given: Any) -> Iterator[RawImage]:
+        array = isinstance(given, np.ndarray) and given.ndim < 4
+        for one in [given] if array or isinstance(given, str | Path | Image.Image) else given:
+            folder = isinstance(one, str | Path) and os.path.isdir(one)
+            yield from find_images([str(one)], sys.stdin) if folder else [self._image(one)]
+
     def _image(self, given: Any) -> RawImage:
-        return _image(given, self._saved.preprocessing.brightness)
+        if isinstance(given, str | Path):
+            return Path(given)
+        return pixels_of(given, type(given).__name__, self._saved.preprocessing.brightness)
 
     def to_torch(self) -> nn.Module:
         """A copy of the network itself, in eval mode: preprocessed images (B, 3, H, W) to logits."""
         return copy.deepcopy(self._saved.network)
 
 
-def fit(
-    data: str | Path | Mapping[str, Any] = "clipart",
+def fit(  # noqa: PLR0913  # an editor completes them
+    data: Any = "clipart",
     freeze: str | list[str] = "all",
-    head: int | str = "auto",
+    head: int | str | nn.Module = "auto",
     *,
+    model: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    loss: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    optimizer: str | Mapping[str, Any] | Callable[[list[nn.Parameter]], Optimizer] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    callbacks: Sequence[str | pl.Callback] | None = None,
+    logger: Any = None,
     folder: str | Path | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train as `finetune train` does, with the same settings, and leave the same folder.
+    """Train as `finetune train` does, with the same settings or objects (docs/extend.md), into such a folder.
 
-    data: a name such as `clipart`, a folder of images, or a dict of the settings below `data`, as
-        `{"source": "csv", "root": "images.csv"}`.
+    data: a name such as `clipart`, a folder of images, a DataFrame with columns path and label, a torch
+        Dataset or a pair of arrays (images, labels), `{"train": …, "test": …}` of these, or a dict of the
+        settings below `data`, as `{"source": "csv", "root": "images.csv"}`.
+    model, head: names, or networks, of which a copy is trained.
+    loss: a name, or what gives a mean of logits (B, outputs) and labels (B,).
+    optimizer: its choice, `"adamw"`, with settings, `{"name": "adamw", "lr": 0.001}`, or what makes one.
+    transform: of a training image, uint8 (3, R, R), anew in each epoch, so that nothing is cached.
+    callbacks, logger: names, or Lightning's own.
     folder: where the run is kept; a new one below outputs by default.
-    settings: any other, as `epochs=5`; a section as its choice, `optimizer="adamw"`, or as a dict,
-        `optimizer={"name": "adamw", "lr": 0.001}`.
+    settings: any other, as `patience=5`.
 
     Raises:
         RequestError: a setting or the data are not as they must be.
         RunError: the run failed.
     """
-    given = {"data": _data(data), "freeze": freeze, "head": head, **settings}
-    asked = settings_from(given)
+    told: dict[str, Any] = {"data": _data(data), "freeze": freeze, "head": head, "model": model}
+    told |= {"weights": weights, "loss": loss, "optimizer": optimizer, "data.augment": transform}
+    told |= {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    told |= {"callbacks": callbacks, "logger": logger}
+    if transform is not None and ("data.augment" in settings or "augment" in told["data"]):
+        raise RequestError("transform: expected no data.augment with it")
+    asked = settings_from({key: one for key, one in told.items() if one is not None} | settings)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     brought = folder is not None and Path(folder).exists()
     place = Path(free_folder(wanted)) if folder is None else Path(folder)
     try:
         return Run(place, run(asked, place, Screen(quiet=quiet)))
-    except RequestError:
+    finally:
         if not brought:
             drop_unused(place)
-        raise
 
 
-def load(run: Run | str | Path, raw: bool = False) -> Model:
+def load(
+    run: Run | str | Path,
+    raw: bool = False,
+    model: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> Model:
     """Open a run by its folder, as `latest`, or as `fit` returned it.
 
-    raw: leave the probabilities uncalibrated.
+    raw: leave the probabilities uncalibrated. model, head: networks that another process gave `fit`.
 
     Raises:
         RequestError: there is no such run, or it has no checkpoint yet.
     """
+    for key, one in (("model", model), ("head", head)):
+        if one is not None:
+            named(key, one)
     return Model(open_run(str(run.folder if isinstance(run, Run) else run)), raw)
 
 
 def settings_from(settings: Mapping[str, Any]) -> Settings:
     """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
     groups, values = [], dict[tuple[str, ...], Any]()
-    for name, value in settings.items():
+    for name, value in ((name, named(name, value)) for name, value in settings.items()):
         choice = "source" if name == "data" else "name"
         chosen = value.get(choice) if isinstance(value, Mapping) else value
-        if name in GROUPS and chosen is not None:
+        if name in GROUPS and is_given(chosen):
+            values |= {(name, choice): chosen} if name == "data" else {(name,): {choice: chosen}}
+        elif name in GROUPS and chosen is not None:
             if not isinstance(chosen, str):
                 raise RequestError(
                     f"{name}={chosen}: expected the name of a choice, or a dict of its settings"
@@ -180,40 +242,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _data(data: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    if isinstance(data, Mapping):
-        return {"source": "folder", **data} if "root" in data else data
+def _data(data: Any) -> str | Mapping[str, Any]:
+    if isinstance(data, Mapping) and not (data and data.keys() <= {*SPLITS}):
+        source = {"source": "folder", **data} if "root" in data else dict(data)
+        object_given = not isinstance(source.get("source", ""), str)
+        return source | _data(source["source"]) if object_given else source  # type: ignore[operator]
+    if not isinstance(data, str | Path):
+        return {"source": named("data", Sides(data) if isinstance(data, Mapping) else data)}
     names = choices_of("data")
     if data in names:
         return str(data)
     if not Path(data).expanduser().is_dir():
         raise RequestError(f"data={data}: expected a folder of images, or one of {', '.join(names)}")
     return {"source": "folder", "root": str(data)}
-
-
-def _is_one(pictures: Any) -> bool:
-    one_array = isinstance(pictures, np.ndarray) and pictures.ndim < 4
-    return one_array or isinstance(pictures, str | Path | Image.Image)
-
-
-def _image(given: Any, brightness: Brightness) -> RawImage:
-    if isinstance(given, str):
-        return Path(given)
-    if isinstance(given, Image.Image):
-        try:
-            return np.asarray(on_white(ImageOps.exif_transpose(given), brightness))
-        except (OSError, ValueError) as error:  # it is decoded only now
-            name = getattr(given, "filename", "") or "a PIL image"
-            raise RequestError(f"{name}: expected an image; {error}") from None
-    if isinstance(given, np.ndarray) and (
-        given.dtype != np.uint8
-        or given.shape[2:] not in ((), (3,))
-        or given.ndim not in (2, 3)
-        or not given.size
-    ):
-        raise RequestError(
-            f"an array {given.shape} of {given.dtype}: expected uint8 of shape (H, W) or (H, W, 3)"
-        )
-    if not isinstance(given, Path | np.ndarray):
-        raise RequestError(f"{type(given).__name__}: expected a path, a PIL image or an array of uint8")
-    return given

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -60,6 +61,10 @@ def find_data(settings: Settings, progress: Progress = sources.silent, *, measur
     if dataset.multi_label and not LOSSES[settings.loss].several_labels:
         fit = names_where(LOSSES, lambda entry: not entry.softmax)
         raise RequestError(f"loss={settings.loss}: expected loss={fit}, as images have several labels each")
+    if settings.fast_dev_run:
+        order = np.random.default_rng(settings.seed).permutation(len(dataset.images))
+        sides = [order[np.isin(order, dataset.split[side])] for side in sources.SPLITS]
+        dataset = dataset.without(np.concatenate([rows[settings.batch_size :] for rows in sides]).tolist())
     return dataset
 
 
@@ -110,6 +115,8 @@ def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
         device=device,
         precision=devices.precision(settings.precision, device),
         rank=rank,
+        checkpoint_every=settings.trainer.checkpoint_every,
+        profiler=settings.trainer.profiler,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from typer import Argument, Context, Option, Typer
 
 from finetune import __version__, launch, output
+from finetune.choices.given import PLUGINS
 from finetune.config.compose import compose
 from finetune.errors import RequestError, errors_told
 from finetune.evaluation.formats import FORMATS
@@ -29,7 +30,8 @@ app = Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Transfer learning for image classification: what is frozen is computed once.",
+    help="Transfer learning for image classification: what is frozen is computed once. With any command,"
+    " --plugin MODULE imports this first, for the losses, schedules and sources that it adds.",
 )
 Work = Callable[..., None]
 EXTRA = {"allow_extra_args": True}
@@ -53,6 +55,7 @@ def _version(version: bool = Option(False, "--version", help="Say which version 
 @errors_told()
 def train() -> None:
     """What train.py runs."""
+    _take_plugins()
     launch.run_hydra()
 
 
@@ -222,8 +225,18 @@ def models(pattern: str = Argument("", help="A part of their names, or a pattern
     list_models(pattern, Screen())
 
 
+@errors_told()
+def _take_plugins() -> None:
+    """Take `--plugin MODULE` out of the command line; it is imported before settings are looked at."""
+    while "--plugin" in sys.argv[:-1]:
+        place = sys.argv.index("--plugin")
+        os.environ[PLUGINS] = ",".join((os.environ.get(PLUGINS, ""), sys.argv[place + 1]))
+        del sys.argv[place : place + 2]
+
+
 def main() -> None:
     """Run a command as sys.argv has it; raises SystemExit."""
+    _take_plugins()
     app()
 
 

@@ -78,6 +78,8 @@ class Task:
             from finetune.run import run
 
             run(settings, folder, Screen())
+            if settings.fast_dev_run:
+                drop_unused(folder)
         except (RequestError, RunError) as error:
             self.error = error
             drop_unused(folder)

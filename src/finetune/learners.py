@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
+from finetune.choices.given import is_given
 from finetune.choices.optimizers import LBFGS, SteppedSettings
 from finetune.choices.schedules import Span
 from finetune.config.schema import Settings
@@ -55,11 +57,13 @@ def build_job_config(settings: Settings, model: Model, train_labels: Tensor, bat
     steps_per_epoch = -(-batches // settings.trainer.accumulate_batches)
     steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
     span = Span(steps, steps_per_epoch, settings.step_epochs, settings.step_gamma)
-    options, groups = settings.optimizer.model_dump(), []
+    options, groups = settings.optimizer.model_dump(), list[dict[str, Any]]()
     name = options.pop("name")
     if isinstance(settings.optimizer, SteppedSettings):
         grouping = {key: options.pop(key) for key in SteppedSettings.model_fields if key != "name"}
         groups = parameter_groups(model.network, model.head, **grouping)
+    elif is_given(name):
+        groups = [{"params": [p for p in model.network.parameters() if p.requires_grad]}]
     balanced = settings.class_weights == "balanced"
     return JobConfig(
         loss=settings.loss,

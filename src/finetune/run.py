@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from rich.console import Console
 from finetune import build, workers
 from finetune.adaptation import inputs_by_evidence
 from finetune.atomic import linked
+from finetune.choices.callbacks import CALLBACKS, LOGGERS, make
 from finetune.choices.losses import LOSSES
-from finetune.config.schema import Settings
+from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.demands import refuse_untrainable
@@ -63,8 +66,11 @@ def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
     if summary := _ended(settings, folder, console):
         return summary
     rank: Rank | None = None
+    briefly = ExitStack()
     try:
         rank = distributed.find_rank(workers.count(settings), settings.trainer.nodes)
+        if settings.fast_dev_run and (rank is None or rank.world_size == 1):
+            folder = Path(briefly.enter_context(TemporaryDirectory())) / "run"
         if rank is None:
             return workers.launch(settings, folder, console.quiet)
         options = build.build_options(settings, rank)
@@ -81,6 +87,8 @@ def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
         if rank is None or rank.is_main:
             folders.give_reason(folder, error)
         raise
+    finally:
+        briefly.close()
 
 
 def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any] | None:
@@ -113,6 +121,9 @@ def prepare(
     if writes and not state:
         folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
+    if objects := settings.given():
+        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
+        say(console, "note", f"{objects[0]}: {text}")
     known, device = resuming.adapted_before(state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
@@ -127,7 +138,7 @@ def prepare(
     resuming.check_origin(state, origin)
     if writes:
         epochs.note_epochs(asked, folder, console)
-        if note := folders.start(folder, inputs.bad):
+        if note := folders.start(folder, inputs.bad, latest=not settings.fast_dev_run):
             say(console, "note", note)
     return Prepared(
         settings=settings,
@@ -189,7 +200,11 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         terminal.training_line(console, settings.optimizer.model_dump(), options)
         if state:
             terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
-        callbacks: list[Any] = []
+        callbacks = make("callbacks", CALLBACKS, settings.callbacks, prepared.folder)
+        loggers = make("logger", LOGGERS, settings.logger, prepared.folder)
+        for logger in loggers:
+            logger.log_hyperparams(flat(settings.model_dump()))
+        options = replace(options, loggers=loggers)
         if board:
             batches = len(prepared.batches.train_dataloader())
             callbacks.append(Terminal(console, options.epochs, batches))
@@ -234,5 +249,10 @@ def finish(
         if not is_sweep(folder.parent):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
     write_summary(folder, summary)
-    terminal.result_lines(console, summary, folder)
+    if "tensorboard" not in prepared.settings.logger:
+        shutil.rmtree(folder / "tensorboard")
+    if prepared.settings.fast_dev_run:
+        say(console, "done", "every part ran, on one batch of each side; nothing is kept (fast_dev_run)")
+    else:
+        terminal.result_lines(console, summary, folder)
     return summary

@@ -9,7 +9,7 @@ import yaml
 
 from finetune.config.compose import compose
 from finetune.config.messages import known_keys
-from finetune.config.schema import configs_folder
+from finetune.config.schema import NAMED, configs_folder
 from support.runs import CHECKOUT
 
 CONFIGS = configs_folder()
@@ -46,6 +46,9 @@ DEFAULTS = {
     "patience": None,
     "seed": 0,
     "monitor_gradients": False,
+    "callbacks": [],
+    "logger": ["tensorboard"],
+    "fast_dev_run": False,
     "data.source": "clipart",
     "data.root": None,
     "data.name": None,
@@ -78,6 +81,8 @@ DEFAULTS = {
     "trainer.nodes": 1,
     "trainer.accumulate_batches": 1,
     "trainer.clip_norm": None,
+    "trainer.checkpoint_every": None,
+    "trainer.profiler": None,
     "resume": None,
 }
 CHOICES = {
@@ -208,6 +213,7 @@ def test_no_choice_is_a_word_that_yaml_reads_as_true_or_false() -> None:
     words = {"on", "off", "yes", "no", "y", "n"}
     assert not words & {path.stem for path in CONFIGS.rglob("*.yaml")}
     offered = [word for words in _literals() for word in words if isinstance(word, str)]
+    offered += [name for tables in NAMED.values() for table in tables for name in table]
     assert "cosine" in offered
     assert not words & set(offered)
 

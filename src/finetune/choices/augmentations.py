@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.choices.given import Table, lacking
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -65,11 +67,12 @@ def random_resized_crop(images: Tensor, size: int, generator: Generator) -> Tens
     return torch.cat(parts)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(),
-    "flip": Augmentation(mirrored=True),
-    "standard": Augmentation(standard),
-}
+AUGMENTATIONS: Table[Augmentation] = Table(
+    none=Augmentation(),
+    flip=Augmentation(mirrored=True),
+    standard=Augmentation(standard),
+)
+AUGMENTATIONS.absent = Augmentation(lacking)
 
 
 def automatic(backbone_trains: bool) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from finetune.choices.given import PYTHON, Table, is_given
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -35,8 +38,20 @@ def number_or(least: int, expected: str, *words: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if type(value) is int and value >= least:  # true is an int, too
             return value
-        if value not in words:
+        if value not in words and not (PYTHON in words and is_given(value)):
             raise ValueError(expected)
+        return value
+
+    return BeforeValidator(check)
+
+
+def one_of(table: Iterable[str], *words: str) -> BeforeValidator:
+    """A word, or a name in a table; where that takes Python objects, one of these."""
+
+    def check(value: Any) -> Any:
+        names = [*words, *table]
+        if value not in names and not (isinstance(table, Table) and is_given(value)):
+            raise PydanticCustomError("literal_error", "", {"expected": alternatives(names)})
         return value
 
     return BeforeValidator(check)

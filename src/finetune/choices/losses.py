@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.choices.given import Table, lacking
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -89,11 +91,12 @@ def as_vectors(labels: Tensor, logits: Tensor) -> Tensor:
     return labels.to(logits)
 
 
-LOSSES: dict[str, LossEntry] = {
-    "cross_entropy": LossEntry(
+LOSSES: Table[LossEntry] = Table(
+    cross_entropy=LossEntry(
         cross_entropy, stacked_cross_entropy, calibrates=True, weighs_classes=True, convex=True
     ),
-    "bce": LossEntry(bce, softmax=False, several_labels=True, convex=True),
-    "sum_squares": LossEntry(sum_squares, several_labels=True, is_mean=False),
-    "sum_difference": LossEntry(sum_difference, several_labels=True, is_mean=False),
-}
+    bce=LossEntry(bce, softmax=False, several_labels=True, convex=True),
+    sum_squares=LossEntry(sum_squares, several_labels=True, is_mean=False),
+    sum_difference=LossEntry(sum_difference, several_labels=True, is_mean=False),
+)
+LOSSES.absent = LossEntry(lacking, calibrates=True)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from finetune.choices.fields import Fraction, NotNegative, Positive, Strict
+from finetune.choices.given import Table, lacking
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class OptimizerSettings(Strict):
-    """The settings that every optimiser has."""
+    """The settings that every optimiser has; a Python object has no others."""
 
     name: str
-    weight_decay: float | str
 
 
 class SteppedSettings(OptimizerSettings):
@@ -47,7 +47,7 @@ class OptimizerEntry:
     """
 
     settings: type[OptimizerSettings]
-    made_by: str
+    made_by: str | Callable[..., Any]
     buffers: tuple[str, ...] = ()
     move: Move | None = None
     counts_steps: bool = False
@@ -131,10 +131,11 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-OPTIMIZERS: dict[str, OptimizerEntry] = {
-    "sgd": OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
-    "adamw": OptimizerEntry(
+OPTIMIZERS: Table[OptimizerEntry] = Table(
+    sgd=OptimizerEntry(SGD, "torch.optim.SGD", ("momentum_buffer",), move_sgd),
+    adamw=OptimizerEntry(
         AdamW, "torch.optim.AdamW", ("exp_avg", "exp_avg_sq"), move_adamw, counts_steps=True
     ),
-    "lbfgs": OptimizerEntry(LBFGS, "torch.optim.LBFGS", solves=True),
-}
+    lbfgs=OptimizerEntry(LBFGS, "torch.optim.LBFGS", solves=True),
+)
+OPTIMIZERS.absent = OptimizerEntry(OptimizerSettings, lacking)

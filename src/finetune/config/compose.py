@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def explained(_root_: DictConfig) -> str:
 
 
 # For --help.
-OmegaConf.register_new_resolver("names", lambda key: ", ".join(NAMED[key]), replace=True)
+OmegaConf.register_new_resolver("names", lambda key: ", ".join(chain(*NAMED[key])), replace=True)
 OmegaConf.register_new_resolver("explained", explained, replace=True)
 OmegaConf.register_new_resolver("configs", lambda: str(configs_folder()), replace=True)
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from finetune.choices.augmentations import AUGMENTATIONS
-from finetune.choices.fields import Fraction, Strict, Text, number_or
-
-AUGMENT = ("auto", *AUGMENTATIONS)
-if TYPE_CHECKING:
-    Augment: TypeAlias = str
-else:
-    Augment = Literal[AUGMENT]
+from finetune.choices.fields import Fraction, Strict, Text, number_or, one_of
 
 
 class Data(Strict):
@@ -30,7 +24,7 @@ class Data(Strict):
     image_folder: Text | None
     image_suffix: Text | None
     image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
-    augment: Augment
+    augment: Annotated[str, one_of(AUGMENTATIONS, "auto")]
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Annotated[int, Field(ge=0)] | None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.choices.fields import alternatives
+from finetune.choices.given import load_plugins
 from finetune.config.schema import SECTIONS, Settings
 from finetune.errors import RequestError
 
@@ -33,6 +33,7 @@ ELSEWHERE = {
     "schedule": "lr_scheduler scheduler",
     "trainer": "strategy",
     "trainer.accumulate_batches": "accumulate_grad_batches gradient_accumulation_steps",
+    "trainer.checkpoint_every": "every_n_epochs",
     "trainer.clip_norm": "gradient_clip_val gradient_clipping max_grad_norm",
     "trainer.devices": "gpus",
     "trainer.nodes": "num_nodes",
@@ -69,14 +70,13 @@ EXPECTED = {
     "string_type": "text",
     "too_short": "a name",
     "union_tag_invalid": "{names}",
-    "union_tag_not_found": "{names}",
     "value_error": "{error}",
 }
 
 
 def known_keys() -> list[str]:
     """Every setting by its dotted name, and every section."""
-    inside = {f"{name}.{key}" for name, models in SECTIONS.items() for m in models for key in m.model_fields}
+    inside = {f"{name}.{key}" for name, each in SECTIONS.items() for m in each() for key in m.model_fields}
     return sorted({*Settings.model_fields, *inside})
 
 
@@ -122,6 +122,9 @@ def _hint(value: str, choices: Sequence[str]) -> str:
 
 def validate(values: dict[str, Any]) -> Settings:
     """Check plain values; raises RequestError, which names the first wrong setting and what was expected."""
+    load_plugins()
+    if values.get("fast_dev_run") is True:
+        values = values | {"epochs": 1, "warmup_epochs": 0}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -138,8 +141,7 @@ def _line(error: Any, values: dict[str, Any]) -> str:
     if kind == "value_error" and (not key or key in SECTIONS):
         return str(context["error"])  # a rule between settings names them itself
     if kind.startswith("union_tag"):
-        names = [get_args(model.model_fields["name"].annotation)[0] for model in SECTIONS[key]]
-        key, context = f"{key}.name", {"names": alternatives(names)}
+        key = f"{key}.name"
     expected = EXPECTED[kind].format(**context) if kind in EXPECTED else error["msg"]
     if kind == "missing":
         return f"{key}: expected {expected}"

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
 
 from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.choices.best import BEST
+from finetune.choices.callbacks import CALLBACKS, LOGGERS
 from finetune.choices.fields import (
     Count,
     Fraction,
     Positive,
     Strict,
     Text,
+    alternatives,
     as_text,
     names_where,
     number_or,
+    one_of,
 )
+from finetune.choices.given import PYTHON, is_given
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS, OptimizerSettings
 from finetune.choices.schedules import SCHEDULES
-from finetune.config.data import AUGMENT, Data
+from finetune.config.data import Data
 
 
 def _as_patterns(value: Any) -> Any:
@@ -41,25 +46,22 @@ def _as_features(value: Any) -> Any:
     return value
 
 
+def _as_optimizer(value: Any) -> Any:
+    name = str(value.get("name")) if isinstance(value, dict) else ""
+    if not is_given(name) and name not in [*OPTIMIZERS]:
+        raise PydanticCustomError("union_tag_invalid", "", {"names": alternatives([*OPTIMIZERS])})
+    return OPTIMIZERS[name].settings.model_validate(value)
+
+
 Patterns = Annotated[list[str], BeforeValidator(_as_patterns)]
-
-
-OPTIMIZER_SETTINGS = tuple(entry.settings for entry in OPTIMIZERS.values())
-# Settings whose values are names in tables.
-NAMED = {
-    "loss": tuple(LOSSES),
-    "schedule": tuple(SCHEDULES),
-    "data.augment": AUGMENT,
-    "best": BEST,
+AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+HEAD = "a number of outputs, 1 or more, auto or keep"
+# Settings whose values are names in tables, and words beside these.
+NAMED: dict[str, tuple[Iterable[str], ...]] = {
+    "loss": (LOSSES,),
+    "schedule": (SCHEDULES,),
+    "data.augment": (["auto"], AUGMENTATIONS),
 }
-if TYPE_CHECKING:
-    Optimizer = OptimizerSettings
-    Loss: TypeAlias = str
-    Schedule: TypeAlias = str
-    Best: TypeAlias = str
-else:
-    Optimizer = Annotated[Union[OPTIMIZER_SETTINGS], Discriminator("name")]  # noqa: UP007  # from a table
-    Loss, Schedule, Best = (Literal[NAMED[name]] for name in ("loss", "schedule", "best"))
 
 
 class Trainer(Strict):
@@ -70,6 +72,8 @@ class Trainer(Strict):
     nodes: Count
     accumulate_batches: Count
     clip_norm: Positive | None
+    checkpoint_every: Count | None
+    profiler: Literal["simple", "advanced"] | None
 
 
 # As configs/config.yaml has them.
@@ -86,28 +90,31 @@ class Settings(Strict):
     model: Text
     weights: Text
     freeze: Patterns
-    head: Annotated[int | str, number_or(1, "a number of outputs, 1 or more, auto or keep", "auto", "keep")]
+    head: Annotated[int | str, number_or(1, HEAD, "auto", "keep", PYTHON)]
     head_hidden: list[Count]
     head_dropout: Fraction
     standardize: Literal["auto", True, False]
     batchnorm: Literal["pretrained", "adapt", "auto"]
     head_features: Annotated[str | list[str], BeforeValidator(_as_features)]
-    loss: Loss
+    loss: Annotated[str, one_of(LOSSES)]
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
-    optimizer: Optimizer
-    schedule: Schedule
+    optimizer: Annotated[SerializeAsAny[OptimizerSettings], BeforeValidator(_as_optimizer)]
+    schedule: Annotated[str, one_of(SCHEDULES)]
     warmup_epochs: Annotated[int, Field(ge=0)]
     step_epochs: Count
     step_gamma: Positive
     epochs: Count
     max_steps: Count | None
     batch_size: Count
-    best: Best
+    best: Annotated[str, one_of(BEST)]
     refit: bool
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     monitor_gradients: bool
+    callbacks: Annotated[list[Annotated[str, one_of(CALLBACKS)]], AS_LIST]
+    logger: Annotated[list[Annotated[str, one_of(LOGGERS)]], AS_LIST]
+    fast_dev_run: bool
     data: Data
     cache: Literal["auto", "memory", "disk", "none"]
     cache_dir: Text
@@ -122,6 +129,17 @@ class Settings(Strict):
     def folded(self) -> bool:
         """Whether a model is trained for every fold of the images, and then one on all of them."""
         return self.data.folds is not None and self.data.fold is None
+
+    def given(self) -> list[str]:
+        """The settings that are Python objects, as key=value."""
+        told = flat(self.model_dump()).items()
+        return [f"{key}={value}" for key, value in told if PYTHON in str(value)]
+
+    def lightning(self) -> str | None:
+        """What of Lightning's own takes part, for which a run must train by itself."""
+        parts = {"callbacks": self.callbacks, "logger": [one for one in self.logger if one != "tensorboard"]}
+        parts |= {f"trainer.{name}": getattr(self.trainer, name) for name in ("checkpoint_every", "profiler")}
+        return next((f"{key}={value}" for key, value in parts.items() if value), None)
 
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
@@ -145,8 +163,8 @@ class Settings(Strict):
             if self.head not in ("auto", "keep", 1000):
                 yield f"head={self.head}: expected auto, keep or 1000 with data=random, a vector of 1,000"
         for key in ("head_hidden", "head_dropout"):
-            if self.head == "keep" and getattr(self, key):
-                yield f"{key}: expected a new head with it; head=keep has its own layers"
+            if (self.head == "keep" or is_given(self.head)) and getattr(self, key):
+                yield f"{key}: expected a new head with it; head={self.head} has its own layers"
         if self.head == "keep" and self.head_features != "last":
             yield "head_features: expected last with head=keep, which reads what it was trained on"
         if not loss.is_mean and not one_process:
@@ -154,6 +172,10 @@ class Settings(Strict):
         if self.folded and not (one_process and self.batchnorm == "pretrained"):
             expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
             yield f"data.folds={self.data.folds}: {expected}"
+        if self.given() and not one_process:
+            yield f"{self.given()[0]}: expected trainer.devices=1 with a Python object"
+        if self.folded and (wrong := self.lightning()):
+            yield f"{wrong}: expected none with data.folds, or a data.fold a run"
         if self.patience and self.best == "last":
             yield f"patience={self.patience}: expected another best with it; with best=last none is better"
         if OPTIMIZERS[self.optimizer.name].solves:
@@ -197,10 +219,10 @@ class Settings(Strict):
         return [*solved, *steps]
 
 
-SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
-    "optimizer": OPTIMIZER_SETTINGS,
-    "data": (Data,),
-    "trainer": (Trainer,),
+SECTIONS: dict[str, Callable[[], list[type[BaseModel]]]] = {
+    "optimizer": lambda: [entry.settings for entry in OPTIMIZERS.values()],
+    "data": lambda: [Data],
+    "trainer": lambda: [Trainer],
 }
 
 

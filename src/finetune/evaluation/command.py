@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from finetune.atomic import write_json
 from finetune.build import find_data
 from finetune.config.compose import override_settings
@@ -25,7 +27,7 @@ from finetune.evaluation.overlay import maps
 from finetune.evaluation.recipe import loads_into
 from finetune.report.page import write_report
 from finetune.runs.folder import find_run
-from finetune.runs.open import open_run
+from finetune.runs.open import Saved, open_run
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, progress, say
@@ -50,7 +52,16 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         devices.precision(settings.precision, device)
     how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
     predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
-    named_alike = _images(settings) == _images(saved.settings)
+    found = measure_run(saved, settings, predictor, split, console)
+    if out:
+        write_json(out, {"run": str(saved.folder), "temperature": predictor.temperature} | found)
+
+
+def measure_run(
+    saved: Saved, settings: Settings, predictor: Predictor, split: str | None, console: Console
+) -> dict[str, Any]:
+    """Measure a run's model on the data of other settings, show what was found, and return it."""
+    named_alike, how = _images(settings) == _images(saved.settings), predictor.saved.preprocessing
     dataset = _find_measured(settings, None if named_alike else saved.trained_on)
     chosen = choose_images(dataset, saved, split, named_alike)
     for kind, found in dataset.brightness.items():
@@ -64,9 +75,7 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
     tables.show_evaluation(console, chosen, evaluation, predictor.temperature)
-    if out:
-        about = {"run": str(saved.folder), "temperature": predictor.temperature}
-        write_json(out, about | tables.evaluation_json(chosen, evaluation))
+    return tables.evaluation_json(chosen, evaluation)
 
 
 def report_run(run: str) -> None:

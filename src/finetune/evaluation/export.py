@@ -21,6 +21,7 @@ from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.recipe import recipe
+from finetune.model.build import brought
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import sealed_text
 from finetune.runs.open import Saved
@@ -58,6 +59,9 @@ def export_target(saved: Saved, format: str, out: Path | None, softmax: bool) ->
             f"--format {format}: expected {', '.join(wanted.packages[:-1])} and {wanted.packages[-1]} to be"
             f" installed: pip install 'finetune-toolkit[{format}]'"
         )
+    if wanted.convert is None and brought(saved.settings.model):
+        told = f"expected a format that holds the model, too, as model={saved.settings.model} is your own"
+        raise RequestError(f"--format {format}: {told}")
     if softmax and wanted.convert is None:
         others = " or ".join(name for name, one in FORMATS.items() if one.convert)
         raise RequestError(f"--softmax: expected --format {others} with it; {format} holds weights only")

@@ -83,7 +83,7 @@ class FeaturePlan:
 def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> FeaturePlan:
     """Split the model where gradients begin, and decide what is cached; no image is decoded."""
     cache, augment = settings.cache, settings.augment
-    wanted = AUGMENTATIONS.get(augment, Augmentation())
+    wanted = Augmentation() if augment == "auto" else AUGMENTATIONS[augment]
     if wanted.is_random and cache in ("memory", "disk"):
         cacheable = names_where(AUGMENTATIONS, lambda entry: not entry.is_random)
         raise RequestError(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from finetune.choices.given import is_given
 from finetune.errors import RequestError, brief
-from finetune.model.build import build_model
+from finetune.model.build import HEADS, build_model
 from finetune.model.freeze import Frozen, freeze
-from finetune.model.head import count_outputs, find_head, replace_head
+from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.weights import Weights, enum_of, load_weights
@@ -73,13 +74,19 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         preprocessing = preprocessing.to(int(config.image_size))
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
-    outputs = _choose_outputs(config, len(classes), names, count_outputs(network, head))
+    own = HEADS[str(config.head)] if is_given(config.head) else None
+    last = own.parameters() if own else [network.get_parameter(f"{head}.weight")]
+    outputs = [0, *(len(weight) for weight in last if weight.dim() > 1)][-1]
+    outputs = _choose_outputs(config, len(classes), names, outputs)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
-    _check_image_size(network, example, config.name)
+    size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
+    _check_takes(network, example, size)
     if config.head != "keep":
         read_stages(network, head, config.head_features, example)
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
-        replace_head(network, head, outputs, hidden=config.hidden, dropout=config.dropout)
+        replace_head(network, head, own or outputs, hidden=config.hidden, dropout=config.dropout)
+        if own:
+            _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)
@@ -109,8 +116,9 @@ def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[s
 
 
 def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old: int) -> int:
-    """How many outputs the head is to have; `old` is how many it has."""
-    outputs = {"keep": old, "auto": classes}.get(str(config.head)) or int(config.head)
+    """How many outputs the head is to have; `old` is how many it has, or a head of the user's own."""
+    kept = config.head == "keep" or is_given(config.head)
+    outputs = old if kept else classes if config.head == "auto" else int(config.head)
     if outputs < len(names):
         raise RequestError(
             f"head={config.head}: expected {len(names)} outputs or more, one for each class"
@@ -119,13 +127,11 @@ def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old
     return outputs
 
 
-def _check_image_size(network: nn.Module, example: Tensor, name: str) -> None:
+def _check_takes(network: nn.Module, example: Tensor, otherwise: str) -> None:
     network.eval()
     try:
         with torch.no_grad():
             network(example)
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            f"data.image_size={example.shape[-1]}: {name} cannot take images of that size"
-            f" ({str(error).splitlines()[0]}); expected another, or auto"
-        ) from None
+        why = str(error).splitlines()[0]
+        raise RequestError(f"{otherwise} ({why}); expected another, or auto") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from finetune.choices.given import Table, is_given
 from finetune.errors import RequestError, brief
 
 # Auxiliary heads return tuples in train mode and serve only training from scratch; all weights of these two
@@ -18,6 +20,9 @@ from finetune.errors import RequestError, brief
 OPTIONS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
 LITE0 = "efficientnet_lite0"  # timm builds it; a package carries its weights
+# Models of plugins and Python objects: what makes each, with weights; heads that are Python objects.
+MODELS: Table[Callable[[], nn.Module]] = Table()
+HEADS: Table[nn.Module] = Table()
 
 RANDOM = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "erfinv_")
 
@@ -39,6 +44,11 @@ def model_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def brought(name: str) -> bool:
+    """Whether a model is a plugin's or a Python object, which brings its own weights."""
+    return name in MODELS or is_given(name)
+
+
 def build_model(name: str, enum: Any | None = None, initialised: bool = True) -> nn.Module:
     """Build a model by its name in torchvision, or `timm/<name>` in timm; its head has 1,000 outputs.
 
@@ -47,6 +57,8 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     RequestError: there is no such model, or timm is not installed.
     """
     check_model_name(name)
+    if brought(name):
+        return MODELS[name]()
     if theirs := timm_name(name):
         import timm
 
@@ -67,6 +79,8 @@ def timm_name(name: str) -> str | None:
 
 def check_model_name(name: str) -> None:
     """Raise RequestError unless torchvision or timm has a model of that name."""
+    if brought(name):
+        return
     theirs = timm_name(name)
     if theirs is None:
         if name not in model_names():

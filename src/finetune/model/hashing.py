@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,4 +80,7 @@ def _settings(module: nn.Module) -> str:
         if name != "training" and not name.startswith("_")
         if not any(isinstance(leaf, Tensor | nn.Module) for leaf in tree_leaves(value))
     }
+    code = getattr(type(module).forward, "__code__", None)
+    if code and type(module).__module__.partition(".")[0] not in ("torch", "torchvision", "timm", "finetune"):
+        plain["forward"] = hashlib.sha256(marshal.dumps(code, 2)).hexdigest()  # a user's own may be edited
     return f"{type(module).__module__}.{type(module).__qualname__} {plain} {module.extra_repr()}"

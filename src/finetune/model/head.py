@@ -41,13 +41,21 @@ def count_outputs(model: nn.Module, name: str) -> int:
 
 
 def replace_head(
-    model: nn.Module, name: str, num_outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0
+    model: nn.Module,
+    name: str,
+    num_outputs: int | nn.Module,
+    hidden: Sequence[int] = (),
+    dropout: float = 0.0,
 ) -> nn.Module:
     """Put a new, randomly initialised head in the place of the layer `name` and return it.
 
     Without hidden layers and dropout the new head is one layer, so that the model's state dict is that of
     the same architecture built with `num_classes=num_outputs`. A convolutional classifier stays one.
+    num_outputs: or a module, which is the head itself.
     """
+    if isinstance(num_outputs, nn.Module):
+        model.set_submodule(name, copy.deepcopy(num_outputs))
+        return model.get_submodule(name)
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear | nn.Conv2d)
     widths = [old.weight.shape[1], *hidden, num_outputs]

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model.build import LITE0, check_model_name, timm_name
+from finetune.model.build import LITE0, brought, check_model_name, timm_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
@@ -43,7 +43,7 @@ class Weights:
 def enum_of(architecture: str, requested: str) -> Any | None:
     """torchvision's enum entry that `requested` names for this architecture, or None."""
     check_model_name(architecture)
-    if timm_name(architecture):
+    if timm_name(architecture) or brought(architecture):
         return None
     enum = torchvision.models.get_model_weights(architecture)
     if requested in ("auto", "imagenet"):
@@ -57,6 +57,12 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
     With `keep_head` a single-layer head of another size replaces the model's; else such a head is left out.
     RequestError: the weights do not exist, cannot be fetched, are damaged, or do not fit the backbone.
     """
+    if brought(architecture) and requested in WORDS:
+        if requested != "auto":
+            expected = f"expected auto, which are the model's own, or a file with model={architecture}"
+            raise RequestError(f"weights={requested}: {expected}")
+        preprocessing = default_preprocessing(architecture, model)
+        return Weights(requested, "the model's own", preprocessing, digest(model.state_dict()))
     if requested == "random":
         preprocessing = default_preprocessing(architecture, model)
         return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
@@ -67,7 +73,10 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
 
 def default_preprocessing(architecture: str, model: nn.Module) -> Preprocessing:
     """What the architecture's own ImageNet weights were trained with."""
-    if not timm_name(architecture):
+    own = hasattr(model, "pretrained_cfg")  # it is timm's, by whatever name
+    if brought(architecture) and not own:
+        return Preprocessing()
+    if not own:
         return _enum_preprocessing(enum_of(architecture, "imagenet"))
     from timm.data import resolve_model_data_config
 
@@ -168,7 +177,8 @@ def _path_and_part(architecture: str, requested: str) -> tuple[Path, str]:
     if colon:
         wrong = "a name after the colon" if not name else f"a file, and there is no {file}"
         raise RequestError(f"weights={requested}: expected {wrong}")
-    own = () if timm_name(architecture) else torchvision.models.get_model_weights(architecture)
+    others = timm_name(architecture) or brought(architecture)
+    own = () if others else torchvision.models.get_model_weights(architecture)
     raise RequestError(
         f"weights={requested}: expected {', '.join([*WORDS, *(entry.name for entry in own)])},"
         f" a file or a run's folder"

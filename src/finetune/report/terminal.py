@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from finetune.choices.best import NAMES
+from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.sources.folder import tell_others
@@ -142,9 +143,10 @@ def training_line(console: Console, optimizer: dict[str, Any], options: Options)
     if processes > 1:
         where += f", {processes} processes"
     precision = options.precision.removesuffix("-true").removesuffix("-mixed")
-    how = f"the head is solved by {optimizer['name']}"
-    if "lr" in optimizer:
-        how = f"{options.epochs} epochs, {optimizer['name']} with lr {optimizer['lr']:g}"
+    how = f"{options.epochs} epochs, {optimizer['name']}"
+    if OPTIMIZERS[optimizer["name"]].solves:
+        how = f"the head is solved by {optimizer['name']}"
+    how += f" with lr {optimizer['lr']:g}" if "lr" in optimizer else ""
     say(console, "train", f"{how}, on {where}, precision {precision}")
 
 
@@ -188,7 +190,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
-    say(console, "watch", "", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
+    if (folder / "tensorboard").exists():
+        say(console, "watch", "", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
     for fact, typed in advise(folder, summary, read_settings(folder)) if report.exists() else ():
         say(console, "next", f"{fact}:", typed)
 

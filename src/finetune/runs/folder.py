@@ -160,7 +160,7 @@ def reopen(folder: Path, curves: str) -> None:
         write_atomically(folder / "metrics.csv", curves.encode())
 
 
-def start(folder: Path, skipped: Sequence[BadImage]) -> str | None:
+def start(folder: Path, skipped: Sequence[BadImage], latest: bool = True) -> str | None:
     """Write what is known when settings and data are found valid, and make this run the latest.
 
     Returns: why it is not, where the working folder cannot be written to.
@@ -171,6 +171,8 @@ def start(folder: Path, skipped: Sequence[BadImage]) -> str | None:
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
     if skipped:
         list_bad(folder, skipped)
+    if not latest:
+        return None
     try:
         LATEST.parent.mkdir(exist_ok=True)
         write_atomically(LATEST, f"{folder}\n".encode())

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.choices.given import is_given
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.model.build import build_model
+from finetune.model.build import HEADS, build_model
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
@@ -67,9 +68,10 @@ def open_run(run: str) -> Saved:
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
+    new = HEADS[str(settings.head)] if is_given(settings.head) else outputs
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     read_stages(network, head, settings.head_features, example)
-    replace_head(network, head, outputs, hidden=settings.head_hidden, dropout=settings.head_dropout)
+    replace_head(network, head, new, hidden=settings.head_hidden, dropout=settings.head_dropout)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")

@@ -78,6 +78,8 @@ class Plan:
 
 def refuse_several(settings: Settings) -> None:
     """Raise RequestError where a job of a sweep asks for several processes."""
+    if settings.fast_dev_run:
+        raise RequestError("fast_dev_run=true: expected without -m")
     if (settings.trainer.devices, settings.trainer.nodes) != (1, 1):
         raise RequestError(
             "trainer=ddp: expected without -m, a command for each run; in a sweep jobs train together on one"
@@ -98,6 +100,7 @@ def alone_because(settings: Settings) -> str | None:
         (augment != "auto" and AUGMENTATIONS[augment].is_random, f"data.augment={augment}"),
         (settings.data.source == "random", "data=random"),
         (settings.monitor_gradients, "monitor_gradients=true"),
+        (settings.lightning(), str(settings.lightning())),
         (settings.precision not in ("auto", "32"), f"precision={settings.precision}"),
         (settings.compile is True, "compile=true"),
     )

@@ -140,11 +140,11 @@ class Checkpoints(pl.Callback):
 
 
 class RunCheckpoints(Checkpoints):
-    """Those of one run, written after each epoch by Lightning."""
+    """Those of one run, written after each epoch by Lightning; every: so many epochs one that stays."""
 
-    def __init__(self, jobs: Sequence[Job], max_steps: int | None = None) -> None:
+    def __init__(self, jobs: Sequence[Job], max_steps: int | None = None, every: int | None = None) -> None:
         super().__init__(jobs, max_steps)
-        (self.job,) = jobs
+        (self.job,), self.every = jobs, every
         self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
 
     @property
@@ -162,6 +162,8 @@ class RunCheckpoints(Checkpoints):
         trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
         if better and trainer.is_global_zero:
             copy_best(folder)
+        if self.every and not (trainer.current_epoch + 1) % self.every:
+            trainer.save_checkpoint(folder / f"epoch={trainer.current_epoch:03d}.ckpt")
 
     def load_best(self, learner: Any) -> None:
         best = AtomicCheckpointIO().load_checkpoint(self.job.folder / self.job.checkpoints / "best.ckpt")

@@ -15,11 +15,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from finetune.atomic import not_written
 from finetune.data.module import Batches
-from finetune.errors import Interrupted, RunError
+from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
 from finetune.training.best import of_side
@@ -53,7 +54,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """How long and on what to train; compiled: whether the network is."""
+    """How long and on what to train; compiled: whether the network is. checkpoint_every: so many epochs."""
 
     epochs: int
     max_steps: int | None = None
@@ -63,6 +64,9 @@ class Options:
     precision: Precision = "32-true"
     compiled: bool = False
     rank: Rank = SINGLE
+    checkpoint_every: int | None = None
+    profiler: str | None = None
+    loggers: Sequence[Any] = ()
 
 
 def fit(
@@ -87,7 +91,7 @@ def fit(
         assert not isinstance(resume, Path)
         checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
     else:
-        checkpoints = RunCheckpoints(jobs, options.max_steps)
+        checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
         writes = [Curves()] if jobs[0].writer else []
@@ -118,8 +122,11 @@ def _trainer(learner: Learner, options: Options, callbacks: list[pl.Callback]) -
         accumulate_grad_batches=options.accumulate_batches,
         gradient_clip_val=options.clip_norm,
         callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
+        logger=options.loggers or False,
+        log_every_n_steps=1,  # what Lightning's own callbacks log
+        profiler=options.profiler
+        and getattr(pl.profilers, f"{options.profiler.title()}Profiler")(learner.jobs[0].folder, "profile"),
+        enable_checkpointing=any(isinstance(one, pl.callbacks.Checkpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -185,6 +192,8 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
         raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
     except RunError as error:
         raise (error if batched else RunError(f"{error}; {first.best}")) from None
+    except MisconfigurationException as error:
+        raise RequestError(f"callbacks: {str(error).splitlines()[0]}") from None
     except OSError as error:
         raise RunError(f"{not_written(first.folder, error)}; {first.best}") from None
     except torch.OutOfMemoryError:

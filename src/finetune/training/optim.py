@@ -12,6 +12,7 @@ from torch import nn
 
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.choices.schedules import SCHEDULES, Span
+from finetune.errors import RequestError
 from finetune.model.freeze import NORMS
 
 Schedule = Callable[[int], float]
@@ -47,7 +48,18 @@ def parameter_groups(
 
 
 def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    return resolve_name(OPTIMIZERS[name].made_by)(groups, **options)
+    """The optimiser of that name; RequestError: a Python object makes none."""
+    made_by = OPTIMIZERS[name].made_by
+    if isinstance(made_by, str):
+        return resolve_name(made_by)(groups, **options)
+    found = made_by([parameter for group in groups for parameter in group["params"]])
+    if not isinstance(found, torch.optim.Optimizer):
+        raise RequestError(
+            f"optimizer.name={name}: expected an Optimizer from it, not {type(found).__name__}"
+        )
+    for number, group in enumerate(found.param_groups):
+        group.setdefault("name", f"group {number}")
+    return found
 
 
 def create_schedule(name: str, span: Span, warmup_epochs: int = 0) -> Schedule:

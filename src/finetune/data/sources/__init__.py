@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.choices.given import Table, is_given
 from finetune.data import splits
 from finetune.data.brightness import find_scales
 from finetune.data.dataset import SPLITS, Dataset, RawImage, Stored
@@ -35,18 +36,18 @@ class Source:
 
 COLUMNS = ("image_column", "label_column")
 TABLE = (*COLUMNS, "label_separator", "image_folder", "image_suffix", "split", "group_column")
-SOURCES = {
-    "clipart": Source(builtin.find_clipart),
-    "digits": Source(builtin.find_digits),
-    "random": Source(builtin.make_noise),
-    "folder": Source(folder.find_in_folder, "the folder of your images", ("nested", "split", "group")),
-    "csv": Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
-    "torchvision": Source(
+SOURCES: Table[Source] = Table(
+    clipart=Source(builtin.find_clipart),
+    digits=Source(builtin.find_digits),
+    random=Source(builtin.make_noise),
+    folder=Source(folder.find_in_folder, "the folder of your images", ("nested", "split", "group")),
+    csv=Source(table.find_in_table, "a table of your images, .csv, .tsv or .parquet", TABLE),
+    torchvision=Source(
         torchvision_sets.find_in_torchvision, "the folder that torchvision keeps the set in", ("name",)
     ),
-    "hf": Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
-    "webdataset": Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
-}
+    hf=Source(hub.find_in_hub, "a folder of the set's files", ("name", *COLUMNS), needs_root=False),
+    webdataset=Source(shards.find_in_shards, "a folder of .tar shards", ("split",)),
+)
 DRAW = ("split_seed", "folds", "fold")  # of any source
 SETTINGS = {*DRAW, *(name for entry in SOURCES.values() for name in entry.takes)}
 
@@ -105,7 +106,7 @@ def gather(
         RequestError: there are no images as the source expects them, a setting that the source does not take,
             or no such source.
     """
-    if source not in SOURCES:
+    if source not in SOURCES and not is_given(source):
         raise RequestError(f"data.source={source}: expected {', '.join(SOURCES)}")
     entry = SOURCES[source]
     if root is not None and not entry.root:
@@ -113,10 +114,14 @@ def gather(
             f"data.root={root}: expected data=folder with it; data={source} brings its own images"
         )
     for name, value in settings.items():
-        if isinstance(value, list) and source != "csv":
+        if isinstance(value, list) and "label_separator" not in entry.takes:
             raise RequestError(f"data.{name}=[{','.join(value)}]: expected data=csv with several columns")
         takers = [one for one, other in SOURCES.items() if name in other.takes and value != "folders"]
-        if value not in (None, False, "auto") and source not in (takers or ["folder"]):
+        if (
+            value not in (None, False, "auto")
+            and source not in (takers or ["folder"])
+            and not is_given(source)
+        ):
             shown = "true" if value is True else value
             raise RequestError(
                 f"data.{name}={shown}: expected data={' or '.join(takers or ['folder'])} with it"
@@ -124,7 +129,7 @@ def gather(
     if root is None and entry.root and entry.needs_root:
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
     taken = {name: settings[name] for name in entry.takes if settings.get(name) is not None}
-    found = entry.find(root, **taken) if entry.root else entry.find()
+    found = entry.find(root, **taken) if entry.root else entry.find(**taken)
     if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
         found = replace(found, warnings=found.warnings + odd_names(found.classes))
     if found.digests:

@@ -60,9 +60,14 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
     Raises:
         RequestError: the table is missing, no table, or lacks a column or a value.
     """
-    path, wanted = expand_home(root), Columns(**settings)
+    path = expand_home(root)
     cells = read_cells(path, f"data.root={root}")
-    images, warnings = read_images(cells, path.parent, wanted)
+    return images_of(cells, str(path), path.parent, Columns(**settings))
+
+
+def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> LabeledImages:
+    """The same of a table that has been read, whose relative paths start at a folder."""
+    images, warnings = read_images(cells, folder, wanted)
     columns = [wanted.label_column] if isinstance(wanted.label_column, str) else wanted.label_column
     names = _labels(cells, columns, wanted.label_separator)
     if wanted.label_separator or any(len(some) != 1 for some in names):
@@ -80,7 +85,7 @@ def find_in_table(root: str, **settings: Any) -> LabeledImages:
     alike = next(filter(TOGETHER.search, unread), None) if not group else None
     advice = f"; data.group_column={alike} keeps images of one {alike} on one side" if alike else ""
     return LabeledImages(
-        name=str(path),
+        name=name,
         setting=cells.setting,
         classes=classes,
         images=images,

@@ -1,0 +1,71 @@
+"""Python objects in the place of names: each becomes an entry of its setting's table."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from finetune.choices.augmentations import AUGMENTATIONS, Augmentation
+from finetune.choices.callbacks import CALLBACKS, LOGGERS
+from finetune.choices.given import PYTHON, Table
+from finetune.choices.losses import LOSSES, LossEntry
+from finetune.choices.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSettings
+from finetune.data.sources import SOURCES, TABLE, Source
+from finetune.data.sources.given import find_given
+from finetune.errors import RequestError
+from finetune.model.build import HEADS, MODELS
+
+# Of each setting its table, what an object must be, and the entry that it becomes.
+ENTRIES: dict[str, tuple[Table[Any], Any, Callable[[Any], Any]]] = {
+    "model": (MODELS, nn.Module, lambda one: partial(copy.deepcopy, one)),
+    "head": (HEADS, nn.Module, lambda one: one),
+    "loss": (LOSSES, Callable, lambda one: LossEntry(partial(_loss, one), calibrates=True)),
+    "optimizer": (OPTIMIZERS, Callable, lambda one: OptimizerEntry(OptimizerSettings, one)),
+    "data.augment": (AUGMENTATIONS, Callable, lambda one: Augmentation(partial(_each, one))),
+    "data": (SOURCES, object, lambda one: Source(partial(find_given, one), takes=TABLE)),
+    "callbacks": (CALLBACKS, object, lambda one: lambda *_: one),
+    "logger": (LOGGERS, object, lambda one: lambda *_: one),
+}
+
+
+def named(setting: str, value: Any, more: str = "") -> Any:
+    """A setting's value, names in the place of Python objects; RequestError: it may have none of the kind."""
+    if setting in ("callbacks", "logger") and isinstance(value, list | tuple):
+        return [named(setting, one, f"-{number}") for number, one in enumerate(value)]
+    if setting not in ENTRIES or isinstance(value, str | int | dict | Path):
+        return value
+    table, kind, entry = ENTRIES[setting]
+    if not isinstance(value, kind):
+        raise RequestError(f"{setting}: expected a name or {kind.__name__}, not {type(value).__name__}")
+    made_of = getattr(value, "func", value)  # a partial's
+    name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
+    if isinstance(value, nn.Module):  # networks of other layers have other names
+        name += f"-{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
+    table.objects[name + more] = entry(value)
+    return name + more
+
+
+def _loss(loss: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    found = (loss.to(logits.device) if isinstance(loss, nn.Module) else loss)(logits, labels)
+    if found.ndim:
+        raise RequestError(f"loss: expected one number for a batch, not {tuple(found.shape)}")
+    return found
+
+
+def _each(transform: Any, images: Tensor, size: int, generator: Generator) -> Tensor:
+    """Images transformed one by one; what is drawn from torch follows from the batch's number."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        found = torch.stack([transform(image) for image in images.cpu()])
+    if found.dtype != torch.uint8 or found.ndim != 4 or min(found.shape[2:]) < size:
+        told = f"{found.dtype} {tuple(found.shape[1:])}"
+        raise RequestError(f"transform: expected uint8 (3, {size}, {size}) or larger back, not {told}")
+    top, left = ((side - size) // 2 for side in found.shape[2:])
+    return found[..., top : top + size, left : left + size].to(images.device)

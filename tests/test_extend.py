@@ -1,0 +1,286 @@
+"""Extended without a fork: what docs/extend.md shows, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+
+import finetune
+from finetune.choices import given
+from finetune.choices.augmentations import AUGMENTATIONS
+from finetune.choices.losses import LOSSES
+from finetune.choices.schedules import SCHEDULES
+from finetune.data.sources import SOURCES
+from finetune.errors import RequestError
+from finetune.evaluation.export import export_target
+from finetune.evaluation.formats import FORMATS
+from finetune.model.build import HEADS, MODELS
+from finetune.objects import named
+from support.ended import Ended
+from support.runs import CHECKOUT, checkpoint, newest
+from support.small import Small
+
+PAGE = (CHECKOUT / "docs" / "extend.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LABELS = np.arange(60) % 3
+IMAGES = np.random.default_rng(0).integers(0, 100, (60, 32, 32, 3), dtype=np.uint8)
+IMAGES[np.arange(60), ..., LABELS] += 100
+DATA = {"source": (IMAGES, LABELS), "image_size": 32, "val_fraction": 0.3}
+
+
+def mean(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(given.PLUGINS, "")
+    torch.manual_seed(0)  # for the networks that are made
+
+
+@pytest.fixture
+def tables_as_before() -> Iterator[None]:
+    """Without what a plugin adds."""
+    tables: Any = (LOSSES, SCHEDULES, SOURCES, FORMATS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def fit(data: Any = None, **settings: Any) -> finetune.Run:
+    net = settings.pop("model", None) or Small()
+    return finetune.fit(DATA if data is None else data, model=net, quiet=True, **{"epochs": 1, **settings})
+
+
+def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[0], names)
+    printed = capsys.readouterr().out
+    assert printed.count("only Python can resume") == 1
+    assert re.search(r"^blue [01]\.\d+$", printed, re.MULTILINE)
+    exec(BLOCKS[1], names)
+    told = names["run"].summary
+    assert [told["data"][side] for side in ("train", "val", "test")] == [60, 15, 15]
+    assert told["classes"] == ["blue", "green", "red"]
+    assert told["features"] is None
+    assert told["augment"] == "python:flip_and_darken"
+
+
+def test_objects_do_what_names_do() -> None:
+    net, folder = Small(), Path("mine")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    stop = EarlyStopping(monitor="val/loss", min_delta=100, patience=1)
+    head = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    settings: dict[str, Any] = {"model": net, "head": head, "loss": mean, "callbacks": [stop]}
+    settings |= {"optimizer": lambda some: torch.optim.Adam(some, lr=0.01), "logger": CSVLogger("logs")}
+    run = fit(epochs=9, folder=folder, **settings)
+    assert run.summary["epochs"] == 2  # of which none was better by 100
+    assert stop.stopped_epoch == 1
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with open("logs/lightning_logs/version_0/metrics.csv", newline="") as file:
+        assert len([row for row in csv.DictReader(file) if row["val/loss"]]) == 2
+    assert not (folder / "tensorboard").exists()
+    stored = json.loads((folder / "settings.json").read_text())
+    assert stored["optimizer"] == {"name": "python:<lambda>"}
+    assert (stored["loss"], stored["data"]["source"]) == ("python:mean", "python:tuple")
+    assert run.load().predict(IMAGES[0], top=4)[0].label in ("0", "1", "2", "output 3")
+    for table, name in ((MODELS, stored["model"]), (HEADS, stored["head"]), (LOSSES, stored["loss"])):
+        del table.objects[name]  # as in another process
+    with pytest.raises(
+        RequestError, match=r"^python:Small-\w+: expected what was a Python object to be given"
+    ):
+        finetune.load(run)
+    again = finetune.load(run, model=Small(), head=head)
+    with pytest.raises(RequestError, match=r"^--format safetensors: expected a format that holds the model"):
+        export_target(again._saved, "safetensors", None, softmax=False)
+    assert again.evaluate((IMAGES, LABELS))["accuracy"] == run.load().evaluate((IMAGES, LABELS))["accuracy"]
+
+
+def test_a_run_is_resumed_with_the_same_objects() -> None:
+    fit(loss=mean, folder="mine", epochs=1)
+    run = fit(loss=mean, folder="mine", epochs=2, resume="auto")
+    assert run.summary["epochs"] == 2
+
+
+def test_a_table_of_pandas_is_one(few_pictures: Path) -> None:
+    paths = sorted(few_pictures.glob("*/*.png"))
+    frame = pd.DataFrame({"file": paths, "kind": [path.parent.name for path in paths]})
+    columns = {"image_column": "file", "label_column": "kind"}
+    run = fit({"source": frame, "image_size": 32, **columns})
+    assert run.summary["classes"] == ["blue", "green", "red"]
+    found = run.load().predict(few_pictures)  # a folder
+    assert {one.path.parent.name for one in found if one.path} == {"blue", "green", "red"}
+    assert len(found) == 60
+    with pytest.raises(RequestError, match=r"^data=DataFrame: expected a column path"):
+        fit({"source": frame, "image_size": 32})
+
+
+def test_vectors_of_labels_train_with_bce() -> None:
+    vectors = np.eye(3, dtype=np.int64)[LABELS]
+    run = fit(
+        {**DATA, "source": ([torch.from_numpy(one).movedim(2, 0) for one in IMAGES], vectors)}, loss="bce"
+    )
+    assert run.summary["classes"] == ["label 0", "label 1", "label 2"]
+
+
+def test_a_transform_draws_by_batch() -> None:
+    name = named("data.augment", lambda image: image + torch.randint(99, (), dtype=torch.uint8))
+    function = AUGMENTATIONS[name].function
+    assert function
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    drawn = [function(images, 6, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert drawn[0].shape == (4, 3, 6, 6)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].unique()) > 1  # each image has its own
+
+
+def floats(image: Tensor) -> Tensor:
+    return image / 255
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"transform": floats}, "transform: expected uint8 (3, 32, 32) or larger back, not torch.float32"),
+        ({"transform": floats, "data.augment": "flip"}, "transform: expected no data.augment with it"),
+        ({"transform": floats, "cache": "disk"}, "cache=disk: expected data.augment=none or flip with it"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, "loss: expected one number for a batch, not ("),
+        ({"loss": [1]}, "loss: expected a name or Callable, not list"),
+        ({"model": 3.5}, "model: expected a name or Module, not float"),
+        ({"optimizer": lambda some: some}, "optimizer.name=python:<lambda>: expected an Optimizer from it"),
+        ({"optimizer": torch.optim.Adam, "optimizer.lr": 1.0}, "optimizer.lr: the chosen optimizer has no"),
+        ({"head": nn.Linear(5, 3)}, "head=python:Linear-"),
+        ({"head": nn.Linear(6, 2)}, "head=python:Linear-"),
+        ({"loss": mean, "trainer": "ddp"}, "model=python:Small-"),
+        ({"weights": "imagenet"}, "weights=imagenet: expected auto, which are the model's own, or a file"),
+        ({"callbacks": [EarlyStopping("val/loss")], "data.folds": 2}, "callbacks=['python:EarlyStopping-"),
+        ({"callbacks": ["learning_rate"]}, "callbacks: Cannot use `LearningRateMonitor` callback with"),
+        ({"callbacks": ["none"]}, "callbacks=['none']: expected learning_rate or device_stats"),
+        ({"logger": "wandb"}, "logger=wandb: "),
+        ({"data.image_column": "path"}, "data.image_column: expected a DataFrame, or data=csv, with it"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(settings: dict[str, Any], line: str) -> None:
+    freeze = "none" if "transform" in settings else "all"
+    with pytest.raises(RequestError) as error:
+        fit(**{"freeze": freeze, **settings})
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ((IMAGES, LABELS[:5]), "data=arrays: expected as many images as labels"),
+        ((IMAGES / 255, LABELS), "data=arrays: an array (32, 32, 3) of float64: expected uint8"),
+        ((IMAGES[:2], [[1, 0], [1]]), "data=arrays: expected a label an image, or a vector"),
+        (iter([]), "data=list_iterator: expected as many"),
+        ([], "data=list: expected as many"),
+        ([{"image": IMAGES[0], "label": 1}], "data=list: expected as many"),
+        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected as many"),
+    ],
+)
+def test_data_that_cannot_be_is_told(data: Any, line: str) -> None:
+    with pytest.raises(RequestError) as error:
+        fit(data)
+    assert str(error.value).startswith(line)
+
+
+def test_images_that_change_are_told() -> None:
+    class Noisy(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            return np.random.default_rng().integers(0, 255, (32, 32, 3), dtype=np.uint8), index % 2
+
+    with pytest.raises(finetune.errors.RunError, match=r"python:Noisy|Noisy .*changed since the run began"):
+        fit({**DATA, "source": Noisy(range(30))})
+
+
+@pytest.mark.slow
+def test_a_plugin_adds_names(command: Callable[..., Ended], tables_as_before: None) -> None:
+    Path("mine.py").write_text(BLOCKS[2])
+    words = next(one for one in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "--plugin" in one)
+    train, export = (line.split()[1:] for line in words.splitlines())
+    small = ("model=timm/test_resnet", "weights=random", "epochs=1", "cache=memory", "data.image_size=32")
+    without = [word for word in train if word not in ("--plugin", "mine.py")]
+    refused = command(*without, *small)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith("error: loss=squared: expected cross_entropy, bce, ")
+    ended = command(*train, *small)
+    assert ended.code == 0, ended.err
+    assert "stripes: 2 classes" in ended.out
+    assert command(*export).code == 0
+    assert (newest() / "export" / "model.bin").exists()
+    for table in (LOSSES, SCHEDULES):
+        table.pop("squared", table.pop("linear", None))
+    told = command("predict", "latest", str(CHECKOUT / "docs"))
+    assert told.code == 2  # what is stored brings no code
+    assert re.match(r"error: .*settings\.json: (loss=squared|schedule=linear): expected ", told.err)
+
+
+def test_a_plugin_that_is_not_there_is_told(train: Callable[..., Ended]) -> None:
+    for name in ("nowhere", "nowhere.py"):
+        ended = train("--plugin", name)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert ended.err.startswith(f"error: --plugin {name}: expected a module, or a file of Python: ")
+        os.environ[given.PLUGINS] = ""
+
+
+@pytest.mark.slow
+def test_a_fast_run_goes_through_every_part_and_leaves_nothing(
+    train: Callable[..., Ended], few_pictures: Path
+) -> None:
+    own = ("data=folder", f"data.root={few_pictures}", "data.image_size=32", "model=timm/test_resnet")
+    own += ("weights=random", "batch_size=5", "cache=memory")
+    ended = train(*own, "fast_dev_run=true", "epochs=40", "patience=3")
+    assert ended.code == 0, ended.err
+    assert "5 images to train, 5 to validate, 5 to test" in ended.out
+    assert "epoch 1/1" in ended.out
+    assert "nothing is kept" in ended.out
+    assert not Path("outputs").exists()
+    assert train("-m", "seed=0,1", *own, "fast_dev_run=true").code != 0
+
+
+@pytest.mark.slow
+def test_lightnings_habits(train: Callable[..., Ended], few_pictures: Path) -> None:
+    own = ("data=folder", f"data.root={few_pictures}", "data.image_size=32", "model=timm/test_resnet")
+    own += (
+        "weights=random",
+        "epochs=5",
+        "cache=memory",
+        "logger=[tensorboard,csv]",
+        "callbacks=learning_rate",
+    )
+    ended = train(*own, "trainer.profiler=simple", "trainer.checkpoint_every=2")
+    assert ended.code == 0, ended.err
+    run = newest()
+    assert {path.name for path in (run / "checkpoints").glob("epoch*")} == {
+        "epoch=001.ckpt",
+        "epoch=003.ckpt",
+    }
+    assert checkpoint(run, "epoch=003")["epoch"] == 3
+    assert "run_training_epoch" in (run / "fit-profile.txt").read_text()
+    with (run / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["val/accuracy"]]) == 5
+    assert any("lr" in name and row[name] for row in rows for name in row)
+    assert (run / "tensorboard").exists()
+    again = train(*own[:-2], f"weights={run}/checkpoints/epoch=003.ckpt", "head=3")
+    assert again.code == 0, again.err
