@@ -33,6 +33,7 @@ DEFAULTS = {
     "optimizer.weight_decay": 0,
     "optimizer.nesterov": False,
     "optimizer.backbone_lr_factor": 1,
+    "optimizer.layer_decay": 1,
     "optimizer.decay_norm_and_bias": False,
     "schedule": "cosine",
     "warmup_epochs": 0,
@@ -144,6 +145,7 @@ def test_adamw_brings_its_own_defaults() -> None:
         "lr": 0.001,
         "weight_decay": 0.01,
         "backbone_lr_factor": 1,
+        "layer_decay": 1,
         "decay_norm_and_bias": False,
     }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from finetune.config.compose import compose
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import Proof, digest, fingerprints
@@ -113,7 +114,7 @@ def test_our_groups_train_as_an_optimiser_over_all_parameters_does(replaced, pat
         frozen = freeze(model, patterns, "fc", PICTURE)
         options = {"lr": 0.01, "momentum": 0.9}
         if ours:
-            groups = optim.parameter_groups(model, "fc", 0.01, 0.0, 1.0, False)
+            groups = optim.parameter_groups(model, "fc", compose([]).optimizer)
             optimizer = optim.create_optimizer("sgd", groups, momentum=0.9)
         else:
             optimizer = torch.optim.SGD(model.parameters(), **options)
