@@ -46,6 +46,7 @@ RMSPROP = {
     "weight_decay": 0,
     "alpha": 0.9,
     "backbone_lr_factor": 1,
+    "layer_decay": 1,
     "decay_norm_and_bias": False,
 }
 
