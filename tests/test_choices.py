@@ -95,7 +95,7 @@ def test_help_and_refusals_name_it(package: Path) -> None:
     for name in ("focal", "linear", "rmsprop", "darker"):
         assert name in text
     for setting, expected in (
-        ("data.augment=blur", "auto, none, flip, standard or darker"),
+        ("data.augment=blur", "auto, none, flip, standard, trivial, rand or darker"),
         ("optimizer.name=lion", "sgd, adamw, lbfgs or rmsprop"),
     ):
         ended = train(package, setting)

@@ -115,7 +115,7 @@ def prepare(
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, device, console=console)
-    batches = build.build_batches(settings, inputs, options.rank.world_size)
+    batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
     compiled = state.origin["compiled"] if state else None
     options = build.adapt_options(options, settings, inputs, compiled)

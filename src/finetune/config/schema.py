@@ -14,6 +14,7 @@ from finetune.choices.best import BEST
 from finetune.choices.fields import (
     Count,
     Fraction,
+    NotNegative,
     Positive,
     Strict,
     Text,
@@ -74,6 +75,7 @@ class Trainer(Strict):
 
 # As configs/config.yaml has them.
 STEP = {"step_epochs": 7, "step_gamma": 0.1}
+MIXING = ("mixup", "cutmix", "erasing")
 SCHEDULED = {
     **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
     **{"patience": None, "monitor_gradients": False},
@@ -95,6 +97,9 @@ class Settings(Strict):
     loss: Loss
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
+    mixup: NotNegative
+    cutmix: NotNegative
+    erasing: Fraction
     optimizer: Optimizer
     schedule: Schedule
     warmup_epochs: Annotated[int, Field(ge=0)]
@@ -123,6 +128,14 @@ class Settings(Strict):
         """Whether a model is trained for every fold of the images, and then one on all of them."""
         return self.data.folds is not None and self.data.fold is None
 
+    @property
+    def fresh(self) -> str | None:
+        """The setting on account of which every epoch shows other images; None where all show the same."""
+        augment = AUGMENTATIONS.get(self.data.augment)
+        if augment and augment.is_random:
+            return f"data.augment={self.data.augment}"
+        return next((f"{key}={value:g}" for key in MIXING if (value := getattr(self, key))), None)
+
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
         for line in self._conflicts():
@@ -139,6 +152,8 @@ class Settings(Strict):
                 yield f"label_smoothing: {expected}"
             if self.class_weights == "balanced":
                 yield f"class_weights=balanced: {expected}"
+        if self.class_weights == "balanced" and (self.mixup or self.cutmix):
+            yield "class_weights=balanced: expected mixup=0 and cutmix=0, as mixed images have no one class"
         if self.data.source == "random":
             if self.class_weights == "balanced":
                 yield "class_weights=balanced: expected classes; data=random has label vectors"
@@ -151,6 +166,9 @@ class Settings(Strict):
             yield "head_features: expected last with head=keep, which reads what it was trained on"
         if not loss.is_mean and not one_process:
             yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
+        if self.fresh and self.cache in ("memory", "disk"):
+            expected = "expected cache=auto or none with it, as it shows other images in every epoch"
+            yield f"{self.fresh}: {expected}, which cache={self.cache} cannot keep"
         if self.folded and not (one_process and self.batchnorm == "pretrained"):
             expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
             yield f"data.folds={self.data.folds}: {expected}"
@@ -169,13 +187,11 @@ class Settings(Strict):
         chosen = f"with optimizer={self.optimizer.name}, which solves for a linear head"
         if not LOSSES[self.loss].convex:
             yield f"loss={self.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
-        augment = AUGMENTATIONS.get(self.data.augment)
-        same = names_where(AUGMENTATIONS, lambda one: not one.is_random)
         for wrong, line in (
             (self.head_hidden, f"head_hidden: expected [] {chosen}"),
             (self.head_dropout, f"head_dropout={self.head_dropout:g}: expected 0 {chosen}"),
             (self.standardize is False, f"standardize=false: expected auto or true {chosen}"),
-            (augment and augment.is_random, f"data.augment={self.data.augment}: expected {same} {chosen}"),
+            (self.fresh, f"{self.fresh}: expected the same images in every epoch {chosen}"),
             (self.cache == "none", f"cache=none: expected another {chosen} on features"),
             ((self.trainer.devices, self.trainer.nodes) != (1, 1), f"trainer: expected one process {chosen}"),
         ):

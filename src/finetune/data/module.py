@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from finetune.data.mix import Mix
 from finetune.data.views import Inputs, Views
 
 Batch = tuple[Inputs, Tensor]
@@ -24,12 +25,14 @@ class Examples:
     split: indices for train, val and test.
     prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
         whether training, and the number of the batch counted over all epochs and processes.
+    mix: changes such a batch of images and its labels while training.
     """
 
     inputs: Views
     labels: Tensor
     split: dict[str, np.ndarray]
     prepare: Callable[[Inputs, bool, int], Inputs]
+    mix: Mix | None = None
 
 
 def for_choosing(examples: Examples) -> Examples:
@@ -125,4 +128,7 @@ class Batches(pl.LightningDataModule):
         if training and self.trainer:
             before = self.trainer.fit_loop.total_batch_idx * self.processes
             number = before + self.trainer.global_rank + 1
-        return self.examples.prepare(inputs, training, number), labels
+        inputs = self.examples.prepare(inputs, training, number)
+        if training and self.examples.mix and isinstance(inputs, Tensor):
+            return self.examples.mix(inputs, labels, number)
+        return inputs, labels
