@@ -91,7 +91,7 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     )
     model = assemble(config, dataset.classes)
     repair = settings.data.bad_images == "repair"
-    how = replace(model.preprocessing, brightness=dataset.brightness, repair=repair)
+    how = replace(model.preprocessing, brightness=dataset.brightness, repair=repair, fit=settings.data.crop)
     return replace(model, preprocessing=how)
 
 

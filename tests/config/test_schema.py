@@ -61,6 +61,7 @@ DEFAULTS = {
     "data.image_folder": None,
     "data.image_suffix": None,
     "data.image_size": "auto",
+    "data.crop": "center",
     "data.augment": "auto",
     "data.val_fraction": 0.15,
     "data.test_fraction": 0.15,

@@ -48,7 +48,7 @@ KINDS = {  # what is said of them, and to do
     "blurred": ("are far less sharp than most", "replace it or leave it out"),
     "cropped": (
         "lose more than a third to the central square",
-        "crop these by hand so that the subject lies in the central square",
+        "data.crop=squash or pad shows all of it; or crop it by hand so that the subject is in the middle",
     ),
     "broken": ("cannot be read", "mend it"),
 }

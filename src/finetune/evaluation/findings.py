@@ -48,6 +48,7 @@ def look_at(data: Dataset, how: Preprocessing, index: int) -> Look:
     its central square, the deviation and the 99th percentile of its grey, of 255, how sharp its edges are."""
     with opened(data.images[index], how, data.digests[index]) as image:
         cut, shades = 1 - min(image.size) / max(image.size), image.convert("L")
+        cut *= how.fit == "center"
     waves = dctn(np.asarray(shades.resize((32, 32), Image.Resampling.BOX), np.float32))[:16, :16].ravel()[1:]
     shades.thumbnail((256, 256))  # about what a model sees
     grey = np.asarray(shades, np.float32)

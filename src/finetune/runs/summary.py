@@ -45,6 +45,7 @@ FINISHED = _shape(
         interpolation=str,
         brightness=(dict[str, tuple[float, float]], {}),
         repair=(bool, False),
+        fit=(str, "center"),
     ),
     boundary=_shape(share=float, why=str),
     features=_shape(computed=int, reused=int, seconds=float) | None,
