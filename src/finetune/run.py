@@ -46,6 +46,7 @@ from finetune.say import Screen, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
+from finetune.training.averages import Averages
 from finetune.training.callbacks import Terminal
 from finetune.training.distributed import Rank
 from finetune.training.fit import Fitted, Options, fit
@@ -187,7 +188,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         terminal.training_line(console, settings.optimizer.model_dump(), options)
         if state:
             terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
-        callbacks: list[Any] = []
+        callbacks: list[Any] = [Averages(settings.ema)] if settings.ema else []
         if board:
             batches = len(prepared.batches.train_dataloader())
             callbacks.append(Terminal(console, options.epochs, batches))

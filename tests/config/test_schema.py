@@ -48,6 +48,7 @@ DEFAULTS = {
     "best": "accuracy",
     "refit": False,
     "patience": None,
+    "ema": None,
     "seed": 0,
     "monitor_gradients": False,
     "data.source": "clipart",

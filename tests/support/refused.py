@@ -265,6 +265,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
         "data.image_size=64: vit_b_32 cannot take images of that size",
         None,
     ),
+    ("ema=0.9 refit=true", "ema=0.9: expected refit=false", None),
     ("cache=memory data.augment=standard", "data.augment=standard: expected cache=auto or none", None),
     ("cache=disk cache_dir=here", "cache_dir=here: expected", file_for_folder),
     # model and weights

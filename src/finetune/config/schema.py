@@ -78,7 +78,7 @@ STEP = {"step_epochs": 7, "step_gamma": 0.1}
 MIXING = ("mixup", "cutmix", "erasing")
 SCHEDULED = {
     **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
-    **{"patience": None, "monitor_gradients": False},
+    **{"ema": None, "patience": None, "monitor_gradients": False},
 }
 
 
@@ -110,6 +110,7 @@ class Settings(Strict):
     batch_size: Count
     best: Best
     refit: bool
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     monitor_gradients: bool
@@ -172,6 +173,8 @@ class Settings(Strict):
         if self.folded and not (one_process and self.batchnorm == "pretrained"):
             expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
             yield f"data.folds={self.data.folds}: {expected}"
+        if self.ema and (self.refit or self.folded):
+            yield f"ema={self.ema:g}: expected refit=false and no data.folds with it"
         if self.patience and self.best == "last":
             yield f"patience={self.patience}: expected another best with it; with best=last none is better"
         if OPTIMIZERS[self.optimizer.name].solves:

@@ -92,6 +92,7 @@ class Batches(pl.LightningDataModule):
         super().__init__()
         self.examples, self.batch_size, self.seed, self.processes = examples, batch_size, seed, processes
         self.split = examples.split
+        self.val_passes = 1  # two where averages are measured, too
 
     @property
     def train_labels(self) -> Tensor:
@@ -112,7 +113,7 @@ class Batches(pl.LightningDataModule):
         return self.trainer.current_epoch if self.trainer else 0
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        return self._loader("val") if len(self.split["val"]) else []
+        return [self._loader("val")] * self.val_passes if len(self.split["val"]) else []
 
     def test_dataloader(self) -> Loader:
         return self._loader("test")

@@ -157,6 +157,7 @@ def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
+    best += ", the averages" * summary["averaged"]
     if solution := summary["solution"]:
         best = f"solved with weight_decay {solution['weight_decay']:.3g} in {summary['steps']} iterations"
         if path := solution["path"]:

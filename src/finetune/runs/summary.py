@@ -34,6 +34,7 @@ FINISHED = _shape(
     **dict.fromkeys(("classes", "freeze"), list[str]),
     **dict.fromkeys(("model", "augment", "device", "precision"), str),
     **dict.fromkeys(("best_epoch", "epochs"), int),
+    averaged=(bool, False),
     calibration=_shape(temperature=float, fitted_on=int) | None,
     thresholds=(dict[str, float] | None, None),
     weights=_shape(used=str, sha256=str),

@@ -59,7 +59,7 @@ class Terminal(EpochLines):
 def epoch_line(title: str, jobs: list[dict[str, float]], seconds: float) -> str:
     name, key = ("mAP", "map") if "map/train" in jobs[0] else ("accuracy", "accuracy")
     splits = []
-    for split in ("train", "val"):
+    for split in ("train", "val", "ema"):
         if f"loss/{split}" in jobs[0]:
             loss, score = _span(jobs, f"loss/{split}", _loss), _span(jobs, f"{key}/{split}", "{:.3f}".format)
             splits.append(f"{split} loss {loss} {name} {score}")
