@@ -196,6 +196,15 @@ def report(run: str = RUN) -> None:
     report_run(run)
 
 
+@command(context_settings={"allow_extra_args": True})
+def compare(context: Context) -> None:
+    """Say which model's features suit the images: finetune compare 'models=[resnet18,efficientnet_b0]'."""
+    import_torch()
+    from finetune.evaluation.compare import compare_models
+
+    compare_models(context.args)
+
+
 @command()
 def curve(run: str = RUN) -> None:
     """Say whether more images would help, in the run's report, too: finetune curve latest."""
