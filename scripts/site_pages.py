@@ -25,7 +25,7 @@ PLACES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "configs/config.yaml": "settings.md",
-    "src/finetune/cli.py": "commands.md",
+    "src/finetune/commands.py": "commands.md",
     "src/finetune/api.py": "api.md",
     "docs/notebook.ipynb": "notebook.md",
 }
@@ -184,7 +184,7 @@ def commands_page() -> str:
     """What `--help` of each command says."""
     import typer
 
-    from finetune.cli import app
+    from finetune.commands import app
 
     group: Any = typer.main.get_command(app)
     page = "# Commands\n\nAs `finetune COMMAND --help` has them. [Settings](settings.md) are `key=value`.\n"

@@ -41,6 +41,7 @@ RMSPROP = {
     "weight_decay": 0,
     "alpha": 0.9,
     "backbone_lr_factor": 1,
+    "layer_decay": 1,
     "decay_norm_and_bias": False,
 }
 
@@ -89,7 +90,7 @@ def test_help_and_refusals_name_it(package: Path) -> None:
     for name in ("focal", "linear", "rmsprop", "darker"):
         assert name in text
     for setting, expected in (
-        ("data.augment=blur", "auto, none, flip, standard or darker"),
+        ("data.augment=blur", "auto, none, flip, standard, trivial, rand or darker"),
         ("optimizer.name=lion", "sgd, adamw, lbfgs or rmsprop"),
     ):
         ended = train(package, setting)

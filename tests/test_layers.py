@@ -11,7 +11,8 @@ import finetune
 SOURCE = Path(finetune.__file__).parent
 # From what a user calls to what everything rests on; what stands on one line may not import each other.
 LAYERS = [
-    {"cli", "__init__"},
+    {"cli"},
+    {"commands", "__init__"},
     {"api", "launch", "worker"},
     {"objects"},
     {"sweep"},

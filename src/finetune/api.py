@@ -13,24 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from finetune.choices.given import is_given
-from finetune.config.compose import GROUPS, choices_of, compose_config, free_folder
-from finetune.config.messages import unknown_setting, validate
-from finetune.config.schema import SECTIONS, Settings
-from finetune.data.dataset import SPLITS, RawImage
+from finetune.config.compose import free_folder
+from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
-from finetune.data.sources.given import Sides, pixels_of
+from finetune.data.sources.given import pixels_of
 from finetune.errors import RequestError
 from finetune.evaluation.command import measure_run
 from finetune.evaluation.details import Details
 from finetune.evaluation.forward import Predictor
 from finetune.evaluation.paths import find_images
-from finetune.objects import named
+from finetune.objects import data_settings, named, settings_from
 from finetune.run import run
 from finetune.runs.folder import drop_unused
 from finetune.runs.open import Saved, open_run
@@ -109,7 +105,7 @@ class Model:
         """
         asked = self._saved.settings
         if data is not None:
-            asked = asked.model_copy(update={"data": settings_from({"data": _data(data)}).data})
+            asked = asked.model_copy(update={"data": settings_from({"data": data_settings(data)}).data})
         return measure_run(self._saved, asked, self._predictor, split, Screen(quiet=True))
 
     def preprocess(self, picture: Given) -> Tensor:
@@ -171,7 +167,7 @@ def fit(  # noqa: PLR0913  # an editor completes them
         RequestError: a setting or the data are not as they must be.
         RunError: the run failed.
     """
-    told: dict[str, Any] = {"data": _data(data), "freeze": freeze, "head": head, "model": model}
+    told: dict[str, Any] = {"data": data_settings(data), "freeze": freeze, "head": head, "model": model}
     told |= {"weights": weights, "loss": loss, "optimizer": optimizer, "data.augment": transform}
     told |= {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     told |= {"callbacks": callbacks, "logger": logger}
@@ -205,53 +201,3 @@ def load(
         if one is not None:
             named(key, one)
     return Model(open_run(str(run.folder if isinstance(run, Run) else run)), raw)
-
-
-def settings_from(settings: Mapping[str, Any]) -> Settings:
-    """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
-    groups, values = [], dict[tuple[str, ...], Any]()
-    for name, value in ((name, named(name, value)) for name, value in settings.items()):
-        choice = "source" if name == "data" else "name"
-        chosen = value.get(choice) if isinstance(value, Mapping) else value
-        if name in GROUPS and is_given(chosen):
-            values |= {(name, choice): chosen} if name == "data" else {(name,): {choice: chosen}}
-        elif name in GROUPS and chosen is not None:
-            if not isinstance(chosen, str):
-                raise RequestError(
-                    f"{name}={chosen}: expected the name of a choice, or a dict of its settings"
-                )
-            groups.append(f"{name}={chosen}")
-        if isinstance(value, Mapping) and name in SECTIONS:
-            values.update({(name, key): one for key, one in value.items() if key != choice})
-        elif name not in GROUPS:
-            values[tuple(name.split(".", 1))] = value
-    plain: Any = OmegaConf.to_container(compose_config(groups), resolve=True)
-    for (*section, name), value in values.items():
-        if section and section[0] not in SECTIONS:
-            raise RequestError(unknown_setting(".".join((*section, name))))
-        (plain[section[0]] if section else plain)[name] = _plain(value)
-    return validate(plain)
-
-
-def _plain(value: Any) -> Any:
-    """A value as a command line could have it: no tuples, paths or numbers of NumPy's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [*map(_plain, value)]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _data(data: Any) -> str | Mapping[str, Any]:
-    if isinstance(data, Mapping) and not (data and data.keys() <= {*SPLITS}):
-        source = {"source": "folder", **data} if "root" in data else dict(data)
-        object_given = not isinstance(source.get("source", ""), str)
-        return source | _data(source["source"]) if object_given else source  # type: ignore[operator]
-    if not isinstance(data, str | Path):
-        return {"source": named("data", Sides(data) if isinstance(data, Mapping) else data)}
-    names = choices_of("data")
-    if data in names:
-        return str(data)
-    if not Path(data).expanduser().is_dir():
-        raise RequestError(f"data={data}: expected a folder of images, or one of {', '.join(names)}")
-    return {"source": "folder", "root": str(data)}

@@ -15,11 +15,12 @@ from finetune import private
 from finetune.choices.fields import names_where
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
-from finetune.config.schema import Settings
+from finetune.config.schema import MIXING, Settings
 from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
+from finetune.data.mix import Mix
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
 from finetune.demands import refuse_unsolvable, refuse_validating
@@ -95,7 +96,7 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
     )
     model = assemble(config, dataset.classes)
     repair = settings.data.bad_images == "repair"
-    how = replace(model.preprocessing, brightness=dataset.brightness, repair=repair)
+    how = replace(model.preprocessing, brightness=dataset.brightness, repair=repair, fit=settings.data.crop)
     return replace(model, preprocessing=how)
 
 
@@ -132,6 +133,7 @@ def plan_inputs(settings: Settings, dataset: Dataset, model: Model, device: Devi
         cache_dir=cache_dir(settings),
         cache_max_gb=settings.cache_max_gb,
         augment=settings.data.augment,
+        fresh=settings.fresh,
         precision=settings.precision,
         compile=settings.compile,
         device=device,
@@ -194,8 +196,11 @@ def _load_settings(settings: Settings, console: Console) -> LoadSettings:
     )
 
 
-def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -> Batches:
-    """The splits in batches, each shared by so many processes; raises RequestError of one with too few."""
+def build_batches(settings: Settings, inputs: ModelInputs, outputs: int, processes: int = 1) -> Batches:
+    """The splits in batches, each shared by so many processes; raises RequestError of one with too few.
+
+    outputs: of the model, the width of mixed labels.
+    """
     dataset = inputs.dataset
     train, val = len(dataset.split["train"]), len(dataset.split["val"])
     sizes = {"batch_size": settings.batch_size, "training images": train, "validation": val or processes}
@@ -205,7 +210,9 @@ def build_batches(settings: Settings, inputs: ModelInputs, processes: int = 1) -
                 f"{name}={number}: expected at least {processes}, one for each process (trainer.devices)"
             )
     labels = torch.from_numpy(dataset.labels)
-    examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare)
+    mixing = {key: getattr(settings, key) for key in MIXING}
+    mix = Mix(**mixing, outputs=outputs, seed=settings.seed) if any(mixing.values()) else None
+    examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare, mix)
     whole = solves(settings)
     return Batches(examples, max(train, val) if whole else settings.batch_size, settings.seed, processes)
 

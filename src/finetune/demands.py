@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from finetune.choices.optimizers import LBFGS
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
+from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.errors import RequestError, brief
+from finetune.features.load import ModelInputs
 from finetune.features.plan import FeaturePlan
 from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer
+from finetune.runs import folder as folders
 
 
 def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> None:
@@ -49,3 +54,12 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
             f"optimizer={settings.optimizer.name}: expected a linear layer on constant features as all that"
             f" trains; {why}"
         )
+
+
+def refuse_broken(settings: Settings, inputs: ModelInputs, dataset: Dataset, folder: Path | None) -> None:
+    """Raise RequestError for broken images unless they may be skipped; folder: gets the list of many."""
+    listed = folder / "skipped.csv" if folder else None
+    if folder and len(inputs.bad) > NAMED:
+        folders.list_bad(folder, inputs.bad)
+    if settings.data.bad_images == "error":
+        refuse_bad_images(inputs.bad, len(dataset.images), listed)

@@ -68,7 +68,7 @@ def _prepare_fold(prepared: Prepared, initial: State, fold: int) -> Prepared:
     if state is None:
         folders.begin(folder, settings.model_dump())
         (folder / "checkpoints").mkdir(exist_ok=True)
-    batches = build_batches(settings, inputs)
+    batches = build_batches(settings, inputs, prepared.model.outputs)
     one = replace(prepared, settings=settings, folder=folder, inputs=inputs, batches=batches, origin=origin)
     one = replace(one, classifier=fresh_classifier(one, initial), resume_state=state)
     take_statistics(one.model, inputs, one.options.device, console=QUIET)

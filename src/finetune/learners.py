@@ -60,8 +60,8 @@ def build_job_config(settings: Settings, model: Model, train_labels: Tensor, bat
     options, groups = settings.optimizer.model_dump(), list[dict[str, Any]]()
     name = options.pop("name")
     if isinstance(settings.optimizer, SteppedSettings):
-        grouping = {key: options.pop(key) for key in SteppedSettings.model_fields if key != "name"}
-        groups = parameter_groups(model.network, model.head, **grouping)
+        groups = parameter_groups(model.network, model.head, settings.optimizer)
+        options = {key: options[key] for key in options.keys() - SteppedSettings.model_fields.keys()}
     elif is_given(name):
         groups = [{"params": [p for p in model.network.parameters() if p.requires_grad]}]
     balanced = settings.class_weights == "balanced"

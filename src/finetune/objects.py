@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
 
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation
 from finetune.choices.callbacks import CALLBACKS, LOGGERS
-from finetune.choices.given import PYTHON, Table
+from finetune.choices.given import PYTHON, Table, is_given
 from finetune.choices.losses import LOSSES, LossEntry
 from finetune.choices.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSettings
+from finetune.config.compose import GROUPS, choices_of, compose_config
+from finetune.config.messages import unknown_setting, validate
+from finetune.config.schema import SECTIONS, Settings
+from finetune.data.dataset import SPLITS
 from finetune.data.sources import SOURCES, TABLE, Source
-from finetune.data.sources.given import find_given
+from finetune.data.sources.given import Sides, find_given
 from finetune.errors import RequestError
 from finetune.model.build import HEADS, MODELS
 
@@ -69,3 +75,53 @@ def _each(transform: Any, images: Tensor, size: int, generator: Generator) -> Te
         raise RequestError(f"transform: expected uint8 (3, {size}, {size}) or larger back, not {told}")
     top, left = ((side - size) // 2 for side in found.shape[2:])
     return found[..., top : top + size, left : left + size].to(images.device)
+
+
+def settings_from(settings: Mapping[str, Any]) -> Settings:
+    """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
+    groups, values = [], dict[tuple[str, ...], Any]()
+    for name, value in ((name, named(name, value)) for name, value in settings.items()):
+        choice = "source" if name == "data" else "name"
+        chosen = value.get(choice) if isinstance(value, Mapping) else value
+        if name in GROUPS and is_given(chosen):
+            values |= {(name, choice): chosen} if name == "data" else {(name,): {choice: chosen}}
+        elif name in GROUPS and chosen is not None:
+            if not isinstance(chosen, str):
+                raise RequestError(
+                    f"{name}={chosen}: expected the name of a choice, or a dict of its settings"
+                )
+            groups.append(f"{name}={chosen}")
+        if isinstance(value, Mapping) and name in SECTIONS:
+            values.update({(name, key): one for key, one in value.items() if key != choice})
+        elif name not in GROUPS:
+            values[tuple(name.split(".", 1))] = value
+    plain: Any = OmegaConf.to_container(compose_config(groups), resolve=True)
+    for (*section, name), value in values.items():
+        if section and section[0] not in SECTIONS:
+            raise RequestError(unknown_setting(".".join((*section, name))))
+        (plain[section[0]] if section else plain)[name] = _plain(value)
+    return validate(plain)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a command line could have it: no tuples, paths or numbers of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [*map(_plain, value)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def data_settings(data: Any) -> str | Mapping[str, Any]:
+    if isinstance(data, Mapping) and not (data and data.keys() <= {*SPLITS}):
+        source = {"source": "folder", **data} if "root" in data else dict(data)
+        object_given = not isinstance(source.get("source", ""), str)
+        return source | data_settings(source["source"]) if object_given else source  # type: ignore[operator]
+    if not isinstance(data, str | Path):
+        return {"source": named("data", Sides(data) if isinstance(data, Mapping) else data)}
+    names = choices_of("data")
+    if data in names:
+        return str(data)
+    if not Path(data).expanduser().is_dir():
+        raise RequestError(f"data={data}: expected a folder of images, or one of {', '.join(names)}")
+    return {"source": "folder", "root": str(data)}

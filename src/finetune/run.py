@@ -22,12 +22,10 @@ from finetune.choices.callbacks import CALLBACKS, LOGGERS, make
 from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
-from finetune.data.reader import NAMED, refuse_bad_images
-from finetune.demands import refuse_untrainable
+from finetune.demands import refuse_broken, refuse_untrainable
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.familiar import write_reference
 from finetune.evaluation.overlay import maps
-from finetune.features.load import ModelInputs
 from finetune.folds import train_folds
 from finetune.heads import standardize
 from finetune.learners import build_classifier
@@ -50,6 +48,7 @@ from finetune.say import Screen, kept, progress, say
 from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
+from finetune.training.averages import Averages
 from finetune.training.callbacks import Terminal
 from finetune.training.distributed import Rank
 from finetune.training.fit import Fitted, Options, fit
@@ -126,9 +125,9 @@ def prepare(
         say(console, "note", f"{objects[0]}: {text}")
     known, device = resuming.adapted_before(state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
-    _refuse_bad_images(settings, inputs, dataset, folder if writes else None)
+    refuse_broken(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, device, console=console)
-    batches = build.build_batches(settings, inputs, options.rank.world_size)
+    batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
     compiled = state.origin["compiled"] if state else None
     options = build.adapt_options(options, settings, inputs, compiled)
@@ -166,17 +165,6 @@ def _find_model_and_data(
     return model, dataset
 
 
-def _refuse_bad_images(
-    settings: Settings, inputs: ModelInputs, dataset: Dataset, folder: Path | None
-) -> None:
-    """Raise RequestError for broken images unless they may be skipped; folder: gets the list of many."""
-    listed = folder / "skipped.csv" if folder else None
-    if folder and len(inputs.bad) > NAMED:
-        folders.list_bad(folder, inputs.bad)
-    if settings.data.bad_images == "error":
-        refuse_bad_images(inputs.bad, len(dataset.images), listed)
-
-
 def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
     board = start_log(prepared) if prepared.options.rank.is_main else None
@@ -201,6 +189,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         if state:
             terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
         callbacks = make("callbacks", CALLBACKS, settings.callbacks, prepared.folder)
+        callbacks += [Averages(settings.ema)] if settings.ema else []
         loggers = make("logger", LOGGERS, settings.logger, prepared.folder)
         for logger in loggers:
             logger.log_hyperparams(flat(settings.model_dump()))

@@ -98,6 +98,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "refit": len(dataset.split["train"]) + len(dataset.split["val"]) if settings.refit else None,
         "solution": _solution(prepared.classifier),
         "best_epoch": fitted.best_epoch,
+        "averaged": fitted.averaged,
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "model": model.name,

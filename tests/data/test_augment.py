@@ -117,3 +117,17 @@ def test_the_middle_is_the_middle() -> None:
     batch = torch.arange(25).view(1, 1, 5, 5)
     assert center_crop(batch, 3).flatten().tolist() == [6, 7, 8, 11, 12, 13, 16, 17, 18]
     assert torch.equal(center_crop(batch, 5), batch)
+
+
+@pytest.mark.parametrize("augment", ["trivial", "rand"])
+def test_colours_and_shapes_change_by_seed_and_number_alone(augment: str) -> None:
+    batch = images()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    once, again = (prepare(augment)(batch, True, 3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(once, again)
+    assert once.shape == (16, 3, 32, 32)
+    assert not torch.equal(once, prepare(augment)(batch, True, 4))
+    assert not torch.equal(once, prepare("standard")(batch, True, 3))
+    assert torch.equal(prepare(augment)(batch, False, 3), prepare("none")(batch, False, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 from finetune.data.images import EXTENSIONS, BrokenImage, center_crop, decode
 from finetune.data.pixels import on_white
 from finetune.data.reader import Reader
-from finetune.model.preprocessing import Preprocessing
+from finetune.model.preprocessing import FITS, Preprocessing
 from support.painted import display_p3, noise, photograph, save_as, seen
 
 # Exact pixels
@@ -222,6 +223,22 @@ def test_a_large_jpeg_of_any_kind_is_turned_upright(tmp_path: Path, mode: str) -
     theirs = by_torchvision(upright.convert("RGB"), 73, 64, "bilinear")
     difference = (decode(tmp_path / "a.jpg", Preprocessing(64, 73)).int() - theirs.int()).abs()
     assert difference.float().mean() < 1
+
+
+@pytest.mark.parametrize("across", [True, False], ids=["wide", "tall"])
+def test_all_of_an_image_is_shown_where_that_is_asked_for(tmp_path: Path, across: bool) -> None:
+    """Twice as long as wide: one colour at either end, which the central square would not show."""
+    ends = np.zeros((20, 40, 3), np.uint8)
+    ends[:, :10], ends[:, 10:30], ends[:, 30:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    Image.fromarray(ends if across else ends.transpose(1, 0, 2)).save(tmp_path / "a.png")
+    how = Preprocessing(40, 46, mean=(0.5, 0.4, 0.3))
+    seen = {fit: decode(tmp_path / "a.png", replace(how, fit=fit)).permute(1, 2, 0) for fit in FITS}
+    seen = {fit: one if across else one.transpose(0, 1) for fit, one in seen.items()}
+    assert {tuple(one) for one in seen["center"].reshape(-1, 3).tolist()} == {(0, 255, 0)}
+    for fit, rows in (("squash", slice(0, 40)), ("pad", slice(10, 30))):
+        assert (seen[fit][rows, :9] == torch.tensor([255, 0, 0])).all()
+        assert (seen[fit][rows, -9:] == torch.tensor([0, 0, 255])).all()
+    assert (torch.cat([seen["pad"][:9], seen["pad"][31:]]) == torch.tensor([128, 102, 76])).all()
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 2000), (2000, 2), (2, 20000)])

@@ -124,15 +124,18 @@ def test_it_needs_nothing_of_the_toolkit(
     assert 0 < float(row.rpartition(",")[2]) < 1
 
 
-@pytest.mark.parametrize("on_bad", ["error", pytest.param("repair", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("on_bad", "crop"), [("error", "pad"), pytest.param("repair", "squash", marks=pytest.mark.slow)]
+)
 def test_it_takes_broken_files_as_predict_does(
     finished_run: Finished,
     command: Command,
     on_bad: str,
+    crop: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = str(finished_run("epochs=1", "precision=32", f"data.bad_images={on_bad}"))
+    run = str(finished_run("epochs=1", "precision=32", f"data.bad_images={on_bad}", f"data.crop={crop}"))
     assert command("export", run, "--out", "mine").code == 0
     stored = io.BytesIO()
     photograph(60, 80).save(stored, "JPEG")

@@ -234,7 +234,7 @@ def test_augmentation_follows_from_what_is_kept(tmp_path):
         (["through:layer3"], {"cache": "none"}, "standard"),
         (["none"], {}, "standard"),
         (["all", "-@norm"], {}, "standard"),
-        (["all"], {"augment": "standard"}, "standard"),
+        (["all"], {"augment": "standard", "fresh": "data.augment=standard"}, "standard"),
     ]
     for freeze, knobs, augment in choices:
         ready = prepared(tmp_path, freeze, dataset, **knobs)[1]

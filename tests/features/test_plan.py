@@ -71,6 +71,7 @@ def planned(model: Model, folder: Path, cache: str = "auto", augment: str = "non
         compile=False,
         device="cpu",
         multiplies_bf16=False,
+        fresh="data.augment=standard" if augment == "standard" else None,
     )
     return plan_features(model, sources.load_dataset("digits", None, 0.15, 0.15), settings)
 
@@ -123,10 +124,8 @@ def test_a_model_that_branches_on_its_data_is_not_split_and_says_why(tmp_path):
     assert "\n" not in plan.why
 
 
-def test_fresh_augmentation_and_a_cache_exclude_each_other(tmp_path):
+def test_nothing_is_kept_where_every_epoch_shows_other_images(tmp_path):
     assert planned(resnet(["all"]), tmp_path, augment="standard").where == "none"
-    with pytest.raises(RequestError, match=r"cache=disk: expected data.augment=none or flip"):
-        planned(resnet(["all"]), tmp_path, "disk", "standard")
 
 
 def test_plan_for_a_cache_folder_that_does_not_exist_yet(tmp_path):

@@ -11,6 +11,7 @@ from finetune.inspection.modules import Group, ModuleRow, boundary_index, execut
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.boundary import split
 from finetune.training import optim
+from support.small import stepped
 
 CLASSES = [f"class {i}" for i in range(10)]
 
@@ -20,7 +21,7 @@ def assembled(name: str, *patterns: str, head: int | str = 10, size: int = 32) -
 
 
 def table(model: Model, depth: int | None = None) -> list[ModuleRow]:
-    groups = optim.parameter_groups(model.network, model.head, 0.01, 0.0, 0.1, False)
+    groups = optim.parameter_groups(model.network, model.head, stepped(backbone_lr_factor=0.1))
     constant = split(model.network, model.example).frozen
     return module_rows(model.network, execute_modules(model.network, model.example), groups, constant, depth)
 

@@ -12,6 +12,7 @@ from finetune.model.hashing import Proof, digest, fingerprints
 from finetune.model.head import find_head
 from finetune.model.parameters import count_parameters
 from finetune.training import optim
+from support.small import stepped
 
 PICTURE = torch.zeros(1, 3, 64, 64)
 
@@ -113,7 +114,7 @@ def test_our_groups_train_as_an_optimiser_over_all_parameters_does(replaced, pat
         frozen = freeze(model, patterns, "fc", PICTURE)
         options = {"lr": 0.01, "momentum": 0.9}
         if ours:
-            groups = optim.parameter_groups(model, "fc", 0.01, 0.0, 1.0, False)
+            groups = optim.parameter_groups(model, "fc", stepped())
             optimizer = optim.create_optimizer("sgd", groups, momentum=0.9)
         else:
             optimizer = torch.optim.SGD(model.parameters(), **options)

@@ -178,7 +178,7 @@ WRONG_VALUES = [
     ("data.val_fraction=0.999999", "data.val_fraction and data.test_fraction: expected a sum below 1"),
     ("data.image_size=2", "data.image_size=2: expected pixels, 8 or more, or auto"),
     ("data.image_size=big", "data.image_size=big: expected pixels, 8 or more, or auto"),
-    ("data.augment=rotate", "data.augment=rotate: expected auto, none, flip or standard"),
+    ("data.augment=rotate", "data.augment=rotate: expected auto, none, flip, standard, trivial or rand"),
     ("data.workers=0", "data.workers=0: expected a number of threads, 1 or more, or auto"),
     # what is kept
     ("cache=ram", "cache=ram: expected auto, memory, disk or none"),
@@ -265,7 +265,8 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
         "data.image_size=64: vit_b_32 cannot take images of that size",
         None,
     ),
-    ("cache=memory data.augment=standard", "cache=memory: expected data.augment=none or flip", None),
+    ("ema=0.9 refit=true", "ema=0.9: expected refit=false", None),
+    ("cache=memory data.augment=standard", "data.augment=standard: expected cache=auto or none", None),
     ("cache=disk cache_dir=here", "cache_dir=here: expected", file_for_folder),
     # model and weights
     ("model=resnet19", "model=resnet19: expected resnet18", None),

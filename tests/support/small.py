@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from finetune.choices.optimizers import SGD, SteppedSettings
 from finetune.data.module import Batches, Examples
 from finetune.model.freeze import freeze
 from finetune.training import optim
@@ -21,6 +22,13 @@ from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
 from finetune.training.losses import Loss, create_loss
 from finetune.training.monitor import GradientMonitor
+
+
+def stepped(lr: float = 0.01, **changes: float) -> SteppedSettings:
+    """The settings of an optimiser, at the defaults of SGD."""
+    usual = {"momentum": 0.9, "nesterov": False, "weight_decay": 0, "decay_norm_and_bias": False}
+    return SGD(name="sgd", lr=lr, **{**usual, "backbone_lr_factor": 1, "layer_decay": 1, **changes})
+
 
 EXAMPLE = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
 
@@ -75,7 +83,7 @@ class Training:
         }
         examples = Examples(lambda chosen, epoch: self.x[chosen], self.y, split, lambda x, *_: x)
         self.batches = Batches(examples, batch_size, seed=0)
-        groups = optim.parameter_groups(self.net, "head", lr, 0.0, 1.0, False)
+        groups = optim.parameter_groups(self.net, "head", stepped(lr))
         options = {"momentum": momentum} if optimizer == "sgd" else {}
         self.classifier = Classifier(
             self.net,

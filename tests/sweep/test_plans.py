@@ -40,6 +40,7 @@ def test_numbers_of_a_training_may_differ(override: str) -> None:
             "loss=bce",
             "head_dropout=0.1",
             "cache=none",
+            "mixup=0.2",
             "trainer.clip_norm=1",
             "trainer.accumulate_batches=2",
         ),

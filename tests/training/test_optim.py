@@ -8,11 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torchvision.models import get_model
 
+from finetune.choices.optimizers import SGD
 from finetune.choices.schedules import SCHEDULES, Span
 from finetune.training import optim
 
-OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "backbone_lr_factor": 0.5, "decay_norm_and_bias": False}
+OPTIONS = SGD(
+    name="sgd",
+    lr=0.1,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.01,
+    backbone_lr_factor=0.5,
+    layer_decay=1,
+    decay_norm_and_bias=False,
+)
+
+
+def settings(**changes: float) -> SGD:
+    return OPTIONS.model_copy(update=changes)
 
 
 def network() -> nn.Sequential:
@@ -36,7 +51,7 @@ def names(net: nn.Module, groups: list[dict]) -> dict[str, set[str]]:
 
 def test_groups_by_part_and_decay() -> None:
     net = network()
-    groups = optim.parameter_groups(net, "fc", **OPTIONS)
+    groups = optim.parameter_groups(net, "fc", OPTIONS)
     assert names(net, groups) == {
         "backbone": {"conv.weight"},
         "backbone_without_decay": {"conv.bias", "bn.weight", "bn.bias"},
@@ -53,7 +68,7 @@ def test_groups_by_part_and_decay() -> None:
 
 def test_decay_of_norms_and_biases_when_asked() -> None:
     net = network()
-    groups = optim.parameter_groups(net, "fc", **{**OPTIONS, "decay_norm_and_bias": True})
+    groups = optim.parameter_groups(net, "fc", settings(decay_norm_and_bias=True))
     assert {g["name"]: (len(g["params"]), g["weight_decay"]) for g in groups} == {
         "backbone": (4, 0.01),
         "head": (2, 0.01),
@@ -61,12 +76,12 @@ def test_decay_of_norms_and_biases_when_asked() -> None:
 
 
 def test_no_decay_no_groups_for_it() -> None:
-    groups = optim.parameter_groups(network(), "fc", **{**OPTIONS, "weight_decay": 0})
+    groups = optim.parameter_groups(network(), "fc", settings(weight_decay=0))
     assert [g["name"] for g in groups] == ["backbone", "head"]
 
 
 def test_a_kept_head_is_backbone() -> None:
-    assert {g["name"] for g in optim.parameter_groups(network(), None, **OPTIONS)} == {
+    assert {g["name"] for g in optim.parameter_groups(network(), None, OPTIONS)} == {
         "backbone",
         "backbone_without_decay",
     }
@@ -76,7 +91,7 @@ def test_a_head_is_told_by_its_whole_name() -> None:
     net = nn.Sequential()
     net.add_module("fc", nn.Linear(2, 2))
     net.add_module("fc2", nn.Linear(2, 2))
-    found = names(net, optim.parameter_groups(net, "fc", **{**OPTIONS, "weight_decay": 0}))
+    found = names(net, optim.parameter_groups(net, "fc", settings(weight_decay=0)))
     assert found == {"head": {"fc.weight", "fc.bias"}, "backbone": {"fc2.weight", "fc2.bias"}}
 
 
@@ -85,7 +100,7 @@ def test_groups_go_by_identity() -> None:
     net[1].load_state_dict(net[0].state_dict())  # equal values, other parameters
     net[2].weight = net[0].weight  # the same parameter twice
     net[0].bias.requires_grad_(False)
-    held = [p for group in optim.parameter_groups(net, None, **OPTIONS) for p in group["params"]]
+    held = [p for group in optim.parameter_groups(net, None, OPTIONS) for p in group["params"]]
     expected = [net[0].weight, net[1].weight, net[1].bias, net[2].bias]
     assert sorted(map(id, held)) == sorted(map(id, expected))
 
@@ -97,7 +112,11 @@ def test_equals_the_optimiser_over_all_parameters(weight_decay: float) -> None:
     for net in (ours, theirs):
         net.conv.requires_grad_(False)
         net.bn.requires_grad_(False)
-    groups = optim.parameter_groups(ours, "fc", 0.01, weight_decay, 1.0, True)
+    groups = optim.parameter_groups(
+        ours,
+        "fc",
+        settings(lr=0.01, weight_decay=weight_decay, backbone_lr_factor=1.0, decay_norm_and_bias=True),
+    )
     optimizers = (
         (ours, optim.create_optimizer("sgd", groups, momentum=0.9, nesterov=False)),
         (
@@ -116,6 +135,30 @@ def test_equals_the_optimiser_over_all_parameters(weight_decay: float) -> None:
     assert all(torch.equal(after[name], value) for name, value in theirs.state_dict().items())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_each_layer_has_a_rate_of_its_own() -> None:
+    net = get_model("resnet18", weights=None)
+    groups = optim.parameter_groups(net, "fc", settings(layer_decay=0.5, backbone_lr_factor=1))
+    rates = {name: group["lr"] for group in groups for name in names(net, [group])[group["name"]]}
+    assert rates["fc.weight"] == 0.1
+    assert rates["layer4.1.conv2.weight"] == rates["layer4.1.bn2.bias"] == 0.05
+    assert rates["layer4.0.conv2.weight"] == 0.025
+    assert rates["conv1.weight"] == rates["bn1.weight"] == 0.1 * 0.5**9
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "efficientnet_lite0", "test_convnext"])
+def test_layers_have_timms_rates(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name)
+    from timm.optim import param_groups_layer_decay
+
+    theirs = param_groups_layer_decay(net, layer_decay=0.75)
+    scales = {id(p): group["lr_scale"] for group in theirs for p in group["params"]}
+    head = net.pretrained_cfg["classifier"]
+    ours = optim.parameter_groups(net, head, settings(lr=1, layer_decay=0.75, backbone_lr_factor=1))
+    rates = {id(p): group["lr"] for group in ours for p in group["params"]}
+    assert rates == pytest.approx(scales, rel=1e-6)
 
 
 def factors(scheduler: type, total: int, **options: object) -> list[float]:
@@ -173,7 +216,7 @@ def test_schedules_stay_within_bounds_for_any_length(name: str) -> None:
 
 def test_adamw_takes_groups_with_their_own_rates() -> None:
     net = network()
-    optimizer = optim.create_optimizer("adamw", optim.parameter_groups(net, "fc", **OPTIONS))
+    optimizer = optim.create_optimizer("adamw", optim.parameter_groups(net, "fc", OPTIONS))
     before: dict[str, Tensor] = copy.deepcopy(net.state_dict())
     net(torch.randn(4, 3, 5, 5)).square().sum().backward()
     optimizer.step()

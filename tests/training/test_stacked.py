@@ -25,6 +25,7 @@ from finetune.training.fit import Fitted, Options, fit
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Network, StackedClassifier, why_not_stacked
 from support.slow import slow
+from support.small import stepped
 
 FEATURES, OUTPUTS = 6, 3
 SIDES = {"train": np.arange(33), "val": np.arange(33, 50), "test": np.arange(50, 64)}
@@ -86,7 +87,11 @@ class Group:
 
     def config(self, case: Case, model: Net) -> JobConfig:
         steps = len(self.batches(case).train_dataloader())
-        groups = optim.parameter_groups(model, "suffix", case.lr, case.decay, 1.0, not case.spared)
+        groups = optim.parameter_groups(
+            model,
+            "suffix",
+            stepped(case.lr, weight_decay=case.decay, decay_norm_and_bias=not case.spared),
+        )
         warmup_epochs = 1 if case.schedule == "cosine" else 0
         schedule = optim.create_schedule(case.schedule, Span(4 * steps, steps, 2), warmup_epochs)
         return JobConfig(

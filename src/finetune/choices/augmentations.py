@@ -40,6 +40,29 @@ def standard(images: Tensor, size: int, generator: Generator) -> Tensor:
     return torch.where(flip.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
 
 
+def trivial(images: Tensor, size: int, generator: Generator) -> Tensor:
+    """`standard`, then one operation of random strength for each image (Müller and Hutter 2021)."""
+    from torchvision.transforms import v2
+
+    return _each(v2.TrivialAugmentWide(), standard(images, size, generator), generator)
+
+
+def rand(images: Tensor, size: int, generator: Generator) -> Tensor:
+    """`standard`, then two operations of medium strength for each image (Cubuk et al. 2020)."""
+    from torchvision.transforms import v2
+
+    return _each(v2.RandAugment(), standard(images, size, generator), generator)
+
+
+def _each(transform: Callable[[Tensor], Tensor], images: Tensor, generator: Generator) -> Tensor:
+    """A transform of torchvision's applied to each image, its numbers drawn from the generator."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return torch.stack([transform(image) for image in images.round().clamp(0, 255).to(torch.uint8)])
+
+
 def random_resized_crop(images: Tensor, size: int, generator: Generator) -> Tensor:
     """A random part of each uint8 image, resized to (size, size).
 
@@ -71,6 +94,8 @@ AUGMENTATIONS: Table[Augmentation] = Table(
     none=Augmentation(),
     flip=Augmentation(mirrored=True),
     standard=Augmentation(standard),
+    trivial=Augmentation(trivial),
+    rand=Augmentation(rand),
 )
 AUGMENTATIONS.absent = Augmentation(lacking)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.choices.fields import Fraction, NotNegative, Positive, Strict
 from finetune.choices.given import Table, lacking
@@ -28,6 +28,7 @@ class SteppedSettings(OptimizerSettings):
     lr: Positive
     weight_decay: NotNegative
     backbone_lr_factor: Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
     decay_norm_and_bias: bool
 
 

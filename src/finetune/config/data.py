@@ -25,6 +25,7 @@ class Data(Strict):
     image_suffix: Text | None
     image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
     augment: Annotated[str, one_of(AUGMENTATIONS, "auto")]
+    crop: Literal["center", "squash", "pad"]
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Annotated[int, Field(ge=0)] | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +16,12 @@ from finetune.choices.callbacks import CALLBACKS, LOGGERS
 from finetune.choices.fields import (
     Count,
     Fraction,
+    NotNegative,
     Positive,
     Strict,
     Text,
     alternatives,
     as_text,
-    names_where,
     number_or,
     one_of,
 )
@@ -29,6 +29,7 @@ from finetune.choices.given import PYTHON, is_given
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS, OptimizerSettings
 from finetune.choices.schedules import SCHEDULES
+from finetune.config.conflicts import conflicts
 from finetune.config.data import Data
 
 
@@ -76,12 +77,7 @@ class Trainer(Strict):
     profiler: Literal["simple", "advanced"] | None
 
 
-# As configs/config.yaml has them.
-STEP = {"step_epochs": 7, "step_gamma": 0.1}
-SCHEDULED = {
-    **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
-    **{"patience": None, "monitor_gradients": False},
-}
+MIXING = ("mixup", "cutmix", "erasing")
 
 
 class Settings(Strict):
@@ -99,6 +95,9 @@ class Settings(Strict):
     loss: Annotated[str, one_of(LOSSES)]
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
+    mixup: NotNegative
+    cutmix: NotNegative
+    erasing: Fraction
     optimizer: Annotated[SerializeAsAny[OptimizerSettings], BeforeValidator(_as_optimizer)]
     schedule: Annotated[str, one_of(SCHEDULES)]
     warmup_epochs: Annotated[int, Field(ge=0)]
@@ -109,6 +108,7 @@ class Settings(Strict):
     batch_size: Count
     best: Annotated[str, one_of(BEST)]
     refit: bool
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
     patience: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     monitor_gradients: bool
@@ -130,6 +130,14 @@ class Settings(Strict):
         """Whether a model is trained for every fold of the images, and then one on all of them."""
         return self.data.folds is not None and self.data.fold is None
 
+    @property
+    def fresh(self) -> str | None:
+        """The setting on account of which every epoch shows other images; None where all show the same."""
+        augment = self.data.augment
+        if augment != "auto" and AUGMENTATIONS[augment].is_random:
+            return f"data.augment={augment}"
+        return next((f"{key}={value:g}" for key in MIXING if (value := getattr(self, key))), None)
+
     def given(self) -> list[str]:
         """The settings that are Python objects, as key=value."""
         told = flat(self.model_dump()).items()
@@ -143,80 +151,9 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _go_together(self) -> Settings:
-        for line in self._conflicts():
+        for line in conflicts(self):
             raise ValueError(line)
         return self
-
-    def _conflicts(self) -> Iterator[str]:
-        """What does not go together, one line each."""
-        loss, schedule = LOSSES[self.loss], SCHEDULES[self.schedule]
-        one_process = (self.trainer.devices, self.trainer.nodes) == (1, 1)
-        if not loss.weighs_classes:
-            expected = f"expected loss={names_where(LOSSES, lambda one: one.weighs_classes)} with it"
-            if self.label_smoothing:
-                yield f"label_smoothing: {expected}"
-            if self.class_weights == "balanced":
-                yield f"class_weights=balanced: {expected}"
-        if self.data.source == "random":
-            if self.class_weights == "balanced":
-                yield "class_weights=balanced: expected classes; data=random has label vectors"
-            if self.head not in ("auto", "keep", 1000):
-                yield f"head={self.head}: expected auto, keep or 1000 with data=random, a vector of 1,000"
-        for key in ("head_hidden", "head_dropout"):
-            if (self.head == "keep" or is_given(self.head)) and getattr(self, key):
-                yield f"{key}: expected a new head with it; head={self.head} has its own layers"
-        if self.head == "keep" and self.head_features != "last":
-            yield "head_features: expected last with head=keep, which reads what it was trained on"
-        if not loss.is_mean and not one_process:
-            yield f"loss={self.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"
-        if self.folded and not (one_process and self.batchnorm == "pretrained"):
-            expected = "expected batchnorm=pretrained and trainer.devices=1 with it, or a data.fold a run"
-            yield f"data.folds={self.data.folds}: {expected}"
-        if self.given() and not one_process:
-            yield f"{self.given()[0]}: expected trainer.devices=1 with a Python object"
-        if self.folded and (wrong := self.lightning()):
-            yield f"{wrong}: expected none with data.folds, or a data.fold a run"
-        if self.patience and self.best == "last":
-            yield f"patience={self.patience}: expected another best with it; with best=last none is better"
-        if OPTIMIZERS[self.optimizer.name].solves:
-            yield from self.conflicts_of_solving()
-        if self.warmup_epochs > self.epochs:
-            yield f"warmup_epochs={self.warmup_epochs}: expected at most epochs={self.epochs}"
-        if self.warmup_epochs and schedule.own_warmup:
-            expected = f"expected 0 with schedule={self.schedule}, which has its own"
-            yield f"warmup_epochs={self.warmup_epochs}: {expected}"
-
-    def conflicts_of_solving(self) -> Iterator[str]:
-        """What must be so for a linear head to have one best solution that can be found in one process."""
-        chosen = f"with optimizer={self.optimizer.name}, which solves for a linear head"
-        if not LOSSES[self.loss].convex:
-            yield f"loss={self.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
-        augment = AUGMENTATIONS.get(self.data.augment)
-        same = names_where(AUGMENTATIONS, lambda one: not one.is_random)
-        for wrong, line in (
-            (self.head_hidden, f"head_hidden: expected [] {chosen}"),
-            (self.head_dropout, f"head_dropout={self.head_dropout:g}: expected 0 {chosen}"),
-            (self.standardize is False, f"standardize=false: expected auto or true {chosen}"),
-            (augment and augment.is_random, f"data.augment={self.data.augment}: expected {same} {chosen}"),
-            (self.cache == "none", f"cache=none: expected another {chosen} on features"),
-            ((self.trainer.devices, self.trainer.nodes) != (1, 1), f"trainer: expected one process {chosen}"),
-        ):
-            if wrong:
-                yield line
-
-    def idle(self) -> list[str]:
-        """What was asked for that has no effect; no error, as a sweep may go over what it depends on."""
-        steps = [
-            f"{key}={getattr(self, key):g} has no effect with schedule={self.schedule}"
-            for key, usual in STEP.items()
-            if key not in SCHEDULES[self.schedule].settings and getattr(self, key) != usual
-        ]
-        solved = [
-            f"{key}={getattr(self, key)} has no effect with optimizer={self.optimizer.name}"
-            for key, usual in SCHEDULED.items()
-            if OPTIMIZERS[self.optimizer.name].solves and getattr(self, key) != usual
-        ]
-        return [*solved, *steps]
 
 
 SECTIONS: dict[str, Callable[[], list[type[BaseModel]]]] = {

@@ -109,6 +109,11 @@ class Dataset:
         """The images that the answers of a side are for: by folds every one is tested."""
         return self.split["train" if side == "test" and self.folds is not None else side]
 
+    def whole(self) -> Dataset:
+        """The same with every image to train on."""
+        none = np.arange(0)
+        return replace(self, split={"train": np.arange(len(self.images)), "val": none, "test": none})
+
     def in_folds(self, number: int) -> Dataset:
         """The same as it is tested in so many folds, each image in one."""
         folds = splits.number_folds(self.units or self.digests, self.labels, self.classes, number)

@@ -81,7 +81,7 @@ def decode(
     digest: str | None = None,
     repaired: Callable[[str], object] = lambda _: None,
 ) -> Tensor:
-    """Decode one image: shorter side to `resize_size`, then the central square of `crop_size` pixels.
+    """Decode one image to a square of `crop_size` pixels.
 
     digest: of the content that is expected.
     repaired: called with what is wrong with an image that is shown all the same (`preprocessing.repair`).
@@ -91,7 +91,9 @@ def decode(
     """
     with opened(image, preprocessing, digest, repaired) as whole:
         resize, crop = preprocessing.resize_size, preprocessing.crop_size
-        pixels = square(whole, resize, crop, preprocessing.interpolation)
+        pixels = square(
+            whole, resize, crop, preprocessing.interpolation, fit=preprocessing.fit, mean=preprocessing.mean
+        )
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

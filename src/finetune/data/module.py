@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from finetune.data.mix import Mix
 from finetune.data.views import Inputs, Views
 
 Batch = tuple[Inputs, Tensor]
@@ -24,12 +25,14 @@ class Examples:
     split: indices for train, val and test.
     prepare: turns a batch of inputs on the device into what the network takes; called with the inputs,
         whether training, and the number of the batch counted over all epochs and processes.
+    mix: changes such a batch of images and its labels while training.
     """
 
     inputs: Views
     labels: Tensor
     split: dict[str, np.ndarray]
     prepare: Callable[[Inputs, bool, int], Inputs]
+    mix: Mix | None = None
 
 
 def for_choosing(examples: Examples) -> Examples:
@@ -89,6 +92,7 @@ class Batches(pl.LightningDataModule):
         super().__init__()
         self.examples, self.batch_size, self.seed, self.processes = examples, batch_size, seed, processes
         self.split = examples.split
+        self.val_passes = 1  # two where averages are measured, too
 
     @property
     def train_labels(self) -> Tensor:
@@ -109,7 +113,7 @@ class Batches(pl.LightningDataModule):
         return self.trainer.current_epoch if self.trainer else 0
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        return self._loader("val") if len(self.split["val"]) else []
+        return [self._loader("val")] * self.val_passes if len(self.split["val"]) else []
 
     def test_dataloader(self) -> Loader:
         return self._loader("test")
@@ -125,4 +129,7 @@ class Batches(pl.LightningDataModule):
         if training and self.trainer:
             before = self.trainer.fit_loop.total_batch_idx * self.processes
             number = before + self.trainer.global_rank + 1
-        return self.examples.prepare(inputs, training, number), labels
+        inputs = self.examples.prepare(inputs, training, number)
+        if training and self.examples.mix and isinstance(inputs, Tensor):
+            return self.examples.mix(inputs, labels, number)
+        return inputs, labels

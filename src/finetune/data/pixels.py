@@ -125,12 +125,21 @@ def _ends_after(grey: np.ndarray, height: int, sampling: bytes) -> bool:
     return first and not added.any()
 
 
-def square(image: Image.Image, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """The central square of `crop` pixels of an image whose shorter side is made `resize`: uint8 (H, W, 3).
+def square(
+    image: Image.Image, resize: int, crop: int, interpolation: str, fit: str, mean: Sequence[float]
+) -> np.ndarray:
+    """An image as a square of `crop` pixels: uint8 (H, W, 3).
 
-    The geometry is that of torchvision's Resize and CenterCrop, to the pixel.
+    fit: center, the central square once the shorter side is made `resize`, with the geometry of torchvision's
+        Resize and CenterCrop, to the pixel; squash, all of it, whatever its shape; pad, all of it with its
+        shape kept, on a ground of the mean colour, in [0, 1].
     """
     width, height = image.size
+    if fit == "squash":
+        return np.array(image.resize((crop, crop), FILTERS[interpolation]))
+    if fit == "pad":
+        ground = tuple(round(255 * level) for level in mean)
+        return np.array(ImageOps.pad(image, (crop, crop), FILTERS[interpolation], color=ground))
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))
     # Only the central square is resampled: a 1 x 20,000 strip must not become gigabytes on the way.

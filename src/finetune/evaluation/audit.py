@@ -6,12 +6,10 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from finetune.atomic import write_atomically
@@ -49,7 +47,7 @@ KINDS = {  # what is said of them, and to do
     "blurred": ("are far less sharp than most", "replace it or leave it out"),
     "cropped": (
         "lose more than a third to the central square",
-        "crop these by hand so that the subject lies in the central square",
+        "data.crop=squash or pad shows all of it; or crop it by hand so that the subject is in the middle",
     ),
     "broken": ("cannot be read", "mend it"),
 }
@@ -107,9 +105,7 @@ def _find(
     model: Model, settings: Settings, data: Dataset, *, sides: dict[int, str], console: Console
 ) -> list[Finding]:
     """All findings, the surest first, by the features of a model with all but its head frozen."""
-    nothing = np.arange(0)
-    whole = replace(data, split={"train": np.arange(len(sides)), "val": nothing, "test": nothing})
-    embedded = embed(model, settings, whole, console)
+    embedded = embed(model, settings, data.whole(), console)
     rest, kept = embedded.dataset, data.kept([one.index for one in embedded.bad]).tolist()
     looks = []
     with ThreadPoolExecutor() as pool, progress(console, "looking", len(kept)) as advance:

@@ -34,7 +34,7 @@ from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 
 # What may be asked of an evaluation; how images are prepared is the run's own.
-WHICH = [f"data.{name}" for name in Data.model_fields if name not in ("image_size", "augment")]
+WHICH = [f"data.{name}" for name in Data.model_fields if name not in ("image_size", "crop", "augment")]
 TAKES = ("data", "trainer", "precision", "cache_dir", "cache_shared", "trainer.accelerator", *WHICH)
 
 
@@ -107,7 +107,7 @@ def _find_measured(settings: Settings, own: str | None) -> Dataset:
 
 def _images(settings: Settings) -> dict[str, Any]:
     """The settings that say which images are meant; a folder is the same by whatever path."""
-    named = settings.data.model_dump(exclude={"image_size", "augment", "bad_images", "workers"})
+    named = settings.data.model_dump(exclude={"image_size", "crop", "augment", "bad_images", "workers"})
     return {**named, "root": named["root"] and os.path.realpath(os.path.expanduser(named["root"]))}
 
 

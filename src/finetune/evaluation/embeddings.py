@@ -33,11 +33,13 @@ class Embeddings:
     """What the head reads of each image of a data set.
 
     values: (N, D) in float32, pooled where the head is a convolution. dataset: without the broken images.
+    features: what is known of how they were computed.
     """
 
     values: Tensor
     dataset: Dataset
     bad: list[BadImage]
+    features: dict[str, Any] | None
 
 
 def model_of(saved: Saved) -> Model:
@@ -70,7 +72,7 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
     inputs = build.load_as_planned(settings, dataset, model, device, console=console)
     rows = torch.arange(len(inputs.dataset.images))
     values = head_inputs(inputs, model.head or find_head(model.network), rows, device)
-    return Embeddings(values, inputs.dataset, inputs.bad)
+    return Embeddings(values, inputs.dataset, inputs.bad, inputs.features)
 
 
 @torch.no_grad()

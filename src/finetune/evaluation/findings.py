@@ -48,6 +48,7 @@ def look_at(data: Dataset, how: Preprocessing, index: int) -> Look:
     its central square, the deviation and the 99th percentile of its grey, of 255, how sharp its edges are."""
     with opened(data.images[index], how, data.digests[index]) as image:
         cut, shades = 1 - min(image.size) / max(image.size), image.convert("L")
+        cut *= how.fit == "center"
     waves = dctn(np.asarray(shades.resize((32, 32), Image.Resampling.BOX), np.float32))[:16, :16].ravel()[1:]
     shades.thumbnail((256, 256))  # about what a model sees
     grey = np.asarray(shades, np.float32)
@@ -122,11 +123,8 @@ def wrong_labels(data: Dataset, features: Tensor, seed: int) -> Iterator[Finding
     """Probably wrong labels, by a head not solved for them; of several an image has one after the other."""
     if not (folds := stratified_folds(data, seed)):
         return
-    loss = create_loss("bce" if data.multi_label else "cross_entropy")
-    problem = Problem(features, torch.from_numpy(data.labels), loss, len(data.classes))
-    best = min(follow_path(problem, folds, loss), key=lambda point: point.log_loss)
-    rows = torch.cat([held for _, held in folds]).numpy()
-    answers, labels = probabilities(best.logits, not data.multi_label).numpy(), data.labels[rows]
+    rows, logits = held_out_answers(data, features, folds)
+    answers, labels = probabilities(logits, not data.multi_label).numpy(), data.labels[rows]
     parts = [(answers, labels, data.classes)]
     if data.multi_label:
         parts = [
@@ -136,6 +134,19 @@ def wrong_labels(data: Dataset, features: Tensor, seed: int) -> Iterator[Finding
     for answers, labels, names in parts:
         for row, guess, sure in probably_wrong(answers, labels):
             yield Finding("labels", int(rows[row]), sure, likelier=names[guess])
+
+
+def held_out_answers(
+    data: Dataset, features: Tensor, folds: list[tuple[Tensor, Tensor]]
+) -> tuple[np.ndarray, Tensor]:
+    """Rows (M,) of the folds, and the logits (M, K) of heads not solved for them, of the best strength.
+
+    features: (N, D), standardised.
+    """
+    loss = create_loss("bce" if data.multi_label else "cross_entropy")
+    problem = Problem(features, torch.from_numpy(data.labels), loss, len(data.classes))
+    best = min(follow_path(problem, folds, loss), key=lambda point: point.log_loss)
+    return torch.cat([held for _, held in folds]).numpy(), best.logits
 
 
 def probably_wrong(answers: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, int, float]]:

@@ -45,7 +45,8 @@ def prepare(file: Any) -> np.ndarray:
     if ends_in_zeros(content):
         raise OSError("the file is cut off: zeros stand for the rest of it")
     with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-        seen = square(rgb(image, RESIZE, BRIGHTNESS), RESIZE, CROP, INTERPOLATION)
+        whole = rgb(image, RESIZE, BRIGHTNESS)
+    seen = square(whole, RESIZE, CROP, INTERPOLATION, fit={fit!r}, mean=MEAN.tolist())
     return ((np.float32(seen) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]
 {network}
 
@@ -132,6 +133,7 @@ def recipe(saved: Saved, model: str, softmax: bool) -> str:
         crop=how.crop_size,
         interpolation=how.interpolation,
         mean=list(how.mean),
+        fit=how.fit,
         std=list(how.std),
         brightness=dict(how.brightness),
         classes=saved.names,

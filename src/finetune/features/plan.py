@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
-from finetune.choices.fields import names_where
 from finetune.data.dataset import Dataset
 from finetune.data.digests import decoders
 from finetune.errors import RequestError
@@ -38,7 +37,10 @@ WORTH_MACS_PER_BYTE = 300
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """The settings that decide what is cached, and the device."""
+    """The settings that decide what is cached, and the device.
+
+    fresh: the setting on account of which every epoch shows other images; None where all show the same.
+    """
 
     cache: str
     cache_dir: Path
@@ -48,6 +50,7 @@ class FeatureSettings:
     compile: str | bool
     device: str
     multiplies_bf16: bool
+    fresh: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,6 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
     """Split the model where gradients begin, and decide what is cached; no image is decoded."""
     cache, augment = settings.cache, settings.augment
     wanted = Augmentation() if augment == "auto" else AUGMENTATIONS[augment]
-    if wanted.is_random and cache in ("memory", "disk"):
-        cacheable = names_where(AUGMENTATIONS, lambda entry: not entry.is_random)
-        raise RequestError(
-            f"cache={cache}: expected data.augment={cacheable} with it; {augment} shows"
-            " other images in every epoch, which cannot be cached"
-        )
     halves, why = _split(model)
     total = macs(model.network, model.example)
     prefix_macs = macs(halves.prefix, model.example) if halves and halves.prefix else 0.0
@@ -101,8 +98,8 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
     keys: tuple[dict[str, Any], ...] = ()
     where: Where = "none"
     size = 0
-    if halves and wanted.is_random:
-        why = "augmentation shows other images in every epoch"
+    if halves and settings.fresh:
+        why = f"{settings.fresh} shows other images in every epoch"
     elif halves:
         if cache in ("auto", "disk"):
             about = _about(model, halves, device)

@@ -53,7 +53,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
     example: one batch of images, (N, 3, H, W), to learn the order of execution from.
     RequestError: an entry matches nothing.
     """
-    backbone = [name for name, _ in model.named_parameters() if not _is_below(name, head)]
+    backbone = [name for name, _ in model.named_parameters() if not is_below(name, head)]
     frozen = set(backbone) if patterns[0].startswith("-") else set()
     for pattern in patterns:
         entry = pattern.removeprefix("-")
@@ -88,7 +88,7 @@ def _match(model: nn.Module, pattern: str, backbone: list[str], head: str | None
         matched = _named(backbone, entry)
     if matched:
         return matched
-    if head and (_is_below(entry, head) or _named([f"{head}.weight"], entry)):
+    if head and (is_below(entry, head) or _named([f"{head}.weight"], entry)):
         raise RequestError(
             f"freeze={pattern}: expected a part of the backbone; {head} is the new head, which always"
             f" trains (head=keep keeps the old one, as part of the backbone)"
@@ -126,7 +126,7 @@ def _through(model: nn.Module, pattern: str, head: str | None, example: Tensor) 
         raise RequestError(
             f"freeze={pattern}: expected the name of a module; there is {_what_there_is(model, target)}"
         )
-    if _is_below(target, head):
+    if is_below(target, head):
         raise RequestError(
             f"freeze={pattern}: expected a module of the backbone; {head} is the new head, which trains"
         )
@@ -153,7 +153,7 @@ def _eval_modules(
     moving = {owner for name in backbone if name not in frozen for owner in _owners(name)}
 
     def trains(name: str, module: nn.Module) -> bool:
-        if _is_below(name, head):
+        if is_below(name, head):
             return True
         if isinstance(module, BatchOrInstanceNorm) and module.affine:
             return f"{name}.weight" not in frozen and f"{name}.bias" not in frozen
@@ -172,7 +172,8 @@ def _owners(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts))]
 
 
-def _is_below(name: str, head: str | None) -> bool:
+def is_below(name: str, head: str | None) -> bool:
+    """Whether a name is that of the head or of something in it."""
     return head is not None and (name == head or name.startswith(f"{head}."))
 
 

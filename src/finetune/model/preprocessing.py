@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 # What `data.pixels` has filters for.
+FITS = ("center", "squash", "pad")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
@@ -21,6 +22,7 @@ class Preprocessing:
     `data.images.decode` brings an image to `crop_size`; `normalise` makes a batch of them an input.
 
     brightness: what is black and what white in images of more than 8 bits, as `data.brightness` finds it.
+    fit: how an image becomes a square, of FITS, as `data.pixels.square` does it.
     repair: whether files that are cut off are shown as viewers do.
     """
 
@@ -31,6 +33,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
     repair: bool = False
+    fit: str = "center"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 255] as the weights expect them: float32, channels last."""
@@ -41,9 +44,8 @@ class Preprocessing:
 
     def metadata(self) -> dict[str, str]:
         """As the text that safetensors files carry; without what older runs lack, unless it counts."""
-        told = {
-            key: value for key, value in asdict(self).items() if value or key not in ("brightness", "repair")
-        }
+        usual = {"brightness": {}, "repair": False, "fit": "center"}
+        told = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
     @staticmethod
@@ -62,6 +64,7 @@ class Preprocessing:
                 for kind, (black, white) in json.loads(text.get("brightness", "{}")).items()
             },
             repair=bool(json.loads(text.get("repair", "false"))),
+            fit=text.get("fit", "center"),
         )
         numbers = [*map(float, read.mean), *map(float, read.std)]
         if not (
@@ -70,8 +73,9 @@ class Preprocessing:
             and all(map(math.isfinite, numbers))
             and min(read.std) > 0
             and read.interpolation in INTERPOLATIONS
+            and read.fit in FITS
         ):
-            raise ValueError("expected sizes and deviations above 0, and a known interpolation")
+            raise ValueError("expected sizes and deviations above 0, a known interpolation and fit")
         return read
 
     def to(self, image_size: int) -> Preprocessing:

@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune.cells import read_table
 from finetune.choices.losses import LOSSES
+from finetune.config.conflicts import conflicts_of_solving
 from finetune.config.schema import Settings
 from finetune.errors import brief
 
@@ -42,7 +43,7 @@ def _rules(
     measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
     name = "mAP" if "map" in measured else "accuracy"
     solved, gap = summary.get("solution"), f"training {name} is {train:.2f}, validation {val:.2f}"
-    solvable, frozen = not any(settings.conflicts_of_solving()), settings.freeze == ["all"]
+    solvable, frozen = not any(conflicts_of_solving(settings)), settings.freeze == ["all"]
     missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
         weak = "the bundled weights are weak" if used == "bundled" else "it began with random weights"

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from finetune.choices.best import NAMES
 from finetune.choices.optimizers import OPTIMIZERS
+from finetune.config.conflicts import idle
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.sources.folder import tell_others
@@ -49,7 +50,7 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
             head += f" and reads {', '.join(model.network.head_stages)}, too"
     frozen = f"{counts['total'] - counts['trainable']:,} of {counts['total']:,} parameters are frozen"
     say(console, "freeze", f"{', '.join(settings.freeze)}: {frozen}, {counts['trainable']:,} train; {head}")
-    for line in settings.idle():
+    for line in idle(settings):
         say(console, "note", line)
 
 
@@ -159,6 +160,7 @@ def resume_lines(console: Console, epochs: int, changed: str | None) -> None:
 def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The result, the proof, where everything is and how to watch it."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
+    best += ", the averages" * summary["averaged"]
     if solution := summary["solution"]:
         best = f"solved with weight_decay {solution['weight_decay']:.3g} in {summary['steps']} iterations"
         if path := solution["path"]:

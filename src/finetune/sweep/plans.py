@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import write_sealed
-from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.choices.best import deciding, score
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
@@ -89,15 +88,16 @@ def refuse_several(settings: Settings) -> None:
 
 def alone_because(settings: Settings) -> str | None:
     """The setting on account of which a job trains alone; None where it may train together with others."""
-    augment, optimizer = settings.data.augment, settings.optimizer.name
+    optimizer = settings.optimizer.name
     reasons = (
         (LOSSES[settings.loss].stacked is None, f"loss={settings.loss}"),
         (not OPTIMIZERS[optimizer].together, f"optimizer={optimizer}"),
+        (settings.ema, f"ema={settings.ema}"),
         (settings.folded, f"data.folds={settings.data.folds}"),
         (settings.head_dropout, f"head_dropout={settings.head_dropout:g}"),
         (settings.freeze == ["none"], "freeze=none"),
         (settings.cache == "none", "cache=none"),
-        (augment != "auto" and AUGMENTATIONS[augment].is_random, f"data.augment={augment}"),
+        (settings.fresh, settings.fresh or ""),
         (settings.data.source == "random", "data=random"),
         (settings.monitor_gradients, "monitor_gradients=true"),
         (settings.lightning(), str(settings.lightning())),

@@ -18,7 +18,8 @@ class Best:
     """The best epoch until now, by a metric in validation, ties to the lower loss; without one the last.
 
     by: the metric, or `last`. until: the epoch after which none is better, where that is known beforehand.
-    epoch, metrics: the best one and its metrics. kept: the last one that is written, as the caller says.
+    epoch, metrics: the best one and its metrics. averaged: whether these are of the averages of its weights.
+    kept: the last one that is written, as the caller says.
     """
 
     def __init__(self, by: str = "accuracy", until: int | None = None) -> None:
@@ -26,15 +27,26 @@ class Best:
         self.rank: tuple[float, float] | None = None
         self.epoch = self.kept = 0
         self.metrics: dict[str, float] = {}
+        self.averaged = False
 
-    def improves(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Note an epoch that has ended; returns whether it is the best."""
+    def of_averages(self, metrics: dict[str, float]) -> dict[str, float] | None:
+        """An epoch's metrics with those of the averages for validation, where these are better or alone."""
+        own, averaged = of_side("val", metrics), of_side("ema", metrics)
+        if own and self._rank(averaged) <= self._rank(own):
+            return None
+        return metrics | {f"{name}/val": value for name, value in averaged.items()}
+
+    def _rank(self, val: dict[str, float]) -> tuple[float, float]:
+        return score(self.by, val), -val["loss"]
+
+    def improves(self, epoch: int, metrics: dict[str, float], averaged: bool = False) -> bool:
+        """Note an epoch that has ended, measured with averages or not; returns whether it is the best."""
         val = of_side("val", metrics)
-        rank = (score(self.by, val), -val["loss"]) if val else None
+        rank = self._rank(val) if val else None
         better = self.rank is None or rank is None or rank > self.rank or self.by == LAST
         better = better and (self.until is None or epoch <= self.until)
         if better:
-            self.rank, self.epoch, self.metrics = rank, epoch, metrics
+            self.rank, self.epoch, self.metrics, self.averaged = rank, epoch, metrics, averaged
         return better
 
     def out_of(self, patience: int | None) -> bool:
@@ -49,7 +61,13 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has of it, beside its own epoch."""
-        return {"best": self.rank, "best_epoch": self.epoch, "metrics": self.metrics}
+        return {
+            "best": self.rank,
+            "best_epoch": self.epoch,
+            "metrics": self.metrics,
+            "averaged": self.averaged,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.rank, self.epoch, self.metrics = state["best"], state["best_epoch"], state["metrics"]
+        self.averaged = state.get("averaged", False)  # of older versions

@@ -64,7 +64,7 @@ def epoch_line(title: str, jobs: list[dict[str, float]], seconds: float) -> str:
     """What fits on a terminal's line: of one job both splits, of several the spans in validation."""
     name, key = ("mAP", "map") if "map/train" in jobs[0] else ("acc", "accuracy")
     splits = []
-    for split in [one for one in ("train", "val") if f"loss/{one}" in jobs[0]][
+    for split in [one for one in ("train", "val", "ema") if f"loss/{one}" in jobs[0]][
         -2 if len(jobs) == 1 else -1 :
     ]:
         loss, score = _span(jobs, f"loss/{split}", _loss), _span(jobs, f"{key}/{split}", "{:.3f}".format)

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from finetune import sealed, signals
 from finetune.atomic import write_atomically
 from finetune.errors import RunError
 from finetune.training import distributed
+from finetune.training.averages import Averages
+from finetune.training.best import Best
 from finetune.training.learner import Job, Learner
 
 
@@ -123,12 +125,16 @@ class Checkpoints(pl.Callback):
         for name, values in learner.values():
             learner.check_finite(f"a value of {name}", values)
         epoch, metrics, live = trainer.current_epoch + 1, learner.metrics(), learner.live
-        better = [job for job in live if self.jobs[job].best.improves(epoch, metrics[job])]
+        better = [job for job in live if self.improves(trainer, self.jobs[job].best, metrics[job])]
         self.keep(trainer, learner, live, better)
         for job in live:
             self.jobs[job].best.kept, self.jobs[job].steps = epoch, trainer.global_step
         if not any(job.trains for job in self.jobs):
             trainer.should_stop = True
+
+    def improves(self, trainer: pl.Trainer, best: Best, metrics: dict[str, float]) -> bool:
+        """Note a job's epoch that has ended; returns whether it is its best."""
+        return best.improves(trainer.current_epoch + 1, metrics)
 
     def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
         """Write or remember the checkpoints of an epoch that has ended."""
@@ -142,9 +148,16 @@ class Checkpoints(pl.Callback):
 class RunCheckpoints(Checkpoints):
     """Those of one run, written after each epoch by Lightning; every: so many epochs one that stays."""
 
-    def __init__(self, jobs: Sequence[Job], max_steps: int | None = None, every: int | None = None) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        max_steps: int | None = None,
+        every: int | None = None,
+        averages: Averages | None = None,
+    ) -> None:
         super().__init__(jobs, max_steps)
         (self.job,), self.every = jobs, every
+        self.averages = averages
         self.rng: dict[str, Tensor] | list[dict[str, Tensor]] = {}
 
     @property
@@ -157,9 +170,15 @@ class RunCheckpoints(Checkpoints):
             module = torch if device == "cpu" else torch.get_device_module(device)
             module.set_rng_state(state)
 
+    def improves(self, trainer: pl.Trainer, best: Best, metrics: dict[str, float]) -> bool:
+        averaged = best.of_averages(metrics) if self.averages else None
+        return best.improves(trainer.current_epoch + 1, averaged or metrics, averaged is not None)
+
     def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
         folder = self.job.folder / self.job.checkpoints
-        trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
+        averages = self.averages if better and self.job.best.averaged else None
+        with averages.swapped(learner) if averages else nullcontext():
+            trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
         if better and trainer.is_global_zero:
             copy_best(folder)
         if self.every and not (trainer.current_epoch + 1) % self.every:

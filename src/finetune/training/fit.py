@@ -22,6 +22,7 @@ from finetune.atomic import not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals, signals_wait
+from finetune.training.averages import Averages
 from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
 from finetune.training.best import of_side
 from finetune.training.callbacks import Curves
@@ -38,6 +39,7 @@ from finetune.training.stacked import StackedClassifier
 class Fitted:
     """What training came to; measures and logits (of the best epoch) are None where that split has no images.
 
+    averaged: whether the best are averages of the weights.
     folds: where folds measured it, their metrics with intervals; then `test_logits` are of all images.
     val, test: the metrics by name; where images have several labels, with those of each as `per_label`.
     """
@@ -50,6 +52,7 @@ class Fitted:
     test_logits: Tensor | None
     val_logits: Tensor | None = None
     folds: dict[str, Any] | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def fit(
         assert not isinstance(resume, Path)
         checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
     else:
-        checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every)
+        averages = next((one for one in callbacks if isinstance(one, Averages)), None)
+        checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every, averages)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
     with _quiet_lightning(), _ends_translated(jobs, checkpoints):
         writes = [Curves()] if jobs[0].writer else []
@@ -164,6 +168,7 @@ def _evaluate(learner: Learner, batches: Batches, trainer: pl.Trainer) -> list[F
             measured[split]["per_label"] = per_label(own[split], labels, learner.labels)
         fitted = Fitted(
             best_epoch=job.best.epoch,
+            averaged=job.best.averaged,
             epochs=job.best.kept,
             steps=job.steps,
             val=measured["val"] or None,

@@ -141,12 +141,15 @@ class Learner(pl.LightningModule):
         self.check_finite(f"the loss of batch {index + 1}", self.losses)  # before the optimiser steps
         return measured.backward
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """The second pass is of the averages, see `averages`."""
         signals.check()
-        self._step("val", batch)
+        self._step("ema" if dataloader_idx else "val", batch)
 
     def on_validation_epoch_end(self) -> None:
         self._end("val", "the validation loss")
+        if "ema" in self.epoch_metrics:
+            self._end("ema", "the averages' validation loss")
 
     def on_test_epoch_start(self) -> None:
         self.epoch_metrics, self.logits = {}, []

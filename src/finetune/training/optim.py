@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.choices.optimizers import OPTIMIZERS
+from finetune.choices.optimizers import OPTIMIZERS, SteppedSettings
 from finetune.choices.schedules import SCHEDULES, Span
 from finetune.errors import RequestError
-from finetune.model.freeze import NORMS
+from finetune.model.depth import find_depths
+from finetune.model.freeze import NORMS, is_below
+from finetune.model.head import find_head
 
 Schedule = Callable[[int], float]
 
 
-def parameter_groups(
-    model: nn.Module,
-    head: str | None,
-    lr: float,
-    weight_decay: float,
-    backbone_lr_factor: float,
-    decay_norm_and_bias: bool,
-) -> list[dict[str, Any]]:
-    """Groups of what trains: backbone and head, each with and without decay; empty ones are left out."""
+def parameter_groups(model: nn.Module, head: str | None, settings: SteppedSettings) -> list[dict[str, Any]]:
+    """Groups of what trains: backbone and head, each with and without decay; empty ones are left out.
+
+    With layer_decay each layer of the backbone is a group: its rate is so often decayed as there are layers
+    from it to the head (Clark et al. 2020; Bao et al. 2021).
+    """
+    depths = find_depths(model, head or find_head(model)) if settings.layer_decay < 1 else {}
+    deepest = max(depths.values(), default=0)
     norms = {
         id(p)
         for module in model.modules()
@@ -37,11 +38,14 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "head" if head and name.startswith(f"{head}.") else "backbone"
+        part, rate = "head", settings.lr
+        if not is_below(name, head):
+            depth = depths.get(name, 0)
+            part = f"backbone_{depth}" if depths else "backbone"
+            rate *= settings.backbone_lr_factor * settings.layer_decay ** (deepest - depth)
         spared = id(parameter) in norms or name.endswith("bias")
-        decay = 0.0 if spared and not decay_norm_and_bias else weight_decay
-        key = part if decay == weight_decay else f"{part}_without_decay"
-        rate = lr if part == "head" else lr * backbone_lr_factor
+        decay = 0.0 if spared and not settings.decay_norm_and_bias else settings.weight_decay
+        key = part if decay == settings.weight_decay else f"{part}_without_decay"
         group = {"name": key, "params": [], "lr": rate, "weight_decay": decay}
         found.setdefault(key, group)["params"].append(parameter)
     return list(found.values())
