@@ -161,7 +161,10 @@ def floats(image: Tensor) -> Tensor:
     [
         ({"transform": floats}, "transform: expected uint8 (3, 32, 32) or larger back, not torch.float32"),
         ({"transform": floats, "data.augment": "flip"}, "transform: expected no data.augment with it"),
-        ({"transform": floats, "cache": "disk"}, "cache=disk: expected data.augment=none or flip with it"),
+        (
+            {"transform": floats, "cache": "disk"},
+            "data.augment=python:floats: expected cache=auto or none with it",
+        ),
         ({"loss": nn.CrossEntropyLoss(reduction="none")}, "loss: expected one number for a batch, not ("),
         ({"loss": [1]}, "loss: expected a name or Callable, not list"),
         ({"model": 3.5}, "model: expected a name or Module, not float"),

@@ -317,7 +317,7 @@ def test_a_sweep_is_ranked_by_what_is_kept(at_pictures: Path, small_weights: str
             ["optimizer=lbfgs", "optimizer.select=val", "data.val_fraction=0"],
             "optimizer.select=val: expected im",
         ),
-        (["optimizer=lbfgs", "data.augment=standard"], "data.augment=standard: expected none or flip"),
+        (["optimizer=lbfgs", "data.augment=standard"], "data.augment=standard: expected cache=auto or none"),
         (["optimizer=lbfgs", "head_hidden=[8]"], "head_hidden: expected []"),
         (
             ["optimizer=lbfgs", "optimizer.weight_decay=-1"],

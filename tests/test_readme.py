@@ -73,7 +73,9 @@ COMMANDS = [line for line in LINES if line.startswith("finetune ")]
 )  # test_extend types it
 def test_every_command_exists(command, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
+    for folder in ("pictures", "My photos 2024"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "labels.csv").touch()
     name, *arguments = shlex.split(line)[1:]
     compose([argument for argument in arguments if re.match(r"[a-z._]+=", argument)])
     assert command(name, *arguments, "--help").code == 0

@@ -191,7 +191,7 @@ def report(run: str = RUN) -> None:
     report_run(run)
 
 
-@command("compare 'models=[resnet18,efficientnet_b0]' data.root=pictures data=folder", context_settings=EXTRA)
+@command("compare 'models=[resnet18,efficientnet_b0]' pictures", context_settings=EXTRA)
 def compare(context: Context) -> None:
     """Say which model's frozen features suit the images best."""
     import_torch()

@@ -113,7 +113,9 @@ class Batches(pl.LightningDataModule):
         return self.trainer.current_epoch if self.trainer else 0
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        return [self._loader("val")] * self.val_passes if len(self.split["val"]) else []
+        if not len(self.split["val"]):
+            return []
+        return self._loader("val") if self.val_passes == 1 else [self._loader("val")] * self.val_passes
 
     def test_dataloader(self) -> Loader:
         return self._loader("test")
