@@ -117,7 +117,8 @@ def test_each_command_helps_with_examples_that_it_takes(command: Train, name: st
     for _, called, *arguments in examples:
         assert called == name
         taken = COMMANDS[name].make_context(name, arguments)  # no option that there is not
-        single = [one for one in taken.args if "=" in one and ("," not in one or "[" in one)]
+        settings = [one for one in taken.args if "=" in one and not one.startswith("models=")]
+        single = [one for one in settings if "," not in one or "[" in one]
         compose(single)
 
 
