@@ -77,7 +77,7 @@ def test_every_command_exists(command, line, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     (tmp_path / "labels.csv").touch()
     name, *arguments = shlex.split(line)[1:]
-    compose([argument for argument in arguments if re.match(r"[a-z._]+=", argument)])
+    compose([one for one in arguments if re.match(r"(?!models)[a-z._]+=", one)])
     assert command(name, *arguments, "--help").code == 0
 
 
