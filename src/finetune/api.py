@@ -106,7 +106,7 @@ class Model:
         asked = self._saved.settings
         if data is not None:
             asked = asked.model_copy(update={"data": settings_from({"data": data_settings(data)}).data})
-        return measure_run(self._saved, asked, self._predictor, split, Screen(quiet=True))
+        return measure_run(self._saved, asked, self._predictor, split=split, console=Screen(quiet=True))
 
     def preprocess(self, picture: Given) -> Tensor:
         """An image as the network takes it: normalised float32, (3, H, W)."""

@@ -212,7 +212,7 @@ def build_batches(settings: Settings, inputs: ModelInputs, outputs: int, process
     labels = torch.from_numpy(dataset.labels)
     mixing = {key: getattr(settings, key) for key in MIXING}
     mix = Mix(**mixing, outputs=outputs, seed=settings.seed) if any(mixing.values()) else None
-    examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare, mix)
+    examples = Examples(inputs.inputs, labels, dataset.split, inputs.prepare, mix=mix)
     whole = solves(settings)
     return Batches(examples, max(train, val) if whole else settings.batch_size, settings.seed, processes)
 

@@ -191,8 +191,8 @@ def report(run: str = RUN) -> None:
     report_run(run)
 
 
-@command("compare 'models=[resnet18,efficientnet_b0]' pictures", context_settings=EXTRA)
-def compare(context: Context) -> None:
+@command("compare 'models=[resnet18,efficientnet_b0]' pictures", name="compare", context_settings=EXTRA)
+def compare_command(context: Context) -> None:
     """Say which model's frozen features suit the images best."""
     import_torch()
     from finetune.evaluation.compare import compare_models

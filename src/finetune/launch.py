@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config.compose import REFUSALS, named, override_settings, quoted, refused, settings_from_config
+from finetune.config import compose
 from finetune.config.messages import unknown_option
 from finetune.config.schema import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
@@ -73,7 +73,7 @@ class Task:
             return plan.score
         self.began, folder = True, _folder_of(HydraConfig.get())
         try:
-            settings = settings_from_config(config)
+            settings = compose.settings_from_config(config)
             import_torch()
             from finetune.run import run
 
@@ -91,7 +91,7 @@ class Task:
         job = HydraConfig.get()
         plan = Plan(job.job.num, _folder_of(job), list(job.overrides.task))
         try:
-            settings = settings_from_config(config)
+            settings = compose.settings_from_config(config)
             refuse_several(settings)
             plan.settings = settings
         except RequestError as error:
@@ -140,7 +140,7 @@ def run_hydra() -> NoReturn:
     if unknown:
         raise RequestError(unknown_option(unknown[0]))
     options = [one for one in arguments if one not in parsed.overrides]
-    sys.argv[1:] = options + [quoted(one, sweeps) for one in named(parsed.overrides)]
+    sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
         # Hydra raises what it refuses, and prints nothing.
@@ -153,20 +153,20 @@ def run_hydra() -> NoReturn:
     except (KeyboardInterrupt, RunError, SystemExit):  # interrupted
         _end_sweep()
         raise
-    except (*REFUSALS, RuntimeError) as error:
+    except (*compose.REFUSALS, RuntimeError) as error:
         if task.began:
             raise
         if isinstance(error, RuntimeError):  # a launcher's processes have gone
             raise RunError(one_line(error)) from None
         _drop_sweep()
-        raise refused(error, sys.argv[1:]) from None
+        raise compose.refused(error, sys.argv[1:]) from None
     if task.error:
         raise task.error
     sys.exit(_end_sweep())
 
 
 def _drop_sweep() -> None:
-    """Remove the folder of a sweep that was refused, if there is one."""
+    """Remove the folder of a sweep that was compose.refused, if there is one."""
     if config := SWEEP.get():
         with suppress(OmegaConfBaseException):  # it could not be made
             drop_unused(folder_of(config))
@@ -222,7 +222,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     console = Screen()
     if not sweep:
         folder = find_run(str(folder))
-        settings = override_settings(read_settings(folder), overrides, ["epochs"])
+        settings = compose.override_settings(read_settings(folder), overrides, ["epochs"])
         runs.run(settings.model_copy(update={"resume": "auto"}), folder, console)
         return 0
     code = resume_sweep(folder, console)

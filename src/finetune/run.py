@@ -120,9 +120,6 @@ def prepare(
     if writes and not state:
         folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
-    if objects := settings.given():
-        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
-        say(console, "note", f"{objects[0]}: {text}")
     known, device = resuming.adapted_before(state), options.device
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
     refuse_broken(settings, inputs, dataset, folder if writes else None)
@@ -201,7 +198,7 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
                 callbacks.append(GradientMonitor(board.writer, console))
         job, path = job_of(prepared, board), state.path if state else None
         initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)
-        found = fit(prepared.classifier, chosen_on, [job], options, callbacks, resume=path)
+        found = fit(prepared.classifier, chosen_on, [job], options, callbacks=callbacks, resume=path)
         if settings.refit:
             found = refit_alone(prepared, initial, job, found)
     prepared.proof.check_unchanged(prepared.model.network)

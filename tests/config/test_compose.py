@@ -1,4 +1,4 @@
-"""Settings as a command line composes them, and the folders that are named on the way."""
+"""Settings as a command line composes them, and the folders that are spelled on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.compose import compose, free_folder, named, override_settings, quoted
+from finetune.config.compose import compose, free_folder, override_settings, quoted, spelled
 from finetune.errors import RequestError
 
 
@@ -130,10 +130,10 @@ def test_a_path_alone_goes_into_the_data_that_was_chosen(
     monkeypatch.chdir(tmp_path)
     for name in ("shards", "epochs=3", "seed"):
         Path(name).mkdir()
-    assert named(["shards", "data=webdataset"]) == ["data=webdataset", "data.root=shards"]
-    assert named(["epochs=3"]) == ["epochs=3"]  # a setting, whatever lies here
-    assert named(["seed"]) == ["data=folder", "data.root=seed"]
-    assert named(["nowhere", "seed=1"]) == ["nowhere", "seed=1"]
+    assert spelled(["shards", "data=webdataset"]) == ["data=webdataset", "data.root=shards"]
+    assert spelled(["epochs=3"]) == ["epochs=3"]  # a setting, whatever lies here
+    assert spelled(["seed"]) == ["data=folder", "data.root=seed"]
+    assert spelled(["nowhere", "seed=1"]) == ["nowhere", "seed=1"]
     kept = override_settings(compose([]), ["shards"], ["data", "data.root"])
     assert (kept.data.source, kept.data.root) == ("folder", "shards")
 

@@ -89,7 +89,7 @@ def quoted(override: str, sweeps: bool = False) -> str:
     return f"{key}='{escaped}'"
 
 
-def named(words: Sequence[str]) -> list[str]:
+def spelled(words: Sequence[str]) -> list[str]:
     """A command line's overrides; what is a path and no setting is data.root, of data=csv or data=folder."""
     paths = [one for one in words if _is_path(one)]
     rest = [one for one in words if one not in paths]
@@ -110,7 +110,7 @@ def _is_path(word: str) -> bool:
 
 def compose(overrides: Sequence[str]) -> Settings:
     """The settings that overrides amount to; raises RequestError where Hydra refuses, or of a wrong value."""
-    return settings_from_config(compose_config([*map(quoted, named(overrides))]))
+    return settings_from_config(compose_config([*map(quoted, spelled(overrides))]))
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -144,7 +144,7 @@ def override_settings(settings: Settings, overrides: Sequence[str], allowed: Seq
     Raises:
         RequestError: a setting is not among them, or a value is wrong.
     """
-    overrides = [*map(quoted, named(overrides))]
+    overrides = [*map(quoted, spelled(overrides))]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:

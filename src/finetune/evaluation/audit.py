@@ -114,7 +114,7 @@ def _find(
             advance(1)
     found = [
         one._replace(image=kept[one.image], other=None if one.other is None else kept[one.other])
-        for one in compare_images(rest, [sides[i] for i in kept], embedded.values, looks, settings.seed)
+        for one in compare_images(rest, [sides[i] for i in kept], embedded.values, looks, seed=settings.seed)
     ]
     found += [Finding("broken", one.index, 1.0, likelier=one.reason) for one in embedded.bad]
     return sorted(found, key=lambda one: -one.score)

@@ -52,7 +52,7 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
         devices.precision(settings.precision, device)
     how = replace(saved.preprocessing, repair=settings.data.bad_images == "repair")
     predictor = Predictor(replace(saved, preprocessing=how), settings.precision, device, raw)
-    found = measure_run(saved, settings, predictor, split, console)
+    found = measure_run(saved, settings, predictor, split=split, console=console)
     if out:
         write_json(out, {"run": str(saved.folder), "temperature": predictor.temperature} | found)
 

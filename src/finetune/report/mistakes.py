@@ -24,14 +24,14 @@ def mistakes(
     wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None, how: Preprocessing
 ) -> list[tuple[Prediction, *tuple[str | None, ...]]]:
     """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file."""
-    found = named([one.picture for one in wrong], images)
+    found = images_named([one.picture for one in wrong], images)
     overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
     heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
     links = [one.absolute().as_uri() if isinstance(one, Path) and one.is_file() else None for one in found]
     return [*zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)]
 
 
-def named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:
+def images_named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:
     """Images by their names in predictions.csv, those that are no files among the data set's."""
     found = {name_of(one, at): one for at, one in enumerate(images) if not isinstance(one, Path)}
     return [found.get(name, Path(name)) for name in names]

@@ -20,7 +20,7 @@ from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.advice import advise
 from finetune.report.charts import confusion_chart, curve_chart, reliability_chart
-from finetune.report.mistakes import Maps, mistakes, named, thumbnail
+from finetune.report.mistakes import Maps, images_named, mistakes, thumbnail
 from finetune.report.predictions import Prediction, read_predictions
 from finetune.report.templates import template
 from finetune.report.terminal import fold_scores
@@ -135,7 +135,7 @@ def _examples(
     """By class the image that is answered rightly with most confidence, where there is one."""
     best = {one.label: one for one in sorted(answers, key=lambda one: one.probability) if one.right}
     chosen = {name: best[name].picture for name in names[:EXAMPLES] if name in best}
-    found = named([*chosen.values()], images)
+    found = images_named([*chosen.values()], images)
     return {name: thumbnail(one, how) for name, one in zip(chosen, found, strict=True)}
 
 

@@ -197,17 +197,17 @@ def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     turned = image.rotate(-90, expand=True)  # to write the names of columns from below
     for place, name in enumerate(names):
         middle = margin + (place + 0.5) * cell
-        ImageDraw.Draw(turned).text((turned.width - margin + 6, middle), name, "black", font, "lm")
+        ImageDraw.Draw(turned).text((turned.width - margin + 6, middle), name, "black", font, anchor="lm")
     image = turned.rotate(90, expand=True)
     image.paste(squares, (margin, margin))
     draw = ImageDraw.Draw(image)
     draw.text((6, 6), "true /\npredicted", "grey", font)
     for place, name in enumerate(names[:rows]):
-        draw.text((margin - 6, margin + (place + 0.5) * cell), name, "black", font, "rm")
+        draw.text((margin - 6, margin + (place + 0.5) * cell), name, "black", font, anchor="rm")
     for row, column in np.argwhere(matrix):
         middle = (margin + (column + 0.5) * cell, margin + (row + 0.5) * cell)
         ink = "white" if shares[row, column] > 0.5 else "black"
-        draw.text(middle, str(matrix[row, column]), ink, font, "mm")
+        draw.text(middle, str(matrix[row, column]), ink, font, anchor="mm")
     return np.asarray(image)
 
 

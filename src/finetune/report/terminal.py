@@ -52,6 +52,9 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
     say(console, "freeze", f"{', '.join(settings.freeze)}: {frozen}, {counts['trainable']:,} train; {head}")
     for line in idle(settings):
         say(console, "note", line)
+    if objects := settings.given():
+        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
+        say(console, "note", f"{objects[0]}: {text}")
 
 
 def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:

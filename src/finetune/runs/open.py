@@ -82,13 +82,13 @@ def open_run(run: str) -> Saved:
         text = f"{folder}: has not ended, so its probabilities are not calibrated (summary.json)"
         say(Screen(stderr=True), "note", text)
     return Saved(
-        folder,
-        settings,
-        network,
-        head,
-        outputs,
-        tuple(json.loads(about["classes"])),
-        preprocessing,
-        summary,
-        about.get("data"),
+        folder=folder,
+        settings=settings,
+        network=network,
+        head=head,
+        outputs=outputs,
+        classes=tuple(json.loads(about["classes"])),
+        preprocessing=preprocessing,
+        summary=summary,
+        trained_on=about.get("data"),
     )

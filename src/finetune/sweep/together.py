@@ -146,7 +146,7 @@ def _fit(
     paths = [plan.resume_state.path for plan in plans if plan.resume_state]
     resume = [(load(path), load(path.with_name("best.ckpt"))) for path in paths] or None
     learner = _learner(plans, prepared, batches)
-    found = fit(learner, StackedBatches(batches), jobs, options, callbacks, resume)
+    found = fit(learner, StackedBatches(batches), jobs, options, callbacks=callbacks, resume=resume)
     if not settings.refit or not any(isinstance(one, Fitted) for one in found):
         return found
     again = [refit_batches(one.settings, one.batches) for one in prepared]

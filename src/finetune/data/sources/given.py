@@ -55,7 +55,16 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
     else:
         names, numbers = number_classes([str(one) for one in labels])
     splits = [side for side, _, _ in rows] if parts else None
-    return LabeledImages(name, setting, names, images, numbers, splits, tuple(parts), digests=digests)
+    return LabeledImages(
+        name=name,
+        setting=setting,
+        classes=names,
+        images=images,
+        labels=numbers,
+        splits=splits,
+        declared=tuple(parts),
+        digests=digests,
+    )
 
 
 def _pairs(thing: Any, setting: str) -> Any:
