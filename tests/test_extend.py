@@ -189,12 +189,27 @@ def test_what_cannot_be_is_told_in_a_line(settings: dict[str, Any], line: str) -
     assert "\n" not in str(error.value)
 
 
+class Named(list[Any]):
+    """A data set whose numbers stand for classes."""
+
+    def __init__(self, classes: str, labels: list[int]) -> None:
+        super().__init__((image, label) for image, label in zip(IMAGES, labels, strict=False))
+        self.classes = [*classes]
+
+
 @pytest.mark.parametrize(
     ("data", "line"),
     [
         ((IMAGES, LABELS[:5]), "data=arrays: expected as many images as labels"),
         ((IMAGES / 255, LABELS), "data=arrays: an array (32, 32, 3) of float64: expected uint8"),
         ((IMAGES[:2], [[1, 0], [1]]), "data=arrays: expected a label an image, or a vector"),
+        ((IMAGES[:3], [0.0, 1.0, float("nan")]), "data=arrays: expected a label for every image"),
+        ((IMAGES[:2], ["a", None]), "data=arrays: expected a label for every image; image 1 has none"),
+        (Named("abc", [1, 3]), "data=Named: expected labels below 3, the number of classes, not 3"),
+        (
+            {"train": Named("abc", [0, 1, 2]), "test": Named("ac", [0, 1])},
+            "data=Sides: expected the same classes on every side, not a, b, c and a, c",
+        ),
         (iter([]), "data=list_iterator: expected as many"),
         ([], "data=list: expected as many"),
         ([{"image": IMAGES[0], "label": 1}], "data=list: expected as many"),
@@ -287,3 +302,36 @@ def test_lightnings_habits(train: Callable[..., Ended], few_pictures: Path) -> N
     assert (run / "tensorboard").exists()
     again = train(*own[:-2], f"weights={run}/checkpoints/epoch=003.ckpt", "head=3")
     assert again.code == 0, again.err
+
+
+class Scaled(nn.Module):
+    """Two of them have the same layers and compute something else."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.layer = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc((self.layer(images) * self.factor).relu().mean((2, 3)))
+
+
+def images_of_two(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(40) % 2
+    bright = labels if seed == 0 else 1 - labels
+    pixels = np.random.default_rng(seed).integers(0, 60, (40, 16, 16, 3)) + 150 * bright[:, None, None, None]
+    return pixels.astype(np.uint8), labels
+
+
+def test_a_later_fit_changes_nothing_of_an_earlier_one() -> None:
+    common = {"data.image_size": 16, "epochs": 2, "cache": "memory", "quiet": True}
+    torch.manual_seed(0)
+    one = finetune.fit(images_of_two(0), model=Scaled(1.0), folder="one", **common)
+    model, images = one.load(), list(images_of_two(0)[0][:6])
+    before, measured = model.predict(images), model.evaluate()
+    finetune.fit(images_of_two(1), model=Scaled(-2.0), folder="two", **common)
+    assert finetune.load("one").predict(images) == before
+    with pytest.raises(RequestError, match="expected the run's own images; those given since are others"):
+        model.evaluate()
+    assert model.evaluate(images_of_two(0), split="test")["accuracy"] == measured["accuracy"]

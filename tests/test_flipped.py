@@ -121,7 +121,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(
 def result(folder: Path) -> list[Any]:
     """What a run came to, but for its times."""
     summary = json.loads((folder / "summary.json").read_text())
-    tables = [(folder / name).read_text() for name in ("metrics.csv", "predictions.csv")]
+    tables = [(folder / name).read_bytes() for name in ("metrics.csv", "predictions.csv")]
     return [[summary[key] for key in ("val", "test", "best_epoch", "classes", "overrides")], tables]
 
 
@@ -155,7 +155,7 @@ COMMANDS: dict[str, list[tuple[tuple[str, ...], Callable[[], Any]]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_no_command_answers_otherwise_in_silence(name: str, seed: int, command: Command, runs: Path) -> None:
     """Thirty flips a case, 120 in all, each followed by a command."""
     chance, answers = random.Random(seed), dict[tuple[str, ...], Any]()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from finetune.errors import harmless, shown
-from finetune.say import Bar, Screen, kept, say
+from finetune.errors import RequestError, harmless, shown
+from finetune.say import Bar, Screen, kept, open_log, say
 from support.screen import Terminal, mixed, words
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -132,3 +132,14 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
 def test_every_command_writes_to_such_a_screen() -> None:
     made = [path.name for path in SOURCE.rglob("*.py") if re.search(r"\bConsole\(", path.read_text())]
     assert made == []
+
+
+def test_a_log_goes_into_no_file_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(RequestError, match=f"{name}: expected a file, and no link"):
+            open_log(tmp_path / name)
+    assert (tmp_path / "mine").read_text() == "mine"

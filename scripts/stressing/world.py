@@ -131,7 +131,7 @@ def points(run: Path) -> list[tuple[str, int]]:
     """Tag and step of every point in a run's TensorBoard log."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    paths = sorted((run / "tensorboard").iterdir())
+    paths = sorted((run / "tensorboard").rglob("events.*"))
     events = [event for path in paths for event in EventFileLoader(str(path)).Load()]
     return sorted((value.tag, event.step) for event in events for value in event.summary.value)
 

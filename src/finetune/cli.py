@@ -24,10 +24,12 @@ def train() -> None:
 @errors_told()
 def _take_plugins() -> None:
     """Take `--plugin MODULE` out of the command line; it is imported before settings are looked at."""
-    while "--plugin" in sys.argv[:-1]:
-        place = sys.argv.index("--plugin")
-        os.environ[PLUGINS] = ",".join((os.environ.get(PLUGINS, ""), sys.argv[place + 1]))
-        del sys.argv[place : place + 2]
+    words = [part for one in sys.argv for part in (one.split("=", 1) if one[:9] == "--plugin=" else [one])]
+    while "--plugin" in words[:-1]:
+        place = words.index("--plugin")
+        os.environ[PLUGINS] = ",".join((os.environ.get(PLUGINS, ""), words[place + 1]))
+        del words[place : place + 2]
+    sys.argv[:] = words
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The ways a command ends early, each told in one line."""
 
+import errno
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -42,8 +43,10 @@ def errors_told() -> Iterator[None]:
         yield
     except (RequestError, RunError) as error:
         sys.exit(tell(error))
-    except PermissionError as error:  # a folder that may not be searched
-        sys.exit(tell(RequestError(f"{error.filename}: cannot be read: {error.strerror}")))
+    except OSError as error:  # a folder that may not be searched, a name that no file can have
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        sys.exit(tell(RequestError(f"{brief([str(error.filename)])}: cannot be read: {error.strerror}")))
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -27,6 +27,7 @@ from finetune.data.sources import SOURCES, TABLE, Source
 from finetune.data.sources.given import Sides, find_given
 from finetune.errors import RequestError
 from finetune.model.build import HEADS, MODELS
+from finetune.model.hashing import structure
 
 # Of each setting its table, what an object must be, and the entry that it becomes.
 ENTRIES: dict[str, tuple[Table[Any], Any, Callable[[Any], Any]]] = {
@@ -53,7 +54,7 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     made_of = getattr(value, "func", value)  # a partial's
     name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
     if isinstance(value, nn.Module):  # networks of other layers have other names
-        name += f"-{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
+        name += f"-{hashlib.sha256(structure(value).encode()).hexdigest()[:8]}"
     table.objects[name + more] = entry(value)
     return name + more
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +28,7 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from finetune.errors import harmless, shown
+from finetune.errors import RequestError, harmless, shown
 from finetune.output import Output
 
 INDENT = 9  # the width of a line's first word, and of what stands below it
@@ -90,11 +92,25 @@ def say(console: Console, word: str, text: str, typed: str = "") -> None:
     console.print(Line(word, text, typed), soft_wrap=True)
 
 
+def open_log(file: Path) -> TextIOWrapper:
+    """A file to add lines to; what cannot be written there is dropped.
+
+    RequestError: it is a link, which may lead to any file of the user's, or no file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe is not waited for
+    try:
+        raw = Output(file, "a", opener=lambda name, _: os.open(name, flags, 0o666))
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise RequestError(f"{file}: expected a file, and no link ({error.strerror})") from None
+    return TextIOWrapper(BufferedWriter(raw), "utf-8", errors="replace", line_buffering=True)
+
+
 @contextmanager
 def kept(screen: Screen, file: Path) -> Iterator[None]:
-    """Add to a file what a screen prints meanwhile, quiet or not; what cannot be written there is dropped."""
-    raw = BufferedWriter(Output(file, "a"))
-    with TextIOWrapper(raw, "utf-8", line_buffering=True) as log:
+    """Add to a file what a screen prints meanwhile, quiet or not."""
+    with open_log(file) as log:
         screen.copy = Screen(file=log, color_system=None)
         try:
             yield

@@ -150,3 +150,13 @@ def test_two_paths_or_one_of_another_kind_are_refused(
             compose(typed)
     with pytest.raises(RequestError, match=r"^photos: expected KEY=VALUE, or a folder or a table; there is"):
         compose(["photos"])
+
+
+def test_a_path_and_another_place_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards", "null", "a\\'b"):
+        Path(name).mkdir()
+    with pytest.raises(RequestError, match=r"data.root=other: expected no other place"):
+        spelled(["shards", "data.root=other"])
+    for name in ("null", "a\\'b"):
+        assert compose([name]).data.root == name

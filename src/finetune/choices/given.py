@@ -50,7 +50,8 @@ def load_plugins() -> None:
         _loaded.update(point.load().__name__ for point in entry_points(group="finetune.plugins"))
     for name in {*os.environ.get(PLUGINS, "").split(",")} - _loaded:
         try:
-            runpy.run_path(name) if name.endswith(".py") else importlib.import_module(name)
-        except (ImportError, OSError) as error:
+            file = os.path.expanduser(name)
+            runpy.run_path(file) if name.endswith(".py") else importlib.import_module(name)
+        except (ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
             raise RequestError(f"--plugin {name}: expected a module, or a file of Python: {error}") from None
         _loaded.add(name)

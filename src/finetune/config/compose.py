@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -78,14 +79,19 @@ def quoted(override: str, sweeps: bool = False) -> str:
     """
     key, _, value = override.partition("=")
     there = os.path.lexists(os.path.expanduser(value))
-    if key not in PLACES or value in ("", "null") or (not there and (value[0] in "'\"[{" or "\\" in value)):
+    if (
+        key not in PLACES
+        or value == ""
+        or (value == "null" and not there)
+        or (not there and (value[0] in "'\"[{" or "\\" in value))
+    ):
         return override
     text = value.replace("${", "\\${") if there else value
     with suppress(HydraException):
         read = OverridesParser.create().parse_override(override)
         if str(read.value()) == text or (sweeps and not there and read.is_sweep_override()):
             return override
-    escaped = text.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # backslashes count before a quote only
     return f"{key}='{escaped}'"
 
 
@@ -97,6 +103,8 @@ def spelled(words: Sequence[str]) -> list[str]:
         table = path.lower().endswith(TABLES)
         if len(paths) > 1 or not (table or os.path.isdir(path)):
             raise RequestError(f"{path}: expected one folder of images, or a table ({', '.join(TABLES)})")
+        if other := next((one for one in rest if one.startswith("data.root=")), None):
+            raise RequestError(f"{other}: expected no other place for the images than {path}")
         if not any(one.startswith("data=") for one in rest):
             rest.append(f"data={'csv' if table else 'folder'}")
         rest.append(f"data.root={path}")

@@ -34,6 +34,8 @@ def conflicts(settings: Settings) -> Iterator[str]:
             yield f"class_weights=balanced: {expected}"
     if settings.class_weights == "balanced" and (settings.mixup or settings.cutmix):
         yield "class_weights=balanced: expected mixup=0 and cutmix=0, as mixed images have no one class"
+    if is_given(settings.loss) and (settings.mixup or settings.cutmix):
+        yield f"loss={settings.loss}: expected mixup=0 and cutmix=0, as mixed images have no one class"
     if settings.data.source == "random":
         if settings.class_weights == "balanced":
             yield "class_weights=balanced: expected classes; data=random has label vectors"

@@ -90,6 +90,13 @@ def split_by_content(
     return {"train": np.flatnonzero(~test & ~val), "val": np.flatnonzero(val), "test": np.flatnonzero(test)}
 
 
+def untested(classes: Sequence[str], labels: np.ndarray, test: np.ndarray) -> list[str]:
+    """The classes that have enough images to be split, and none in the test split."""
+    tested = np.isin(np.arange(len(labels)), test)
+    each = zip(classes, _members(labels), strict=False)
+    return [name for name, members in each if members.sum() >= FEWEST and not (members & tested).any()]
+
+
 def too_few(classes: Sequence[str], labels: np.ndarray) -> list[str]:
     """The classes that have too few images to be split."""
     return [

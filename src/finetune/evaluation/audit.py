@@ -69,7 +69,7 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
         raise RequestError(f"--write={write}: expected a .csv file in a folder that exists")
     if write and write.exists():
         raise RequestError(f"--write={write}: expected a new file; there is one, perhaps your own table")
-    if out and (out / "audit.html").exists():
+    if out and any((out / f"audit.{kind}").exists() for kind in ("html", "csv")):
         raise RequestError(f"--out={out}: expected a new folder; there is an audit in this one")
     try:
         (out or Path()).mkdir(parents=True, exist_ok=True)

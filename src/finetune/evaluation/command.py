@@ -13,6 +13,7 @@ from rich.console import Console
 
 from finetune.atomic import write_json
 from finetune.build import find_data
+from finetune.choices.given import is_given
 from finetune.config.compose import override_settings
 from finetune.config.schema import Data, Settings
 from finetune.data.dataset import Dataset
@@ -63,6 +64,11 @@ def measure_run(
     """Measure a run's model on the data of other settings, show what was found, and return it."""
     named_alike, how = _images(settings) == _images(saved.settings), predictor.saved.preprocessing
     dataset = _find_measured(settings, None if named_alike else saved.trained_on)
+    if is_given(settings.data.source) and dataset.fingerprint() != saved.trained_on:
+        if settings is saved.settings:
+            wanted = "expected the run's own images; those given since are others"
+            raise RequestError(f"data={settings.data.source}: {wanted}; evaluate(data=…) takes any")
+        named_alike = False
     chosen = choose_images(dataset, saved, split, named_alike)
     for kind, found in dataset.brightness.items():
         if (own := tuple(how.brightness.get(kind, found))) != found:

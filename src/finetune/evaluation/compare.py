@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.build import find_data, make_model
 from finetune.config.compose import compose
@@ -45,7 +48,9 @@ def compare_models(given: Sequence[str]) -> None:
     given: `models=[…]`, and overrides. RequestError where the models are no list, or one cannot be had.
     """
     listed = [one for one in given if one.startswith("models=")]
-    names = OmegaConf.from_dotlist(listed).get("models")
+    names = None
+    with suppress(YAMLError, OmegaConfBaseException):
+        names = OmegaConf.from_dotlist(listed).get("models")
     if not (OmegaConf.is_list(names) and names and all(isinstance(name, str) for name in names)):
         raise RequestError(WANTED)
     overrides, console = [one for one in given if one not in listed], Screen()

@@ -73,6 +73,11 @@ def fingerprint(traced: fx.GraphModule) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def structure(network: nn.Module) -> str:
+    """What a network computes but for its tensors, as text: its modules' classes, attributes and code."""
+    return "\n".join(f"{name} {_settings(part)}" for name, part in network.named_modules())
+
+
 def _settings(module: nn.Module) -> str:
     plain = {
         name: getattr(value, "__qualname__", value)  # a function's repr holds its address

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
 import shlex
 import shutil
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from finetune.atomic import not_written, write_atomically, write_sealed
 from finetune.cells import table_of
 from finetune.errors import Interrupted, RequestError, RunError, shown
+from finetune.say import open_log
 from finetune.signals import Signal, signals
 
 if TYPE_CHECKING:  # it brings torch, and a used folder is to be told at once
@@ -36,7 +39,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, began = folder / LOCK, (folder / "settings.json").exists()
-    with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+    with _opened(path) as file:
         if not _locked(file, path):
             file.seek(0)
             who = file.read(300).decode("utf-8", "replace") or "another process"
@@ -56,6 +59,17 @@ def one_writer(folder: Path) -> Iterator[None]:
             for empty in made:  # what was asked for was wrong
                 with suppress(OSError):
                     empty.rmdir()
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A lock's file; RequestError where something else, or a link to something, has its name."""
+    with suppress(IsADirectoryError, io.UnsupportedOperation):  # of a pipe
+        try:
+            return open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+    raise RequestError(f"{path}: expected a file of ours, and no link; remove it")
 
 
 def _locked(file: BinaryIO, path: Path) -> bool:
@@ -211,7 +225,7 @@ def give_reason(folder: Path, error: BaseException) -> None:
     if (folder / "settings.json").exists() and not isinstance(error, RequestError):
         reason = str(error) or type(error).__name__
         status = "interrupted" if interrupted else "failed"
-        with suppress(RunError, OSError):  # the disk may be what failed
-            with (folder / LOG).open("a", encoding="utf-8", errors="replace") as log:
+        with suppress(RequestError, RunError, OSError):  # the disk may be what failed
+            with open_log(folder / LOG) as log:
                 log.write(f"error: {shown(reason)}\n")
             write_sealed(folder / "summary.json", {"status": status, "reason": reason})

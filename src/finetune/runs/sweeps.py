@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.atomic import read_json
@@ -19,6 +21,18 @@ from finetune.errors import RequestError, brief, one_line, shown
 from finetune.runs.folder import FOLDS, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
+
+
+class _Planned(TypedDict):
+    folder: str
+    overrides: list[str]
+
+
+class _Plan(TypedDict):
+    jobs: Annotated[list[_Planned], Field(min_length=1)]
+
+
+PLANNED: TypeAdapter[Any] = TypeAdapter(_Plan)
 
 
 @dataclass(frozen=True)
@@ -82,13 +96,12 @@ def name_in_sweep(job: Path) -> str:
     sweep = next(filter(is_sweep, job.parents), job)
     if not (sweep / PLAN).is_file():
         return ""
-    jobs = {
-        sweep / one["folder"]: one["overrides"] for one in read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
-    }
+    planned = read_json(sweep / PLAN, "a sweep's jobs", PLANNED)["jobs"]
+    jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
     shared = set.intersection(*map(set, jobs.values()))
     own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
-    return shown(name.replace("/", "_"))[:120]
+    return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
 
 
 def unescaped(override: str) -> str:

@@ -34,6 +34,8 @@ def parameter_groups(model: nn.Module, head: str | None, settings: SteppedSettin
         if isinstance(module, NORMS)
         for p in module.parameters(recurse=False)
     }
+    spares: Any = getattr(model, "no_weight_decay", tuple)  # of timm's models: tokens and positions
+    tokens = spares()
     found: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -43,7 +45,7 @@ def parameter_groups(model: nn.Module, head: str | None, settings: SteppedSettin
             depth = depths.get(name, 0)
             part = f"backbone_{depth}" if depths else "backbone"
             rate *= settings.backbone_lr_factor * settings.layer_decay ** (deepest - depth)
-        spared = id(parameter) in norms or name.endswith("bias")
+        spared = id(parameter) in norms or parameter.ndim < 2 or name in tokens
         decay = 0.0 if spared and not settings.decay_norm_and_bias else settings.weight_decay
         key = part if decay == settings.weight_decay else f"{part}_without_decay"
         group = {"name": key, "params": [], "lr": rate, "weight_decay": decay}

@@ -56,8 +56,9 @@ def several_labels(logits: Tensor, labels: Tensor, weights: Tensor) -> dict[str,
     The means are over the labels, of (N, labels), that occur. Balanced accuracy is the mean of a label's two
     shares of right answers, where it holds and where it does not. weights: as of `one_class`.
     """
-    exact, occurs = ((logits > 0) == (labels == 1)).all(1), (labels == 1).any(0)
-    logits, true = logits[:, occurs], (labels == 1)[:, occurs]
+    has = labels > 0.5  # of a mixed image what the larger share has
+    exact, occurs = ((logits > 0) == has).all(1), has.any(0)
+    logits, true = logits[:, occurs], has[:, occurs]
     yes, columns = logits > 0, zip(logits.T, true.T, strict=True)
     hits, rightly_not, held, free, named = (
         rows.T.to(weights) @ weights for rows in (yes & true, ~yes & ~true, true, ~true, yes)

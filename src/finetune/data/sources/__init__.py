@@ -154,13 +154,15 @@ def _contents(images: Sequence[RawImage], memo: Path | None, advance: Callable[[
 
 
 def _split(found: LabeledImages, val_fraction: float, test_fraction: float, seed: int | None) -> Dataset:
-    warnings, units = found.warnings, splits.find_units(found.digests, found.groups, seed)
+    warnings, notes, units = found.warnings, found.notes, splits.find_units(found.digests, found.groups, seed)
     if found.splits is None:
         split = splits.split_by_content(units, found.labels, val_fraction, test_fraction)
         if few := splits.too_few(found.classes, found.labels):
             warnings += (
                 f"classes with fewer than {splits.FEWEST} images are used for training only: {brief(few)}",
             )
+        if test_fraction and (none := splits.untested(found.classes, found.labels, split["test"])):
+            notes += (f"no test image of {brief(none)}: the test says nothing of that; data.folds=5 would",)
     else:
         split = {name: np.flatnonzero(np.array(found.splits) == name) for name in SPLITS}
         if "val" not in (found.declared or found.splits):  # taken out of train, never out of test
@@ -174,7 +176,7 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float, seed
         digests=found.digests,
         passed_over=found.passed_over,
         warnings=warnings,
-        notes=found.notes,
+        notes=notes,
         own_split=found.splits is not None,
         brightness=found.brightness,
         units=units if found.groups or seed else (),

@@ -17,7 +17,7 @@ from finetune.data.pixels import Brightness, on_white
 from finetune.data.sources.cells import Cells
 from finetune.data.sources.labeled import LabeledImages, number_classes
 from finetune.data.sources.table import Columns, images_of
-from finetune.errors import RequestError
+from finetune.errors import RequestError, brief
 
 
 class Sides(UserDict[str, Any]):
@@ -46,13 +46,18 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
     digests, labels = [digest for digest, _ in seen], [label for _, label in seen]
     if len({one.shape for one in labels}) > 1 or labels[0].ndim > 1:
         raise RequestError(f"{setting}: expected a label an image, or a vector of 0 and 1")
-    told = tuple(map(str, getattr(next(iter(every.values())), "classes", ())))
+    told = _classes_of(every, setting)
     if labels[0].ndim:
         names = told or tuple(f"label {i}" for i in range(len(labels[0])))
         numbers: np.ndarray = np.stack(labels).astype(np.float32)
-    elif told and all(one.dtype.kind in "iu" and 0 <= one < len(told) for one in labels):
+    elif told and all(one.dtype.kind in "iu" for one in labels):
         names, numbers = told, np.array(labels, np.int64)
+        if len(outside := np.flatnonzero((numbers < 0) | (numbers >= len(told)))):
+            wanted = f"expected labels below {len(told)}, the number of classes"
+            raise RequestError(f"{setting}: {wanted}, not {numbers[outside[0]]}")
     else:
+        if len(missing := [i for i, one in enumerate(labels) if str(one) in ("None", "nan", "<NA>", "NaT")]):
+            raise RequestError(f"{setting}: expected a label for every image; image {missing[0]} has none")
         names, numbers = number_classes([str(one) for one in labels])
     splits = [side for side, _, _ in rows] if parts else None
     return LabeledImages(
@@ -65,6 +70,15 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
         declared=tuple(parts),
         digests=digests,
     )
+
+
+def _classes_of(every: dict[str, Any], setting: str) -> tuple[str, ...]:
+    """The names that numbers stand for, where they are told, on all sides the same ones."""
+    told = {tuple(map(str, getattr(part, "classes", ()))) for part in every.values()}
+    if len(told) > 1:
+        several = " and ".join(brief(one, 3) or "none" for one in sorted(told))
+        raise RequestError(f"{setting}: expected the same classes on every side, not {several}")
+    return told.pop()
 
 
 def _pairs(thing: Any, setting: str) -> Any:
