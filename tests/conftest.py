@@ -34,7 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Of the slow tests those that take a minute or more: at the end one process would wait for the other.
-LONG = ("test_stress.py", "test_workers.py", "test_safe_path.py", "test_compiled", "test_ten_kills")
+LONG = (
+    "test_stress.py",
+    "test_workers.py",
+    "test_safe_path.py",
+    "test_compiled",
+    "test_kills_in_each_phase",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import hostile
 from support.runs import CHECKOUT, QUICK, summary_of
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,8 @@ def test_jobs_in_other_processes_share_one_store(
     launcher: tuple[str, ...], few_pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").symlink_to(few_pictures)
+    marker = tmp_path.with_name("marker")
+    hostile.lay_out(tmp_path, marker)
     quick = (*QUICK[:-1], "cache=disk", "cache_dir=store")
     searched = "hydra/sweeper=optuna" in launcher
     rate = "optimizer.lr=tag(log, interval(1e-3,1e-1))" if searched else "optimizer.lr=0.1,0.01,0"
@@ -70,3 +73,4 @@ def test_jobs_in_other_processes_share_one_store(
     # Computed once, by whoever came first; the others waited for it.
     assert sum(job["features"]["computed"] for job in jobs) == 60
     assert not left_in(tmp_path)
+    assert not marker.exists()  # nothing of the working folder has run

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -21,13 +23,24 @@ Maps = Callable[[Sequence[RawImage], Sequence[str]], Sequence[Image.Image | None
 
 
 def mistakes(
-    wrong: Sequence[Prediction], images: Sequence[RawImage], maps: Maps | None, how: Preprocessing
+    wrong: Sequence[Prediction],
+    images: Sequence[RawImage],
+    maps: Maps | None,
+    how: Preprocessing,
+    folder: Path,
 ) -> list[tuple[Prediction, *tuple[str | None, ...]]]:
-    """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file."""
+    """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file.
+
+    folder: of the page, from which links lead: whoever gets it alone learns nothing of where it was made.
+    """
     found = images_named([one.picture for one in wrong], images)
     overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
     heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
-    links = [one.absolute().as_uri() if isinstance(one, Path) and one.is_file() else None for one in found]
+    here = [isinstance(one, Path) and one.is_file() for one in found]
+    links = [
+        quote(os.fsencode(os.path.relpath(str(one), folder))) if there else None
+        for one, there in zip(found, here, strict=True)
+    ]
     return [*zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)]
 
 

@@ -53,11 +53,12 @@ def write_report(
     if split:
         answers = [one for one in answers if one.split == split]
         told = summary["preprocessing"]  # runs of older versions have neither
-        how = Preprocessing(brightness=told.get("brightness", {}), repair=told.get("repair", False))
+        known = {key: told[key] for key in ("brightness", "repair", "fit") if key in told}
+        how = Preprocessing(**known)
         result = _result(answers, summary[split], summary)
         result |= {
             "split": SPLITS[split],
-            "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how),
+            "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
     overrides, solution = summary.get("overrides"), summary.get("solution")
