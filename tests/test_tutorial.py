@@ -52,7 +52,7 @@ def test_the_tutorial_is_typed_in_order(
     shutil.copytree(few_pictures / "red", tmp_path / "new")
     small = ("data.image_size=32", SMALL, "weights=random")
     for line, shown in BLOCKS:
-        given = small[:1] if "inspect" in line else small * ("data=folder" in line)
+        given = small[:1] if "inspect" in line else small * (" photos" in line)
         ended = command(*words(line), *given)
         assert ended.code == 0, ended.err
         said = {text.split()[0] for text in (ended.out + ended.err).splitlines() if text[:1].isalpha()}
