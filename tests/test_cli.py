@@ -170,6 +170,7 @@ def test_a_path_alone_trains_and_the_folder_keeps_what_was_said(
         assert command("report", tail).out.endswith("elsewhere/run/report.html\n")
 
 
+@pytest.mark.slow
 def test_a_path_alone_is_swept_over(train: Train, few_pictures: Path) -> None:
     Path("a,b").symlink_to(few_pictures)
     quick = (SMALL, "weights=random", "data.image_size=32", "epochs=1", "cache=memory")
@@ -179,6 +180,7 @@ def test_a_path_alone_is_swept_over(train: Train, few_pictures: Path) -> None:
         assert "watch    tensorboard --logdir swept\n" in Path(f"swept/{number}/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_an_error_that_ends_a_run_is_kept_in_its_log(train: Train, few_pictures: Path) -> None:
     ended = train(
         str(few_pictures), SMALL, "weights=random", "freeze=none", "optimizer.lr=1e30", "hydra.run.dir=run"

@@ -113,6 +113,7 @@ def test_objects_do_what_names_do() -> None:
     assert again.evaluate((IMAGES, LABELS))["accuracy"] == run.load().evaluate((IMAGES, LABELS))["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_the_same_objects() -> None:
     fit(loss=mean, folder="mine", epochs=1)
     run = fit(loss=mean, folder="mine", epochs=2, resume="auto")

@@ -157,6 +157,7 @@ def test_a_report_is_written_anew(name: str, golden: Golden, command: Command) -
     assert all(label in page for label in summary_of(run)["classes"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(golden: Golden, command: Command) -> None:
     run = golden("interrupted")
     done(command("resume", str(run)))

@@ -230,7 +230,7 @@ def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), slow(("optimizer=lbfgs",)), slow(("best=last", "freeze=[all,-layer4]"))]
+    "overrides", [slow(()), slow(("optimizer=lbfgs",)), slow(("best=last", "freeze=[all,-layer4]"))]
 )
 def test_refitted_on_train_and_validation(finished_run: Finished, overrides: tuple[str, ...]) -> None:
     run, once = (finished_run("data.val_fraction=0.3", *overrides, *more) for more in (["refit=true"], []))

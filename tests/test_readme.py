@@ -73,7 +73,7 @@ COMMANDS = [line for line in LINES if line.startswith("finetune ")]
 )  # test_extend types it
 def test_every_command_exists(command, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("pictures", "My photos 2024"):
+    for folder in ("pictures", "photos", "My photos 2024"):
         (tmp_path / folder).mkdir()
     (tmp_path / "labels.csv").touch()
     name, *arguments = shlex.split(line)[1:]
@@ -81,6 +81,7 @@ def test_every_command_exists(command, line, tmp_path, monkeypatch):
     assert command(name, *arguments, "--help").code == 0
 
 
+@pytest.mark.slow
 def test_every_override_in_a_table_is_taken():
     rows = [line for text in TEXT.values() for line in text.splitlines() if line.startswith("|")]
     cells = [code for row in rows for code in re.findall(r"`([^`]*=[^`]*)`", row)]

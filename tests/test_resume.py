@@ -115,7 +115,7 @@ def killed(
 @pytest.mark.parametrize(
     ("phase", "call", "delay"),
     [
-        ("extraction", 2, 0.0),
+        pytest.param("extraction", 2, 0.0, marks=pytest.mark.slow),
         pytest.param("epoch", 4, 0.1, marks=pytest.mark.slow),
         pytest.param("checkpoint", 3, 0.001, marks=pytest.mark.slow),
     ],

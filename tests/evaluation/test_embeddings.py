@@ -17,6 +17,7 @@ from finetune.features.load import FeatureComputer
 from finetune.runs.open import open_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -243,6 +243,7 @@ def test_a_wrong_request_is_one_line(
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_images_that_were_trained_on_are_told(command: Command, run: finetune.Run) -> None:
     trained = run.summary["data"]["train"]
     told = f"warning  the run has learned from {trained} of these 60 images; --split=test measures on others"

@@ -115,6 +115,7 @@ def test_a_changed_file_is_told(saved: Saved, run: finetune.Run, tmp_path: Path)
         familiar.read_reference(replace(saved, folder=tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [("freeze=none", "epochs=1"), ("data.val_fraction=0", "optimizer=lbfgs")]
 )
@@ -140,6 +141,7 @@ def test_what_is_kept_is_what_the_head_reads(
     )
 
 
+@pytest.mark.slow
 def test_images_in_folds_are_compared_with_other_folds(finished_run: Callable[..., Path]) -> None:
     saved = open_run(str(finished_run("data.folds=3")))
     kept, reference = load_file(saved.folder / REFERENCE), familiar.read_reference(saved)

@@ -111,6 +111,7 @@ def test_looking_at_the_size_changes_nothing_of_the_network():
     assert set(fingerprints(model.frozen.tensors(model.network))) == set()
 
 
+@pytest.mark.slow
 def test_a_kept_head_names_its_outputs_and_refuses_classes_that_it_does_not_know(tmp_path):
     first, file = made(head=3, classes=["a", "b", "c"], seed=3), tmp_path / "w.safetensors"
     state = {k: v.contiguous() for k, v in first.network.state_dict().items()}

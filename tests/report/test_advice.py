@@ -38,6 +38,7 @@ def noise(folder: Path, **images: int) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
+@pytest.mark.slow
 def test_weights_then_the_head_in_place_of_what_was_typed(finished_run: Finished) -> None:
     found = advice_of(finished_run("epochs=1"), overrides=TYPED)
     assert found[:2] == [
@@ -103,6 +104,7 @@ def test_a_backbone_that_learns_by_heart_is_to_be_frozen_and_more_images_are_ask
         assert f"<p>{fact}</p><pre>{command}</pre>" in page
 
 
+@pytest.mark.slow
 def test_unequal_classes_are_to_be_weighed_and_the_small_one_needs_images(
     train: Callable[..., Ended], tmp_path: Path, small_weights: str
 ) -> None:

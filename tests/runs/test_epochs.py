@@ -94,6 +94,7 @@ def test_a_schedule_with_an_end_is_laid_over_all_epochs_and_told(
     assert rates == pytest.approx([0.01, 0.005, 0.005, 0.01 * (1 - 2**-0.5) / 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words", "told"),
     [

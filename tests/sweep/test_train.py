@@ -146,6 +146,7 @@ def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     assert "2 of 4 jobs" in ended.out
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_write_is_told_and_the_others_finish(
     train: Train, knobs: list[str], tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_the_basic_launcher_trains_one_job_after_the_other(
     assert ended.out.count("epoch 1/1") == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_folder_that_holds_one_is_refused(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:

@@ -25,6 +25,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
+@pytest.mark.slow
 def test_a_point_an_epoch_for_each_layer_that_trains(train: Train, few_pictures: Path) -> None:
     overrides = (
         *QUICK,

@@ -46,8 +46,8 @@ def load_plugins() -> None:
     Raises:
         RequestError: there is no such module or file.
     """
-    if len(_loaded) == 1:
-        _loaded.update(point.load().__name__ for point in entry_points(group="finetune.plugins"))
+    if "installed" not in _loaded:
+        _loaded.update({"installed"}, (one.load().__name__ for one in entry_points(group="finetune.plugins")))
     for name in {*os.environ.get(PLUGINS, "").split(",")} - _loaded:
         try:
             file = os.path.expanduser(name)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
@@ -100,7 +101,7 @@ class Board:
         self.writer.add_custom_scalars(LAYOUT)
         if images is not None:
             grid = image_grid(images, model.preprocessing.mean, model.preprocessing.std, captions)
-            self.writer.add_image("images/train", grid, dataformats="HWC")
+            self._add_image("images/train", grid)
 
     def finish(
         self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
@@ -115,8 +116,18 @@ class Board:
         if logits is not None and labels.ndim == 1:
             matrix = confusion_matrix(labels, logits.argmax(1), len(classes), logits.shape[1])
             drawn = confusion_image(matrix, classes)
-            self.writer.add_image("confusion/test", drawn, summary["steps"], dataformats="HWC")
+            self._add_image("confusion/test", drawn, summary["steps"])
         close_log(self.writer, STATUS_SUCCESS)
+
+    def _add_image(self, tag: str, pixels: np.ndarray, step: int = 0) -> None:
+        """As SummaryWriter does, which takes a third of a second to compress some more."""
+        height, width, _ = pixels.shape
+        Image.fromarray(pixels).save(content := io.BytesIO(), "PNG", compress_level=1)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=content.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.writer._get_file_writer().add_summary(summary, step)
 
     def project(self, values: Tensor, rows: np.ndarray, dataset: Dataset) -> None:
         """What the head reads (N, D) of these images for PROJECTOR, as its first 32 principal components."""
