@@ -76,6 +76,7 @@ def planned(model: Model, folder: Path, cache: str = "auto", augment: str = "non
     return plan_features(model, sources.load_dataset("digits", None, 0.15, 0.15), settings)
 
 
+@pytest.mark.slow
 def test_boundary_of_resnet18_and_its_shares(tmp_path):
     model = resnet(["all"])
     plan = planned(model, tmp_path)

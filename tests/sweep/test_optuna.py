@@ -243,6 +243,7 @@ def test_without_optuna_one_line_says_what_to_install(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_search_trains_and_ends_with_its_leaderboard(
     train: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Pa
         assert os.stat(sweep / "0" / shared).st_nlink == 4
 
 
+@pytest.mark.slow
 def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:

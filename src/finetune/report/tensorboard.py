@@ -121,11 +121,10 @@ class Board:
 
     def _add_image(self, tag: str, pixels: np.ndarray, step: int = 0) -> None:
         """As SummaryWriter does, which takes a third of a second to compress some more."""
-        height, width, _ = pixels.shape
-        Image.fromarray(pixels).save(content := io.BytesIO(), "PNG", compress_level=1)
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=content.getvalue()
-        )
+        content, (height, width, _) = io.BytesIO(), pixels.shape
+        Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+        image = Summary.Image(height=height, width=width, colorspace=3)
+        image.encoded_image_string = content.getvalue()
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self.writer._get_file_writer().add_summary(summary, step)
 
