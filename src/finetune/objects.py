@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Generator, Tensor, nn
 
-from finetune.choices.augmentations import AUGMENTATIONS, Augmentation
+from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, each_image
 from finetune.choices.callbacks import CALLBACKS, LOGGERS
 from finetune.choices.given import PYTHON, Table, is_given
 from finetune.choices.losses import LOSSES, LossEntry
@@ -67,10 +67,8 @@ def _loss(loss: Any, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _each(transform: Any, images: Tensor, size: int, generator: Generator) -> Tensor:
-    """Images transformed one by one; what is drawn from torch follows from the batch's number."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        found = torch.stack([transform(image) for image in images.cpu()])
+    """A user's transform of each image, of which the central square is shown."""
+    found = each_image(transform, images.cpu(), generator)
     if found.dtype != torch.uint8 or found.ndim != 4 or min(found.shape[2:]) < size:
         told = f"{found.dtype} {tuple(found.shape[1:])}"
         raise RequestError(f"transform: expected uint8 (3, {size}, {size}) or larger back, not {told}")

@@ -44,23 +44,28 @@ def trivial(images: Tensor, size: int, generator: Generator) -> Tensor:
     """`standard`, then one operation of random strength for each image (Müller and Hutter 2021)."""
     from torchvision.transforms import v2
 
-    return _each(v2.TrivialAugmentWide(), standard(images, size, generator), generator)
+    return each_image(v2.TrivialAugmentWide(), _in_bytes(standard(images, size, generator)), generator)
 
 
 def rand(images: Tensor, size: int, generator: Generator) -> Tensor:
     """`standard`, then two operations of medium strength for each image (Cubuk et al. 2020)."""
     from torchvision.transforms import v2
 
-    return _each(v2.RandAugment(), standard(images, size, generator), generator)
+    return each_image(v2.RandAugment(), _in_bytes(standard(images, size, generator)), generator)
 
 
-def _each(transform: Callable[[Tensor], Tensor], images: Tensor, generator: Generator) -> Tensor:
-    """A transform of torchvision's applied to each image, its numbers drawn from the generator."""
+def each_image(transform: Callable[[Tensor], Tensor], images: Tensor, generator: Generator) -> Tensor:
+    """A transform applied image by image; what it draws from torch follows from the generator."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return torch.stack([transform(image) for image in images.round().clamp(0, 255).to(torch.uint8)])
+        return torch.stack([transform(image) for image in images])
+
+
+def _in_bytes(images: Tensor) -> Tensor:
+    """As uint8, which on a GPU they are no longer."""
+    return images.round().clamp(0, 255).byte()
 
 
 def random_resized_crop(images: Tensor, size: int, generator: Generator) -> Tensor:
