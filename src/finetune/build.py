@@ -81,8 +81,8 @@ def cache_dir(settings: Settings) -> Path:
     return folder
 
 
-def make_model(settings: Settings, dataset: Dataset) -> Model:
-    """The model that the settings describe, for the classes of a data set."""
+def make_model(settings: Settings, dataset: Dataset, start: Path | None = None) -> Model:
+    """The model that the settings describe, for the classes of a data set; start: a run to go on from."""
     config = ModelConfig(
         settings.model,
         weights=settings.weights,
@@ -93,6 +93,7 @@ def make_model(settings: Settings, dataset: Dataset) -> Model:
         head_features=settings.head_features,
         image_size=settings.data.image_size,
         seed=settings.seed,
+        start=start,
     )
     model = assemble(config, dataset.classes)
     repair = settings.data.bad_images == "repair"

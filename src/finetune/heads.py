@@ -52,12 +52,12 @@ def standardize(
 def take_statistics(model: Model, inputs: ModelInputs, device: str, *, console: Console) -> None:
     """Standardise by these training images what a standardised layer reads, if there is one."""
     for layer in standardized_layers(model.network).values():
-        if model.head is None:
+        if model.trained:
             layer.fold()
         mean, scale = statistics(_training_features(inputs, device, console))
         layer.mean.copy_(mean)
         layer.scale.copy_(scale)
-        if model.head is None:
+        if model.trained:
             layer.bias.add_(layer.weight @ layer.mean)
             layer.weight.copy_(torch.where(layer.scale > 0, layer.weight / layer.scale, 0))
 

@@ -19,9 +19,10 @@ from finetune.choices.callbacks import CALLBACKS, LOGGERS
 from finetune.choices.given import PYTHON, Table, is_given
 from finetune.choices.losses import LOSSES, LossEntry
 from finetune.choices.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSettings
-from finetune.config.compose import GROUPS, choices_of, compose_config
+from finetune.config.compose import GROUPS, compose_config
 from finetune.config.messages import unknown_setting, validate
-from finetune.config.schema import SECTIONS, Settings
+from finetune.config.phases import check_phases
+from finetune.config.schema import SECTIONS, Settings, choices_of
 from finetune.data.dataset import SPLITS
 from finetune.data.sources import SOURCES, TABLE, Source
 from finetune.data.sources.given import Sides, find_given
@@ -99,7 +100,7 @@ def settings_from(settings: Mapping[str, Any]) -> Settings:
         if section and section[0] not in SECTIONS:
             raise RequestError(unknown_setting(".".join((*section, name))))
         (plain[section[0]] if section else plain)[name] = _plain(value)
-    return validate(plain)
+    return check_phases(validate(plain))
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from finetune.config.schema import Settings
 from finetune.data.module import Batches, for_choosing, for_refit
 from finetune.errors import RunError
 from finetune.learners import build_classifier
+from finetune.model.assemble import Model
 from finetune.model.standardize import raw_tensors, take_raw
 from finetune.prepared import Prepared
 from finetune.training.best import Best
@@ -33,11 +34,16 @@ def initial_state(prepared: Prepared) -> State:
 
 def fresh_classifier(prepared: Prepared, initial: State) -> Classifier:
     """The classifier of these settings and batches, with the model put back to what it was before."""
-    model, (state, raw) = prepared.model, initial
+    put_back(prepared.model, initial)
+    compiled, batches = prepared.options.compiled, prepared.batches
+    return build_classifier(prepared.settings, prepared.model, prepared.inputs, batches, compiled=compiled)
+
+
+def put_back(model: Model, initial: State) -> None:
+    """Make of what trains what it was before."""
+    state, raw = initial
     model.network.load_state_dict(state, strict=False)
     take_raw(model.network, raw)
-    compiled = prepared.options.compiled
-    return build_classifier(prepared.settings, model, prepared.inputs, prepared.batches, compiled=compiled)
 
 
 def choosing_batches(settings: Settings, batches: Batches) -> Batches:

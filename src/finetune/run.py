@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from finetune.learners import build_classifier
 from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
+from finetune.phases import run_phases
 from finetune.prepared import Prepared, as_opened, job_of, keep_scale, start_log
 from finetune.refit import choosing_batches, initial_state, refit_alone
 from finetune.report import terminal
@@ -79,9 +81,10 @@ def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
         with folders.interruptible(folder), distributed.joined(rank, options.device), alone, log:
             if rank.world_size == 1 and (summary := _ended(settings, folder, console)):
                 return summary  # by another process, until a moment ago
-            with distributed.one_after_the_other(rank):  # the first one computes, the others find it stored
-                prepared = prepare(settings, folder, console, options)
-            return run_prepared(prepared, console)
+            if settings.phased:
+                one = partial(_train_phase, rank=rank, console=console)
+                return run_phases(settings, folder, console, train=one, leads=rank.is_main)
+            return run_prepared(_prepare_in_turn(settings, folder, console, options), console)
     except BaseException as error:
         if rank is None or rank.is_main:
             folders.give_reason(folder, error)
@@ -99,6 +102,19 @@ def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any]
     return summary
 
 
+def _train_phase(
+    settings: Settings, folder: Path, ready: Callable[[Prepared], bool], *, rank: Rank, console: Console
+) -> dict[str, Any]:
+    prepared = _prepare_in_turn(settings, folder, console, build.build_options(settings, rank))
+    return run_prepared(prepared, console) if ready(prepared) else {}
+
+
+def _prepare_in_turn(settings: Settings, folder: Path, console: Console, options: Options) -> Prepared:
+    """A run that stands ready; the first of several processes computes, the others find it stored."""
+    with distributed.one_after_the_other(options.rank):
+        return prepare(settings, folder, console, options)
+
+
 def prepare(
     settings: Settings, folder: Path, console: Console, options: Options, *, state: ResumeState | None = None
 ) -> Prepared:
@@ -114,7 +130,8 @@ def prepare(
         options = build.build_options(settings, options.rank)
     elif writes and not settings.resume:
         folders.refuse_used(folder)
-    model, dataset = _find_model_and_data(settings, state, console)
+    start = folders.phase_before(folder)
+    model, dataset = _find_model_and_data(settings, state, console, start)
     origin = resuming.origin_of_data(model, dataset)
     resuming.check_origin(state, origin)
     if writes and not state:
@@ -134,7 +151,8 @@ def prepare(
     resuming.check_origin(state, origin)
     if writes:
         epochs.note_epochs(asked, folder, console)
-        if note := folders.start(folder, inputs.bad, latest=not settings.fast_dev_run):
+        alone = not (settings.fast_dev_run or folders.is_phase(folder))
+        if note := folders.start(folder, inputs.bad, latest=alone):
             say(console, "note", note)
     return Prepared(
         settings=settings,
@@ -152,11 +170,11 @@ def prepare(
 
 
 def _find_model_and_data(
-    settings: Settings, resume_state: ResumeState | None, console: Console
+    settings: Settings, resume_state: ResumeState | None, console: Console, start: Path | None
 ) -> tuple[Model, Dataset]:
     """The model, and the data set with its classes numbered as the model's outputs are."""
     dataset = keep_scale(build.find_data(settings, partial(progress, console)), resume_state)
-    model = build.make_model(settings, dataset)
+    model = build.make_model(settings, dataset, start)
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
     refuse_untrainable(settings, model, dataset)
     return model, dataset
@@ -232,7 +250,7 @@ def finish(
         softmax, temperature = LOSSES[prepared.settings.loss].softmax, temperature_of(summary)
         write_predictions(folder, dataset, answers, softmax=softmax, temperature=temperature)
         summary["files"] = folders.digests(folder)
-        if not is_sweep(folder.parent):
+        if not (is_sweep(folder.parent) or folders.is_phase(folder)):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
     write_summary(folder, summary)
     if "tensorboard" not in prepared.settings.logger:

@@ -54,6 +54,8 @@ DEFAULTS = {
     "monitor_gradients": False,
     "callbacks": [],
     "logger": ["tensorboard"],
+    "phases": [],
+    "time_limit": None,
     "fast_dev_run": False,
     "data.source": "clipart",
     "data.root": None,

@@ -150,7 +150,7 @@ def test_what_holds_a_new_head_beside_backbone_is_no_head(replaced):
         ("relu", "freeze=relu: matches nothing"),
         ("--layer4", "freeze=--layer4: matches nothing"),
         ("All", "freeze=All: matches nothing"),
-        ("@norms", "freeze=@norms: expected @norm or @bias"),
+        ("@norms", "freeze=@norms: expected @norm, @bias or @last"),
         ("through:layer5", r"freeze=through:layer5: expected the name of a module; there is conv1, bn1"),
         ("-through:layer2.7", r"freeze=-through:layer2\.7: .* there is layer2\.0, layer2\.1"),
         ("through:", r"freeze=through:: expected the name of a module"),

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from finetune.config.messages import known_keys, unknown_choice, unknown_setting, validate
-from finetune.config.schema import NAMED, SECTIONS, Settings, configs_folder
+from finetune.config.phases import check_phases
+from finetune.config.schema import NAMED, SECTIONS, Settings, choices_of, configs_folder
 from finetune.errors import RequestError, brief, shown
 
 COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml
@@ -133,7 +134,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
 def settings_from_config(config: DictConfig) -> Settings:
     """Check a composed config; raises RequestError of a wrong value, or one that refers to no key."""
     # Not what is Hydra's: to read where a run would lie makes that folder.
-    return validate({str(key): _resolved(config, str(key)) for key in config if key != "hydra"})
+    return check_phases(validate({str(key): _resolved(config, str(key)) for key in config if key != "hydra"}))
 
 
 def _resolved(config: DictConfig, key: str, name: str = "") -> Any:
@@ -203,11 +204,6 @@ def refused(error: Exception, typed: Sequence[str]) -> RequestError:
         if single and OverridesParser.create().parse_override(override).is_sweep_override():
             return RequestError(f"{override}: expected a single value; -m trains a run for each of several")
     return RequestError(_in_hydras_words(error))
-
-
-def choices_of(group: str) -> list[str]:
-    """The names of the shipped configs in a group."""
-    return sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
 
 
 def _unreadable(override: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
+from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -44,6 +47,12 @@ def _as_features(value: Any) -> Any:
     named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
     if not named and value not in ("last", "all"):
         raise ValueError("last, all or a list of modules as '[layer3,layer4]'")
+    return value
+
+
+def _as_duration(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?(s|min|h)", value)):
+        raise ValueError("a time such as 90s, 10min or 1.5h")
     return value
 
 
@@ -124,11 +133,18 @@ class Settings(Strict):
     compile: Literal["auto", True, False]
     trainer: Trainer
     resume: Literal["auto"] | None
+    phases: list[dict[str, Any]]
+    time_limit: Annotated[str, BeforeValidator(_as_duration)] | None
 
     @property
     def folded(self) -> bool:
         """Whether a model is trained for every fold of the images, and then one on all of them."""
         return self.data.folds is not None and self.data.fold is None
+
+    @property
+    def phased(self) -> bool:
+        """Whether a run is made of others, one after the other."""
+        return bool(self.phases) or self.freeze == ["auto"]
 
     @property
     def fresh(self) -> str | None:
@@ -168,6 +184,22 @@ def configs_folder() -> Path:
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parents[1] / "configs"
+
+
+def choices_of(group: str) -> list[str]:
+    """The names of the shipped configs in a group."""
+    return sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    file = configs_folder() / name
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """The values in a shipped config; none where there is no such file."""
+    return dict(_shipped(name))
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from finetune.choices.given import is_given
 from finetune.errors import RequestError, brief
 from finetune.model.build import HEADS, build_model
 from finetune.model.freeze import Frozen, freeze
+from finetune.model.hashing import digest
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
+from finetune.model.statedict import read_state_dict
 from finetune.model.weights import Weights, enum_of, load_weights
 
 
@@ -24,6 +27,7 @@ class ModelConfig:
 
     head: number of outputs, `auto` (one for each class) or `keep`. hidden, dropout: of a new head.
     head_features: what it reads. image_size: in pixels, or `auto` (that of the weights).
+    start: the folder of a run with the same model, which this one goes on from, head and all.
     """
 
     name: str
@@ -35,6 +39,7 @@ class ModelConfig:
     head_features: str | Sequence[str] = "last"
     image_size: int | str = "auto"
     seed: int = 0
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Model:
     """A network with what is known of it; head: the new head's full name, None where the old one was kept.
 
     classes: names of the outputs, in their order; those beyond the classes have none.
+    trained: whether its head was trained before.
     example: one black image of the right size, (1, 3, H, W).
     """
 
@@ -54,6 +60,7 @@ class Model:
     frozen: Frozen
     example: Tensor
     classes: tuple[str, ...] = ()
+    trained: bool = False
 
     def backbone_trains(self) -> bool:
         head = f"{self.head}."
@@ -87,6 +94,8 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         replace_head(network, head, own or outputs, hidden=config.hidden, dropout=config.dropout)
         if own:
             _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
+    if config.start:
+        weights = _start_from(network, config.start, weights)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)
@@ -100,7 +109,18 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         frozen=frozen,
         example=example,
         classes=names,
+        trained=config.head == "keep" or config.start is not None,
     )
+
+
+def _start_from(network: nn.Module, run: Path, weights: Weights) -> Weights:
+    """Load a run's whole model, head and all; RequestError where it is another model's, or damaged."""
+    state, _ = read_state_dict(run)
+    own = network.state_dict()
+    if any(key not in state or state[key].shape != own[key].shape for key in own):
+        raise RequestError(f"{run}: expected the same model as this phase's, to start from")
+    network.load_state_dict({key: state[key] for key in own})
+    return replace(weights, used=f"of {run}", sha256=digest(network.state_dict()), notes=[], warning=None)
 
 
 def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune.model.freeze import NORMS, is_below
+from finetune.model.parameters import NORMS, is_below
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # themselves: what is derived from them is a layer
 

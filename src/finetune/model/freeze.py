@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RequestError, brief
+from finetune.model.depth import find_depths
+from finetune.model.parameters import NORMS, is_below
+from finetune.model.stages import stage_ends
 from finetune.model.tracing import keep_modes
-
-NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
     """Set `requires_grad` and the modes of a model, its head replaced, as the patterns say.
 
     patterns: entries read like a .gitignore, later ones win: `all`, `none`, `through:<module>`, a full name
-        of a module or parameter with `*` and `?`, `@norm` or `@bias`; a leading `-` takes out.
+        of a module or parameter with `*` and `?`, `@norm`, `@bias` or `@last`, the
+        last stage; a leading `-` takes out.
     head: full name of the replaced head, which always trains; None where the old head was kept.
     example: one batch of images, (N, 3, H, W), to learn the order of execution from.
     RequestError: an entry matches nothing.
@@ -61,6 +63,8 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
             matched = set(backbone)
         elif entry.startswith("through:"):
             matched = _through(model, pattern, head, example).intersection(backbone)
+        elif entry == "@last":
+            matched = _last_stage(model, backbone, head, example)
         else:
             matched = _match(model, pattern, backbone, head)
         frozen = frozen - matched if pattern.startswith("-") or pattern == "none" else frozen | matched
@@ -83,7 +87,7 @@ def _match(model: nn.Module, pattern: str, backbone: list[str], head: str | None
         norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
         matched = {name for name in backbone if name.rpartition(".")[0] in norms}
     elif entry.startswith("@"):
-        raise RequestError(f"freeze={pattern}: expected @norm or @bias")
+        raise RequestError(f"freeze={pattern}: expected @norm, @bias or @last")
     else:
         matched = _named(backbone, entry)
     if matched:
@@ -94,6 +98,17 @@ def _match(model: nn.Module, pattern: str, backbone: list[str], head: str | None
             f" trains (head=keep keeps the old one, as part of the backbone)"
         )
     raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
+
+
+def _last_stage(model: nn.Module, backbone: list[str], head: str | None, example: Tensor) -> set[str]:
+    """The backbone from the last reduction before convolutions on, else the last quarter of its layers."""
+    for end in stage_ends(model, example):
+        after = set(backbone) - _through(model, f"through:{end}", head, example)
+        if any(model.get_parameter(name).dim() == 4 for name in after):
+            return after
+    depths = find_depths(model, head or "")
+    least = 0.75 * max(depths[name] for name in backbone)
+    return {name for name in backbone if depths[name] > least}
 
 
 def _named(names: list[str], entry: str) -> set[str]:
@@ -170,11 +185,6 @@ def _owners(name: str) -> list[str]:
     """The modules that a parameter lies in, the model itself ('') included."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(len(parts))]
-
-
-def is_below(name: str, head: str | None) -> bool:
-    """Whether a name is that of the head or of something in it."""
-    return head is not None and (name == head or name.startswith(f"{head}."))
 
 
 def _what_there_is(model: nn.Module, entry: str) -> str:

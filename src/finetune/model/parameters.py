@@ -5,6 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
+
+NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def is_below(name: str, head: str | None) -> bool:
+    """Whether a name is that of the head or of something in it."""
+    return head is not None and (name == head or name.startswith(f"{head}."))
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -54,6 +54,13 @@ def read_stages(network: nn.Module, head: str, wanted: str | Sequence[str], exam
         add_stages(network, head, stages)
 
 
+def stage_ends(network: nn.Module, example: Tensor) -> list[str]:
+    """The modules whose outputs enter a reduction of the maps, the last first; eval mode is left behind."""
+    calls = _calls(network.eval(), example)
+    steps = _before_reductions(calls, example.shape[-1])
+    return list(dict.fromkeys(call.name for call in reversed(calls) if call.name in steps))
+
+
 def _calls(network: nn.Module, example: Tensor) -> list[_Call]:
     """The calls that gave feature maps, in the order in which they ended."""
     latest, begun, calls = [("", example.shape[-1])], list[tuple[str, int]](), list[_Call]()

@@ -43,7 +43,8 @@ def _rules(
     measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
     name = "mAP" if "map" in measured else "accuracy"
     solved, gap = summary.get("solution"), f"training {name} is {train:.2f}, validation {val:.2f}"
-    solvable, frozen = not any(conflicts_of_solving(settings)), settings.freeze == ["all"]
+    solvable = not (settings.phased or any(conflicts_of_solving(settings)))
+    frozen = settings.freeze == ["all"]
     missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
         weak = "the bundled weights are weak" if used == "bundled" else "it began with random weights"

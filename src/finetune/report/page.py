@@ -77,7 +77,8 @@ def write_report(
         "path": _path(solution),
         "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
         "learning": _learning(summary.get("curve")),
-        "refit": summary.get("refit"),  # runs of older versions have neither, nor folds
+        "refit": summary.get("refit"),  # runs of older versions have neither, nor folds or phases
+        "phases": summary.get("phases"),
         "folds": folds and fold_scores(folds),
         "result": result,
         "labels": _labels(summary),

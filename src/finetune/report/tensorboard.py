@@ -179,6 +179,8 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     for row in csv.DictReader(io.StringIO(curves)):
         at = int(row.pop("step"))
         for tag, text in row.items():
+            if not text:  # a phase's own
+                continue
             summary = scalar(tag, float(text))
             events.setdefault((tag, at), Event(wall_time=time.time(), step=at, summary=summary))
     content = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from finetune.model.parameters import count_parameters
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.staged import Staged
 from finetune.report.advice import advise
-from finetune.runs.folder import logdir
+from finetune.runs.folder import is_phase, logdir
 from finetune.runs.settings import read_settings
 from finetune.say import say
 from finetune.training.fit import Options
@@ -192,6 +193,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     if summary["frozen_proof"]["tensors"]:
         say(console, "frozen", "proven unchanged")
     say(console, "time", f"{summary['timing']['total']:.1f} s")
+    if is_phase(folder):  # where everything is is told of the whole run
+        return
     say(console, "folder", str(folder))
     if (report := folder / "report.html").exists():
         say(console, "report", str(report))
@@ -199,6 +202,20 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
         say(console, "watch", "", f"tensorboard --logdir {shlex.quote(str(logdir(folder)))}")
     for fact, typed in advise(folder, summary, read_settings(folder)) if report.exists() else ():
         say(console, "next", f"{fact}:", typed)
+
+
+def phase_lines(console: Console, ended: list[dict[str, Any]], names: Sequence[str], kept: int) -> None:
+    """What each phase came to in validation, and its time."""
+    for number, (name, one) in enumerate(zip(names, ended, strict=False)):
+        side = "validation" if one["val"] else "test"
+        measured = scores(one["val"] or one["test"] or {}).partition("), ")[0]
+        took, mark = minutes(one["timing"]["total"]), "; kept" if number == kept else ""
+        say(console, f"phase {number + 1}", f"{name}: {side} {measured}), {took}{mark}")
+
+
+def minutes(duration: float) -> str:
+    """A time in seconds or, from a minute on, in minutes."""
+    return f"{duration / 60:.1f} min" if duration >= 60 else f"{duration:.0f} s"
 
 
 def fold_scores(folds: dict[str, Any]) -> str:

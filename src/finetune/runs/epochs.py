@@ -54,6 +54,7 @@ def _ended_by(settings: Settings, folder: Path) -> str:
     epochs, steps, patience = content["epoch"] + 1, settings.max_steps, settings.patience
     best = content.get("callbacks", {}).get("Checkpoints", {}).get("best_epoch", epochs)
     reasons = {
+        "its phases have epochs of their own": settings.phased,
         f"optimizer={settings.optimizer.name} solves the head": OPTIMIZERS[settings.optimizer.name].solves,
         f"data.folds={settings.data.folds} chose this one's": settings.folded,
         f"max_steps={steps} ended this one": steps is not None and content["global_step"] >= steps,

@@ -29,6 +29,7 @@ LATEST = Path("outputs") / "latest"
 PLAN = "plan.json"  # the list of all jobs, in a sweep's folder
 LOG = "log.txt"  # what the terminal said of a run
 FOLDS = "folds"  # in a run's folder: the runs of its folds
+PHASES = "phases"  # the same of its phases
 REFERENCE = "reference.safetensors"  # what the head reads of some training images
 LOCK = ".lock"  # in a folder while a process writes there
 
@@ -138,10 +139,24 @@ def logdir(folder: Path) -> Path:
 
 def refuse_used(folder: Path) -> None:
     """Raise RequestError where a folder already holds a run."""
-    if any(file for part in ("", f"{FOLDS}/*/") for file in folder.glob(f"{part}checkpoints/*.ckpt")):
+    if any(
+        file
+        for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/")
+        for file in folder.glob(f"{part}checkpoints/*.ckpt")
+    ):
         raise RequestError(
             f"hydra.run.dir={folder}: expected a new folder; this one holds a run's checkpoints"
         )
+
+
+def is_phase(folder: Path) -> bool:
+    return folder.parent.name == PHASES
+
+
+def phase_before(folder: Path) -> Path | None:
+    """The phase that this one starts from; None of the first, and of a run by itself."""
+    first = not is_phase(folder) or folder.name == "0"
+    return None if first else folder.with_name(str(int(folder.name) - 1))
 
 
 def drop_unused(folder: Path) -> None:

@@ -19,7 +19,7 @@ from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
-from finetune.runs.folder import find_run
+from finetune.runs.folder import PHASES, find_run
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
@@ -59,7 +59,10 @@ def open_run(run: str) -> Saved:
     if not (folder / "checkpoints" / "best.ckpt").exists():
         raise RequestError(f"{folder}: expected a run with a finished epoch; it has no checkpoints/best.ckpt")
     state, about = read_state_dict(folder)
-    settings = read_settings(folder, about.get("settings"))
+    summary = read_summary(folder)
+    phase = summary.get("phase") if summary else None
+    own = folder if phase is None else folder / PHASES / str(phase)
+    settings = read_settings(own, about.get("settings"))
     preprocessing = Preprocessing.from_metadata(about)
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
@@ -77,7 +80,6 @@ def open_run(run: str) -> Saved:
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")
     network.load_state_dict({name: state[name] for name in own})
     network.eval().to(memory_format=torch.channels_last)
-    summary = read_summary(folder)
     if summary is None or summary["status"] != "finished":
         text = f"{folder}: has not ended, so its probabilities are not calibrated (summary.json)"
         say(Screen(stderr=True), "note", text)

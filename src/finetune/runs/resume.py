@@ -160,8 +160,12 @@ def origin_of_request(folder: Path, settings: Settings, resume_state: ResumeStat
         return {
             key: resume_state.origin[key] for key in ("settings", "overrides") if key in resume_state.origin
         }
-    own = overrides_of(folder) if (folder / ".hydra" / "overrides.yaml").exists() else None
-    return {"settings": sha256_of(settings.model_dump()), "overrides": own}
+    return {"settings": sha256_of(settings.model_dump()), "overrides": own_overrides(folder)}
+
+
+def own_overrides(folder: Path) -> list[str] | None:
+    """The command line of a run; None from Python, and of a run's phases."""
+    return overrides_of(folder) if (folder / ".hydra" / "overrides.yaml").exists() else None
 
 
 def origin_of_data(model: Model, dataset: Dataset) -> dict[str, Any]:

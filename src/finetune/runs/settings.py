@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from finetune.atomic import read_json, sha256_of
 from finetune.config.messages import validate
-from finetune.config.schema import Settings, configs_folder
+from finetune.config.schema import Settings, shipped
 from finetune.errors import RequestError
 
 # What runs did that are older than a setting and so lack it; without an entry, what its default says.
@@ -44,18 +41,11 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
     """A run's settings over what holds where it lacks one: the defaults of the shipped configs, mostly."""
-    top = _shipped("config.yaml")
+    top = shipped("config.yaml")
     known = {key: top[key] for key in Settings.model_fields if key in top and key not in CHOSEN}
     completed = known | BEFORE | values
     for group, by in CHOSEN.items():
         section = values.get(group)
         if isinstance(section, dict):
-            completed[group] = top.get(group, {}) | _shipped(f"{group}/{section.get(by)}.yaml") | section
+            completed[group] = top.get(group, {}) | shipped(f"{group}/{section.get(by)}.yaml") | section
     return completed
-
-
-@cache
-def _shipped(name: str) -> dict[str, Any]:
-    """The values in a shipped config; none where there is no such file."""
-    file = configs_folder() / name
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}

@@ -55,6 +55,7 @@ FINISHED = _shape(
     ),
     boundary=_shape(share=float, why=str),
     features=_shape(computed=int, reused=int, seconds=float) | None,
+    phase=(int | None, None),
     folds=(_shape(number=int, test=dict[str, Any]) | None, None),
     batchnorm=(_shape(adapted=int, images=int, log_loss=(dict[str, float], {})) | None, None),
     timing=_shape(preparing=float, training=float, total=float),

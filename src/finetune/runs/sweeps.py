@@ -18,7 +18,7 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, one_line, shown
-from finetune.runs.folder import FOLDS, PLAN, is_sweep, pointer
+from finetune.runs.folder import FOLDS, PHASES, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -157,7 +157,9 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
-    found = (file.parent for file in folder.rglob("settings.json") if file.parents[1].name != FOLDS)
+    found = (
+        file.parent for file in folder.rglob("settings.json") if file.parents[1].name not in (FOLDS, PHASES)
+    )
     runs = sorted(found, key=lambda run: in_order(str(run)))
     if not runs:
         raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
@@ -172,6 +174,8 @@ def _how_far(folder: Path) -> str:
     """What an unfinished job has done: metrics.csv has a row for each epoch."""
     if not (folder / "settings.json").exists():
         return "not begun"
+    if phases := [*folder.glob(f"{PHASES}/*/settings.json")]:
+        return f"in phase {len(phases)}"
     rows = read_table(folder / "metrics.csv")
     if [row.get("epoch") for row in rows] != [str(epoch) for epoch in range(1, len(rows) + 1)]:
         return "metrics.csv is damaged; finetune resume mends it"

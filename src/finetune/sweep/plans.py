@@ -92,6 +92,7 @@ def alone_because(settings: Settings) -> str | None:
     reasons = (
         (LOSSES[settings.loss].stacked is None, f"loss={settings.loss}"),
         (not OPTIMIZERS[optimizer].together, f"optimizer={optimizer}"),
+        (settings.phased, "phases" if settings.phases else "freeze=auto"),
         (settings.ema, f"ema={settings.ema}"),
         (settings.folded, f"data.folds={settings.data.folds}"),
         (settings.head_dropout, f"head_dropout={settings.head_dropout:g}"),

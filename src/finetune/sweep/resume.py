@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from finetune.atomic import write_atomically
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.runs.folder import FOLDS, one_writer
+from finetune.runs.folder import FOLDS, PHASES, one_writer
 from finetune.runs.resume import read_resume_state
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
@@ -58,7 +58,7 @@ def _unfinished(folder: Path) -> list[Plan]:
             plan.settings = read_settings(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
             resume_state = None if status == "failed" else read_resume_state(job.folder)
-            if resume_state is None and not (plan.settings.folded and (job.folder / FOLDS).is_dir()):
+            if resume_state is None and not any((job.folder / one).is_dir() for one in (FOLDS, PHASES)):
                 _make_anew(job, plan.settings)
             elif resume_state and resume_state.together:
                 plan.resume_state = resume_state

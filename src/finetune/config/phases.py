@@ -1,0 +1,76 @@
+"""`phases`: runs one after the other, each with settings of its own; `freeze=auto`: a ladder of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.choices.optimizers import OPTIMIZERS
+from finetune.config.messages import unknown_choice, unknown_setting, validate
+from finetune.config.schema import MIXING, SECTIONS, Settings, choices_of, shipped
+from finetune.errors import RequestError
+
+# What makes a run's phases one run: the model, the images, what is kept and where.
+SHARED = (
+    *("model", "weights", "head", "head_hidden", "head_dropout", "head_features", "best", "refit", "resume"),
+    *("seed", "logger", "fast_dev_run", "cache_dir", "cache_max_gb", "cache_shared", "phases", "time_limit"),
+)
+OF_DATA = ("data.augment", "data.image_size", "data.workers")
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def deltas(settings: Settings) -> list[dict[str, Any]]:
+    """What each phase changes; of `freeze=auto` the rungs, from the cheapest to the dearest."""
+    if settings.phases:
+        return settings.phases
+    still: dict[str, Any] = {"data.augment": "none", **dict.fromkeys(MIXING, 0), "ema": None}
+    steps: dict[str, Any] = {"optimizer": "sgd"} if OPTIMIZERS[settings.optimizer.name].solves else {}
+    rate = (shipped("optimizer/sgd.yaml") if steps else settings.optimizer.model_dump())["lr"]
+    return [
+        {"freeze": "all", "optimizer": "lbfgs", **still},
+        {"freeze": ["all", "-@last"], **steps},
+        {"freeze": ["all", "-@norm"], **steps},
+        {"freeze": "none", **steps, "optimizer.lr": rate / 10},
+    ]
+
+
+def phase_settings(settings: Settings, number: int) -> Settings:
+    """The settings of a phase: the run's own with what the phase changes; RequestError of what it may not."""
+    changes = deltas(settings)
+    values = settings.model_dump() | {"phases": [], "time_limit": None}
+    values["refit"] = settings.refit and number == len(changes) - 1  # else validation images would be known
+    chosen_first = sorted(changes[number].items(), key=lambda one: one[0] not in SECTIONS)
+    try:
+        for key, value in chosen_first:
+            _change(values, key, value)
+        return validate(values)
+    except RequestError as error:
+        raise RequestError(f"phases, number {number}: {error}") from None
+
+
+def _change(values: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    if key in SHARED or ((section or key) == "data" and key not in OF_DATA):
+        raise RequestError(f"{key}: expected outside phases, as all of them share it")
+    if (section and section not in SECTIONS) or (key not in values and not section):
+        raise RequestError(unknown_setting(key))
+    if key in SECTIONS and isinstance(value, str):
+        if value not in choices_of(key):
+            raise RequestError(unknown_choice(key, value, choices_of(key)))
+        values[key] = shipped(f"{key}/{value}.yaml")
+    elif key in SECTIONS and isinstance(value, dict):
+        values[key] = {**values[key], **value}
+    else:
+        (values[section] if section else values)[name] = value
+
+
+def check_phases(settings: Settings) -> Settings:
+    """The settings, of which each phase can be had; RequestError names the first that cannot."""
+    for number in range(len(deltas(settings)) if settings.phased else 0):
+        phase_settings(settings, number)
+    return settings
+
+
+def seconds(duration: str) -> float:
+    """A time such as 10min in seconds."""
+    number = duration.rstrip("sminh")
+    return float(number) * SECONDS[duration.removeprefix(number)]

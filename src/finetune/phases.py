@@ -1,0 +1,133 @@
+"""`phases` and `freeze=auto`: ordinary runs below one folder, each started from the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from finetune.atomic import linked, write_atomically
+from finetune.build import find_data
+from finetune.cells import read_table, table_of
+from finetune.config.phases import deltas, phase_settings
+from finetune.config.schema import Settings, flat
+from finetune.evaluation.overlay import maps
+from finetune.ladder import RUNGS, Ladder
+from finetune.prepared import Prepared
+from finetune.report import terminal
+from finetune.report.page import write_report
+from finetune.report.tensorboard import restore_log
+from finetune.runs import epochs
+from finetune.runs import folder as folders
+from finetune.runs.open import SEEN, open_run
+from finetune.runs.resume import own_overrides
+from finetune.runs.settings import read_settings
+from finetune.runs.summary import read_summary, write_summary
+from finetune.say import say
+
+# Trains one run, where what it is given finds it ready to; else the summary is empty.
+Train = Callable[[Settings, Path, Callable[[Prepared], bool]], dict[str, Any]]
+KEPT = ("best.ckpt", "frozen.safetensors")  # of the phase whose model is the run's
+
+
+def run_phases(
+    settings: Settings, folder: Path, console: Console, *, train: Train, leads: bool = True
+) -> dict[str, Any]:
+    """Train each phase that has not ended, in a folder of its own, and return the run's summary.
+
+    leads: whether this process writes, of those that train together; the others return nothing.
+    """
+    if leads:
+        _begin(settings, folder, console)
+    changes, ended = deltas(settings), list[dict[str, Any]]()
+    told = [", ".join(f"{key}={value}" for key, value in flat(one).items()) for one in changes]
+    names = RUNGS if settings.freeze == ["auto"] else told
+    ladder = Ladder(settings, folder, console) if settings.freeze == ["auto"] else None
+    for number in range(len(changes)):
+        place = folder / folders.PHASES / str(number)
+        summary = read_summary(place) if settings.resume else None
+        say(console, "phase", f"{number + 1} of {len(changes)}: {names[number]}")
+        if summary is None or summary["status"] != "finished":
+            again = "auto" if (place / "settings.json").exists() else None
+            asked = phase_settings(settings, number).model_copy(update={"resume": again})
+            summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
+        else:
+            say(console, "", "finished before")
+        if summary:
+            ended.append(summary)
+        if ladder and not ladder.goes_on(summary):
+            break
+    if not leads:
+        return {}
+    kept = ladder.kept if ladder else len(ended) - 1
+    terminal.phase_lines(console, ended, names, kept)
+    if ladder:
+        say(console, "auto", ladder.why)
+    return _finish(folder, ended, kept, console)
+
+
+def _begin(settings: Settings, folder: Path, console: Console) -> None:
+    if settings.resume and (folder / "settings.json").exists():
+        epochs.differs_in_epochs(settings, folder)
+    else:
+        folders.refuse_used(folder)
+        folders.begin(folder, settings.model_dump())
+    if note := folders.start(folder, (), latest=not settings.fast_dev_run):
+        say(console, "note", note)
+
+
+def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Console) -> dict[str, Any]:
+    """The model, answers and figures of the phase that is kept as those of the run; all curves as one."""
+    place = folder / folders.PHASES / str(kept)
+    for name in (
+        *(f"checkpoints/{one}" for one in KEPT),
+        str(SEEN),
+        "predictions.csv",
+        folders.REFERENCE,
+        "skipped.csv",
+    ):
+        (folder / name).unlink(missing_ok=True)
+        if (place / name).exists() and not linked(place / name, folder / name):
+            write_atomically(folder / name, (place / name).read_bytes())
+    rows, before = _joined(folder, ended, kept)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    curves = table_of([columns, *([row.get(key, "") for key in columns] for row in rows)])
+    write_atomically(folder / "metrics.csv", curves)
+    restore_log(folder, int(rows[-1]["step"]), curves.decode())
+    chosen, timing = ended[kept], [one["timing"] for one in ended]
+    summary = {
+        **chosen,
+        "weights": ended[0]["weights"],
+        "overrides": own_overrides(folder),
+        "best_epoch": before + (1 if chosen["solution"] else chosen["best_epoch"]),
+        "epochs": len(rows),
+        "timing": {key: sum(one[key] for one in timing) for key in timing[0]},
+        "phase": kept,
+        "phases": [
+            {key: one[key] for key in ("freeze", "val", "test", "parameters", "timing")} for one in ended
+        ],
+        "files": folders.digests(folder),
+    }
+    write_report(folder, summary, find_data(read_settings(place)).images, partial(maps, open_run(str(place))))
+    write_summary(folder, summary)
+    terminal.result_lines(console, summary, folder)
+    return summary
+
+
+def _joined(folder: Path, ended: list[dict[str, Any]], kept: int) -> tuple[list[dict[str, str]], int]:
+    """The rows of all phases' curves, counted on, and how many are before the phase that is kept.
+
+    Of a solve the last one: its iterations are no epochs.
+    """
+    found, steps, before = list[dict[str, str]](), 0, 0
+    for number, summary in enumerate(ended):
+        rows = read_table(folder / folders.PHASES / str(number) / "metrics.csv")
+        before = len(found) if number == kept else before
+        for row in rows[-1:] if summary["solution"] else rows:
+            at = {"epoch": str(len(found) + 1), "step": str(steps + int(row["step"])), "phase": str(number)}
+            found.append({**at, **{key: one for key, one in row.items() if key not in at}})
+        steps += int(rows[-1]["step"])
+    return found, before

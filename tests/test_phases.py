@@ -1,0 +1,179 @@
+"""Phases: each an ordinary run, started from the one before, and all together one run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finetune.config.compose import compose
+from finetune.errors import Interrupted
+from finetune.ladder import Ladder
+from finetune.run import run
+from finetune.runs.sweeps import read_runs
+from finetune.training.callbacks import Curves
+from support.ended import Ended
+from support.runs import QUICK, checkpoint, summary_of, trained, whole_state
+
+QUIET = Console(quiet=True)
+# The second goes on from what was solved for, so slowly that it stays there.
+TWO = "phases=[{optimizer:lbfgs},{optimizer:{lr:1e-12},epochs:3}]"
+THAWED = "phases=[{optimizer:lbfgs},{freeze:[all,-@last],optimizer.lr:0.001,epochs:3},{freeze:none,epochs:1}]"
+
+
+@pytest.fixture(scope="module")
+def phased(finished_run: Callable[..., Path]) -> Path:
+    return finished_run(TWO, "precision=32")
+
+
+def answers(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_phase_starts_from_the_one_before(phased: Path) -> None:
+    solved, slow = (whole_state(phased / "phases" / number) for number in "01")
+    assert solved.keys() == slow.keys()
+    for name, value in solved.items():
+        torch.testing.assert_close(value, slow[name], rtol=1e-4, atol=1e-5)
+    assert torch.load(phased / "phases/0/checkpoints/best.ckpt", weights_only=True)["epoch"] == 0
+    assert [one["predicted"] for one in answers(phased / "phases/0")] == [
+        one["predicted"] for one in answers(phased)
+    ]
+    assert summary_of(phased / "phases/1")["weights"]["used"] == "of run/phases/0"
+
+
+def test_together_they_are_one_run(phased: Path, command: Callable[..., Ended]) -> None:
+    summary, last = summary_of(phased), summary_of(phased / "phases/1")
+    assert (summary["status"], summary["phase"], len(summary["phases"])) == ("finished", 1, 2)
+    assert summary["weights"]["used"] == "random initialisation"
+    assert summary["test"] == last["test"]
+    assert summary["timing"]["total"] > last["timing"]["total"]
+    with (phased / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["phase"]) for row in rows] == [("1", "0"), ("2", "1"), ("3", "1"), ("4", "1")]
+    log = EventAccumulator(str(phased / "tensorboard")).Reload()
+    assert [one.value for one in log.Scalars("loss/val")] == pytest.approx(
+        [float(row["loss/val"]) for row in rows], rel=1e-6
+    )
+    assert [job.folder for job in read_runs(phased)] == [phased]
+    page = (phased / "report.html").read_text()
+    assert "2 phases" in page
+    images = str(phased.parent / "pictures" / "red")
+    told = [command("predict", str(one), images).out for one in (phased, phased / "phases/1")]
+    assert told[0] == told[1] != ""
+    with chdir(phased.parent):
+        ended = command("evaluate", "run")
+    assert "test split: 8 images" in ended.out, ended
+    assert command("resume", str(phased)).out.startswith("finished")
+
+
+def test_a_new_run_starts_from_all_of_it(phased: Path, command: Callable[..., Ended]) -> None:
+    with chdir(phased.parent):
+        ended = command("train", *QUICK, "weights=run", "head=keep", "freeze=[all,-fc]", "hydra.run.dir=new")
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_interrupted_it_goes_on_to_the_same_bits(
+    after: int, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the second phase; in the third where two epochs of the second are one too few."""
+    whole = trained(tmp_path, few_pictures, THAWED, "precision=32")
+    monkeypatch.chdir(tmp_path)
+    settings = compose([*QUICK, THAWED, "precision=32"])
+    write, ended = Curves.on_validation_end, list[int]()
+
+    def interrupted(self: Any, trainer: Any, learner: Any) -> None:
+        write(self, trainer, learner)
+        ended.append(1)
+        if len(ended) == after + 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Curves, "on_validation_end", interrupted)
+    with pytest.raises(Interrupted):
+        run(settings, Path("cut"), QUIET)
+    monkeypatch.setattr(Curves, "on_validation_end", write)
+    assert json.loads(Path("cut/summary.json").read_text())["status"] == "interrupted"
+    run(settings.model_copy(update={"resume": "auto"}), Path("cut"), QUIET)
+    for place in ("", "phases/1", "phases/2"):
+        one, two = (checkpoint(folder / place)["state_dict"] for folder in (whole, Path("cut")))
+        assert all(value.equal(two[name]) for name, value in one.items()), place
+    assert (whole / "metrics.csv").read_text() == Path("cut/metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("phases=[{freez:all}]", "number 0: freez: there is no such setting; did you mean freeze?"),
+        (
+            "phases=[{epochs:1},{optimizer:lbfg}]",
+            "number 1: optimizer=lbfg: expected one of adamw, lbfgs, sgd",
+        ),
+        ("phases=[{optimizer.lr:-1}]", "number 0: optimizer.lr=-1: expected a number above 0"),
+        ("phases=[{head:keep}]", "number 0: head: expected outside phases, as all of them share it"),
+        ("phases=[{data.root:x}]", "number 0: data.root: expected outside phases, as all of them share it"),
+        (
+            "phases=[{epochs:2}] data.folds=3",
+            "data.folds=3: expected no phases and no freeze=auto, or a data.fold",
+        ),
+        ("phases=[{epochs:2}] freeze=auto", "phases: expected another freeze than auto, which makes phases"),
+        ("freeze=auto head_hidden=[8]", "number 0: head_hidden: expected [] with optimizer=lbfgs"),
+        ("freeze=auto time_limit=10", "time_limit=10: expected a time such as 90s, 10min or 1.5h"),
+        ("time_limit=10min", "time_limit=10min: expected freeze=auto with it"),
+        ("phases=3", "phases=3: expected a list such as"),
+    ],
+)
+def test_what_cannot_be_is_told(typed: str, told: str, command: Callable[..., Ended]) -> None:
+    ended = command("train", *typed.split())
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert told in ended.err
+
+
+def test_more_epochs_are_a_phases_own(phased: Path, command: Callable[..., Ended]) -> None:
+    ended = command("resume", str(phased), "epochs=9")
+    assert ended.code == 2
+    assert "its phases have epochs of their own" in ended.err
+
+
+def test_a_ladder_ends_where_nothing_is_gained(
+    few_pictures: Path, tmp_path: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    monkeypatch.chdir(tmp_path)
+    ended = command("train", *QUICK, "freeze=auto", "hydra.run.dir=run")
+    assert ended.code == 0, ended.err
+    assert "forecast" in ended.out
+    assert "training the last stage cannot be told from before on" in ended.out
+    summary = summary_of(Path("run"))
+    assert (summary["phase"], summary["freeze"], len(summary["phases"])) == (0, ["all"], 2)
+    ended = command("train", *QUICK, "freeze=auto", "time_limit=0.001s", "hydra.run.dir=short")
+    assert ended.code == 0, ended.err
+    assert "no time is left to train the last stage (time_limit)" in ended.out
+    assert len(summary_of(Path("short"))["phases"]) == 1
+
+
+def test_a_rung_is_taken_that_is_better(tmp_path: Path) -> None:
+    settings = compose([*QUICK, "freeze=auto", "time_limit=1min"])
+    ladder, header = (
+        Ladder(settings, tmp_path, QUIET),
+        "split,picture,label,predicted,probability,uncalibrated",
+    )
+    taken = []
+    for rung, right in enumerate((20, 36, 38, 40)):
+        (tmp_path / "phases" / str(rung)).mkdir(parents=True)
+        lines = [f"val,{image}.png,a,{'a' if image < right else 'b'},0.9,0.9" for image in range(40)]
+        (tmp_path / f"phases/{rung}/predictions.csv").write_text("\n".join([header, *lines]) + "\n")
+        taken.append(ladder.goes_on({"timing": {"total": 20.0}}))
+    assert taken[:3] == [True, True, False]
+    assert (ladder.kept, ladder.limit, ladder.spent) == (1, 60, 80)
