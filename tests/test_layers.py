@@ -19,7 +19,7 @@ LAYERS = [
     {"run"},
     {"folds", "phases"},
     {"ladder"},
-    {"adaptation", "refit"},
+    {"adaptation", "refit", "finish"},
     {"summary"},
     {"workers", "prepared"},
     {"evaluation", "inspection"},

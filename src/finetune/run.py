@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -18,15 +17,11 @@ from rich.console import Console
 
 from finetune import build, workers
 from finetune.adaptation import inputs_by_evidence
-from finetune.atomic import linked
 from finetune.choices.callbacks import CALLBACKS, LOGGERS, make
-from finetune.choices.losses import LOSSES
 from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
 from finetune.demands import refuse_broken, refuse_untrainable
-from finetune.evaluation.calibration import temperature_of
-from finetune.evaluation.familiar import write_reference
-from finetune.evaluation.overlay import maps
+from finetune.finish import finish
 from finetune.folds import train_folds
 from finetune.heads import standardize
 from finetune.learners import build_classifier
@@ -34,20 +29,16 @@ from finetune.machine import versions
 from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
 from finetune.phases import run_phases
-from finetune.prepared import Prepared, as_opened, job_of, keep_scale, start_log
+from finetune.prepared import Prepared, job_of, keep_scale, start_log
 from finetune.refit import choosing_batches, initial_state, refit_alone
 from finetune.report import terminal
-from finetune.report.page import write_report
-from finetune.report.predictions import write_predictions
 from finetune.report.tensorboard import Board
 from finetune.runs import epochs
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
-from finetune.runs.folder import is_sweep
 from finetune.runs.resume import ResumeState
-from finetune.runs.summary import read_summary, write_summary
+from finetune.runs.summary import read_summary
 from finetune.say import Screen, kept, progress, say
-from finetune.summary import summarise
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.averages import Averages
@@ -221,42 +212,3 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
             found = refit_alone(prepared, initial, job, found)
     prepared.proof.check_unchanged(prepared.model.network)
     return next((fitted for fitted in found if isinstance(fitted, Fitted)), None)
-
-
-def finish(
-    prepared: Prepared,
-    board: Board,
-    fitted: Fitted,
-    training: float,
-    console: Console,
-    like: Path | None = None,
-) -> dict[str, Any]:
-    """Write what the run came to, after so many seconds of training, and return the summary.
-
-    like: the folder of a job before it, whose head reads the same where the backbone does not train.
-    """
-    total = time.perf_counter() - prepared.started
-    timing = {"preparing": total - training, "training": training, "total": total}
-    summary, dataset, folder = summarise(prepared, fitted, timing), prepared.dataset, prepared.folder
-    test_labels = prepared.batches.examples.labels[dataset.answered("test")]
-    same = None if prepared.model.backbone_trains() else like
-    if not (same and linked(same / folders.REFERENCE, folder / folders.REFERENCE)):
-        with devices.threads(1 if build.is_light(prepared.settings, prepared.inputs) else None):
-            head, device = as_opened(prepared).head, prepared.options.device
-            board.project(*write_reference(folder, prepared.inputs, head, device), dataset)
-    board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
-    answers = {"val": fitted.val_logits, "test": fitted.test_logits}
-    with devices.threads(1):  # for so little work they would only wait for each other
-        softmax, temperature = LOSSES[prepared.settings.loss].softmax, temperature_of(summary)
-        write_predictions(folder, dataset, answers, softmax=softmax, temperature=temperature)
-        summary["files"] = folders.digests(folder)
-        if not (is_sweep(folder.parent) or folders.is_phase(folder)):
-            write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
-    write_summary(folder, summary)
-    if "tensorboard" not in prepared.settings.logger:
-        shutil.rmtree(folder / "tensorboard")
-    if prepared.settings.fast_dev_run:
-        say(console, "done", "every part ran, on one batch of each side; nothing is kept (fast_dev_run)")
-    else:
-        terminal.result_lines(console, summary, folder)
-    return summary

@@ -18,13 +18,14 @@ from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError
+from finetune.finish import finish
 from finetune.learners import build_job_config
 from finetune.machine import versions
 from finetune.model.head import initial_head
 from finetune.prepared import Prepared, job_of, start_log
 from finetune.refit import choosing_batches, fresh_classifier, initial_state, refit, refit_batches
 from finetune.report import terminal
-from finetune.run import finish, train
+from finetune.run import train
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.say import Screen, kept, say
