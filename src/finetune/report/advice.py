@@ -27,7 +27,7 @@ def advise(folder: Path, summary: Mapping[str, Any], settings: Settings) -> list
     rows = read_table(folder / "metrics.csv")
     if not (rows and rows[0].get("accuracy/val")):
         return []
-    row = rows[-1 if summary.get("solution") else summary["best_epoch"] - 1]
+    row = rows[-1 if summary.get("solution") and not summary.get("phases") else summary["best_epoch"] - 1]
     measure = "map" if "map/train" in row else "accuracy"
     found = _rules(summary, settings, *(float(row[f"{measure}/{side}"]) for side in ("train", "val")))
     curve = f"finetune curve {shlex.quote(str(folder))}"

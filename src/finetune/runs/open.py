@@ -61,8 +61,8 @@ def open_run(run: str) -> Saved:
     state, about = read_state_dict(folder)
     summary = read_summary(folder)
     phase = summary.get("phase") if summary else None
-    own = folder if phase is None else folder / PHASES / str(phase)
-    settings = read_settings(own, about.get("settings"))
+    place = folder if phase is None else folder / PHASES / str(phase)
+    settings = read_settings(place, about.get("settings"))
     preprocessing = Preprocessing.from_metadata(about)
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
