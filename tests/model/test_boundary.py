@@ -15,7 +15,7 @@ KINDS_OF_MODELS = ["resnet18", "efficientnet_b0", "densenet121", "small swin", "
 WIDER = {
     name
     for name in MODELS.list_models(module=MODELS)
-    if MODELS.get_model_weights(name).DEFAULT.meta["num_params"] > 80_000_000
+    if MODELS.get_model_weights(name).DEFAULT.meta["num_params"] > 50_000_000
 }
 OTHERS = sorted({*SMALL, *MODELS.list_models(module=MODELS)} - {*KINDS_OF_MODELS, *WIDER})
 TIMM = ["resnet18", "convnext_atto", "efficientnet_lite0", "vit_tiny_patch16_224"]
