@@ -90,9 +90,8 @@ def test_every_model_of_torchvision(name):
         return
     with torch.device("meta") if not name.startswith("regnet") else torch.device("cpu"):
         model = build_model(name, initialised=False)
-    # Nothing but wider than another of its family.
-    family = next(one for one in FAMILIES if one[:3] == name[:3])
-    assert find_head(model) == FAMILIES[family]
+    # Nothing but wider than another of its family, of which ResNeXts and wide ResNets are called otherwise.
+    assert find_head(model) == next((FAMILIES[one] for one in FAMILIES if one[:3] == name[:3]), "fc")
 
 
 @pytest.mark.slow
