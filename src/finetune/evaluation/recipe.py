@@ -183,6 +183,9 @@ def _plain(saved: Saved, num_classes: bool) -> str:
     options |= OPTIONS.get(name, {})
     if getattr(network, "image_size", 224) != 224:  # a vision transformer of torchvision
         options["image_size"] = network.image_size
+    own = getattr(network, "pretrained_cfg", {}).get("input_size", (3, 0))[1]
+    if hasattr(network, "set_input_size") and own != saved.preprocessing.crop_size:
+        options["img_size"] = saved.preprocessing.crop_size
     arguments = [f"{key}={value}" for key, value in options.items()]
     if theirs := timm_name(name):
         return f"timm.create_model({', '.join([repr(theirs), *arguments])})"

@@ -16,6 +16,7 @@ from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.sizes import resize
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import Weights, enum_of, load_weights
@@ -79,6 +80,7 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     preprocessing = weights.preprocessing
     if config.image_size != "auto":
         preprocessing = preprocessing.to(int(config.image_size))
+    resize(network, preprocessing.crop_size)
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     own = HEADS[str(config.head)] if is_given(config.head) else None
@@ -96,6 +98,7 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
             _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
     if config.start:
         weights = _start_from(network, config.start, weights)
+        resize(network, preprocessing.crop_size)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
     network.to(memory_format=torch.channels_last)
@@ -115,7 +118,9 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
 
 def _start_from(network: nn.Module, run: Path, weights: Weights) -> Weights:
     """Load a run's whole model, head and all; RequestError where it is another model's, or damaged."""
-    state, _ = read_state_dict(run)
+    state, about = read_state_dict(run)
+    if before := Preprocessing.from_metadata(about):
+        resize(network, before.crop_size)
     own = network.state_dict()
     if any(key not in state or state[key].shape != own[key].shape for key in own):
         raise RequestError(f"{run}: expected the same model as this phase's, to start from")

@@ -17,6 +17,7 @@ from finetune.model.download import Unreachable, download_weights, timm_state_di
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
 from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
+from finetune.model.sizes import resize
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}
@@ -67,6 +68,7 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
         preprocessing = default_preprocessing(architecture, model)
         return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
     state, weights = _find_weights(architecture, model, requested)
+    resize(model, weights.preprocessing.crop_size)  # a run's may be another than the model's own
     loaded, notes = fit_state_dict(model, state, requested, keep_head)
     return replace(weights, sha256=digest(loaded), notes=notes)
 

@@ -16,6 +16,7 @@ from finetune.errors import RequestError
 from finetune.model.build import HEADS, build_model
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
+from finetune.model.sizes import resize
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
@@ -68,6 +69,7 @@ def open_run(run: str) -> Saved:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
     torch.manual_seed(settings.seed)
     network = build_model(settings.model, enum_of(settings.model, settings.weights), initialised=False)
+    resize(network, preprocessing.crop_size)
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     outputs = len(weights[-1])  # the head's last layer
