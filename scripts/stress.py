@@ -42,6 +42,12 @@ class Kind:
 
 KINDS = {
     "kills": Kind("a run killed, then resumed", 100, kills.prepare_run, kills.kills),
+    "phases": Kind(
+        "a run of phases killed, then resumed",
+        20,
+        kills.prepare_phases,
+        partial(kills.kills, run="phases"),
+    ),
     "sweeps": Kind("a sweep killed, then resumed", 100, kills.prepare_sweeps, kills.sweeps),
     "disks": Kind("a disk that is full, then is not", 40, kills.prepare_run, kills.disks),
     "flips": Kind("a bit flipped in a run, a sweep, a store", 300, flips.prepare, flips.flips),

@@ -13,6 +13,8 @@ from stressing.forks import command, disturbed
 from stressing.world import (
     DROPOUT,
     JOBS,
+    PHASES,
+    RUNS,
     SWEEPS,
     Outcome,
     World,
@@ -30,16 +32,20 @@ def prepare_run(world: World) -> None:
     world.undisturbed("dropout", *DROPOUT)
 
 
+def prepare_phases(world: World) -> None:
+    world.undisturbed("phases", *PHASES)
+
+
 def prepare_sweeps(world: World) -> None:
     for launcher, request in SWEEPS.items():
         world.undisturbed(launcher, *request, "hydra.sweep.dir=sweep")
 
 
-def kills(world: World, place: Path, chance: Random, number: int) -> Outcome:
+def kills(world: World, place: Path, chance: Random, number: int, run: str = "dropout") -> Outcome:
     """A run is killed, at times twice, and resumed."""
-    like, by = world.known["dropout"], chance.choice(SIGNALS)
+    like, by, request = world.known[run], chance.choice(SIGNALS), RUNS[run]
     when = moment(chance, number, like, world.seed)
-    ended = disturbed(place, *DROPOUT, **when, number=by)
+    ended = disturbed(place, *request, **when, number=by)
     note = f"{signal.Signals(by).name} at {when}"
     if ended.code == 0:
         return judged(ended, lambda: compared(place / "run", like.folder / "run"), "whole", note)
@@ -47,15 +53,15 @@ def kills(world: World, place: Path, chance: Random, number: int) -> Outcome:
         return Outcome("broken", f"{note}: {ended.err.splitlines()[-1]}")
     if chance.random() < 0.25:
         second = chance.uniform(0, like.seconds)
-        disturbed(place, *_on(place), moment=second, number=signal.SIGKILL)
+        disturbed(place, *_on(place, request), moment=second, number=signal.SIGKILL)
         note += f", again after {second:.3f} s"
-    ended = command(place, *_on(place))
+    ended = command(place, *_on(place, request))
     return judged(ended, lambda: compared(place / "run", like.folder / "run"), "equal", note)
 
 
-def _on(place: Path) -> tuple[str, ...]:
+def _on(place: Path, request: tuple[str, ...] = DROPOUT) -> tuple[str, ...]:
     """What goes on; before a run has settings the command itself is typed again."""
-    return ("resume", "run") if (place / "run" / "settings.json").exists() else DROPOUT
+    return ("resume", "run") if (place / "run" / "settings.json").exists() else request
 
 
 def compared(run: Path, whole: Path) -> str:

@@ -22,6 +22,11 @@ BASE = (
 )
 RUN = ("train", *BASE, "freeze=through:stage4", "epochs=4", "hydra.run.dir=run")
 DROPOUT = (*RUN, "head_dropout=0.3")  # draws random numbers, whose state a run takes up again
+PHASES = (
+    *("train", *BASE, "epochs=2", "hydra.run.dir=run"),
+    "phases=[{optimizer:lbfgs},{freeze:through:stage4},{freeze:@norm,optimizer.lr:1e-6}]",
+)
+RUNS = {"dropout": DROPOUT, "phases": PHASES}
 SWEEPS = {
     "batched": ("train", "-m", *BASE, "epochs=3", "seed=0,1,2,3", "optimizer.momentum=0,0.9"),
     "basic": ("train", "-m", *BASE, "epochs=2", "seed=0,1,2", "hydra/launcher=basic"),
@@ -151,7 +156,8 @@ def came_to(run: Path, exactly: bool = True) -> dict[str, Any]:
         found[side] = {key: round(value, digits) for key, value in measured.items()}
     if exactly:
         found["model"] = tensors_of(open_run(str(run)).network.state_dict())
-        last = AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt")
+        place = max(run.glob("phases/*"), default=run)
+        last = AtomicCheckpointIO().load_checkpoint(place / "checkpoints" / "last.ckpt")
         found["last"] = tensors_of(last["state_dict"])
         found["curves"] = (run / "metrics.csv").read_text(encoding="utf-8")
         found["points"] = points(run)
