@@ -69,9 +69,11 @@ def test_the_summary_has_how_many_leaked_and_the_terminal_says_it_once(
     monkeypatch.chdir(tmp_path)
     fill(Path("pets") / "train", 6)
     shutil.copytree(Path("pets") / "train", Path("pets") / "test")
-    (Path("pets") / "test" / "cat" / "5.png").unlink()
+    Path("pets/test/cat/5.png").replace("pets/test/dog/6.png")
     data = {"root": "pets", "image_size": 32}
     quick = {"model": SMALL.partition("=")[2], "weights": "random", "cache": "memory", "epochs": 1}
     run = finetune.fit(data, folder="run", **quick)
-    assert run.summary["data"]["leaked"] == {"val": 0, "test": 11}
-    assert capsys.readouterr().out.count("11 of 11 test images are on another side, too (pets/test") == 1
+    assert run.summary["data"]["leaked"] == {"val": 0, "test": 12}
+    assert capsys.readouterr().out.count("12 of 12 test images are on another side, too (pets/test") == 1
+    told = "12 of 12 test images on another side of the split, too; 1 image with another label elsewhere."
+    assert f"The same bytes are there twice: {told}" in Path("run/report.html").read_text()

@@ -30,7 +30,7 @@ from finetune.report.page import write_report
 from finetune.runs.folder import find_run
 from finetune.runs.open import Saved, open_run
 from finetune.runs.settings import read_settings
-from finetune.runs.summary import read_summary
+from finetune.runs.summary import read_summary, worse_by_temperature
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 
@@ -80,7 +80,11 @@ def measure_run(
         say(console, "warning", text)
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
-    tables.show_evaluation(console, chosen, evaluation, predictor.temperature)
+    scaling = "none"
+    if predictor.temperature != 1:
+        worse = worse_by_temperature(saved.summary or {})
+        scaling = f"logits divided by {predictor.temperature:.3f}" + (worse and f"; in the run {worse}")
+    tables.show_evaluation(console, chosen, evaluation, scaling)
     return tables.evaluation_json(chosen, evaluation)
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from finetune.cells import read_table
 from finetune.choices.losses import LOSSES
-from finetune.config.conflicts import conflicts_of_solving
+from finetune.config.conflicts import conflicts, conflicts_of_solving
 from finetune.config.schema import Settings
-from finetune.errors import brief
+from finetune.errors import brief, counted
 
 MOST = 3
 GAP = 0.15  # of accuracy from validation to training: much is known by heart
 LOST = 0.05  # of accuracy where classes count alike
-FEW = 10  # images of a class to train on
+FEW = 10  # images of a class to train on, or to test on in all
 SOLVED = ("optimizer=lbfgs", "refit=true")
 
 
@@ -53,6 +53,11 @@ def _rules(
     if solvable and frozen and missing:
         how = "refit the head" if solved else "solve for the head exactly, and refit it"
         yield f"{how} on training and validation images", missing
+    tested, split = summary["data"]["test"], settings.data.model_copy(update={"folds": 5})
+    foldable = not (settings.folded or summary["data"].get("own_split"))
+    foldable &= not any(conflicts(settings.model_copy(update={"data": split})))
+    if 0 < tested < FEW and foldable and min(counts.values(), default=0) > 1:
+        yield f"only {counted(tested, 'test image')}; to test every image once", ["data.folds=5"]
     lost = measured["accuracy"] - measured["balanced_accuracy"]
     if LOSSES[settings.loss].weighs_classes and settings.class_weights == "none" and lost > LOST:
         told = f"small classes are missed, accuracy {lost:.2f} above balanced"

@@ -27,6 +27,7 @@ from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
 from finetune.runs.settings import read_settings
+from finetune.runs.summary import worse_by_temperature
 from finetune.training.intervals import wilson
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
@@ -82,6 +83,7 @@ def write_report(
         "result": result,
         "labels": _labels(summary),
         "skipped": read_table(folder / "skipped.csv"),
+        "worse": worse_by_temperature(summary),
         "time": _time(summary),
         "saved": _saved(summary),
     }

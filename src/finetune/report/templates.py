@@ -11,6 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from finetune.errors import counted
+
 
 @cache
 def template(name: str) -> Template:
@@ -22,7 +24,9 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     digest = lambda text: base64.b64encode(sha256(text.encode()).digest()).decode()  # noqa: E731
-    templates.filters.update(percent=percent, duration=duration, between=between, sha256=digest)
+    templates.filters.update(
+        counted=counted, percent=percent, duration=duration, between=between, sha256=digest
+    )
     return templates.get_template(name)
 
 

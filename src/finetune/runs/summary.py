@@ -30,6 +30,7 @@ METRICS = _shape(
     per_label=(dict[str, dict[str, float]], {}),
     intervals=(dict[str, tuple[float, float]], {}),
 )
+RAISED = 0.005  # of log-loss or calibration error: less is not worth a word
 UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
 FINISHED = _shape(
     status=Literal["finished"],
@@ -71,6 +72,17 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     apart["files"] = told.pop("files", {})
     write_sealed(folder / DIGESTS, apart)
     write_sealed(folder / "summary.json", told | {DIGESTS: sha256_of(apart)})
+
+
+def worse_by_temperature(summary: Mapping[str, Any]) -> str:
+    """What dividing by the temperature made worse on the images that it was measured on; empty: nothing."""
+    fitted, told = summary.get("calibration") or {}, []
+    for name, key in (("log-loss", "log_loss"), ("calibration error", "ece")):
+        before, after = (fitted.get(f"{key}_{when}", 0.0) for when in ("before", "after"))
+        if after - before > RAISED:
+            told.append(f"the {name} from {before:.3f} to {after:.3f}")
+    side = {"test": "test images", "val": "validation images"}.get(fitted.get("measured_on"), "images")
+    return f"on {side} the temperature raised {' and '.join(told)}" if told else ""
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

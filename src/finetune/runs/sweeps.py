@@ -17,7 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
-from finetune.errors import RequestError, brief, one_line, shown
+from finetune.errors import RequestError, brief, counted, one_line, shown
 from finetune.runs.folder import FOLDS, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
@@ -175,4 +175,4 @@ def _how_far(folder: Path) -> str:
     rows = read_table(folder / "metrics.csv")
     if [row.get("epoch") for row in rows] != [str(epoch) for epoch in range(1, len(rows) + 1)]:
         return "metrics.csv is damaged; finetune resume mends it"
-    return f"{len(rows)} of {read_settings(folder).epochs} epochs so far"
+    return f"{len(rows)} of {counted(read_settings(folder).epochs, 'epoch')} so far"

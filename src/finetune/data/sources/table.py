@@ -28,7 +28,7 @@ from finetune.data.sources.labeled import (
     side_of,
 )
 from finetune.data.sources.walk import files_below, is_image
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -185,7 +185,7 @@ def read_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawIm
         return written, ()
     found = _moved(names, folder)
     if any(found):
-        told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found"
+        told = f"no path in it is a file; found {sum(map(bool, found)):,} of {counted(len(found), 'image')}"
         chosen = [one or path for one, path in zip(found, written, strict=True)]
         return chosen, (f"{told} by the ends of their paths below {folder}",)
     if all(map(ELSEWHERE.match, named)):
