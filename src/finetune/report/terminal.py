@@ -54,8 +54,14 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
     for line in idle(settings):
         say(console, "note", line)
     if objects := settings.given():
-        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
-        say(console, "note", f"{objects[0]}: {text}")
+        text = (
+            f"{objects[0]}: only Python can resume this run: fit with the same, its folder and resume='auto'"
+        )
+        if settings.resume:
+            text = (
+                f"known by name alone, so that nothing can tell whether they are the same: {brief(objects)}"
+            )
+        say(console, "note", text)
 
 
 def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:
