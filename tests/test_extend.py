@@ -120,7 +120,10 @@ def test_a_run_is_resumed_with_the_same_objects() -> None:
     run = fit(loss=mean, folder="mine", epochs=2, resume="auto")
     assert run.summary["epochs"] == 2
     told = (run.folder / "log.txt").read_text()
-    assert told.count("known by name alone, so that nothing can tell whether they are the same: model=") == 1
+    assert (
+        told.count("loss=python:mean, data.source=python:tuple: nothing but the name tells whether that is")
+        == 1
+    )
 
 
 def test_a_table_of_pandas_is_one(few_pictures: Path) -> None:

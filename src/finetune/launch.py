@@ -30,7 +30,7 @@ from finetune.sweep.callback import HELD, SWEEP
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
-from finetune.sweep.search import STORAGE, search_again
+from finetune.sweep.search import search_again
 
 
 def import_torch(module: str = "finetune.run") -> None:
@@ -133,7 +133,7 @@ def run_hydra() -> NoReturn:
     sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
     parsed, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
-        raise RequestError(unknown_option(unknown[0]))
+        raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
@@ -205,8 +205,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     if last := pointer(run):
         folder = _latest(last)
     sweep = is_sweep(folder)
-    storage = bool(overrides) and all(one.startswith(f"{STORAGE}=") for one in overrides)
-    search = search_again(folder, overrides) if sweep and (storage or not overrides) else None
+    search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:
         raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
     if search:

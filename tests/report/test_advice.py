@@ -51,6 +51,11 @@ def test_weights_then_the_head_in_place_of_what_was_typed(finished_run: Finished
             f"finetune train data=folder data.root=pictures {SOLVE}",
         ),
     ]
+    bare = advice_of(run := finished_run("epochs=1"), overrides=["seed=1", "data=folder", "data.root='a b'"])
+    assert bare[0][1] == "finetune train 'a b' seed=1 weights=imagenet"
+    assert advice_of(run, overrides=["data=folder", "data.root=a", "seed=1"])[0][1].startswith(
+        "finetune train data=folder data.root=a seed=1 weights"
+    )
     for _, command in found[:2]:
         compose(shlex.split(command)[2:])
 

@@ -58,8 +58,7 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, sc
     rows = measures["per_class"]
     console.print(_per_class(rows))
     if (more := len(rows) - MOST) > 0:
-        text = "with a higher F1, or without images; --out writes all"
-        say(console, "more", f"{counted(more, 'class')} {text}")
+        say(console, "more", f"{counted(more, 'class')} with a higher F1, or no images; --out writes all")
     if "confusion" not in measures:
         return
     console.print()

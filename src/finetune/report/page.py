@@ -14,6 +14,7 @@ import torch
 
 from finetune.atomic import write_atomically
 from finetune.cells import read_table
+from finetune.config.compose import as_typed
 from finetune.config.schema import flat
 from finetune.data.dataset import RawImage
 from finetune.errors import RequestError
@@ -72,7 +73,7 @@ def write_report(
         "settings": flat(settings.model_dump()),
         "advice": advise(folder, summary, settings),
         "folder": shlex.quote(str(folder)),
-        "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
+        "command": None if overrides is None else shlex.join(["finetune", "train", *as_typed(overrides)]),
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),

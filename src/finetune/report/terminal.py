@@ -54,14 +54,9 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
     for line in idle(settings):
         say(console, "note", line)
     if objects := settings.given():
-        text = (
-            f"{objects[0]}: only Python can resume this run: fit with the same, its folder and resume='auto'"
-        )
-        if settings.resume:
-            text = (
-                f"known by name alone, so that nothing can tell whether they are the same: {brief(objects)}"
-            )
-        say(console, "note", text)
+        text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
+        text = "nothing but the name tells whether that is the same as before" if settings.resume else text
+        say(console, "note", f"{brief(objects)}: {text}")
 
 
 def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:

@@ -30,7 +30,6 @@ METRICS = _shape(
     per_label=(dict[str, dict[str, float]], {}),
     intervals=(dict[str, tuple[float, float]], {}),
 )
-RAISED = 0.005  # of log-loss or calibration error: less is not worth a word
 UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
 FINISHED = _shape(
     status=Literal["finished"],
@@ -79,7 +78,7 @@ def worse_by_temperature(summary: Mapping[str, Any]) -> str:
     fitted, told = summary.get("calibration") or {}, []
     for name, key in (("log-loss", "log_loss"), ("calibration error", "ece")):
         before, after = (fitted.get(f"{key}_{when}", 0.0) for when in ("before", "after"))
-        if after - before > RAISED:
+        if after - before > 0.005:  # less is not worth a word
             told.append(f"the {name} from {before:.3f} to {after:.3f}")
     side = {"test": "test images", "val": "validation images"}.get(fitted.get("measured_on"), "images")
     return f"on {side} the temperature raised {' and '.join(told)}" if told else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,8 @@ def find_sweep(sweep: str) -> Path:
             raise RequestError(f"latest: expected a sweep in {within}; there is none here")
         return max(files, key=lambda file: file.stat().st_mtime).parent
     if not folder.is_dir():
-        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")
+        meant = "; did you mean latest?" * bool(get_close_matches(sweep, ["latest"]))
+        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder{meant}")
     return folder
 
 

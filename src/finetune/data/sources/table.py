@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -83,7 +84,8 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
     used = {place for name in (wanted.image_column, *columns, *sides, *group) for place in cells.places(name)}
     unread = [name for i, name in enumerate(cells.header) if i not in used and name]
     alike = next(filter(TOGETHER.search, unread), None) if not group else None
-    advice = f"; data.group_column={alike} keeps images of one {alike} on one side" if alike else ""
+    column = shlex.quote(f"data.group_column={alike}")
+    advice = f"; {column} keeps images of one {alike} on one side" if alike else ""
     return LabeledImages(
         name=name,
         setting=cells.setting,
