@@ -84,7 +84,7 @@ class Board:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind and self.writer.file_writer:  # else training has told it
+        if kind and vars(self.writer)["file_writer"]:  # else training has told it
             with suppress(OSError):  # the disk may be what failed
                 close_log(self.writer, STATUS_FAILURE)
 
