@@ -31,11 +31,11 @@ def labelled_otherwise(dataset: Dataset) -> dict[int, int]:
 def told_twice(dataset: Dataset) -> tuple[str, ...]:
     """A line that says what is there twice and should not be, how often, and where one of each is."""
     counted = {
-        f"{len(pairs):,} of {len(dataset.split[side]):,} {side} images are on another side, too": pairs
+        f"{len(pairs):,} of {len(dataset.split[side]):,} {side} images on another side, too": pairs
         for side, pairs in leaked(dataset).items()
     }
     other = labelled_otherwise(dataset)
-    counted[f"{len(other):,} of {len(dataset.labels):,} images have another label elsewhere"] = other
+    counted[f"{len(other):,} of {len(dataset.labels):,} images with another label elsewhere"] = other
     told = [f"{what} ({_pair(dataset, *pairs.items())})" for what, pairs in counted.items() if pairs]
     return (f"the same bytes twice: {'; '.join(told)}",) if told else ()
 

@@ -63,8 +63,7 @@ def write_report(
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
-    overrides, solution = summary.get("overrides"), summary.get("solution")
-    settings = read_settings(folder)
+    overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
