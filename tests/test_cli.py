@@ -129,7 +129,7 @@ def test_the_list_of_commands_fits_and_the_version_is_told(command: Train) -> No
     assert command("--version") == Ended(0, f"finetune {finetune.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"], []])
+@pytest.mark.parametrize("arguments", [["--help"], ["help"], ["help", "inspect"], []])
 def test_finetune_helps(command: Train, arguments: list[str], tmp_path: Path) -> None:
     ended = command(*arguments)
     assert "train" in ended.out + ended.err
@@ -162,12 +162,33 @@ def test_a_path_alone_trains_and_the_folder_keeps_what_was_said(
     assert "watch    tensorboard --logdir elsewhere/run\n" in ended.out
     assert (Path("elsewhere/run/log.txt")).read_text() == ended.out
     (again,) = re.findall(r"next .*: (finetune train .*)\n", ended.out)[:1]
+    assert shlex.split(again)[:3] == ["finetune", "train", "My photos, 2024 = [all]"]
     assert compose(shlex.split(again)[2:]).data.root == "My photos, 2024 = [all]"
     resumed = command("resume", "outputs/latest", "epochs=2")
     assert resumed.code == 0, resumed.err
     assert (Path("elsewhere/run/log.txt")).read_text() == ended.out + resumed.out
     for tail in ("latest", str(tmp_path / "outputs" / "latest")):
         assert command("report", tail).out.endswith("elsewhere/run/report.html\n")
+
+
+@pytest.mark.parametrize(
+    "words", ["train {} seed=1", "predict latest {}", "audit {}", "compare models=[a] {}"]
+)
+def test_a_path_with_spaces_and_without_quotes_is_guessed(command: Train, words: str) -> None:
+    Path("My photos 2024").mkdir()
+    Path("My").mkdir()
+    told = "error: My photos 2024: expected quotes, as its name has spaces: 'My photos 2024'\n"
+    assert command(*words.format("My photos 2024").split()) == Ended(2, "", told)
+    Path("photos").mkdir()
+    assert "quotes" not in command(*words.format("My photos").split()).err
+
+
+def test_latest_is_guessed_and_an_option_is_a_setting(command: Train) -> None:
+    for words in (["predict", "lastest", "a.jpg"], ["resume", "lates"], ["leaderboard", "lastest"]):
+        ended = command(*words)
+        assert ended.code == 2
+        assert ended.err.endswith("there is no such folder; did you mean latest?\n")
+    assert "did you mean epochs=5?" in command("inspect", "--epochs", "5").err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ def test_a_run_is_resumed_with_the_same_objects() -> None:
     fit(loss=mean, folder="mine", epochs=1)
     run = fit(loss=mean, folder="mine", epochs=2, resume="auto")
     assert run.summary["epochs"] == 2
+    told = (run.folder / "log.txt").read_text()
+    assert (
+        told.count("loss=python:mean, data.source=python:tuple: nothing but the name tells whether that is")
+        == 1
+    )
 
 
 def test_a_table_of_pandas_is_one(few_pictures: Path) -> None:
@@ -153,6 +159,34 @@ def test_a_transform_draws_by_batch() -> None:
     assert len(drawn[0].unique()) > 1  # each image has its own
 
 
+class Weighted(nn.CrossEntropyLoss):
+    """A loss that would like to be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+class LastFirst(nn.Module):
+    """A head whose output layer is registered before what it reads."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.out, self.hidden = nn.Linear(20, outputs), nn.Linear(6, 20)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.out(self.hidden(features).relu())
+
+
+def test_the_outputs_of_a_head_are_those_that_it_gives() -> None:
+    run = fit(head=LastFirst(4))
+    assert run.load()._saved.names == ["0", "1", "2", "output 3"]
+    with pytest.raises(
+        RequestError, match=r"^head=python:LastFirst-.* expected 3 outputs or more, .* not 2$"
+    ):
+        fit(head=LastFirst(2))
+
+
 def floats(image: Tensor) -> Tensor:
     return image / 255
 
@@ -167,6 +201,7 @@ def floats(image: Tensor) -> Tensor:
             "data.augment=python:floats: expected cache=auto or none with it",
         ),
         ({"loss": nn.CrossEntropyLoss(reduction="none")}, "loss: expected one number for a batch, not ("),
+        ({"loss": Weighted()}, "loss: expected one without parameters that train; the optimiser has"),
         ({"loss": [1]}, "loss: expected a name or Callable, not list"),
         ({"model": 3.5}, "model: expected a name or Module, not float"),
         ({"optimizer": lambda some: some}, "optimizer.name=python:<lambda>: expected an Optimizer from it"),
@@ -252,6 +287,25 @@ def test_a_plugin_adds_names(command: Callable[..., Ended], tables_as_before: No
     told = command("predict", "latest", str(CHECKOUT / "docs"))
     assert told.code == 2  # what is stored brings no code
     assert re.match(r"error: .*settings\.json: (loss=squared|schedule=linear): expected ", told.err)
+
+
+@pytest.mark.parametrize("fault", ["", "import nowhere", "1 / 0"])
+def test_an_installed_plugin_is_found_and_one_that_fails_is_told_in_a_line(
+    command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tables_as_before: None, fault: str
+) -> None:
+    info = Path("site/installed-1.0.dist-info")
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: installed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[finetune.plugins]\nnew = installed_plugin\n")
+    added = "from finetune.choices.losses import LOSSES\nLOSSES['new'] = LOSSES['bce']\n"
+    Path("site/installed_plugin.py").write_text(added + fault)
+    monkeypatch.syspath_prepend("site")
+    monkeypatch.setattr(given, "_loaded", {""})
+    monkeypatch.delitem(sys.modules, "installed_plugin", raising=False)
+    ended = command("cache", "loss=new")
+    told = "error: installed: its plugin new = installed_plugin cannot be imported: "
+    assert (ended.code, ended.err[: len(told)]) == ((2, told) if fault else (0, ""))
+    assert ended.err.count("\n") == bool(fault)
 
 
 def test_a_plugin_that_is_not_there_is_told(train: Callable[..., Ended]) -> None:

@@ -14,6 +14,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from finetune import folds
 from finetune.config.compose import compose
@@ -47,6 +50,13 @@ def test_every_image_is_answered_out_of_its_fold(folded: Path) -> None:
         own = [row["label"] == row["predicted"] for row in rows if row["fold"] == str(fold)]
         assert len(own) == 20
         assert sum(own) / 20 == pytest.approx(each[fold])
+
+
+def test_each_fold_has_ended_in_tensorboard(folded: Path) -> None:
+    for log in (folded / "tensorboard", *(folded / "folds" / str(fold) / "tensorboard" for fold in range(3))):
+        events = EventAccumulator(str(log)).Reload()
+        content = events._plugin_to_tag_to_content["hparams"]["_hparams_/session_end_info"]
+        assert HParamsPluginData.FromString(content).session_end_info.status == STATUS_SUCCESS
 
 
 def test_a_fold_by_itself_is_the_same_run(folded: Path, finished_run: Callable[..., Path]) -> None:

@@ -54,7 +54,7 @@ def test_what_comes_after_a_run(
     run = finished_run("model=resnet18", "head_features=[layer2,layer3]")
     Path("pictures").symlink_to(few_pictures)
     ended = command("explain", str(run), "pictures/red/1.png", "--out", "explained")
-    assert "explain  1 images, Grad-CAM at layer3 (2 x 2)\n" in ended.out
+    assert "explain  1 image, Grad-CAM at layer3 (2 x 2)\n" in ended.out
     ended = train(*QUICK, "model=resnet18", f"weights={run}", "epochs=1")
     assert "the head in the weights has 3 outputs and was left out (" in ended.out
     ended = train(*QUICK, "model=resnet18", f"weights={run}", "head=keep", "freeze=[all,-fc]")

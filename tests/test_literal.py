@@ -11,12 +11,12 @@ import pytest
 
 from finetune.config.compose import compose, override_settings
 from finetune.errors import RequestError
-from finetune.launch import search_again
 from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import overrides_of
 from finetune.sweep import resume
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import check_stored
+from finetune.sweep.search import search_again
 from support.ended import Ended
 from support.runs import CHECKOUT
 
@@ -78,6 +78,7 @@ def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
         "hydra.job.env_set.PATH=here",
         "experiment=../../../../../made",
         "+data@data=/made/there",
+        "hydra/sweeper=../../../../../made",
     ],
 )
 def test_what_a_stored_override_may_do_is_to_set_a_value(command: Command, stored: str) -> None:
@@ -90,3 +91,28 @@ def test_what_a_stored_override_may_do_is_to_set_a_value(command: Command, store
     file.write_text(file.read_text().replace("- data=folder", f"- data=folder\n    - {json.dumps(stored)}"))
     ended = command("resume", "search")
     assert (ended.code, ended.err) == (2, f"error: {told.value}\n")
+
+
+@pytest.mark.parametrize("value", ["elsewhere.db", "sqlite:///elsewhere.db", "search/link.db", None])
+def test_a_foreign_search_opens_no_study_elsewhere(command: Command, value: str | None) -> None:
+    shutil.copytree(GOLDEN / "search", "search")
+    shutil.copy("search/study.db", "elsewhere.db")
+    before = Path("elsewhere.db").read_bytes()
+    link = Path("search/link.db" if value else "search/study.db")
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("elsewhere.db").absolute())
+    file = Path("search/multirun.yaml")
+    text = file.read_text().replace("n_trials=4", "n_trials=5")
+    file.write_text(
+        text.replace("- data=folder", f"- data=folder\n    - hydra.sweeper.storage={value or ''}")
+    )
+    ended = command("resume", "search")
+    told = f"error: hydra.sweeper.storage={value or 'search/study.db'}: expected a study in search, as it was"
+    assert (ended.code, ended.err.count("\n"), ended.err[: len(told)]) == (2, 1, told)
+    assert ended.err.endswith("type finetune resume search hydra.sweeper.storage=…\n")
+    assert Path("elsewhere.db").read_bytes() == before
+    typed = search_again(Path("search"), ["hydra.sweeper.storage=elsewhere.db"])
+    assert typed
+    assert [one for one in typed if "storage" in one] == ["hydra.sweeper.storage=elsewhere.db"]
+    ended = command("resume", "search", "epochs=3")
+    assert (ended.code, ended.err.partition(":")[2][:22]) == (2, " epochs=3: expected a ")

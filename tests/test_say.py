@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from finetune.errors import RequestError, harmless, shown
+from finetune.errors import RequestError, counted, harmless, shown
 from finetune.say import Bar, Screen, kept, open_log, say
 from support.screen import Terminal, mixed, words
 
 SOURCE = Path(__file__).parents[1] / "src"
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07 [red]x[/] :smile: r31/a:b \u202egpj.exe\r\nnext\x9b1A"
+
+
+def test_one_is_told_in_the_singular() -> None:
+    told = [counted(number, noun) for number, noun in ((1, "image"), (0, "image"), (1234, "class"))]
+    assert told == ["1 image", "0 images", "1,234 classes"]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,30 +12,34 @@ from typing import NoReturn
 from finetune import launch, output
 from finetune.choices.given import PLUGINS
 from finetune.commands import app
-from finetune.errors import errors_told
+from finetune.errors import RequestError, errors_told
 
 
 @errors_told()
 def train() -> None:
     """What train.py runs."""
-    _take_plugins()
+    _read_words()
     launch.run_hydra()
 
 
 @errors_told()
-def _take_plugins() -> None:
-    """Take `--plugin MODULE` out of the command line; it is imported before settings are looked at."""
+def _read_words() -> None:
+    """Take `--plugin MODULE`, to be imported first, out of the command line; tell words that are one path."""
     words = [part for one in sys.argv for part in (one.split("=", 1) if one[:9] == "--plugin=" else [one])]
     while "--plugin" in words[:-1]:
         place = words.index("--plugin")
         os.environ[PLUGINS] = ",".join((os.environ.get(PLUGINS, ""), words[place + 1]))
         del words[place : place + 2]
-    sys.argv[:] = words
+    sys.argv[:] = [words[0], *words[2:], "--help"] if words[1:2] == ["help"] else words
+    for start, word in enumerate(words[2:], 1):
+        for end in range(start + 2, start + 10) if not os.path.exists(word) else ():
+            if os.path.exists(path := " ".join(words[start:end])):
+                raise RequestError(f"{path}: expected quotes, as its name has spaces: {shlex.quote(path)}")
 
 
 def main() -> None:
     """Run a command as sys.argv has it; raises SystemExit."""
-    _take_plugins()
+    _read_words()
     app()
 
 

@@ -58,6 +58,11 @@ def brief(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(name if len(name) <= 200 else f"{name[:199]}…" for name in names[:most]) + rest
 
 
+def counted(number: int, noun: str) -> str:
+    """1 image, 1,234 images, 2 classes."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error as a terminal may show it."""
     return shown(str(error))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from scipy.special import stdtrit
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from finetune.build import build_batches
 from finetune.heads import take_statistics
@@ -21,6 +22,7 @@ from finetune.report.tensorboard import Board
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.say import Screen, say
+from finetune.training.callbacks import close_log
 from finetune.training.fit import Fitted
 from finetune.training.several import per_label
 from finetune.training.solved import SolvedClassifier
@@ -42,7 +44,7 @@ def train_folds(
         one = _prepare_fold(prepared, initial, fold)
         log = start_log(one, board)
         each.append(train(one, log, QUIET))
-        log.writer.close()
+        close_log(log.writer, STATUS_SUCCESS)
         if isinstance(one.classifier, SolvedClassifier):
             strengths.append(one.classifier.strength)
         say(console, "fold", f"{fold}: {terminal.scores(each[-1].test or {})}")

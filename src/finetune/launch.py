@@ -28,14 +28,9 @@ from finetune.say import Screen
 from finetune.sweep import tables
 from finetune.sweep.callback import HELD, SWEEP
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.planned import check_stored, folder_of, hydra_request, searched
+from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
-
-# What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
-SEARCH = (
-    *("hydra/sweeper", "hydra/launcher", "hydra.launcher.n_jobs", "hydra.sweep.subdir"),
-    *(f"hydra.sweeper.{key}" for key in ("n_trials", "batch", "sampler", "seed", "storage", "study")),
-)
+from finetune.sweep.search import search_again
 
 
 def import_torch(module: str = "finetune.run") -> None:
@@ -138,7 +133,7 @@ def run_hydra() -> NoReturn:
     sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
     parsed, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
-        raise RequestError(unknown_option(unknown[0]))
+        raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
@@ -201,7 +196,7 @@ def show_leaderboard(folder: Path) -> bool:
 def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     """Resume a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
 
-    overrides: of a run, `epochs` alone.
+    overrides: of a run, `epochs` alone; of a search, where its study is.
 
     Raises:
         RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
@@ -210,9 +205,10 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     if last := pointer(run):
         folder = _latest(last)
     sweep = is_sweep(folder)
-    if sweep and overrides:
+    search = search_again(folder, overrides) if sweep else None
+    if sweep and overrides and not search:
         raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
-    if sweep and (search := search_again(folder)):
+    if search:
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         run_hydra()
     import_torch()
@@ -227,18 +223,6 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
         return 0
     code = resume_sweep(folder, console)
     return max(code, int(not show_leaderboard(folder)))
-
-
-def search_again(folder: Path) -> list[str] | None:
-    """The overrides with which a search in a folder goes on; None where the sweep there is no search."""
-    if not searched(folder):
-        return None
-    recorded, place = hydra_request(folder), ("hydra.sweep.dir=", "hydra.mode=")
-    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
-    for one in again:
-        check_stored(one, SEARCH)
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*again, f"hydra.sweep.dir='{escaped}'"]
 
 
 def _latest(file: Path) -> Path:

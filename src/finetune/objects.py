@@ -52,6 +52,8 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     table, kind, entry = ENTRIES[setting]
     if not isinstance(value, kind):
         raise RequestError(f"{setting}: expected a name or {kind.__name__}, not {type(value).__name__}")
+    if setting == "loss" and any(one.requires_grad for one in getattr(value, "parameters", list)()):
+        raise RequestError("loss: expected one without parameters that train; the optimiser has the model's")
     made_of = getattr(value, "func", value)  # a partial's
     name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
     if isinstance(value, nn.Module):  # networks of other layers have other names

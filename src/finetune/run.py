@@ -176,13 +176,14 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
     board = start_log(prepared) if prepared.options.rank.is_main else None
     measured: dict[str, Any] = {}
     ready_at = time.perf_counter()
-    if board and prepared.settings.folded:
-        prepared, measured = train_folds(prepared, board, console, train)
-    fitted = train(prepared, board, console)
-    if board is None or fitted is None:
-        return {}
-    fitted, training = replace(fitted, **measured), time.perf_counter() - ready_at
-    return finish(prepared, board, fitted, training=training, console=console)
+    with board or nullcontext():
+        if board and prepared.settings.folded:
+            prepared, measured = train_folds(prepared, board, console, train)
+        fitted = train(prepared, board, console)
+        if board is None or fitted is None:
+            return {}
+        fitted, training = replace(fitted, **measured), time.perf_counter() - ready_at
+        return finish(prepared, board, fitted, training=training, console=console)
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.choices.losses import LOSSES
-from finetune.data.duplicates import leaked
+from finetune.data.duplicates import labelled_otherwise, leaked
 from finetune.evaluation.calibration import calibrate, fit_thresholds, temperature_of
 from finetune.features.load import ModelInputs
 from finetune.machine import versions
@@ -28,6 +28,8 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
         "skipped": len(inputs.bad),
         "repaired": len(inputs.repaired),
         "ignored_files": dataset.passed_over.total(),
+        "own_split": dataset.own_split,
+        "labelled_otherwise": len(labelled_otherwise(dataset)),
         "leaked": {side: len(rows) for side, rows in leaked(dataset).items()},
     }
 

@@ -114,9 +114,7 @@ def test_a_side_of_an_unknown_class_is_left_out_and_told(tmp_path: Path) -> None
         save(tmp_path / "test" / "unknown" / f"{number}.png", 100 + number)
     dataset = folder(tmp_path)
     assert dataset.classes == ("cat", "dog")
-    assert dataset.warnings == (
-        "test has no class of those to train on, only unknown: its 9 images are left out",
-    )
+    assert dataset.warnings == ("test has no class of those to train on, only unknown: 9 images left out",)
     assert len(dataset.images) == 24
 
 

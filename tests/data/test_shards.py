@@ -144,4 +144,4 @@ def test_labels_in_other_encodings_stay_apart(tmp_path: Path) -> None:
         write_samples(tmp_path / "set" / f"{number}.tar", range(4 * number, 4 * number + 4), cls=label)
     found = shards(tmp_path / "set")
     assert found.classes == ("cafè", "café", "dog")
-    assert "8 labels are not in UTF-8: read as cp1252, as Windows writes it" in found.warnings
+    assert "labels that are not in UTF-8: 8, read as cp1252, as Windows writes it" in found.warnings

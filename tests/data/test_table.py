@@ -256,7 +256,7 @@ def test_paths_as_others_write_them(folder: Path, written: str) -> None:
     lines = [f"{written.format(number, folder=folder)},{'ab'[number % 2]}" for number in range(12)]
     found = csv(table(folder, "path,label", *lines))
     assert list(found.images) == [folder / "my images" / f"{number}.png" for number in range(12)]
-    told = f"no path in it is a file; 12 of 12 images were found by the ends of their paths below {folder}"
+    told = f"no path in it is a file; found 12 of 12 images by the ends of their paths below {folder}"
     assert found.warnings == (() if "my images" in written[:9] or "file:" in written else (told,))
 
 
@@ -282,7 +282,7 @@ def test_an_id_that_two_images_have_is_no_image(folder: Path) -> None:
     path = table(folder, "path,label", *(f"{number},{'ab'[number % 2]}" for number in range(12)))
     found = csv(path)
     assert found.images[:2] == [folder / "0", folder / "my images" / "1.png"]
-    assert "; 11 of 12 images were found" in found.warnings[0]
+    assert "; found 11 of 12 images" in found.warnings[0]
 
 
 def test_a_name_in_another_folder_is_another_image(folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_table_is_read_as_the_runs_was() -> None:
     elsewhere = find_images(["t.csv"], typed(), data(image_folder="gone"))
     assert [str(path) for path in elsewhere] == ["a/1.png", "b/2"]
     assert elsewhere.warnings[1:] == [
-        "t.csv: no path in it is a file; 1 of 2 images were found by the ends of their paths below ."
+        "t.csv: no path in it is a file; found 1 of 2 images by the ends of their paths below ."
     ]
 
 

@@ -65,7 +65,7 @@ def test_how_a_tables_images_were_found_is_told(
 ) -> None:
     Path("t.csv").write_text("path\n/gone/pictures/red/0.png\n")
     ended = command(verb, str(run.folder), "t.csv", "--out", f"{verb}.csv")
-    told = "t.csv: no path in it is a file; 1 of 1 images were found by the ends of their paths below ."
+    told = "t.csv: no path in it is a file; found 1 of 1 image by the ends of their paths below ."
     assert ended.code == 0
     assert f"warning  {told}" in (ended.err + ended.out).splitlines()
 
@@ -133,8 +133,8 @@ def test_what_an_interrupted_command_has_written_is_kept(
     monkeypatch.setattr(Predictor, "rank", interrupted)
     Path("out.csv").write_text("of another day")
     ended = predict("pictures", "--out", "out.csv")
-    told, _, part = ended.err.rstrip("\n").rpartition(" in ")
-    assert (ended.code, told) == (130, "error: interrupted; the first 32 rows are")
+    part, _, told = ended.err.rstrip("\n").removeprefix("error: interrupted; in ").partition(": ")
+    assert (ended.code, told) == (130, "the first 32 rows")
     assert len(rows(Path(part).read_text())) == 32
     assert Path("out.csv").read_text() == "of another day"
 

@@ -28,7 +28,7 @@ def shown(names: list[str]) -> str:
         parts=None,
     )
     screen = Screen(file=io.StringIO(), width=80)
-    show_evaluation(screen, chosen, Evaluation(measure_classes(logits, labels, names), []), 1.0)  # type: ignore[arg-type]
+    show_evaluation(screen, chosen, Evaluation(measure_classes(logits, labels, names), []), "none")  # type: ignore[arg-type]
     return screen.file.getvalue()
 
 

@@ -51,6 +51,11 @@ def test_weights_then_the_head_in_place_of_what_was_typed(finished_run: Finished
             f"finetune train data=folder data.root=pictures {SOLVE}",
         ),
     ]
+    bare = advice_of(run := finished_run("epochs=1"), overrides=["seed=1", "data=folder", "data.root='a b'"])
+    assert bare[0][1] == "finetune train 'a b' seed=1 weights=imagenet"
+    assert advice_of(run, overrides=["data=folder", "data.root=a", "seed=1"])[0][1].startswith(
+        "finetune train data=folder data.root=a seed=1 weights"
+    )
     for _, command in found[:2]:
         compose(shlex.split(command)[2:])
 
@@ -80,6 +85,18 @@ def test_what_is_set_already_or_cannot_be_solved_is_not_suggested(
     assert not [command for _, command in advice_of(finished_run(*overrides)) if "lbfgs" in command]
 
 
+def test_few_test_images_are_to_be_tested_in_folds(finished_run: Finished) -> None:
+    run = finished_run("epochs=1")
+    data = summary_of(run)["data"]
+    folds = ("only 8 test images; to test every image once", "data.folds=5")
+    assert advice_of(run)[2] == folds
+    for changed in ({"test": 10}, {"own_split": True}, {"to_train": {"red": 1, "green": 9}}):
+        assert folds not in advice_of(run, data=data | changed)
+    assert advice_of(run, data=data | {"test": 1})[2][0].startswith("only 1 test image; ")
+    averaged = read_settings(run).model_copy(update={"ema": 0.9})
+    assert folds not in advise(run, summary_of(run), averaged)
+
+
 def test_nothing_is_suggested_where_nothing_was_validated(finished_run: Finished) -> None:
     assert advice_of(finished_run("epochs=1", "data.val_fraction=0", "data.test_fraction=0")) == []
 
@@ -89,7 +106,8 @@ def test_a_backbone_that_learns_by_heart_is_to_be_frozen_and_more_images_are_ask
     train: Callable[..., Ended], tmp_path: Path
 ) -> None:
     noise(tmp_path / "pictures", a=30, b=30)
-    ended = train(*QUICK, "freeze=none", "data.augment=none", "epochs=8", "optimizer.lr=0.02")
+    few = "data.test_fraction=0.2"  # of images; not so few that folds come first
+    ended = train(*QUICK, "freeze=none", "data.augment=none", "epochs=8", "optimizer.lr=0.02", few)
     assert ended.code == 0
     run = newest()
     told = [line[9:] for line in ended.out.splitlines() if line.startswith("next ")]

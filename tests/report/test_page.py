@@ -22,8 +22,9 @@ from PIL import Image
 
 from finetune.atomic import write_sealed
 from finetune.errors import RequestError
-from finetune.report import page, predictions
+from finetune.report import page, predictions, terminal
 from finetune.runs.folder import digests
+from finetune.say import Screen
 from support.ended import Ended
 from support.runs import QUICK, newest, summary_of, trained
 from support.slow import slow
@@ -118,6 +119,20 @@ def test_a_run_writes_a_report_with_its_result(guessing: Path) -> None:
         assert f" {name} {count} " in told.text
     assert f"after, error {summary['calibration']['ece_after'] * 100:.1f} %" in told.text
     assert f"before scaling, error {summary['calibration']['ece_before'] * 100:.1f} %" in told.text
+
+
+def test_a_temperature_that_made_it_worse_is_said_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = summary_of(run)
+    fitted = {**summary["calibration"], "log_loss_before": 1.0, "log_loss_after": 1.5, "ece_before": 0.25}
+    for ece, more in ((0.5, " and the calibration error from 0.250 to 0.500"), (0.125, "")):
+        told = {**summary, "files": digests(run), "calibration": {**fitted, "ece_after": ece}}
+        page.write_report(run, told, [])
+        line = f"on test images the temperature raised the log-loss from 1.000 to 1.500{more}"
+        assert f"But {line}; predict --raw leaves it out." in Page(run).text
+        terminal.result_lines(Screen(), told, run)
+        assert f"note     {line}\n" in capsys.readouterr().out
+    page.write_report(run, told | {"calibration": {**fitted, "log_loss_after": 0.5, "ece_after": 0.125}}, [])
+    assert "raised" not in Page(run).text
 
 
 def test_predictions_are_those_of_the_run(guessing: Path) -> None:

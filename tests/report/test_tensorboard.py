@@ -161,6 +161,19 @@ def test_a_run_that_failed_is_a_failure(tmp_path: Path) -> None:
     assert ended.status == api_pb2.STATUS_FAILURE
 
 
+def test_what_ends_a_run_beside_its_training_is_a_failure(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Board(tmp_path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    content = events._plugin_to_tag_to_content["hparams"]["_hparams_/session_end_info"]
+    ended = plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info
+    assert ended.status == api_pb2.STATUS_FAILURE
+
+
 def test_images_with_their_classes(written: Written) -> None:
     assert set(written.events.Tags()["images"]) == {"images/train", "confusion/test"}
     grid = written.image("images/train").convert("L")

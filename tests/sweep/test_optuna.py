@@ -205,7 +205,7 @@ def test_a_stopped_search_goes_on_with_what_was_being_tried(
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 5
     jobs = [number for trial in trials for number in trial.user_attrs.get("jobs", [])]
     assert jobs == [0, 1, 4, 5, 6]  # 2 and 3 were stopped
-    with pytest.raises(RequestError, match=r"^hydra.sweeper.n_trials=5: expected more than the 5 trials"):
+    with pytest.raises(RequestError, match=r"^hydra.sweeper.n_trials=5: expected more than 5 trials"):
         search(monkeypatch, tmp_path, task, *few)
     more = (LOG, "hydra.sweeper.n_trials=6", f"hydra.sweeper.storage={tmp_path / 'study.db'}")
     assert len(search(monkeypatch, tmp_path / "elsewhere", lambda config: 0.5, *more)) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from finetune.errors import RequestError
@@ -44,10 +44,10 @@ def load_plugins() -> None:
     """Import the entry points `finetune.plugins` of what is installed, and the modules of `--plugin`, once.
 
     Raises:
-        RequestError: there is no such module or file.
+        RequestError: there is no such module or file, or it fails.
     """
     if "installed" not in _loaded:
-        _loaded.update({"installed"}, (one.load().__name__ for one in entry_points(group="finetune.plugins")))
+        _loaded.update({"installed"}, map(_import, entry_points(group="finetune.plugins")))
     for name in {*os.environ.get(PLUGINS, "").split(",")} - _loaded:
         try:
             file = os.path.expanduser(name)
@@ -55,3 +55,13 @@ def load_plugins() -> None:
         except (ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
             raise RequestError(f"--plugin {name}: expected a module, or a file of Python: {error}") from None
         _loaded.add(name)
+
+
+def _import(plugin: EntryPoint) -> str:
+    try:
+        plugin.load()
+    except Exception as error:  # whatever somebody else's code does
+        package = plugin.dist.name if plugin.dist else "an installed package"
+        wrong = f"{package}: its plugin {plugin.name} = {plugin.value} cannot be imported"
+        raise RequestError(f"{wrong}: {type(error).__name__}: {error}") from None
+    return plugin.module

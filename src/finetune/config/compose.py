@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from finetune.config.messages import known_keys, unknown_choice, unknown_setting, validate
+from finetune.config.messages import known_keys, unknown_choice, unknown_option, unknown_setting, validate
 from finetune.config.phases import check_phases
 from finetune.config.schema import NAMED, SECTIONS, Settings, choices_of, configs_folder
 from finetune.errors import RequestError, brief, shown
@@ -112,6 +112,14 @@ def spelled(words: Sequence[str]) -> list[str]:
     return rest
 
 
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """What `spelled` and `quoted` made of a path that was typed alone, which stands last, as it was."""
+    *rest, data, root = ["", "", *overrides]
+    if data not in ("data=folder", "data=csv") or not root.startswith("data.root=") or "$" in root:
+        return [*overrides]
+    return [str(OverridesParser.create().parse_override(root).value()), *filter(None, rest)]
+
+
 def _is_path(word: str) -> bool:
     key, equals, _ = word.partition("=")
     return os.path.exists(word) and not (equals and (key in (*known_keys(), *GROUPS) or key[:5] == "hydra"))
@@ -186,7 +194,7 @@ def refused(error: Exception, typed: Sequence[str]) -> RequestError:
     overrides = [word for word in typed if not word.startswith("-")]
     keys = [word.partition("=")[0].lstrip("+~") for word in overrides]
     if isinstance(error, OverrideParseException):
-        return RequestError(_unreadable(error.override))
+        return RequestError(_unreadable(error.override, typed))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return RequestError(unknown_choice(group, choice, error.options))
@@ -206,7 +214,9 @@ def refused(error: Exception, typed: Sequence[str]) -> RequestError:
     return RequestError(_in_hydras_words(error))
 
 
-def _unreadable(override: str) -> str:
+def _unreadable(override: str, typed: Sequence[str]) -> str:
+    if override[:1] == "-":
+        return unknown_option(*typed[typed.index(override) :][:2])
     key, equals, _ = override.partition("=")
     if not equals:
         there = "KEY=VALUE, or a folder or a table; there is none of this name"

@@ -87,10 +87,12 @@ def unknown_setting(key: str) -> str:
     return f"{key}: there is no such setting{_question(_meant(key))}"
 
 
-def unknown_option(word: str) -> str:
-    """What to say of a setting typed as an option: --lr or --batch-size=32."""
-    key = word.lstrip("-").partition("=")[0]
-    return f"{word}: expected KEY=VALUE, without dashes{_question(_meant(key))}"
+def unknown_option(word: str, after: str = "") -> str:
+    """What to say of a setting typed as an option, with the word after it: --lr 0.1 or --batch-size=32."""
+    key, _, value = word.lstrip("-").partition("=")
+    meant, value = _meant(key), value or (after if "=" not in after and after[:1] != "-" else "")
+    meant = f"{meant}={value}" if value and meant in known_keys() else meant
+    return f"{word}: expected KEY=VALUE, without dashes{_question(meant)}"
 
 
 def _question(meant: str | None) -> str:

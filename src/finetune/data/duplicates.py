@@ -21,17 +21,21 @@ def leaked(dataset: Dataset) -> dict[str, dict[int, int]]:
     return {side: found[side] for side in SPLITS[1:]}
 
 
-def told_twice(dataset: Dataset) -> tuple[str, ...]:
-    """A line that says what is there twice and should not be, how often, and where one of each is."""
+def labelled_otherwise(dataset: Dataset) -> dict[int, int]:
+    """The images whose bytes have another label before, and where."""
     first: dict[str, int] = {}
     twins = {i: first.setdefault(digest, i) for i, digest in enumerate(dataset.digests)}
-    labels = dataset.labels
+    return {i: twin for i, twin in twins.items() if (dataset.labels[i] != dataset.labels[twin]).any()}
+
+
+def told_twice(dataset: Dataset) -> tuple[str, ...]:
+    """A line that says what is there twice and should not be, how often, and where one of each is."""
     counted = {
-        f"{len(pairs):,} of {len(dataset.split[side]):,} {side} images are on another side, too": pairs
+        f"{len(pairs):,} of {len(dataset.split[side]):,} {side} images on another side, too": pairs
         for side, pairs in leaked(dataset).items()
     }
-    other = {i: twin for i, twin in twins.items() if i != twin and (labels[i] != labels[twin]).any()}
-    counted[f"{len(other):,} of {len(labels):,} images have another label elsewhere"] = other
+    other = labelled_otherwise(dataset)
+    counted[f"{len(other):,} of {len(dataset.labels):,} images with another label elsewhere"] = other
     told = [f"{what} ({_pair(dataset, *pairs.items())})" for what, pairs in counted.items() if pairs]
     return (f"the same bytes twice: {'; '.join(told)}",) if told else ()
 

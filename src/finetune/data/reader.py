@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
-from finetune.errors import RequestError
+from finetune.errors import RequestError, counted
 from finetune.model.preprocessing import Preprocessing
 
 NAMED = 10  # bad images in a line
@@ -102,6 +102,6 @@ def refuse_bad_images(bad: Sequence[BadImage], total: int, listed: Path | None =
     if len(bad) > NAMED:
         shown += f"; all are listed in {listed}" if listed else f" and {len(bad) - NAMED} more"
     raise RequestError(
-        f"data.bad_images=error: {len(bad)} of {total} images cannot be used: {shown};"
+        f"data.bad_images=error: {len(bad)} of {counted(total, 'image')} cannot be used: {shown};"
         " mend them, or data.bad_images=skip leaves them out, =repair shows what there is of those cut off"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +19,7 @@ from finetune.cells import table_of
 from finetune.config.compose import compose, free_folder, override_settings
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 from finetune.evaluation.command import TAKES
 from finetune.evaluation.embeddings import embed, model_of
 from finetune.evaluation.findings import Finding, compare_images, look_at
@@ -98,7 +99,8 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
         stay = [i for i in range(len(sides)) if i not in dropped]
         rows = [[os.path.abspath(str(data.images[i])), _label(data, i), sides[i]] for i in stay]
         write_atomically(write, table_of([["path", "label", "split"], *rows]))
-        say(console, "written", f"{write}: {len(stay):,} images, for data=csv data.root={write}")
+        use = f"data=csv {shlex.quote(f'data.root={write}')}"
+        say(console, "written", f"{write}: {counted(len(stay), 'image')}, for {use}")
 
 
 def _find(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ from finetune.report.page import write_report
 from finetune.runs.folder import find_run
 from finetune.runs.open import Saved, open_run
 from finetune.runs.settings import read_settings
-from finetune.runs.summary import read_summary
+from finetune.runs.summary import read_summary, worse_by_temperature
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
 
@@ -80,7 +81,9 @@ def measure_run(
         say(console, "warning", text)
     with progress(console, "reading images", len(chosen.rows)) as advance:
         evaluation = evaluate_images(predictor, chosen, settings.data.bad_images, advance)
-    tables.show_evaluation(console, chosen, evaluation, predictor.temperature)
+    worse = worse_by_temperature(saved.summary or {})
+    scaled = f"logits divided by {predictor.temperature:.3f}" + (worse and f"; in the run {worse}")
+    tables.show_evaluation(console, chosen, evaluation, scaled if predictor.temperature != 1 else "none")
     return tables.evaluation_json(chosen, evaluation)
 
 
@@ -90,7 +93,7 @@ def report_run(run: str) -> None:
     summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         wanted = "expected a finished run, with summary.json in it"
-        raise RequestError(f"{folder}: {wanted}; finetune resume {folder} goes on with it")
+        raise RequestError(f"{folder}: {wanted}; finetune resume {shlex.quote(str(folder))} goes on with it")
     try:
         images = find_data(read_settings(folder)).images
     except RequestError:  # only the thumbnails are lacking then

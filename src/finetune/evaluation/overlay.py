@@ -19,7 +19,7 @@ from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.errors import RequestError, RunError, brief
+from finetune.errors import RequestError, RunError, brief, counted
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.explain import heatmaps
 from finetune.evaluation.paths import find_images
@@ -72,11 +72,11 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
             advance(len(chunk))
     if tiles:
         _save(grid(tiles), folder / "grid.png")
-        say(console, "explain", f"{len(images) - len(bad):,} images, {method}")
+        say(console, "explain", f"{counted(len(images) - len(bad), 'image')}, {method}")
         say(console, "folder", f"{folder}, the first {len(tiles)} in grid.png")
     if bad:
         shown = brief([f"{one.path} ({one.reason})" for one in bad], 10)
-        raise RunError(f"{len(bad):,} of {len(images):,} images cannot be read: {shown}")
+        raise RunError(f"{len(bad):,} of {counted(len(images), 'image')} cannot be read: {shown}")
 
 
 def maps(saved: Saved, images: Sequence[RawImage], classes: Sequence[str]) -> list[Image.Image | None]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, counted
 from finetune.evaluation.details import Details, cells_of, numbered
 from finetune.evaluation.forward import Predictor
 from finetune.evaluation.options import PredictOptions
@@ -44,15 +44,14 @@ class Tally:
     def check(self) -> None:
         """Raise RunError where images could not be read."""
         if self.broken:
-            told = f"{self.broken:,} of {self.images:,} images cannot be read"
+            told = f"{self.broken:,} of {counted(self.images, 'image')} cannot be read"
             raise RunError(f"--strict: {told}; the first is {self.first}")
 
     def tell(self, console: Console, predictor: Predictor) -> None:
         """One line on what was done and how."""
         form, temperature, repaired = predictor.form, predictor.temperature, len(predictor.repaired)
         seconds = time.perf_counter() - self.started
-        text = "1 image" if self.images == 1 else f"{self.images:,} images"
-        text += f" in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
+        text = f"{counted(self.images, 'image')} in {seconds:.1f} s ({self.images / seconds:.3g}/s, {form})"
         text += f", {self.broken:,} of them cannot be read" if self.broken else ""
         text += f", {self.rejected:,} are {NONE[0][0]}" if self.rejected else ""
         text += f", {repaired:,} are cut off and shown as far as they go" if repaired else ""
@@ -184,7 +183,7 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
             os.fsync(file.fileno())
         part.replace(out)
     except (KeyboardInterrupt, OSError) as error:
-        kept = f"; the first {tally.images:,} rows are in {part}" if tally.images else ""
+        kept = f"; in {part}: the first {counted(tally.images, 'row')}" if tally.images else ""
         if not kept:
             part.unlink()
         if isinstance(error, KeyboardInterrupt):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.errors import brief, shown
+from finetune.errors import brief, counted, shown
 from finetune.evaluation.evaluate import PARTS, Chosen, Evaluation
 from finetune.report.terminal import scores
 from finetune.say import say
@@ -37,14 +37,14 @@ COLUMNS = {
 }
 
 
-def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, temperature: float) -> None:
+def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, scaling: str) -> None:
     """What was measured on what, the classes that do not fit, a table per class and the confusions."""
     measures, data = evaluation.measures, chosen.dataset
     which = "all images" if chosen.split == "all" else f"{chosen.split} split"
-    say(console, "data", f"{data.name}, {which}: {measures['pictures']:,} images")
+    say(console, "data", f"{data.name}, {which}: {counted(measures['pictures'], 'image')}")
     for line in misfits(chosen, evaluation):
         say(console, "warning", line)
-    say(console, "scaling", f"logits divided by {temperature:.3f}" if temperature != 1 else "none")
+    say(console, "scaling", scaling)
     console.print()
     console.print(f"{'':<27}95 % interval", highlight=False)
     for name, title in MEASURES.items():
@@ -54,11 +54,11 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
         console.print(f"by the thresholds  {scores(found)}", highlight=False)
     console.print()
     for part, found in evaluation.parts.items():
-        say(console, part, f"{PARTS[part]}, {found['pictures']:,} images: {scores(found)}")
+        say(console, part, f"{PARTS[part]}, {counted(found['pictures'], 'image')}: {scores(found)}")
     rows = measures["per_class"]
     console.print(_per_class(rows))
     if (more := len(rows) - MOST) > 0:
-        say(console, "more", f"{more:,} classes with a higher F1, or without images; --out writes all")
+        say(console, "more", f"{counted(more, 'class')} with a higher F1, or no images; --out writes all")
     if "confusion" not in measures:
         return
     console.print()
@@ -71,10 +71,10 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, te
 
 
 def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
-    lines = []
+    lines, asked = [], counted(len(chosen.rows), "image")
     if chosen.parts is not None and (learned := int((chosen.parts == "train").sum())):
         others = "; --split=test measures on others" if chosen.own else ""
-        lines.append(f"the run has learned from {learned:,} of these {len(chosen.rows):,} images{others}")
+        lines.append(f"the run has learned from {learned:,} of these {asked}{others}")
     if chosen.parts is None and chosen.split != "all":
         lines.append(
             "the data are not those the run was trained on: images measured here may have been trained on"
@@ -87,8 +87,7 @@ def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
         lines.append(f"classes of the run without images, left out of the means: {brief(missing)}")
     if evaluation.broken:
         paths = [f"{one.path} ({one.reason})" for one in evaluation.broken]
-        asked = len(chosen.rows)
-        lines.append(f"{len(paths)} of {asked:,} images cannot be read and are left out: {brief(paths, 2)}")
+        lines.append(f"{len(paths)} of {asked} cannot be read and are left out: {brief(paths, 2)}")
     return lines
 
 

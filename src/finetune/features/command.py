@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.errors import RunError, brief
+from finetune.errors import RunError, brief, counted
 from finetune.features import store
 from finetune.features.plan import readable
 
@@ -18,7 +18,7 @@ def list_store(folder: Path, screen: Console) -> None:
         if "row" in one:
             shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
             what = (
-                f"{one['rows']:>9,} images  {one['model']} at {', '.join(one['boundary'])}"
+                f"{counted(one['rows'], 'image'):>16}  {one['model']} at {', '.join(one['boundary'])}"
                 f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
             )
         screen.print(f"{readable(one['bytes']):>8}  {what}")

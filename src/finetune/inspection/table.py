@@ -13,6 +13,7 @@ from rich.text import Text
 
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
+from finetune.errors import counted
 from finetune.features.plan import FeaturePlan, readable
 from finetune.inspection.modules import ModuleRow, boundary_index
 from finetune.model.assemble import Model
@@ -153,8 +154,7 @@ def _decision(found: Inspected, plan: FeaturePlan) -> str:
     if not plan.size:
         return f"nothing, {plan.why}"
     views = f"{len(plan.views)} views of " if len(plan.views) > 1 else ""
-    noun = "images" if plan.images > 1 else "image"
-    size = f"{views}{plan.images:,} {noun} in {plan.form.dtype} take {readable(plan.size)}"
+    size = f"{views}{counted(plan.images, 'image')} in {plan.form.dtype} take {readable(plan.size)}"
     place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
     why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
     return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"

@@ -84,18 +84,18 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     own = HEADS[str(config.head)] if is_given(config.head) else None
-    last = own.parameters() if own else [network.get_parameter(f"{head}.weight")]
-    outputs = [0, *(len(weight) for weight in last if weight.dim() > 1)][-1]
-    outputs = _choose_outputs(config, len(classes), names, outputs)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
-    _check_takes(network, example, size)
+    outputs = _count_outputs(network, example, size)
+    if not own:
+        outputs = _choose_outputs(config, len(classes), names, outputs)
     if config.head != "keep":
         read_stages(network, head, config.head_features, example)
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
         replace_head(network, head, own or outputs, hidden=config.hidden, dropout=config.dropout)
         if own:
-            _check_takes(network, example, f"head={config.head}: cannot take what the old head took")
+            wrong = f"head={config.head}: cannot take what the old head took"
+            outputs = _choose_outputs(config, len(classes), names, _count_outputs(network, example, wrong))
     if config.start:
         weights = _start_from(network, config.start, weights)
         resize(network, preprocessing.crop_size)
@@ -152,11 +152,12 @@ def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old
     return outputs
 
 
-def _check_takes(network: nn.Module, example: Tensor, otherwise: str) -> None:
+def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:
+    """How many logits a network gives, whatever its layers are; RequestError: it cannot take the example."""
     network.eval()
     try:
         with torch.no_grad():
-            network(example)
+            return network(example).shape[1]
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise RequestError(f"{otherwise} ({why}); expected another, or auto") from None

@@ -14,7 +14,7 @@ from torch import nn
 
 from finetune import sealed
 from finetune.atomic import sha256_of
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 from finetune.model.hashing import digest
 from finetune.model.head import find_head, replace_head
 from finetune.model.parts import State, taken, tensors_in
@@ -105,7 +105,7 @@ def fit_state_dict(
             told = "has layers of its own and was left out"
             if size:
                 way = f"head=keep keeps it, -{head} in freeze trains it"
-                told = f"has {size[0]} outputs and was left out ({way})"
+                told = f"has {counted(size[0], 'output')} and was left out ({way})"
             notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
         elif (
             size and size[0] and _shapes(theirs) == {key: size + one for key, one in _shapes(mine, 1).items()}

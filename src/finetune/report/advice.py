@@ -11,14 +11,15 @@ from typing import Any
 
 from finetune.cells import read_table
 from finetune.choices.losses import LOSSES
-from finetune.config.conflicts import conflicts_of_solving
+from finetune.config.compose import as_typed
+from finetune.config.conflicts import conflicts, conflicts_of_solving
 from finetune.config.schema import Settings
-from finetune.errors import brief
+from finetune.errors import brief, counted
 
 MOST = 3
 GAP = 0.15  # of accuracy from validation to training: much is known by heart
 LOST = 0.05  # of accuracy where classes count alike
-FEW = 10  # images of a class to train on
+FEW = 10  # images of a class to train on, or to test on in all
 SOLVED = ("optimizer=lbfgs", "refit=true")
 
 
@@ -54,6 +55,11 @@ def _rules(
     if solvable and frozen and missing:
         how = "refit the head" if solved else "solve for the head exactly, and refit it"
         yield f"{how} on training and validation images", missing
+    data = summary["data"]
+    folded = settings.model_copy(update={"data": settings.data.model_copy(update={"folds": 5})})
+    refused = settings.folded or data.get("own_split") or any(conflicts(folded))
+    if 0 < data["test"] < FEW and not refused and min(counts.values(), default=0) > 1:
+        yield f"only {counted(data['test'], 'test image')}; to test every image once", ["data.folds=5"]
     lost = measured["accuracy"] - measured["balanced_accuracy"]
     if LOSSES[settings.loss].weighs_classes and settings.class_weights == "none" and lost > LOST:
         told = f"small classes are missed, accuracy {lost:.2f} above balanced"
@@ -71,4 +77,5 @@ def _command(overrides: Sequence[str] | None, added: Sequence[str]) -> str:
     replaced = ("resume", "hydra.run.dir", *(one.partition("=")[0] for one in added))
     below = tuple(f"{key}." for key in replaced)
     kept = [one for one in overrides if not f"{one.lstrip('+~').partition('=')[0]}.".startswith(below)]
+    kept = as_typed(kept) if kept[-2:] == overrides[-2:] else kept
     return shlex.join(["finetune", "train", *kept, *added])

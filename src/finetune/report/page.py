@@ -14,6 +14,7 @@ import torch
 
 from finetune.atomic import write_atomically
 from finetune.cells import read_table
+from finetune.config.compose import as_typed
 from finetune.config.schema import flat
 from finetune.data.dataset import RawImage
 from finetune.errors import RequestError
@@ -27,6 +28,7 @@ from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
 from finetune.runs.folder import logdir
 from finetune.runs.settings import read_settings
+from finetune.runs.summary import worse_by_temperature
 from finetune.training.intervals import wilson
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 
@@ -61,8 +63,7 @@ def write_report(
             "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
-    overrides, solution = summary.get("overrides"), summary.get("solution")
-    settings = read_settings(folder)
+    overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
@@ -71,7 +72,7 @@ def write_report(
         "settings": flat(settings.model_dump()),
         "advice": advise(folder, summary, settings),
         "folder": shlex.quote(str(folder)),
-        "command": None if overrides is None else shlex.join(["finetune", "train", *overrides]),
+        "command": None if overrides is None else shlex.join(["finetune", "train", *as_typed(overrides)]),
         "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),
@@ -83,6 +84,7 @@ def write_report(
         "result": result,
         "labels": _labels(summary),
         "skipped": read_table(folder / "skipped.csv"),
+        "worse": worse_by_temperature(summary),
         "time": _time(summary),
         "saved": _saved(summary),
     }

@@ -11,10 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from finetune.errors import counted
+
 
 @cache
 def template(name: str) -> Template:
-    templates = Environment(
+    pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -22,8 +24,8 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     digest = lambda text: base64.b64encode(sha256(text.encode()).digest()).decode()  # noqa: E731
-    templates.filters.update(percent=percent, duration=duration, between=between, sha256=digest)
-    return templates.get_template(name)
+    pages.filters.update(counted=counted, percent=percent, duration=duration, between=between, sha256=digest)
+    return pages.get_template(name)
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -79,6 +79,14 @@ class Board:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer = SummaryWriter(str(log_folder(folder)))
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind and vars(self.writer)["file_writer"]:  # else training has told it
+            with suppress(OSError):  # the disk may be what failed
+                close_log(self.writer, STATUS_FAILURE)
 
     def start(
         self, settings: dict[str, Any], model: Model, images: Tensor | None, captions: Sequence[str]

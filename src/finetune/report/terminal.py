@@ -16,7 +16,7 @@ from finetune.config.conflicts import idle
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.sources.folder import tell_others
-from finetune.errors import brief
+from finetune.errors import brief, counted
 from finetune.features.load import ModelInputs
 from finetune.features.plan import readable
 from finetune.model.assemble import Model
@@ -26,6 +26,7 @@ from finetune.model.staged import Staged
 from finetune.report.advice import advise
 from finetune.runs.folder import is_phase, logdir
 from finetune.runs.settings import read_settings
+from finetune.runs.summary import worse_by_temperature
 from finetune.say import say
 from finetune.training.fit import Options
 from finetune.training.solve import SOLVED, STRENGTHS
@@ -46,7 +47,7 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
         say(console, "warning", text)
     head = "the head is kept"
     if model.head:
-        head = f"the new head {model.head} with {model.outputs} outputs always trains"
+        head = f"the new head {model.head} with {counted(model.outputs, 'output')} always trains"
         if isinstance(model.network, Staged):
             head += f" and reads {', '.join(model.network.head_stages)}, too"
     frozen = f"{counts['total'] - counts['trainable']:,} of {counts['total']:,} parameters are frozen"
@@ -55,7 +56,8 @@ def model_lines(console: Console, model: Model, settings: Settings, classes: int
         say(console, "note", line)
     if objects := settings.given():
         text = "only Python can resume this run: fit with the same, its folder and resume='auto'"
-        say(console, "note", f"{objects[0]}: {text}")
+        text = "nothing but the name tells whether that is the same as before" if settings.resume else text
+        say(console, "note", f"{brief(objects)}: {text}")
 
 
 def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weights: str) -> None:
@@ -72,10 +74,11 @@ def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weigh
 def _data_lines(console: Console, inputs: ModelInputs, how: Preprocessing) -> None:
     dataset, skipped, counts = inputs.dataset, inputs.bad, inputs.dataset.counts()
     classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
-    train, val, test = (f"{counts[split]:,}" for split in ("train", "val", "test"))
-    splits = f"{train} images to train, {val} to validate, {test} to test"
+    val, test = (f"{counts[split]:,}" for split in ("val", "test"))
+    splits = f"{counted(counts['train'], 'image')} to train, {val} to validate, {test} to test"
     if dataset.folds is not None:
-        splits = f"{train} images, each tested in one of {dataset.folds.max() + 1} folds, then all to train"
+        each = f"each tested in one of {dataset.folds.max() + 1} folds, then all to train"
+        splits = f"{counts['train']:,} images, {each}"
     own = ", as the data split them" if dataset.own_split else ""
     prepared = f"{how.crop_size} px, augmentation: {inputs.plan.augment}"
     say(console, "data", f"{dataset.name}: {classes}, {splits}{own}; {prepared}")
@@ -122,7 +125,7 @@ def _batchnorm_line(
         say(console, "norms", f"{both}, {log_loss['adapt']:.4f} adapted to {images:,} images: {kept}")
     elif adapted:
         layers = f"{adapted} frozen BatchNorm layer{'s have' if adapted > 1 else ' has'}"
-        say(console, "norms", f"{layers} the statistics of {images:,} training images")
+        say(console, "norms", f"{layers} the statistics of {counted(images, 'training image')}")
     else:
         say(console, "note", f"batchnorm=adapt has no effect: {name} has no frozen BatchNorm")
 
@@ -148,7 +151,7 @@ def training_line(console: Console, optimizer: dict[str, Any], options: Options)
     if processes > 1:
         where += f", {processes} processes"
     precision = options.precision.removesuffix("-true").removesuffix("-mixed")
-    how = f"{options.epochs} epochs, {optimizer['name']}"
+    how = f"{counted(options.epochs, 'epoch')}, {optimizer['name']}"
     if OPTIMIZERS[optimizer["name"]].solves:
         how = f"the head is solved by {optimizer['name']}"
     how += f" with lr {optimizer['lr']:g}" if "lr" in optimizer else ""
@@ -166,7 +169,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}"
     best += ", the averages" * summary["averaged"]
     if solution := summary["solution"]:
-        best = f"solved with weight_decay {solution['weight_decay']:.3g} in {summary['steps']} iterations"
+        best = f"solved with weight_decay {solution['weight_decay']:.3g}"
+        best += f" in {counted(summary['steps'], 'iteration')}"
         if path := solution["path"]:
             lowest = min(path, key=lambda point: point["log_loss"])
             text = f"the lowest log-loss of {len(path)} strengths, {lowest['log_loss']:.4f}"
@@ -180,16 +184,18 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     if images := summary["refit"]:
         best += f", then refitted on {images:,} images"
     if folds := summary["folds"]:
-        best = f"{summary['best_epoch']} epochs" if not summary["solution"] else best
+        best = counted(summary["best_epoch"], "epoch") if not summary["solution"] else best
         say(console, "test", fold_scores(folds))
         say(console, "whole", f"{summary['data']['train']:,} images trained on; {best}, the folds' median")
     elif test := summary["test"]:
         first, _, rest = scores(test).partition(", ")
-        images = f"on {summary['data']['test']:,} images"
+        images = f"on {counted(summary['data']['test'], 'image')}"
         say(console, "test", f"{first.replace('(', '(95 %: ')} {images}")
         say(console, "", f"{rest}; {best}")
     else:
         say(console, "done", f"{best}; there is no test split")
+    if worse := worse_by_temperature(summary):
+        say(console, "note", worse)
     if summary["frozen_proof"]["tensors"]:
         say(console, "frozen", "proven unchanged")
     say(console, "time", f"{summary['timing']['total']:.1f} s")

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -127,6 +128,7 @@ def find_run(run: str) -> Path:
         where = f", which {file} names"
     if not (folder / "settings.json").is_file():
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
+        what += "; did you mean latest?" * bool(get_close_matches(run, ["latest"]))
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
 

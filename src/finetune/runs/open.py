@@ -72,8 +72,7 @@ def open_run(run: str) -> Saved:
     resize(network, preprocessing.crop_size)
     head = find_head(network)
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
-    outputs = len(weights[-1])  # the head's last layer
-    new = HEADS[str(settings.head)] if is_given(settings.head) else outputs
+    new = HEADS[str(settings.head)] if is_given(settings.head) else len(weights[-1])  # of the last layer
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     read_stages(network, head, settings.head_features, example)
     replace_head(network, head, new, hidden=settings.head_hidden, dropout=settings.head_dropout)
@@ -82,6 +81,8 @@ def open_run(run: str) -> Saved:
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")
     network.load_state_dict({name: state[name] for name in own})
     network.eval().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        outputs = network(example).shape[1] if isinstance(new, nn.Module) else new
     if summary is None or summary["status"] != "finished":
         text = f"{folder}: has not ended, so its probabilities are not calibrated (summary.json)"
         say(Screen(stderr=True), "note", text)

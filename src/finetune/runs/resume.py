@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from finetune.atomic import sha256_of
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
-from finetune.errors import RequestError, RunError
+from finetune.errors import RequestError, RunError, counted
 from finetune.features.batchnorm import Statistics
 from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
@@ -128,7 +128,7 @@ def _table_until(file: Path, epochs: int) -> str:
         whole = False
     if not whole:
         raise RequestError(
-            f"{file}: expected numbers for each of {epochs} epochs; without it the run goes on"
+            f"{file}: expected numbers for each of {counted(epochs, 'epoch')}; without it the run goes on"
         )
     return "".join(f"{line}\r\n" for line in lines)
 

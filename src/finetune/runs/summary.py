@@ -74,6 +74,17 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     write_sealed(folder / "summary.json", told | {DIGESTS: sha256_of(apart)})
 
 
+def worse_by_temperature(summary: Mapping[str, Any]) -> str:
+    """What dividing by the temperature made worse on the images that it was measured on; empty: nothing."""
+    fitted, told = summary.get("calibration") or {}, []
+    for name, key in (("log-loss", "log_loss"), ("calibration error", "ece")):
+        before, after = (fitted.get(f"{key}_{when}", 0.0) for when in ("before", "after"))
+        if after - before > 0.005:  # less is not worth a word
+            told.append(f"the {name} from {before:.3f} to {after:.3f}")
+    side = {"test": "test images", "val": "validation images"}.get(str(fitted.get("measured_on")), "images")
+    return f"on {side} the temperature raised {' and '.join(told)}" if told else ""
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a run, None where there is none yet; raises RequestError where it is damaged."""
     file = folder / "summary.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
-from finetune.errors import RequestError, brief, one_line, shown
+from finetune.errors import RequestError, brief, counted, one_line, shown
 from finetune.runs.folder import FOLDS, PHASES, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
@@ -65,7 +66,8 @@ def find_sweep(sweep: str) -> Path:
             raise RequestError(f"latest: expected a sweep in {within}; there is none here")
         return max(files, key=lambda file: file.stat().st_mtime).parent
     if not folder.is_dir():
-        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")
+        meant = "; did you mean latest?" * bool(get_close_matches(sweep, ["latest"]))
+        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder{meant}")
     return folder
 
 
@@ -179,4 +181,4 @@ def _how_far(folder: Path) -> str:
     rows = read_table(folder / "metrics.csv")
     if [row.get("epoch") for row in rows] != [str(epoch) for epoch in range(1, len(rows) + 1)]:
         return "metrics.csv is damaged; finetune resume mends it"
-    return f"{len(rows)} of {read_settings(folder).epochs} epochs so far"
+    return f"{len(rows)} of {counted(read_settings(folder).epochs, 'epoch')} so far"

@@ -72,7 +72,7 @@ def check_stored(override: str, also: Sequence[str] = ()) -> None:
     """
     key, _, value = override.lstrip("+~").partition("=")
     key = key.partition("@")[0]
-    away = key in GROUPS and ("/" in value or ".." in value)
+    away = (key in GROUPS or "/" in key) and ("/" in value or ".." in value)
     if "${" in override.replace("\\", "") or away or key not in (*known_keys(), *GROUPS, *also):
         raise RequestError(
             f"{override}: expected a plain value, as it was stored; what does more must be typed again"

@@ -16,7 +16,7 @@ from rich.text import Text
 from finetune.atomic import write_atomically
 from finetune.cells import table_of
 from finetune.choices.best import NAMES
-from finetune.errors import shown
+from finetune.errors import counted, shown
 from finetune.runs.folder import is_sweep
 from finetune.runs.sweeps import SweepJob, ranges
 from finetune.say import say
@@ -96,7 +96,7 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         columns = {title: cells[:MOST] for title, cells in columns_of(board).items()}
         console.print(_fitting(columns, [*map(title_of, board.metrics), SURE], console.width))
         if len(board.rows) > MOST:
-            say(console, "more", f"{len(board.rows) - MOST} rows below these")
+            say(console, "more", f"{counted(len(board.rows) - MOST, 'row')} below these")
         best = board.rows[0]
         seeds = f"the best of its {len(best.jobs)} repeats" if len(best.jobs) > 1 else ""
         text = ", ".join(filter(None, (_settings(board, best.best), seeds, "by validation")))
@@ -109,9 +109,9 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         named = f"job {board.name(job)}" + (f" ({settings})" if settings else "")
         say(console, WORDS.get(job.status, job.status), f"{named}: {job.reason}")
     if len(ended) > MOST:
-        say(console, "more", f"{len(ended) - MOST} jobs without a result, as the table has them")
+        say(console, "more", f"{counted(len(ended) - MOST, 'job')} without a result, as the table has them")
     if waiting := [board.name(job) for job in board.others if job.status == "unfinished"]:
-        jobs = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
+        jobs = f"{counted(len(waiting), 'job')} {'has' if len(waiting) == 1 else 'have'}"
         resume = f"; finetune resume {shlex.quote(str(board.sweep))} goes on" if is_sweep(board.sweep) else ""
         say(console, "open", f"{jobs} not ended: {ranges(waiting)}{resume}")
     page = " and report.html" if is_sweep(board.sweep) else ""

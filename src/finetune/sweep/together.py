@@ -17,7 +17,7 @@ from finetune.choices.best import NAMES
 from finetune.data.module import Batches
 from finetune.data.stacked import StackedBatches
 from finetune.data.views import views
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, counted
 from finetune.finish import finish
 from finetune.learners import build_job_config
 from finetune.machine import versions
@@ -103,7 +103,7 @@ def _say_together(plans: Sequence[Plan], console: Console, how: str) -> None:
 
 def _say_done(plans: Sequence[Plan], prepared: Prepared, console: Console) -> None:
     finished = [plan for plan in plans if not plan.code]
-    text = f"{len(finished)} of {len(plans)} jobs, {time.perf_counter() - prepared.started:.1f} s"
+    text = f"{len(finished)} of {counted(len(plans), 'job')}, {time.perf_counter() - prepared.started:.1f} s"
     if scores := [abs(plan.score) for plan in finished if plan.score is not None]:
         text += f"; validation {NAMES[finished[0].deciding]} {min(scores):.3f} to {max(scores):.3f}"
     say(console, "done", text)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from finetune.atomic import not_written
 from finetune.build import build_options, solves
-from finetune.errors import Interrupted, RequestError, RunError
+from finetune.errors import Interrupted, RequestError, RunError, counted
 from finetune.prepared import Prepared
 from finetune.run import prepare, run, run_prepared
 from finetune.runs import folder as folders
@@ -21,7 +21,7 @@ def train_all(plans: Sequence[Plan], console: Screen) -> None:
     """Train every job whose request was right; what each came to is in its plan. Raises Interrupted."""
     total = sum(plan.settings.epochs for plan in plans if plan.settings)
     done = 0
-    what, alone = f"sweep of {len(plans)} jobs", len(plans) == 1
+    what, alone = f"sweep of {counted(len(plans), 'job')}", len(plans) == 1
     with Bar(console, what, total, unit="epochs", hidden=alone) as bar:
 
         def so_far(epochs: int) -> None:

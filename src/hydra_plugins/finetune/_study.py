@@ -16,7 +16,7 @@ from optuna.samplers import GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from finetune.errors import RequestError
+from finetune.errors import RequestError, counted
 
 # Without the liar a batch would be asked for where its own trials, not yet told, already are.
 SAMPLERS = {
@@ -86,7 +86,7 @@ def tell_trial(
 
 def best_so_far(study: Study, wanted: int) -> str:
     """How far the search is, and the best that it has found."""
-    text = f"{ended_trials(study)} of {wanted} trials"
+    text = f"{ended_trials(study)} of {counted(wanted, 'trial')}"
     complete = study.get_trials(states=[TrialState.COMPLETE])
     if not complete:
         return f"{text}, none with a result yet"

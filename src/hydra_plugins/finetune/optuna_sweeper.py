@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.atomic import write_atomically
 from finetune.choices.best import NAMES, deciding
-from finetune.errors import RequestError, shown, tell
+from finetune.errors import RequestError, counted, shown, tell
 from finetune.runs.folder import one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
@@ -101,8 +101,8 @@ class OptunaSweeper(Sweeper):
         study = open_study(storage, options.study, options.sampler, options.seed)
         if (ended := ended_trials(study)) >= options.n_trials:
             raise RequestError(
-                f"hydra.sweeper.n_trials={options.n_trials}: expected more than the {ended} trials that the"
-                " study has already"
+                f"hydra.sweeper.n_trials={options.n_trials}: expected more than"
+                f" {counted(ended, 'trial')}, which the study has already"
             )
         returns: list[JobReturn] = []
         while (missing := options.n_trials - ended_trials(study)) > 0:

@@ -12,7 +12,7 @@ from finetune.data.dataset import SPLITS
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.labeled import LabeledImages, existing_folder, number_classes, side_of
 from finetune.data.sources.walk import Walk, files_below, is_image, kind_of, listed, tell_others
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 
 
 def find_in_folder(
@@ -96,7 +96,7 @@ def _read(
             warnings.append(f"{top.name} has no images and counts as if it were not there")
         if taught.isdisjoint(names) and here:
             told = f"{top.name} has no class of those to train on, only {brief(sorted(names))}"
-            warnings.append(f"{told}: its {len(here):,} images are left out")
+            warnings.append(f"{told}: {counted(len(here), 'image')} left out")
             here = []
         found += here
         empty |= set(listed) if here else set()

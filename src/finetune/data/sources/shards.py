@@ -61,7 +61,7 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
     names = [_text(label) for _, label in samples]
     classes, labels = number_classes([name for name, _ in names])
     odd = sum(not utf for _, utf in names)
-    told = f"{odd:,} labels are not in UTF-8: read as cp1252, as Windows writes it"
+    told = f"labels that are not in UTF-8: {odd:,}, read as cp1252, as Windows writes it"
     return LabeledImages(
         name=str(folder),
         setting=setting,

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from finetune.data.sources.labeled import (
     side_of,
 )
 from finetune.data.sources.walk import files_below, is_image
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -83,7 +84,8 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
     used = {place for name in (wanted.image_column, *columns, *sides, *group) for place in cells.places(name)}
     unread = [name for i, name in enumerate(cells.header) if i not in used and name]
     alike = next(filter(TOGETHER.search, unread), None) if not group else None
-    advice = f"; data.group_column={alike} keeps images of one {alike} on one side" if alike else ""
+    column = shlex.quote(f"data.group_column={alike}")
+    advice = f"; {column} keeps images of one {alike} on one side" if alike else ""
     return LabeledImages(
         name=name,
         setting=cells.setting,
@@ -185,7 +187,7 @@ def read_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawIm
         return written, ()
     found = _moved(names, folder)
     if any(found):
-        told = f"no path in it is a file; {sum(map(bool, found)):,} of {len(found):,} images were found"
+        told = f"no path in it is a file; found {sum(map(bool, found)):,} of {counted(len(found), 'image')}"
         chosen = [one or path for one, path in zip(found, written, strict=True)]
         return chosen, (f"{told} by the ends of their paths below {folder}",)
     if all(map(ELSEWHERE.match, named)):

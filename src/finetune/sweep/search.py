@@ -1,0 +1,46 @@
+"""A search that goes on: its command as it was stored, of which nothing but what we know is typed again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from finetune.errors import RequestError
+from finetune.sweep.planned import check_stored, hydra_request, searched
+
+STORAGE = "hydra.sweeper.storage"
+# What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
+SEARCH = (
+    *("hydra/sweeper", "hydra/launcher", "hydra.launcher.n_jobs", "hydra.sweep.subdir", STORAGE),
+    *(f"hydra.sweeper.{key}" for key in ("n_trials", "batch", "sampler", "seed", "study")),
+)
+
+
+def search_again(folder: Path, typed: Sequence[str] = ()) -> list[str] | None:
+    """The overrides with which a search in a folder goes on; None where the sweep there is no search.
+
+    typed: where its study is, if it is not in there; None where more than that is typed.
+    RequestError: what is stored would do more than set a value, or open a study that lies elsewhere.
+    """
+    if not (searched(folder) and all(one.startswith(f"{STORAGE}=") for one in typed)):
+        return None
+    recorded, place = hydra_request(folder), ("hydra.sweep.dir=", "hydra.mode=")
+    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
+    for one in again:
+        check_stored(one, SEARCH)
+    parse = OverridesParser.create().parse_override
+    stored = [one for one in again if one.lstrip("+~").startswith(STORAGE)]
+    for value in [] if typed else [parse(one).value() for one in stored] or [None]:
+        file = str(folder / "study.db" if value in (None, "") else value)
+        inside = folder.resolve() in Path(os.path.expanduser(file)).resolve().parents
+        if "://" in file or "?" in file or not inside:  # a URL may have a query
+            raise RequestError(
+                f"{STORAGE}={file}: expected a study in {folder}, as it was stored; to open another one, type"
+                f" finetune resume {shlex.quote(str(folder))} {STORAGE}=…"
+            )
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*(one for one in again if one not in stored), *(typed or stored), f"hydra.sweep.dir='{escaped}'"]
