@@ -121,8 +121,7 @@ def prepare(
         options = build.build_options(settings, options.rank)
     elif writes and not settings.resume:
         folders.refuse_used(folder)
-    start = folders.phase_before(folder)
-    model, dataset = _find_model_and_data(settings, state, console, start)
+    model, dataset = _find_model_and_data(settings, state, console, folders.phase_before(folder))
     origin = resuming.origin_of_data(model, dataset)
     resuming.check_origin(state, origin)
     if writes and not state:
@@ -142,8 +141,7 @@ def prepare(
     resuming.check_origin(state, origin)
     if writes:
         epochs.note_epochs(asked, folder, console)
-        alone = not (settings.fast_dev_run or folders.is_phase(folder))
-        if note := folders.start(folder, inputs.bad, latest=alone):
+        if note := folders.start(folder, inputs.bad, latest=not settings.fast_dev_run):
             say(console, "note", note)
     return Prepared(
         settings=settings,

@@ -60,12 +60,7 @@ def conflicts(settings: Settings) -> Iterator[str]:
         yield f"{wrong}: expected none with data.folds, or a data.fold a run"
     if settings.ema and (settings.refit or settings.folded):
         yield f"ema={settings.ema:g}: expected refit=false and no data.folds with it"
-    if settings.phases and settings.freeze == ["auto"]:
-        yield "phases: expected another freeze than auto, which makes phases of its own"
-    if settings.phased and settings.folded:
-        yield f"data.folds={settings.data.folds}: expected no phases and no freeze=auto, or a data.fold a run"
-    if settings.time_limit and settings.freeze != ["auto"]:
-        yield f"time_limit={settings.time_limit}: expected freeze=auto with it, which stops between its rungs"
+    yield from conflicts_of_phases(settings)
     if settings.patience and settings.best == "last":
         yield f"patience={settings.patience}: expected another best with it; with best=last none is better"
     if OPTIMIZERS[settings.optimizer.name].solves:
@@ -75,6 +70,16 @@ def conflicts(settings: Settings) -> Iterator[str]:
     if settings.warmup_epochs and schedule.own_warmup:
         expected = f"expected 0 with schedule={settings.schedule}, which has its own"
         yield f"warmup_epochs={settings.warmup_epochs}: {expected}"
+
+
+def conflicts_of_phases(settings: Settings) -> Iterator[str]:
+    """What does not go with phases, or only with those of `freeze=auto`."""
+    if settings.phases and settings.freeze == ["auto"]:
+        yield "phases: expected another freeze than auto, which makes phases of its own"
+    if settings.phased and settings.folded:
+        yield f"data.folds={settings.data.folds}: expected no phases and no freeze=auto, or a data.fold a run"
+    if settings.time_limit and settings.freeze != ["auto"]:
+        yield f"time_limit={settings.time_limit}: expected freeze=auto with it, which stops between its rungs"
 
 
 def conflicts_of_solving(settings: Settings) -> Iterator[str]:

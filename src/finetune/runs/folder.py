@@ -202,7 +202,7 @@ def start(folder: Path, skipped: Sequence[BadImage], latest: bool = True) -> str
         raise RunError(f"{error.filename}: cannot be made: {error.strerror}") from None
     if skipped:
         list_bad(folder, skipped)
-    if not latest:
+    if not latest or is_phase(folder):
         return None
     try:
         LATEST.parent.mkdir(exist_ok=True)
