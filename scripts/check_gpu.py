@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -193,9 +193,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="little of everything, for a CPU")
     parser.add_argument("--out", type=Path, help="write the figures to this file, too")
     arguments = parser.parse_args()
+    out = arguments.out and arguments.out.absolute()
     until, found = time.perf_counter() + SECONDS, about()
     signal.signal(signal.SIGALRM, out_of_time)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, chdir(name):
         os.environ["HOME"] = name  # nothing is in the store
         for part in PARTS:
             began, figures = time.perf_counter(), Found()
@@ -204,11 +205,10 @@ def main() -> None:
             found[part] = (
                 {**figures, **took, **({"wrong": wrong} if wrong else {})} if figures or wrong else None
             )
-            if arguments.out:
-                arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+            if out:
+                out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    main()
