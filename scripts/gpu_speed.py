@@ -13,7 +13,7 @@ from typing import Any
 
 from photographs import SIZE
 
-IMAGES, SMALL_IMAGES = 20_000, 200
+IMAGES, TRAINED, SMALL_IMAGES = 20_000, 6_000, 200
 DIFFERENT, CLASSES = 50, 10
 SMALL_SIZE = 64
 MODELS, SMALL_MODELS = ("resnet18", "resnet50", "vit_b_16"), ("timm/test_resnet",)
@@ -24,8 +24,6 @@ def photographs(folder: Path, count: int) -> Path:
     import numpy as np
     from PIL import Image
 
-    if folder.exists():
-        return folder
     generator, files = np.random.default_rng(0), []
     for _ in range(min(DIFFERENT, count)):
         coarse = generator.integers(0, 256, (SIZE[1] // 5, SIZE[0] // 5, 3), dtype=np.uint8)
@@ -207,7 +205,7 @@ def training(found: dict[str, Any], place: Path, small: bool) -> None:
 
     steps, name = Steps(), "test_resnet" if small else "resnet50"
     size, batch = (SMALL_SIZE, 16) if small else (224, 128)
-    root = photographs(place / "pictures", SMALL_IMAGES if small else IMAGES)
+    root = photographs(place / "trained_on", SMALL_IMAGES if small else TRAINED)
     data = {"source": "folder", "root": str(root), "image_size": size, "augment": "none"}
     asked = {"precision": "bf16", "batch_size": batch, "epochs": 2, "weights": "random", "freeze": "none"}
     finetune.fit(data, model=f"timm/{name}", callbacks=[steps], folder=place / "trained", quiet=True, **asked)
