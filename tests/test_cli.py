@@ -75,6 +75,23 @@ def test_torch_is_not_imported_for(loaded: dict[tuple[str, ...], set[str]], comm
     assert not loaded[command] & {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "PIL"}
 
 
+@pytest.mark.slow
+def test_what_takes_long_to_import_is_imported_for_what_needs_it_alone(
+    tmp_path: Path, few_pictures: Path
+) -> None:
+    """The run of shufflenet is of a golden folder, from which is only read."""
+    run, image = CHECKOUT / "tests" / "golden" / "runs" / "all", few_pictures / "red" / "0.png"
+    commands = [("main", "predict", str(run), str(image)), ("main", "train", *STEP, "hydra.run.dir=trained")]
+    typed = [sys.executable, "-c", PROBE, json.dumps(commands)]
+    ended = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "predict  1 image" in ended.stderr
+    assert (tmp_path / "trained" / "summary.json").exists()
+    predict, train = (set(json.loads(line)) for line in ended.stdout.splitlines())
+    never = {"sklearn", "pandas", "pyarrow", "joblib", "networkx", "onnx", "timm"}
+    assert train & never == set()
+    assert predict & {"pytorch_lightning", "torchmetrics", "scipy", "matplotlib", "tensorboard"} == set()
+
+
 def test_help_shows_the_groups_and_every_knob(train: Train) -> None:
     ended = train("--help", "optimizer=adamw")
     assert (ended.code, ended.err) == (0, "")

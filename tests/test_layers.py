@@ -16,7 +16,7 @@ LAYERS = [
     {"api", "launch", "worker"},
     {"objects"},
     {"sweep"},
-    {"run"},
+    {"fill", "run"},
     {"folds", "phases"},
     {"ladder"},
     {"adaptation", "refit", "finish"},

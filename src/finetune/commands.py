@@ -151,15 +151,24 @@ def resume(context: Context, run: str = Argument(help="A run's folder, a sweep's
     sys.exit(launch.resume_any(run, context.args))
 
 
-@command("cache", "cache --clear", context_settings=OVERRIDES)
+@command("cache", "cache --clear", "cache --fill pictures freeze=all", context_settings=OVERRIDES)
 def cache(
-    context: Context, clear: bool = Option(False, "--clear", help="Remove all stored features.")
+    context: Context,
+    clear: bool = Option(False, "--clear", help="Remove all stored features."),
+    fill: bool = Option(False, "--fill", help="Store what a run with these settings would; train nothing."),
 ) -> None:
     """Say what the feature store holds."""
+    settings = compose(context.args)
+    if fill and clear:
+        raise RequestError("--fill: expected no --clear with it")
+    if fill:
+        import_torch("finetune.fill")
+        from finetune.fill import fill_store
+
+        return fill_store(settings, Screen())
     from finetune.features.command import clear_store, list_store
 
-    folder = Path(os.path.expanduser(compose(context.args).cache_dir))
-    (clear_store if clear else list_store)(folder, Screen())
+    (clear_store if clear else list_store)(Path(os.path.expanduser(settings.cache_dir)), Screen())
 
 
 @command("export latest --format onnx", "export latest --format torch --out model.pt --softmax")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
 from finetune.choices.given import is_given
@@ -94,6 +93,8 @@ def stratified_folds(dataset: Dataset, seed: int) -> list[tuple[Tensor, Tensor]]
 
     None where no class has two different images.
     """
+    from sklearn.model_selection import KFold, StratifiedKFold  # half a second that few runs need
+
     rows = dataset.split["train"]
     contents, first, content = np.unique(
         np.asarray(dataset.units or dataset.digests)[rows], return_index=True, return_inverse=True

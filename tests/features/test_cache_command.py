@@ -11,6 +11,7 @@ from finetune.features.store import Store, open_store
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.rows import LAYOUT, digests, tensors
+from support.runs import SMALL, newest, summary_of
 
 Command = Callable[..., Ended]
 ABOUT = {"model": "resnet18", "boundary": ["avgpool"], "view": "plain", "dtype": "fp32"}
@@ -43,6 +44,45 @@ def test_a_damaged_store_is_a_line_of_the_list(command: Command, store: Store, c
     assert ended.out.splitlines()[0] == f"    80 B  {folder}: about.json is damaged or another version's"
     assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
     assert not store.folder.exists()
+
+
+WITH = ("data=folder", "data.root=pictures", "data.image_size=32", "weights=random", SMALL, "cache_dir=cache")
+
+
+def test_it_is_filled_with_what_a_run_then_finds(command: Command, few_pictures: Path) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    asked = (*WITH, "data.augment=flip", "cache=disk")
+    ended = command("cache", "--fill", *asked)
+    assert (ended.code, ended.err) == (0, "")
+    assert "; 120 computed in " in ended.out  # each image and its mirror image
+    assert not Path("outputs").exists()
+    again = command("cache", "--fill", *asked)
+    assert "; all 120 were in the store; " in again.out
+    assert command("train", *asked, "epochs=1", "optimizer.lr=1").code == 0
+    found = summary_of(newest())["features"]
+    assert (found["computed"], found["reused"]) == (0, 120)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ("freeze=none", "nothing frozen comes before what trains"),
+        ("cache=none", "cache=none"),
+        ("cache=memory", "in memory for this run"),
+        ("data.augment=standard", "data.augment=standard shows other images in every epoch"),
+        ("--clear", None),
+    ],
+)
+def test_it_is_not_filled_where_nothing_would_be_stored(
+    command: Command, few_pictures: Path, asked: str, why: str | None
+) -> None:
+    Path("pictures").symlink_to(few_pictures)
+    told = f"expected settings with which a run stores features; with these: {why}"
+    ended = command("cache", "--fill", *WITH, asked)
+    assert (ended.code, ended.err) == (
+        2,
+        f"error: --fill: {told if why else 'expected no --clear with it'}\n",
+    )
 
 
 def test_what_cannot_be_removed_is_said_in_one_line(command: Command, store: Store) -> None:

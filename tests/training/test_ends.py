@@ -2,10 +2,13 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.plugins import MixedPrecision
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
 
@@ -114,6 +117,27 @@ def test_a_number_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkp
         kept = training.checkpoint(name)
         assert kept["epoch"] == 0
         assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+class Fp16(pl.Callback):
+    """Trains in fp16 on a CPU, which Lightning has for GPUs alone; in epoch 2 activations overflow it."""
+
+    def setup(self, trainer: pl.Trainer, *args: Any, **stage: Any) -> None:
+        trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, learner: Any) -> None:
+        if trainer.current_epoch == 1:
+            learner.model.late[1].weight.data.mul_(1e6)
+
+
+def test_what_overflows_in_fp16_ends_the_run_and_is_told_which_formats_hold_more(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.net.float()
+    training.x = training.x.float()
+    told = r"batch 1 became \S+ in epoch 2.*; or precision=bf16 or 32, .*the checkpoint of epoch 1 is kept$"
+    with pytest.raises(RunError, match=told):
+        training.fit(epochs=3, also=[Fp16()])
+    assert training.checkpoint("last")["epoch"] == training.checkpoint("best")["epoch"] == 0
 
 
 def test_nothing_is_kept_where_no_epoch_was_finished(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from finetune.errors import RequestError, brief
 
@@ -45,6 +44,8 @@ def number_folds(units: Sequence[str], labels: np.ndarray, classes: Sequence[str
     Raises:
         RequestError: a fold would be empty, or hold all images of a class, so that none would train.
     """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold  # half a second that few runs need
+
     order = np.argsort(units, kind="stable")  # by content, whatever the order of the files
     unit, folds = np.unique(units, return_inverse=True)[1], np.zeros(len(order), np.int64)
     kind = GroupKFold if labels.ndim == 2 else StratifiedGroupKFold

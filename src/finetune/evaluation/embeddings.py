@@ -12,7 +12,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from finetune import build
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
@@ -66,6 +65,8 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
     Raises:
         RequestError: no image is left to train on without the broken ones.
     """
+    from finetune import build  # which imports Lightning, and who predicts does without
+
     data = settings.data.model_copy(update={"augment": "none"})
     settings = settings.model_copy(update={**UNCHANGED, "data": data})
     device = build.build_options(settings).device

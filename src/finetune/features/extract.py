@@ -23,6 +23,7 @@ from finetune.model.tracing import keep_modes
 BATCHES = {"cpu": 16, "cuda": 64, "mps": 64}
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOST_WORKERS = 16  # threads that decode
 COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes minutes on a CPU without it
 
 Tensors = tuple[Tensor, ...]
@@ -95,11 +96,22 @@ def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[
     sample: a few normalised images. Returns, too, its form and the relative difference of the form asked for.
     """
     forward = accelerate(prefix, form, device)
-    distance = difference(_exact(prefix, device, sample), forward(sample))
+    exact, threads = _exact(prefix, device, sample), torch.get_num_threads()
+    if form.compiled and device == "cpu":  # for as many as will compute; for others it is compiled again
+        torch.set_num_threads(max(1, _cores() // MOST_WORKERS))
+    try:
+        distance = difference(exact, forward(sample))
+    finally:
+        torch.set_num_threads(threads)
     if distance <= TOLERANCE[form.dtype]:
         return forward, form, distance
     plain = Form("fp32", folded=False, batch=form.batch)
     return accelerate(prefix, plain, device), plain, distance
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def extract(
@@ -118,10 +130,10 @@ def extract(
     read: decodes the image of a row to uint8 (3, H, W); None leaves it out.
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     remaining = iter(rows)
     batches = iter(lambda: list(islice(remaining, batch)), [])
-    first = list(islice(batches, min(cores, 16)))
+    first = list(islice(batches, min(cores, MOST_WORKERS)))
     workers, threads = max(len(first), 1), torch.get_num_threads()
     on_cpu = device == "cpu"
 

@@ -113,6 +113,8 @@ class Learner(pl.LightningModule):
             if not math.isfinite(numbers[job]):
                 error = f"{what} became {numbers[job]} in epoch {self.current_epoch + 1},"
                 hint = "expected a finite number; try a smaller optimizer.lr or trainer.clip_norm=1"
+                if self.trainer.precision == "16-mixed":
+                    hint += "; or precision=bf16 or 32, as precision=16 ends at 65,504"
                 self.fail(job, RunError(f"{error} {hint}"))
 
     def _step(self, split: str, batch: Batch) -> Measured:

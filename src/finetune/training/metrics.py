@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from finetune.training.intervals import bootstrap, wilson
 
@@ -97,10 +96,8 @@ def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], out
 def confusion_matrix(labels: Tensor, answers: Tensor, classes: int, outputs: int) -> np.ndarray:
     """Counts by true class (rows) and answer (columns), a last one for outputs of a larger head."""
     columns = classes + (outputs > classes)
-    matrix = multiclass_confusion_matrix(
-        answers.clamp(max=columns - 1), labels, num_classes=columns, validate_args=False
-    )
-    return matrix[:classes].numpy()
+    cells = labels * columns + answers.clamp(max=columns - 1)
+    return cells.bincount(minlength=columns**2).reshape(columns, columns)[:classes].numpy()
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[Row]:
