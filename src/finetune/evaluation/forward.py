@@ -22,7 +22,6 @@ from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 
 Ranked = list[tuple[str, float]]
-NOTHING = (None, None)  # neither logits nor features
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Answer:
 
     image: RawImage
     logits: Tensor | None
-    reason: str = ""
     features: Tensor | None = None
+    reason: str = ""
 
 
 class Predictor:
@@ -83,36 +82,15 @@ class Predictor:
             self.settle(decoded)
             stream = chain(seen, stream)
         assert self.forward is not None
-        waiting: dict[int, RawImage] = {}
-        reasons: dict[int, str] = {}
-        done = 0
-
-        def numbers() -> Iterator[int]:
-            for number, image in enumerate(stream):
-                waiting[number] = image
-                yield number
-
-        def read(number: int) -> Tensor | None:
-            decoded = self.read(waiting[number])
-            if isinstance(decoded, BadImage):
-                reasons[number] = decoded.reason
-                return None
-            return decoded
-
-        def answer(number: int, found: tuple[Tensor | None, ...] = NOTHING) -> Answer:
-            logits, features = found
-            return Answer(waiting.pop(number), logits, reasons.pop(number, ""), features)
-
         batches = extract(
-            self.forward, read, self.normalise, numbers(), batch=self.form.batch, device=self.device
+            self.forward, self.read, self.normalise, stream, batch=self.form.batch, device=self.device
         )
-        for rows, tensors in batches:
-            if rows:
-                found = dict(zip(rows, zip(*tensors, strict=True), strict=True))
-                yield [answer(number, found.get(number, NOTHING)) for number in range(done, rows[-1] + 1)]
-                done = rows[-1] + 1
-        if waiting:
-            yield [answer(number) for number in sorted(waiting)]
+        for told, tensors in batches:
+            found = zip(*tensors, strict=True)
+            yield [
+                Answer(image, None, reason=bad.reason) if bad else Answer(image, *next(found))
+                for image, bad in told
+            ]
 
     def rank(self, answers: Sequence[Answer], top: int) -> list[Ranked]:
         """The likeliest classes of each image with their probabilities; none where it cannot be read."""

@@ -26,7 +26,7 @@ from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs, Views, views
 from finetune.errors import RequestError
-from finetune.features.compute import FeatureComputer, Features, Images
+from finetune.features.compute import FeatureComputer, Features
 from finetune.features.plan import FeaturePlan, readable
 from finetune.machine import ram
 from finetune.model.assemble import Model
@@ -113,10 +113,9 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
     reader = plain_reader(model, dataset, settings.memo)
     prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    images = Images(dataset, reader, [dataset.digests[index] for index in sample_of(dataset)])
-    computer = FeatureComputer(plan, images, settings.progress, settings.on_wait)
+    computer = FeatureComputer(plan, dataset, reader, settings.progress, settings.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
-    bad = [images.bad[index] for index in sorted(images.bad)]
+    bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, settings.memo)
@@ -127,7 +126,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: 
         inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), settings.seed),
         prepare=lambda features, training, number: features,
         network=plan.split.suffix,
-        sample=_sample(dataset, reader, images.held, prepare),
+        sample=_sample(dataset, reader, prepare),
         bad=bad,
         plan=plan,
         features=_summary(computed, plan),
@@ -184,16 +183,11 @@ def sample_of(dataset: Dataset) -> np.ndarray:
     return np.random.default_rng(0).permutation(dataset.split["train"])[:SAMPLE]
 
 
-def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
-    """Some training images as the first epoch may show them; decoded unless they are held."""
-    reader = replace(
-        reader, images=dataset.images, known={}, digests=dataset.digests, repaired={}
-    )  # renumbered
-    found = []
-    for index in sample_of(dataset).tolist():
-        digest = dataset.digests[index]
-        found.append(held[digest] if digest in held else reader(index))
-    return prepare(torch.stack([image for image in found if isinstance(image, Tensor)]), True, 1)
+def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
+    """Some training images as the first epoch may show them."""
+    renumbered = replace(reader, images=dataset.images, known={}, digests=dataset.digests, repaired={})
+    read = map(renumbered, sample_of(dataset).tolist())
+    return prepare(torch.stack([image for image in read if isinstance(image, Tensor)]), True, 1)
 
 
 def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
