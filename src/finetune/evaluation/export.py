@@ -133,7 +133,7 @@ def write_export(
 
 
 def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
-    text = recipe(saved, target.name, softmax=temperature is not None)
+    text = recipe(saved, target.name, is_probability=temperature is not None)
     write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())
 
 
