@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ def framed(node: Node) -> OffsetBox:
     if node.late and not lines:
         lines = ["detached: no grad_fn"]
     beside = shape_text(node.shape) if node.name == "image" else node.type
-    head = [words(node.name, TITLE, style, weight="bold"), *[words(beside, TEXT, style)] * bool(beside)]
+    head: list[Artist] = [words(node.name, TITLE, style, weight="bold"), *[words(beside, TEXT, style)] * bool(beside)]
     packed = [
         HPacker(children=head, pad=0, sep=10, align="baseline"),
         *(words(one, TEXT, style) for one in lines),
@@ -143,7 +144,7 @@ def framed(node: Node) -> OffsetBox:
 
 def beside_leaves(node: Node, box: OffsetBox) -> OffsetBox:
     """A node's box, and to the left of it those of its parameters, with arrows."""
-    rows = []
+    rows: list[Artist] = []
     for trains, style in ((True, LEAF), (False, FROZEN_LEAF)):
         if some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains]:
             leaf = frame(
