@@ -134,7 +134,10 @@ def framed(node: Node) -> OffsetBox:
     if node.late and not lines:
         lines = ["detached: no grad_fn"]
     beside = shape_text(node.shape) if node.name == "image" else node.type
-    head: list[Artist] = [words(node.name, TITLE, style, weight="bold"), *[words(beside, TEXT, style)] * bool(beside)]
+    head: list[Artist] = [
+        words(node.name, TITLE, style, weight="bold"),
+        *[words(beside, TEXT, style)] * bool(beside),
+    ]
     packed = [
         HPacker(children=head, pad=0, sep=10, align="baseline"),
         *(words(one, TEXT, style) for one in lines),

@@ -36,10 +36,6 @@ def find_head(model: nn.Module) -> str:
     return found[-1]
 
 
-def count_outputs(model: nn.Module, name: str) -> int:
-    return len(model.get_parameter(f"{name}.weight"))
-
-
 def replace_head(
     model: nn.Module,
     name: str,

@@ -6,15 +6,14 @@ import importlib.util
 import logging
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
-
-import numpy as np
 
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import (
@@ -60,7 +59,7 @@ def find_in_hub(
         splits += [split] * len(told)
     if not images:
         raise RequestError(f"{setting}: expected images with labels; there are none")
-    classes, labels = _number_labels(names, several, known)
+    classes, labels = label_vectors(names, known) if several else number_classes([*chain(*names)], known)
     return LabeledImages(
         name=name or str(root),
         setting=setting,
@@ -70,21 +69,6 @@ def find_in_hub(
         splits=own_splits(splits),
         warnings=warnings,
     )
-
-
-def _number_labels(
-    names: Sequence[Sequence[str]], several: bool, known: Sequence[str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes and the labels; where the set names its classes, in their order and all of them."""
-    classes, labels = label_vectors(names) if several else number_classes([one for (one,) in names])
-    if known is None:
-        return classes, labels
-    order = [known.index(one) for one in classes]
-    if not several:
-        return tuple(known), np.array(order, dtype=np.int64)[labels]
-    wide = np.zeros((len(labels), len(known)), np.float32)
-    wide[:, order] = labels
-    return tuple(known), wide
 
 
 def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, Any], tuple[str, ...]]:
