@@ -152,12 +152,10 @@ class StackedBatches(Batches):
         self.which = torch.tensor([list(self.by_seed).index(batches.seed) for batches in jobs])
 
     def train_dataloader(self) -> Any:
-        return Zipped(
-            [
-                Loader(b.examples, "train", b.batch_size, b.seed, epoch=self.epoch)
-                for b in self.by_seed.values()
-            ]
-        )
+        # Lightning takes a batch of each at a time, in a list.
+        return [
+            Loader(b.examples, "train", b.batch_size, b.seed, epoch=self.epoch) for b in self.by_seed.values()
+        ]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         if not isinstance(batch, list):
@@ -170,16 +168,3 @@ class StackedBatches(Batches):
         if len(tensors) == 1:
             return tensors[0].expand(len(self.which), *tensors[0].shape)
         return torch.stack(list(tensors))[self.which.to(tensors[0].device)]
-
-
-class Zipped:
-    """Loaders of the same length, a list of a batch of each at a time."""
-
-    def __init__(self, loaders: Sequence[Loader]) -> None:
-        self.loaders = loaders
-
-    def __len__(self) -> int:
-        return len(self.loaders[0])
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        return map(list, zip(*self.loaders, strict=True))

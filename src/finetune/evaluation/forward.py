@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -132,14 +132,14 @@ class Predictor:
     def _sample(self, stream: Iterator[RawImage]) -> tuple[list[RawImage], list[Tensor]]:
         """The first images, and a batch of those that can be read; not too many where few can."""
         seen: list[RawImage] = []
-        decoded: list[Tensor] = []
-        while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
-            if (image := next(stream, None)) is None:
-                break
-            seen.append(image)
-            if isinstance(one := self.read(image), Tensor):
-                decoded.append(one)
-        return seen, decoded
+
+        def read() -> Iterator[Tensor | BadImage]:
+            for image in islice(stream, 64 * self.form.batch):
+                seen.append(image)
+                yield self.read(image)
+
+        readable = (one for one in read() if isinstance(one, Tensor))
+        return seen, list(islice(readable, self.form.batch))
 
     def settle(self, decoded: Sequence[Tensor]) -> None:
         """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""

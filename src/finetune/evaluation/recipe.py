@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
 from finetune.cells import FORMULA, cells, like_a_formula
@@ -15,6 +13,7 @@ from finetune.data import pixels
 from finetune.model import staged
 from finetune.model.build import OPTIONS, timm_name
 from finetune.model.staged import Staged
+from finetune.report.templates import template
 from finetune.runs.open import Saved
 
 FUTURE = "from __future__ import annotations\n"
@@ -22,16 +21,8 @@ FUTURE = "from __future__ import annotations\n"
 
 def recipe(saved: Saved, model: str, is_probability: bool) -> str:
     """The text of predict.py for a model's file; is_probability: whether its outputs are probabilities."""
-    texts = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    texts.filters["repr"] = repr
     kind = model.rpartition(".")[2].lower()
-    return texts.get_template("predict.py.jinja").render(
+    return template("predict.py.jinja").render(
         model=model,
         kind=kind,
         pixels=inspect.getsource(pixels),

@@ -1,4 +1,4 @@
-"""The templates of pages that need nothing beside themselves, and what they write numbers with."""
+"""The templates of what stands by itself, pages and scripts, and what they write numbers with."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 
 
 @cache
 def template(name: str) -> Template:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(),  # in pages
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     digest = lambda text: base64.b64encode(sha256(text.encode()).digest()).decode()  # noqa: E731
-    templates.filters.update(percent=percent, duration=duration, between=between, sha256=digest)
+    templates.filters.update(percent=percent, duration=duration, between=between, sha256=digest, repr=repr)
     return templates.get_template(name)
 
 
