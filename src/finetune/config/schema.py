@@ -208,10 +208,10 @@ def configs_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "configs"
 
 
-def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
+def flat(values: dict[str, Any], above: str = "") -> dict[str, float | str]:
     """Settings by dotted names, what is no number as on the command line."""
     found: dict[str, float | str] = {}
-    for key, value in settings.items():
+    for key, value in values.items():
         if isinstance(value, dict):
             found |= flat(value, f"{above}{key}.")
         elif isinstance(value, list):

@@ -73,21 +73,21 @@ class ModelInputs:
     batchnorm: dict[str, Any] | None = None
 
 
-def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     """Decode every image once, to keep what is planned of it; ChangedImage: one is not what was hashed."""
     load = _load_images if plan.where == "none" else _load_features
-    return load(plan, model, dataset, settings)
+    return load(plan, model, dataset, loading)
 
 
-def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
-    reader = replace(plain_reader(model, dataset, settings.memo), uncropped=uncropped)
-    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
-    with settings.progress("reading images", len(dataset.images)) as advance:
-        pixels, bad = reader.all(settings.workers, advance, partial(_allocate, plan.cache_dir))
+    reader = replace(plain_reader(model, dataset, loading.memo), uncropped=uncropped)
+    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
+    with loading.progress("reading images", len(dataset.images)) as advance:
+        pixels, bad = reader.all(loading.workers, advance, partial(_allocate, plan.cache_dir))
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
     repaired = _repaired(reader, dataset, bad)
-    dataset = _leave_out(bad, reader, dataset, settings.memo)
+    dataset = _leave_out(bad, reader, dataset, loading.memo)
 
     def plain(chosen: Tensor) -> Tensor:
         return pixels[places[chosen]]
@@ -97,7 +97,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
 
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed),
         prepare=prepare,
         network=model.network,
         sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1),
@@ -108,22 +108,22 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
     )
 
 
-def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     assert plan.split is not None
-    reader = plain_reader(model, dataset, settings.memo)
-    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
+    reader = plain_reader(model, dataset, loading.memo)
+    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    computer = FeatureComputer(plan, dataset, reader, settings.progress, settings.on_wait)
+    computer = FeatureComputer(plan, dataset, reader, loading.progress, loading.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
-    dataset = _leave_out(bad, reader, dataset, settings.memo)
+    dataset = _leave_out(bad, reader, dataset, loading.memo)
     computed = [replace(features, places=features.places[kept]) for features in every]
     plain, mirrored = computed[0].inputs, computed[-1].inputs
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), loading.seed),
         prepare=lambda features, training, number: features,
         network=plan.split.suffix,
         sample=_sample(dataset, reader, prepare),

@@ -51,8 +51,8 @@ def timm_state_dict(name: str) -> dict[str, Tensor]:
     """The state dict of timm's default weights, from the hub's cache or the network, or Unreachable."""
     import timm
 
-    config = timm.models.get_pretrained_cfg(name)
-    overlay = _cached_or_answered(name, config) if config and config.hf_hub_id else {}
+    known = timm.models.get_pretrained_cfg(name)
+    overlay = _cached_or_answered(name, known) if known and known.hf_hub_id else {}
     try:
         with connect_timeout():
             return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
@@ -60,7 +60,7 @@ def timm_state_dict(name: str) -> dict[str, Tensor]:
         raise Unreachable(f"timm's weights for {name} could not be loaded ({_reason(error)})") from None
 
 
-def _cached_or_answered(name: str, config: Any) -> dict[str, Any]:
+def _cached_or_answered(name: str, known: Any) -> dict[str, Any]:
     """Where the hub's cache holds the weights; else nothing, once the hub has answered.
 
     Its own client retries each of two files five times, and waits a minute for each: 47 seconds without a
@@ -68,8 +68,8 @@ def _cached_or_answered(name: str, config: Any) -> dict[str, Any]:
     """
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
-    repository, _, revision = config.hf_hub_id.partition("@")
-    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    repository, _, revision = known.hf_hub_id.partition("@")
+    files = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     for file in files:
         cached = try_to_load_from_cache(repository, file, revision=revision or None)
         if isinstance(cached, str):
