@@ -113,7 +113,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
     reader = plain_reader(model, dataset, loading.memo)
     prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    computer = FeatureComputer(plan, dataset, reader, loading.progress, loading.on_wait)
+    computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])

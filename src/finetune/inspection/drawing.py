@@ -103,7 +103,7 @@ def figure_of(nodes: Sequence[Node], title: str, lines: Sequence[str]) -> Figure
         if node.shape and node.name != "image":
             blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             below = (x[number] + 0.06, ends[number] + GAP / 2)
-            write(axes, below, shape_text(node.shape), 5.4, SHAPE, bbox=blank)
+            write(axes, below, shape_text(node.shape), size=5.4, color=SHAPE, bbox=blank)
     if crossed:
         draw_boundary(axes, tops[first_late] - 0.2, nodes)
     explain(figure, title, lines)
@@ -113,9 +113,9 @@ def figure_of(nodes: Sequence[Node], title: str, lines: Sequence[str]) -> Figure
 def explain(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """What stands above the graph, and the legend below it."""
     (axes,), title = figure.axes, f"{title}: the autograd graph of one training step"
-    write(axes, (MARGIN, MARGIN + 0.06), title, 13, "#1b232b", weight="bold")
+    write(axes, (MARGIN, MARGIN + 0.06), title, size=13, color="#1b232b", weight="bold")
     for number, text in enumerate(lines):
-        write(axes, (MARGIN, MARGIN + 0.32 + 0.19 * number), text, 9, PLAIN)
+        write(axes, (MARGIN, MARGIN + 0.32 + 0.19 * number), text, size=9, color=PLAIN)
     handles = [Patch(facecolor=one.face, edgecolor=one.edge, label=text) for text, one in LEGEND.items()]
     look = {"frameon": False, "fontsize": SMALL, "labelcolor": PLAIN}
     figure.legend(handles=handles, loc="lower center", ncols=len(LEGEND), **look)
@@ -184,9 +184,9 @@ def draw_boundary(axes: Axes, y: float, nodes: Sequence[Node]) -> None:
     right = axes.get_xlim()[1] - MARGIN
     axes.plot([MARGIN, right], [y, y], color=BOUNDARY, linewidth=1.1, dashes=(5, 3), zorder=1)
     label = f"gradient boundary: {shapes} numbers an image" if shapes else "gradient boundary"
-    write(axes, (MARGIN, y - 0.09), label, 7.5, BOUNDARY, weight="bold")
-    write(axes, (right, y - 0.09), "above: no grad_fn, frozen", 7, FROZEN.text, ha="right")
-    write(axes, (right, y + 0.1), "below: carries a gradient", 7, MOVING.edge, ha="right")
+    write(axes, (MARGIN, y - 0.09), label, size=7.5, color=BOUNDARY, weight="bold")
+    write(axes, (right, y - 0.09), "above: no grad_fn, frozen", size=7, color=FROZEN.text, ha="right")
+    write(axes, (right, y + 0.1), "below: carries a gradient", size=7, color=MOVING.edge, ha="right")
 
 
 def write(axes: Axes, at: Point, text: str, size: float, color: str, **style: Any) -> None:
