@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, BrokenImage, decode
 from finetune.evaluation.calibration import temperature_of
-from finetune.evaluation.embeddings import HeadInputs
+from finetune.evaluation.embeddings import HeadInputs, model_of
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
-from finetune.model.boundary import NotTraceable, split
+from finetune.features.plan import halve
 from finetune.runs.open import Saved
 from finetune.training import device as devices
 from finetune.training.metrics import probabilities
@@ -143,20 +142,19 @@ class Predictor:
 
     def settle(self, decoded: Sequence[Tensor]) -> None:
         """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""
-        network = copy.deepcopy(self.saved.network)
-        halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
-        plain = replace(self.form, dtype="fp32", folded=False)
+        model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
+        halves, _ = halve(model)
         if halves is None:
-            whole = HeadInputs(network, self.saved.head)
+            whole = HeadInputs(model.network, self.saved.head)
             self.form, self.forward = plain, accelerate(whole, plain, self.device)
             return
-        prefix, suffix = halves
-        head = HeadInputs(suffix, self.saved.head).to(self.device)
+        assert halves.prefix
+        head = HeadInputs(halves.suffix, self.saved.head).to(self.device).eval()
         if decoded:
             sample = self.normalise(torch.stack(list(decoded)))
-            backbone, self.form, _ = settle(prefix, self.form, self.device, sample)
+            backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
         else:
-            self.form, backbone = plain, accelerate(prefix, plain, self.device)
+            self.form, backbone = plain, accelerate(halves.prefix, plain, self.device)
 
         def forward(images: Tensor) -> tuple[Tensor, ...]:
             tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
@@ -171,14 +169,3 @@ class Predictor:
 def _padded(tensor: Tensor, batch: int) -> Tensor:
     """To the batch's full size, as the bits of an answer depend on it."""
     return torch.cat([tensor, tensor[:1].expand(batch - len(tensor), *tensor.shape[1:])])
-
-
-def _before_head(network: nn.Module, head: str, size: int) -> tuple[nn.Module, nn.Module] | None:
-    """The model split where only its head would train; None where it has no graph."""
-    network.requires_grad_(False)
-    network.get_submodule(head).requires_grad_(True)
-    try:
-        halves = split(network, torch.zeros(1, 3, size, size))
-    except NotTraceable:
-        return None
-    return (halves.prefix, halves.suffix) if halves.prefix is not None else None

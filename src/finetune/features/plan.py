@@ -87,7 +87,7 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
     """Split the model where gradients begin, and decide what is cached; no image is decoded."""
     cache, augment = wanted.cache, wanted.augment
     shown = Augmentation() if augment == "auto" else AUGMENTATIONS[augment]
-    halves, why = _split(model)
+    halves, why = halve(model)
     total = macs(model.network, model.example)
     prefix_macs = macs(halves.prefix, model.example) if halves and halves.prefix else 0.0
     images = len(set(dataset.digests))
@@ -126,7 +126,7 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
     )
 
 
-def _split(model: Model) -> tuple[Split | None, str]:
+def halve(model: Model) -> tuple[Split | None, str]:
     """The model's halves; None where nothing can be cached, and why."""
     try:
         halves = split(model.network, model.example)
