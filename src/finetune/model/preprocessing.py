@@ -58,6 +58,8 @@ class Preprocessing:
         told = {one.name: text[one.name] for one in fields(Preprocessing) if one.name in text}
         plain = {key: value if key in TEXTS else json.loads(value) for key, value in told.items()}
         read = TypeAdapter(Preprocessing).validate_python(plain)
+        scales = {kind: (black, white) for kind, (black, white) in read.brightness.items()}
+        read = replace(read, brightness=scales)
         numbers = [*read.mean, *read.std]
         if not (
             min(read.crop_size, read.resize_size) > 0
