@@ -29,7 +29,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from finetune.api import load
 from finetune.config.compose import compose
-from finetune.evaluation.details import Details
+from finetune.evaluation.familiar import Details
 from finetune.run import run
 from finetune.runs.open import open_run
 

@@ -20,8 +20,7 @@ import finetune
 from finetune import cli
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.compose import compose
-from finetune.config.data import Data
-from finetune.config.schema import Settings, Trainer, configs_folder
+from finetune.config.schema import Data, Settings, Trainer, configs_folder
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, SMALL

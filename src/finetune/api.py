@@ -23,7 +23,7 @@ from finetune.data.images import BadImage
 from finetune.data.sources.given import pixels_of
 from finetune.errors import RequestError
 from finetune.evaluation.command import measure_run
-from finetune.evaluation.details import Details
+from finetune.evaluation.familiar import Details
 from finetune.evaluation.forward import Predictor
 from finetune.evaluation.paths import find_images
 from finetune.objects import data_settings, named, settings_from

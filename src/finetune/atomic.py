@@ -54,6 +54,14 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
             part.unlink()
 
 
+def make_out(folder: Path) -> None:
+    """Make the folder that `--out` means; RequestError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
+
+
 def part_of(target: Path, ending: str = "") -> Path:
     """A file beside the target whose name is new, and no longer than a name may be."""
     return target.with_name(f".{uuid4().hex}{ending}")

@@ -17,10 +17,10 @@ from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import MIXING, Settings
 from finetune.data import sources
+from finetune.data.augment import Mix
 from finetune.data.dataset import Dataset
 from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
-from finetune.data.mix import Mix
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
 from finetune.demands import refuse_unsolvable, refuse_validating

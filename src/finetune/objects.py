@@ -79,10 +79,10 @@ def _each(transform: Any, images: Tensor, size: int, generator: Generator) -> Te
     return found[..., top : top + size, left : left + size].to(images.device)
 
 
-def settings_from(settings: Mapping[str, Any]) -> Settings:
+def settings_from(given: Mapping[str, Any]) -> Settings:
     """The settings that keyword arguments amount to: shipped defaults, chosen groups, then single values."""
     groups, values = [], dict[tuple[str, ...], Any]()
-    for name, value in ((name, named(name, value)) for name, value in settings.items()):
+    for name, value in ((name, named(name, value)) for name, value in given.items()):
         choice = "source" if name == "data" else "name"
         chosen = value.get(choice) if isinstance(value, Mapping) else value
         if name in GROUPS and is_given(chosen):

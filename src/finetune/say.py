@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedWriter, TextIOWrapper
@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from finetune.errors import RequestError, harmless, shown
@@ -90,6 +91,14 @@ class Line:
 def say(console: Console, word: str, text: str, typed: str = "") -> None:
     """A line, printed at once, so that a bar that is drawn meanwhile comes before or after it."""
     console.print(Line(word, text, typed), soft_wrap=True)
+
+
+def columns(*titles: str, numbers: Collection[str] = ()) -> Table:
+    """A table without lines, below these titles, of which some are of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title in numbers else "left")
+    return table
 
 
 def open_log(file: Path) -> TextIOWrapper:

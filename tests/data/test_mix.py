@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.mix import Mix
+from finetune.data.augment import Mix
 from support.ended import Ended
 from support.runs import summary_of
 

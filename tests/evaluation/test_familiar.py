@@ -18,8 +18,8 @@ import finetune
 from finetune.build import find_data
 from finetune.errors import RequestError
 from finetune.evaluation import familiar
-from finetune.evaluation.details import Details
 from finetune.evaluation.embeddings import embed, model_of
+from finetune.evaluation.familiar import Details
 from finetune.evaluation.forward import Predictor
 from finetune.runs.folder import REFERENCE
 from finetune.runs.open import Saved, open_run

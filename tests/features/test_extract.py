@@ -3,6 +3,7 @@ import torch
 from torch import fx, nn
 from torch._dynamo.utils import counters
 
+from finetune.data.images import BadImage
 from finetune.features.extract import Form, accelerate, choose_form, difference, extract, settle
 from finetune.model.assemble import ModelConfig, assemble
 from finetune.model.boundary import split
@@ -31,8 +32,8 @@ PREPARE = Preprocessing(SIZE, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 def rows_of(forward, images, rows):
     found = {}
-    for batch, tensors in extract(forward, images.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
-        found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, row in enumerate(batch)}
+    for told, tensors in extract(forward, images.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
+        found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, (row, _) in enumerate(told)}
     return found
 
 
@@ -72,19 +73,17 @@ def test_a_feature_has_the_same_bits_whatever_it_is_computed_beside(prefix, imag
 def test_broken_pictures_are_left_out(prefix, images):
     forward = accelerate(prefix, Form("fp32"), "cpu")
     whole = rows_of(forward, images, range(6))
-    seen = [
-        (rows, tensors[0])
-        for rows, tensors in extract(
-            forward, lambda i: None if i in (0, 3) else images[i], PREPARE.normalise, range(6), BATCH, "cpu"
-        )
-    ]
-    ((rows, tensor),) = seen
-    assert rows == [1, 2, 4, 5]
+
+    def read(row):
+        return BadImage(row, "", "broken") if row in (0, 3) else images[row]
+
+    ((told, (tensor,)),) = extract(forward, read, PREPARE.normalise, range(6), BATCH, "cpu")
+    assert [row for row, _ in told] == [0, 1, 2, 3, 4, 5]
+    assert [row for row, bad in told if bad] == [0, 3]
     assert len(tensor) == 4
     assert torch.equal(tensor[2], whole[4][0])
-    assert [
-        rows for rows, _ in extract(forward, lambda _: None, PREPARE.normalise, range(3), BATCH, "cpu")
-    ] == [[]]
+    ((told, tensors),) = extract(forward, read, PREPARE.normalise, [3, 0], BATCH, "cpu")
+    assert ([row for row, _ in told], tensors) == ([3, 0], ())
 
 
 def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefix, images):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from finetune import network
 from finetune.errors import RequestError
-from finetune.model import download as downloads
 from finetune.model.build import build_model
 from finetune.model.download import Unreachable, timm_state_dict
 from finetune.model.hashing import digest
@@ -27,12 +27,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub, and a hub at an address of this machine where nobody answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-    template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    lies_at(monkeypatch, port)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
+
+
+def lies_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    constants, address = huggingface_hub.constants, f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def fill(hub: Path, data: bytes | None = None) -> dict[str, torch.Tensor]:
@@ -61,10 +65,9 @@ def test_without_a_network_the_request_ends_at_once(hub: Path, requested: str):
 
 
 def test_a_hub_that_never_answers_is_given_up(hub: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        template = f"http://127.0.0.1:{silent.getsockname()[1]}/{{repo_id}}/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        lies_at(monkeypatch, silent.getsockname()[1])
         began = time.monotonic()
         with pytest.raises(Unreachable, match="timed out"):
             timm_state_dict(NAME)
@@ -87,8 +90,7 @@ class Missing(http.server.BaseHTTPRequestHandler):
 def test_a_hub_that_does_not_have_the_model(hub: Path, monkeypatch: pytest.MonkeyPatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Missing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        lies_at(monkeypatch, server.server_port)
         with pytest.raises(RequestError, match=rf"^weights=imagenet: .*{NAME} could not be loaded \(.*404"):
             load_weights(build_model(MODEL), MODEL, "imagenet")
         server.shutdown()

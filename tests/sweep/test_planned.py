@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import pytest
 import yaml
 
 from finetune.atomic import write_sealed
-from finetune.config.schema import flat
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep import resume
@@ -24,10 +22,9 @@ from finetune.sweep.plans import Plan
 from support.ended import Ended
 from support.killed_sweep import main as killed
 from support.processes import Started
-from support.runs import CHECKOUT, SMALL, summary_of
+from support.runs import SMALL, summary_of
 
 Command = Callable[..., Ended]
-GOLDEN = CHECKOUT / "tests" / "golden" / "runs"
 
 
 @pytest.fixture
@@ -175,22 +172,6 @@ def test_a_batch_that_is_wrong_is_not_the_whole_sweep(command: Command, knobs: l
     ended = command("train", "-m", *knobs, "optimizer.lr=0,0.1", batches, "hydra.sweep.dir=cut")
     assert ended.code == 1
     assert [summary_of(Path("cut") / str(job))["status"] for job in range(2)] == ["failed", "finished"]
-
-
-def test_an_older_sweep_is_expanded_from_what_hydra_noted(command: Command, tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN / "sweep", "cut")
-    kept = [json.loads((GOLDEN / "sweep" / job / "settings.json").read_text()) for job in "0123"]
-    for job in "13":
-        shutil.rmtree(Path("cut") / job)
-    Path("cut/3/.hydra").mkdir(parents=True)
-    Path("cut/3/.hydra/overrides.yaml").touch()  # torn
-    assert [job.folder.name for job in compare(Path("cut")).others] == ["1", "3"]
-    plans = unfinished("cut")
-    assert [plan.number for plan in plans] == [1, 3]
-    for plan in plans:
-        assert plan.settings
-        now, before = flat(plan.settings.model_dump()), flat(kept[plan.number])  # which lacks newer settings
-        assert {key: now[key] for key in before} == before
 
 
 @pytest.mark.slow

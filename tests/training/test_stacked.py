@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.choices.schedules import Span
-from finetune.data.module import Batches, Examples
-from finetune.data.stacked import StackedBatches
+from finetune.data.module import Batches, Examples, StackedBatches
 from finetune.data.views import views
 from finetune.errors import RunError
 from finetune.model.freeze import Frozen, freeze

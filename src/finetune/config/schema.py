@@ -33,7 +33,6 @@ from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS, OptimizerSettings
 from finetune.choices.schedules import SCHEDULES
 from finetune.config.conflicts import conflicts
-from finetune.config.data import Data
 
 
 def _as_patterns(value: Any) -> Any:
@@ -72,6 +71,45 @@ NAMED: dict[str, tuple[Iterable[str], ...]] = {
     "schedule": (SCHEDULES,),
     "data.augment": (["auto"], AUGMENTATIONS),
 }
+
+
+class Data(Strict):
+    """The settings of `data`, of whatever source."""
+
+    source: Text  # of the table in data/sources
+    root: Text | None
+    name: Text | None
+    nested: bool
+    split: Literal["auto", "folders", "none"]
+    image_column: Text | None
+    label_column: Text | Annotated[list[Text], Field(min_length=2)] | None
+    label_separator: Text | None
+    image_folder: Text | None
+    image_suffix: Text | None
+    image_size: Annotated[int | str, number_or(8, "pixels, 8 or more, or auto", "auto")]
+    augment: Annotated[str, one_of(AUGMENTATIONS, "auto")]
+    crop: Literal["center", "squash", "pad"]
+    val_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: Annotated[int, Field(ge=0)] | None
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: Annotated[int, Field(ge=0)] | None
+    group_column: Text | None
+    group: Literal["parent"] | None
+    bad_images: Literal["error", "skip", "repair"]
+    workers: Annotated[int | str, number_or(1, "a number of threads, 1 or more, or auto", "auto")]
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> Data:
+        total = self.val_fraction + self.test_fraction
+        if total >= 1:
+            raise ValueError(
+                f"data.val_fraction and data.test_fraction: expected a sum below 1, so that images are left"
+                f" to train on, not {total:g}"
+            )
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError(f"data.fold={self.fold}: expected a larger data.folds with it; 0 is the first")
+        return self
 
 
 class Trainer(Strict):
@@ -202,10 +240,10 @@ def shipped(name: str) -> dict[str, Any]:
     return dict(_shipped(name))
 
 
-def flat(settings: dict[str, Any], above: str = "") -> dict[str, float | str]:
+def flat(values: dict[str, Any], above: str = "") -> dict[str, float | str]:
     """Settings by dotted names, what is no number as on the command line."""
     found: dict[str, float | str] = {}
-    for key, value in settings.items():
+    for key, value in values.items():
         if isinstance(value, dict):
             found |= flat(value, f"{above}{key}.")
         elif isinstance(value, list):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from finetune.data.mix import Mix
+from finetune.data.augment import Mix
 from finetune.data.views import Inputs, Views
 
 Batch = tuple[Inputs, Tensor]
@@ -135,3 +137,34 @@ class Batches(pl.LightningDataModule):
         if training and self.examples.mix and isinstance(inputs, Tensor):
             return self.examples.mix(inputs, labels, number)
         return inputs, labels
+
+
+class StackedBatches(Batches):
+    """The batches of all jobs: each job's own order while training, and the same images to validate and test.
+
+    jobs: the batches of each as it would have them alone; jobs of the same seed take the same.
+    """
+
+    def __init__(self, jobs: Sequence[Batches]) -> None:
+        first = jobs[0]
+        super().__init__(first.examples, first.batch_size, first.seed)
+        self.by_seed = {batches.seed: batches for batches in reversed(jobs)}
+        self.which = torch.tensor([list(self.by_seed).index(batches.seed) for batches in jobs])
+
+    def train_dataloader(self) -> Any:
+        # Lightning takes a batch of each at a time, in a list.
+        return [
+            Loader(b.examples, "train", b.batch_size, b.seed, epoch=self.epoch) for b in self.by_seed.values()
+        ]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        if not isinstance(batch, list):
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        inputs = tree_map(lambda *tensors: self._spread(tensors), *(one for one, _ in batch))
+        return inputs, self._spread([labels for _, labels in batch])
+
+    def _spread(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Each job's (J, B, …) of those that differ."""
+        if len(tensors) == 1:
+            return tensors[0].expand(len(self.which), *tensors[0].shape)
+        return torch.stack(list(tensors))[self.which.to(tensors[0].device)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.atomic import write_atomically
+from finetune.atomic import make_out, write_atomically
 from finetune.build import find_data, make_model
 from finetune.cells import table_of
 from finetune.config.compose import compose, free_folder, override_settings
@@ -72,10 +72,7 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
         raise RequestError(f"--write={write}: expected a new file; there is one, perhaps your own table")
     if out and any((out / f"audit.{kind}").exists() for kind in ("html", "csv")):
         raise RequestError(f"--out={out}: expected a new folder; there is an audit in this one")
-    try:
-        (out or Path()).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"--out={out}: cannot be made: {error.strerror}") from None
+    make_out(out or Path())
     if runs:
         saved = open_run(runs[0])
         settings = override_settings(saved.settings, overrides, TAKES)

@@ -23,9 +23,10 @@ from finetune.learners import stratified_folds
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.model.standardize import statistics
-from finetune.say import Screen, say
+from finetune.say import Screen, columns, say
 from finetune.training.intervals import told_apart, wilson
 
+TITLES = ("model", "accuracy", "95 % interval", "images/s", "parameters", "MB")
 WANTED = "models: expected a list of them, as 'models=[resnet18,efficientnet_b0]'"
 
 
@@ -84,18 +85,14 @@ def _measure(model: Model, settings: Settings, data: Dataset, console: Console) 
 
 def _show(ranked: Sequence[Compared], console: Console) -> None:
     """A line each, the best first; = for those that cannot be told from it on the same images."""
-    width = max(len("model"), *(len(one.name) for one in ranked))
-    console.print(f"\n  {'model':<{width}}  accuracy  95 % interval   images/s  parameters     MB")
+    table = columns("", *TITLES, numbers=TITLES[1:])
     for place, one in enumerate(ranked):
         share = float(one.right.mean())
-        low, high = wilson(share, len(one.right))
-        mark = "=" if place and not told_apart(ranked[0].right, one.right) else " "
+        interval = "{:.3f} to {:.3f}".format(*wilson(share, len(one.right)))
+        mark = "=" if place and not told_apart(ranked[0].right, one.right) else ""
         speed = "stored" if one.speed is None else f"{one.speed:.0f}"
-        interval = f"{low:.3f} to {high:.3f}"
-        console.print(
-            f"{mark} {one.name:<{width}}  {share:8.3f}  {interval}  {speed:>8}  {one.parameters:>10,}"
-            f"  {one.size:5.0f}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        numbers = (f"{share:.3f}", interval, speed, f"{one.parameters:,}", f"{one.size:.0f}")
+        table.add_row(mark, one.name, *numbers)
+    console.print()
+    console.print(table)
     say(console, "best", f"model={ranked[0].name}, head solved: optimizer=lbfgs refit=true")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from finetune.data.images import BadImage
 from finetune.data.reader import refuse_bad_images
 from finetune.data.sources import SPLITS, Dataset
 from finetune.errors import RequestError, brief
-from finetune.evaluation.forward import Predictor
+from finetune.evaluation.forward import Answer, Predictor
 from finetune.runs.open import SEEN, Saved
 from finetune.training.several import measure
 
@@ -121,27 +121,22 @@ def evaluate_images(
     predictor: Predictor, chosen: Chosen, bad_images: str, advance: Callable[[int], None]
 ) -> Evaluation:
     """Measure a model on the chosen images; RequestError for broken ones that `bad_images` does not allow."""
-    logits, labels, kept, broken = [], [], [], []
-    numbered = iter(zip(range(len(chosen.rows)), chosen.labels.tolist(), strict=True))
-    for answers in predictor(chosen.dataset.images[row] for row in chosen.rows):
-        for answer, (number, label) in zip(answers, numbered, strict=False):
-            if answer.logits is None:
-                broken.append(BadImage(int(chosen.rows[number]), str(answer.image), answer.reason))
-            else:
-                logits.append(answer.logits)
-                labels.append(label)
-                kept.append(number)
-        advance(len(answers))
+    answers: list[Answer] = []
+    for some in predictor(chosen.dataset.images[row] for row in chosen.rows):
+        answers += [replace(one, features=None) for one in some]  # they may be many
+        advance(len(some))
+    kept = [place for place, one in enumerate(answers) if one.logits is not None]
+    broken = [
+        BadImage(int(row), str(one.image), one.reason)
+        for row, one in zip(chosen.rows, answers, strict=True)
+        if one.logits is None
+    ]
     if bad_images == "error":
         refuse_bad_images(broken, len(chosen.rows))
-    if not logits:
+    if not kept:
         raise RequestError(f"{chosen.dataset.name}: expected images that can be read; {broken[0].reason}")
-    found, true, names, how = (
-        torch.stack(logits),
-        torch.tensor(labels),
-        predictor.saved.classes,
-        predictor.how,
-    )
+    found = torch.stack([one.logits for one in answers if one.logits is not None])
+    true, names, how = torch.from_numpy(chosen.labels[kept]), predictor.saved.classes, predictor.how
     parts = np.full(len(chosen.rows), "other") if chosen.parts is None else chosen.parts
     rows = {part: parts[kept] == part for part in PARTS}
     apart = {

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from finetune.atomic import write_atomically, write_json
+from finetune.atomic import make_out, write_atomically, write_json
 from finetune.choices.fields import names_where
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import Dataset
@@ -108,10 +108,7 @@ def write_export(
         RequestError: the folder cannot be made.
         RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"--out={target.parent}: cannot be made: {error.strerror}") from None
+    make_out(target.parent)
     prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
     about = {"labels": list(saved.classes), "preprocessing": asdict(saved.preprocessing)}
     convert = FORMATS[format].convert
@@ -133,7 +130,7 @@ def write_export(
 
 
 def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
-    text = recipe(saved, target.name, softmax=temperature is not None)
+    text = recipe(saved, target.name, is_probability=temperature is not None)
     write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, BrokenImage, decode
 from finetune.evaluation.calibration import temperature_of
-from finetune.evaluation.embeddings import HeadInputs
+from finetune.evaluation.embeddings import HeadInputs, model_of
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
-from finetune.model.boundary import NotTraceable, split
+from finetune.features.plan import halve
 from finetune.runs.open import Saved
 from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 
 Ranked = list[tuple[str, float]]
-NOTHING = (None, None)  # neither logits nor features
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Answer:
 
     image: RawImage
     logits: Tensor | None
-    reason: str = ""
     features: Tensor | None = None
+    reason: str = ""
 
 
 class Predictor:
@@ -83,36 +81,15 @@ class Predictor:
             self.settle(decoded)
             stream = chain(seen, stream)
         assert self.forward is not None
-        waiting: dict[int, RawImage] = {}
-        reasons: dict[int, str] = {}
-        done = 0
-
-        def numbers() -> Iterator[int]:
-            for number, image in enumerate(stream):
-                waiting[number] = image
-                yield number
-
-        def read(number: int) -> Tensor | None:
-            decoded = self.read(waiting[number])
-            if isinstance(decoded, BadImage):
-                reasons[number] = decoded.reason
-                return None
-            return decoded
-
-        def answer(number: int, found: tuple[Tensor | None, ...] = NOTHING) -> Answer:
-            logits, features = found
-            return Answer(waiting.pop(number), logits, reasons.pop(number, ""), features)
-
         batches = extract(
-            self.forward, read, self.normalise, numbers(), batch=self.form.batch, device=self.device
+            self.forward, self.read, self.normalise, stream, batch=self.form.batch, device=self.device
         )
-        for rows, tensors in batches:
-            if rows:
-                found = dict(zip(rows, zip(*tensors, strict=True), strict=True))
-                yield [answer(number, found.get(number, NOTHING)) for number in range(done, rows[-1] + 1)]
-                done = rows[-1] + 1
-        if waiting:
-            yield [answer(number) for number in sorted(waiting)]
+        for told, tensors in batches:
+            found = zip(*tensors, strict=True)
+            yield [
+                Answer(image, None, reason=bad.reason) if bad else Answer(image, *next(found))
+                for image, bad in told
+            ]
 
     def rank(self, answers: Sequence[Answer], top: int) -> list[Ranked]:
         """The likeliest classes of each image with their probabilities; none where it cannot be read."""
@@ -154,31 +131,30 @@ class Predictor:
     def _sample(self, stream: Iterator[RawImage]) -> tuple[list[RawImage], list[Tensor]]:
         """The first images, and a batch of those that can be read; not too many where few can."""
         seen: list[RawImage] = []
-        decoded: list[Tensor] = []
-        while len(decoded) < self.form.batch and len(seen) < 64 * self.form.batch:
-            if (image := next(stream, None)) is None:
-                break
-            seen.append(image)
-            if isinstance(one := self.read(image), Tensor):
-                decoded.append(one)
-        return seen, decoded
+
+        def read() -> Iterator[Tensor | BadImage]:
+            for image in islice(stream, 64 * self.form.batch):
+                seen.append(image)
+                yield self.read(image)
+
+        readable = (one for one in read() if isinstance(one, Tensor))
+        return seen, list(islice(readable, self.form.batch))
 
     def settle(self, decoded: Sequence[Tensor]) -> None:
         """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""
-        network = copy.deepcopy(self.saved.network)
-        halves = _before_head(network, self.saved.head, self.saved.preprocessing.crop_size)
-        plain = replace(self.form, dtype="fp32", folded=False)
+        model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
+        halves, _ = halve(model)
         if halves is None:
-            whole = HeadInputs(network, self.saved.head)
+            whole = HeadInputs(model.network, self.saved.head)
             self.form, self.forward = plain, accelerate(whole, plain, self.device)
             return
-        prefix, suffix = halves
-        head = HeadInputs(suffix, self.saved.head).to(self.device)
+        assert halves.prefix
+        head = HeadInputs(halves.suffix, self.saved.head).to(self.device).eval()
         if decoded:
             sample = self.normalise(torch.stack(list(decoded)))
-            backbone, self.form, _ = settle(prefix, self.form, self.device, sample)
+            backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
         else:
-            self.form, backbone = plain, accelerate(prefix, plain, self.device)
+            self.form, backbone = plain, accelerate(halves.prefix, plain, self.device)
 
         def forward(images: Tensor) -> tuple[Tensor, ...]:
             tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
@@ -193,14 +169,3 @@ class Predictor:
 def _padded(tensor: Tensor, batch: int) -> Tensor:
     """To the batch's full size, as the bits of an answer depend on it."""
     return torch.cat([tensor, tensor[:1].expand(batch - len(tensor), *tensor.shape[1:])])
-
-
-def _before_head(network: nn.Module, head: str, size: int) -> tuple[nn.Module, nn.Module] | None:
-    """The model split where only its head would train; None where it has no graph."""
-    network.requires_grad_(False)
-    network.get_submodule(head).requires_grad_(True)
-    try:
-        halves = split(network, torch.zeros(1, 3, size, size))
-    except NotTraceable:
-        return None
-    return (halves.prefix, halves.suffix) if halves.prefix is not None else None

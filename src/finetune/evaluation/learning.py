@@ -128,8 +128,10 @@ def measure_curve(right: dict[int, np.ndarray], labels: np.ndarray, classes: Seq
     gains = extrapolated_gain(sizes, np.stack(scores), 0.5 / len(labels))
     after = (scores[-1][:, 0] + gains[:, 0]).clip(0, 1)
     twice, gain = (_estimate(2 * sizes[-1], values) for values in (after, after - now))
-    low, high = wilson(twice["value"], len(labels))  # so few images cannot tell more
-    twice |= {"low": min(twice["low"], low), "high": max(twice["high"], high)}
+    points = [_estimate(size, part[:, 0].clip(0, 1)) for size, part in zip(sizes, scores, strict=True)]
+    for one in (*points, twice):  # so few images cannot tell more
+        low, high = wilson(one["value"], len(labels))
+        one |= {"low": min(one["low"], low), "high": max(one["high"], high)}
     said = "With twice the images about {value:.2f}, between {low:.2f} and {high:.2f}".format(**twice)
     said += f", against {now[0]:.2f} now"
     most = int(gains[0, 1:].argmax())
@@ -137,10 +139,6 @@ def measure_curve(right: dict[int, np.ndarray], labels: np.ndarray, classes: Seq
         said += "; the gain, {low:+.2f} to {high:+.2f}, may be nothing".format(**gain)
     elif np.quantile(gains[1:, 1 + most], 0.05 / len(classes)) > 0:  # the largest of so many
         said += f"; class {classes[most]} would gain most"
-    points = [_estimate(size, part[:, 0].clip(0, 1)) for size, part in zip(sizes, scores, strict=True)]
-    for one in points:
-        low, high = wilson(one["value"], len(labels))
-        one |= {"low": min(one["low"], low), "high": max(one["high"], high)}
     return {"held_out": len(labels), "points": points, "twice": twice, "gain": gain, "sentence": said}
 
 

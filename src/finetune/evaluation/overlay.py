@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from finetune.atomic import write_atomically
+from finetune.atomic import make_out, write_atomically
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
@@ -45,10 +45,7 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     if not images:
         raise RequestError("-: expected names of images on stdin; there are none")
     folder = out or saved.folder / "explain"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
+    make_out(folder)
     console, method = Screen(), ""
     named.tell(console)
     tiles: list[Image.Image] = []

@@ -19,7 +19,7 @@ from finetune.atomic import part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
 from finetune.errors import Interrupted, RequestError, RunError, counted
-from finetune.evaluation.details import Details, cells_of, numbered
+from finetune.evaluation.familiar import Details, cells_of, numbered
 from finetune.evaluation.forward import Predictor
 from finetune.evaluation.options import PredictOptions
 from finetune.evaluation.paths import find_images

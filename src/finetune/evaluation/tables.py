@@ -12,7 +12,7 @@ from rich.text import Text
 from finetune.errors import brief, counted, shown
 from finetune.evaluation.evaluate import PARTS, Chosen, Evaluation
 from finetune.report.terminal import scores
-from finetune.say import say
+from finetune.say import columns, say
 
 MOST = 40  # classes on the terminal, the worst ones where there are more
 MATRIX_UP_TO = 15  # classes; beyond that the most frequent confusions say more
@@ -106,28 +106,22 @@ def _interval(measures: dict[str, Any], name: str) -> str:
     return "  {:.3f} to {:.3f}".format(*ends) if (ends := measures["intervals"].get(name)) else ""
 
 
-def _table(*titles: str) -> Table:
-    return Table(*titles, box=None, pad_edge=False, header_style="bold")
-
-
 def _per_class(rows: list[dict[str, Any]]) -> Table:
-    columns = {name: title for name, title in COLUMNS.items() if name in rows[0]}
-    table = _table("class")
-    for title in ("images", *columns.values()):
-        table.add_column(title, justify="right")
+    measured = {name: title for name, title in COLUMNS.items() if name in rows[0]}
+    titles = ("images", *measured.values())
+    table = columns("class", *titles, numbers=titles)
     if len(rows) > MOST:
         rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:MOST]
     for row in rows:
-        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in columns)
+        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in measured)
         table.add_row(Text(shown(row["name"])), f"{row['pictures']:,}", *cells)
     return table
 
 
 def _confusion_matrix(matrix: np.ndarray, names: list[str]) -> Table:
     """Columns have the numbers of the rows: names would not fit."""
-    table = _table("", "true")
-    for column in range(matrix.shape[1]):
-        table.add_column(str(column + 1) if column < len(names) else "other", justify="right")
+    numbers = [str(place + 1) if place < len(names) else "other" for place in range(matrix.shape[1])]
+    table = columns("", "true", *numbers, numbers=numbers)
     for i, name in enumerate(names):
         cells = [Text(str(count)) if count else Text("·", style="dim") for count in matrix[i]]
         cells[i].stylize("bold")
@@ -139,8 +133,7 @@ def _confusions(matrix: np.ndarray, names: list[str]) -> Table:
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     names = [*names, "no class"]
-    table = _table("most often confused", "with")
-    table.add_column("images", justify="right")
+    table = columns("most often confused", "with", "images", numbers=("images",))
     for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -49,58 +50,34 @@ class Features:
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-class Images:
-    """The images of a data set, decoded by index; bad: those that cannot be, by index.
+class FeatureComputer:
+    """Takes from the store what it has, then computes and adds the rest.
 
-    sample: digests of images to hold once they are decoded. held: these images, by digest.
+    notes: for the user, a line each. bad: images that cannot be decoded, of each content the first.
     """
 
-    def __init__(self, dataset: Dataset, reader: Reader, sample: Sequence[str] = ()) -> None:
-        self.dataset, self.reader, self.sample = dataset, reader, frozenset(sample)
-        self.bad: dict[int, BadImage] = {}
-        self.held: dict[str, Tensor] = {}
-        self._first: dict[int, Tensor] = {}
-
-    def decode(self, index: int) -> Tensor | None:
-        """uint8 (3, H, W); None where it is broken."""
-        if index in self._first:
-            return self._first.pop(index)
-        if index in self.bad:
-            return None
-        digest = self.dataset.digests[index]
-        decoded = self.reader(index)
-        if isinstance(decoded, BadImage):
-            # Images with the same content are read once: what is wrong with one is wrong with all.
-            for same, other in enumerate(self.dataset.digests):
-                if other == digest:
-                    self.bad[same] = replace(decoded, index=same, path=str(self.dataset.images[same]))
-            return None
-        if digest in self.sample:
-            self.held[digest] = decoded
-        return decoded
-
-    def decode_first(self, indices: Sequence[int], most: int) -> list[Tensor]:
-        """The first images that are not broken; each is kept until it is asked for again."""
-        first: dict[int, Tensor] = {}
-        for index in indices:
-            if len(first) == most:
-                break
-            if (image := self.decode(index)) is not None:
-                first[index] = image
-        self._first = first
-        return [*first.values()]
-
-
-class FeatureComputer:
-    """Takes from the store what it has, then computes and adds the rest; notes: for the user, a line each."""
-
     def __init__(
-        self, plan: FeaturePlan, images: Images, progress: Progress, on_wait: Callable[[], None]
+        self,
+        plan: FeaturePlan,
+        dataset: Dataset,
+        reader: Reader,
+        progress: Progress,
+        on_wait: Callable[[], None],
     ) -> None:
-        self.plan, self.images = plan, images
+        self.plan, self.dataset, self.reader = plan, dataset, reader
         self.progress, self.on_wait = progress, on_wait
-        self.digests = images.dataset.digests
         self.notes: list[str] = []
+        self.bad: dict[int, BadImage] = {}
+
+    def every_bad_image(self) -> list[BadImage]:
+        """Those that cannot be decoded, in order: all whose content is that of a bad one."""
+        digests = self.dataset.digests
+        by_content = {digests[index]: one for index, one in self.bad.items()}
+        return [
+            replace(by_content[digest], index=index, path=str(self.dataset.images[index]))
+            for index, digest in enumerate(digests)
+            if digest in by_content
+        ]
 
     def compute(self, view: str, form: Form, normalise: Callable[[Tensor], Tensor]) -> Features:
         """The features of a view, in the form or, where that is too far from fp32, in fp32.
@@ -108,31 +85,32 @@ class FeatureComputer:
         normalise: uint8 (B, 3, H, W) to what the prefix takes. ChangedImage: an image is not what it was when
         it was hashed. RunError: the store cannot be written or read back.
         """
-        started, plan = time.perf_counter(), self.plan
+        started, plan, digests = time.perf_counter(), self.plan, self.dataset.digests
         assert plan.split
         assert plan.split.prefix
         layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         key = plan.keys[plan.views.index(view)] if plan.keys else {}
         cache = plan.cache_dir if plan.where == "disk" else None
         with open_store(cache, {**key, **form.describe()}, layout, self.on_wait) as store:
-            if damaged := store.verify(self.digests):
+            if damaged := store.verify(digests):
                 self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
-            first = {digest: i for i, digest in reversed(list(enumerate(self.digests)))}
-            missing = sorted(i for digest, i in first.items() if digest not in store.place)
+            first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+            lacking = sorted(i for digest, i in first.items() if digest not in store.place)
+            missing = [index for index in lacking if index not in self.bad]
             difference, computed = None, 0
-            if sample := self.images.decode_first(missing, form.batch):
+            if sample := self._sample(missing, form.batch):
                 batch = normalise(torch.stack(sample))
                 forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
                 if actual != form:
                     told = f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
                     self.notes.append(told)
                     return self.compute(view, actual, normalise)
-                decode, batch_size, device = self.images.decode, form.batch, plan.device
-                batches = extract(forward, decode, normalise, missing, batch=batch_size, device=device)
+                batch_size, device = form.batch, plan.device
+                batches = extract(forward, self._read, normalise, missing, batch=batch_size, device=device)
                 with self.progress(f"computing {view} features", len(first)) as advance:
                     advance(len(first) - len(missing))
                     computed = self._add(store, batches, advance)
-            if computed and store.verify(self.digests):
+            if computed and store.verify(digests):
                 raise RunError(
                     "cache_dir: features are not read back as they were written; is the disk failing?"
                 )
@@ -146,29 +124,41 @@ class FeatureComputer:
             form=form,
             difference=difference,
             computed=computed,
-            reused=len(first) - len(missing),
+            reused=len(first) - len(lacking),
             seconds=time.perf_counter() - started,
         )
+
+    def _read(self, index: int) -> Tensor | BadImage:
+        image = self.reader(index)
+        if isinstance(image, BadImage):
+            self.bad[index] = image
+        return image
+
+    def _sample(self, indices: Sequence[int], most: int) -> list[Tensor]:
+        """The first of these images that are not broken."""
+        readable = (image for image in map(self._read, indices) if isinstance(image, Tensor))
+        return list(islice(readable, most))
 
     def _add(
         self,
         store: Store | MemoryStore,
-        batches: Iterable[tuple[list[int], Tensors]],
+        batches: Iterable[tuple[list[tuple[int, BadImage | None]], Tensors]],
         advance: Callable[[int], None],
     ) -> int:
         """Add features to the store as they are computed; returns of how many images."""
         computed = 0
-        for indices, tensors in batches:
+        for told, tensors in batches:
             signals.check()
-            if indices:  # a batch may be of broken images alone
-                store.append([self.digests[index] for index in indices], tensors)
-            computed += len(indices)
-            advance(len(indices))
+            good = [self.dataset.digests[index] for index, bad in told if bad is None]
+            if good:  # a batch may be of broken images alone
+                store.append(good, tensors)
+            computed += len(good)
+            advance(len(good))
         return computed
 
     def _rows(self, store: Store | MemoryStore) -> tuple[Tensor, np.ndarray]:
         """All rows (N, row_bytes), on the GPU where they fit well, and where the row of each image is."""
-        places = np.array([store.place.get(digest, -1) for digest in self.digests])
+        places = np.array([store.place.get(digest, -1) for digest in self.dataset.digests])
         rows = torch.from_numpy(store.mapped())
         if 0 < rows.nbytes <= RESIDENT:
             rows, places = rows[torch.from_numpy(places)], np.arange(len(places))

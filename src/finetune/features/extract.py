@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from finetune.data.images import BadImage
 from finetune.machine import has_compiler
 from finetune.model.tracing import keep_modes
 
@@ -26,6 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_WORKERS = 16  # threads that decode
 COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes minutes on a CPU without it
 
+T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 Forward = Callable[[Tensor], Tensors]
 
@@ -116,18 +118,18 @@ def _cores() -> int:
 
 def extract(
     forward: Forward,
-    read: Callable[[int], Tensor | None],
+    read: Callable[[T], Tensor | BadImage],
     normalise: Callable[[Tensor], Tensor],
-    rows: Iterable[int],
+    rows: Iterable[T],
     batch: int,
     device: str,
-) -> Iterator[tuple[list[int], Tensors]]:
-    """Yield the rows and the features, on the CPU, of images in their order, in batches of the given size.
+) -> Iterator[tuple[list[tuple[T, BadImage | None]], Tensors]]:
+    """Yield batches of rows in their order, each with what is wrong with it, and the features of the others.
 
-    Decoding and computing overlap. On a CPU each core takes whole batches, decoding and computing them on one
-    thread: no thread waits for another, and there are never more at work than cores.
+    They are on the CPU. Decoding and computing overlap. On a CPU each core takes whole batches, decoding and
+    computing them on one thread: no thread waits for another, and there are never more at work than cores.
 
-    read: decodes the image of a row to uint8 (3, H, W); None leaves it out.
+    read: decodes the image of a row to uint8 (3, H, W), or tells what is wrong with it.
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
     """
     cores = _cores()
@@ -137,29 +139,34 @@ def extract(
     workers, threads = max(len(first), 1), torch.get_num_threads()
     on_cpu = device == "cpu"
 
-    def task(chosen: Sequence[int]) -> tuple[list[int], Any]:
+    def task(chosen: Sequence[T]) -> tuple[list[tuple[T, BadImage | None]], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
-        decoded = {row: image for row in chosen if (image := read(row)) is not None}
-        if not decoded:
-            return [], ()
-        images = torch.stack([*decoded.values()])
-        return list(decoded), compute(images) if on_cpu else images
+        decoded = list(map(read, chosen))
+        told = [
+            (row, one if isinstance(one, BadImage) else None)
+            for row, one in zip(chosen, decoded, strict=True)
+        ]
+        images = [one for one in decoded if isinstance(one, Tensor)]
+        if images and on_cpu:
+            return told, compute(torch.stack(images))
+        return told, torch.stack(images) if images else ()
 
     def compute(images: Tensor) -> Tensors:
         return tuple(tensor.cpu() for tensor in forward(normalise(images.to(device))))
 
-    def finish(rows: list[int], result: Any) -> tuple[list[int], Tensors]:
-        return rows, result if on_cpu or not rows else compute(result)
+    def finish(future: Future[Any]) -> tuple[list[tuple[T, BadImage | None]], Tensors]:
+        told, result = future.result()
+        return told, compute(result) if isinstance(result, Tensor) else result
 
-    waiting: deque[Future[tuple[list[int], Any]]] = deque()
+    waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for chosen in chain(first, batches):
                 waiting.append(pool.submit(task, chosen))
                 if len(waiting) > 2 * workers:
-                    yield finish(*waiting.popleft().result())
+                    yield finish(waiting.popleft())
             while waiting:
-                yield finish(*waiting.popleft().result())
+                yield finish(waiting.popleft())
         finally:
             for future in waiting:
                 future.cancel()

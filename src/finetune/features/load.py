@@ -26,7 +26,7 @@ from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs, Views, views
 from finetune.errors import RequestError
-from finetune.features.compute import FeatureComputer, Features, Images
+from finetune.features.compute import FeatureComputer, Features
 from finetune.features.plan import FeaturePlan, readable
 from finetune.machine import ram
 from finetune.model.assemble import Model
@@ -73,21 +73,21 @@ class ModelInputs:
     batchnorm: dict[str, Any] | None = None
 
 
-def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     """Decode every image once, to keep what is planned of it; ChangedImage: one is not what was hashed."""
     load = _load_images if plan.where == "none" else _load_features
-    return load(plan, model, dataset, settings)
+    return load(plan, model, dataset, loading)
 
 
-def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
-    reader = replace(plain_reader(model, dataset, settings.memo), uncropped=uncropped)
-    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
-    with settings.progress("reading images", len(dataset.images)) as advance:
-        pixels, bad = reader.all(settings.workers, advance, partial(_allocate, plan.cache_dir))
+    reader = replace(plain_reader(model, dataset, loading.memo), uncropped=uncropped)
+    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
+    with loading.progress("reading images", len(dataset.images)) as advance:
+        pixels, bad = reader.all(loading.workers, advance, partial(_allocate, plan.cache_dir))
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
     repaired = _repaired(reader, dataset, bad)
-    dataset = _leave_out(bad, reader, dataset, settings.memo)
+    dataset = _leave_out(bad, reader, dataset, loading.memo)
 
     def plain(chosen: Tensor) -> Tensor:
         return pixels[places[chosen]]
@@ -97,7 +97,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
 
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed),
         prepare=prepare,
         network=model.network,
         sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1),
@@ -108,26 +108,25 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, settings: Lo
     )
 
 
-def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, settings: LoadSettings) -> ModelInputs:
+def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     assert plan.split is not None
-    reader = plain_reader(model, dataset, settings.memo)
-    prepare = Prepare(model.preprocessing, plan.augment, settings.seed)
+    reader = plain_reader(model, dataset, loading.memo)
+    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    images = Images(dataset, reader, [dataset.digests[index] for index in sample_of(dataset)])
-    computer = FeatureComputer(plan, images, settings.progress, settings.on_wait)
+    computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
-    bad = [images.bad[index] for index in sorted(images.bad)]
+    bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
-    dataset = _leave_out(bad, reader, dataset, settings.memo)
+    dataset = _leave_out(bad, reader, dataset, loading.memo)
     computed = [replace(features, places=features.places[kept]) for features in every]
     plain, mirrored = computed[0].inputs, computed[-1].inputs
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), settings.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), loading.seed),
         prepare=lambda features, training, number: features,
         network=plan.split.suffix,
-        sample=_sample(dataset, reader, images.held, prepare),
+        sample=_sample(dataset, reader, prepare),
         bad=bad,
         plan=plan,
         features=_summary(computed, plan),
@@ -184,16 +183,11 @@ def sample_of(dataset: Dataset) -> np.ndarray:
     return np.random.default_rng(0).permutation(dataset.split["train"])[:SAMPLE]
 
 
-def _sample(dataset: Dataset, reader: Reader, held: dict[str, Tensor], prepare: Prepare) -> Tensor:
-    """Some training images as the first epoch may show them; decoded unless they are held."""
-    reader = replace(
-        reader, images=dataset.images, known={}, digests=dataset.digests, repaired={}
-    )  # renumbered
-    found = []
-    for index in sample_of(dataset).tolist():
-        digest = dataset.digests[index]
-        found.append(held[digest] if digest in held else reader(index))
-    return prepare(torch.stack([image for image in found if isinstance(image, Tensor)]), True, 1)
+def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
+    """Some training images as the first epoch may show them."""
+    renumbered = replace(reader, images=dataset.images, known={}, digests=dataset.digests, repaired={})
+    read = map(renumbered, sample_of(dataset).tolist())
+    return prepare(torch.stack([image for image in read if isinstance(image, Tensor)]), True, 1)
 
 
 def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:

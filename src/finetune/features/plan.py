@@ -83,30 +83,30 @@ class FeaturePlan:
         return self.prefix_macs / (self.prefix_macs + self.suffix_macs)
 
 
-def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> FeaturePlan:
+def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> FeaturePlan:
     """Split the model where gradients begin, and decide what is cached; no image is decoded."""
-    cache, augment = settings.cache, settings.augment
-    wanted = Augmentation() if augment == "auto" else AUGMENTATIONS[augment]
-    halves, why = _split(model)
+    cache, augment = wanted.cache, wanted.augment
+    shown = Augmentation() if augment == "auto" else AUGMENTATIONS[augment]
+    halves, why = halve(model)
     total = macs(model.network, model.example)
     prefix_macs = macs(halves.prefix, model.example) if halves and halves.prefix else 0.0
     images = len(set(dataset.digests))
-    views = VIEWS if wanted.mirrored else VIEWS[:1]
+    views = VIEWS if shown.mirrored else VIEWS[:1]
     rows = images * len(views)
-    precision, device, bf16 = settings.precision, settings.device, settings.multiplies_bf16
-    form = choose_form(precision, settings.compile, device, macs=prefix_macs * rows, bf16=bf16)
+    precision, device, bf16 = wanted.precision, wanted.device, wanted.multiplies_bf16
+    form = choose_form(precision, wanted.compile, device, macs=prefix_macs * rows, bf16=bf16)
     keys: tuple[dict[str, Any], ...] = ()
     where: Where = "none"
     size = 0
-    if halves and settings.fresh:
-        why = f"{settings.fresh} shows other images in every epoch"
+    if halves and wanted.fresh:
+        why = f"{wanted.fresh} shows other images in every epoch"
     elif halves:
         if cache in ("auto", "disk"):
             about = _about(model, halves, device)
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(settings, keys, form))
+        where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(wanted, keys, form))
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())
     return FeaturePlan(
@@ -121,12 +121,12 @@ def plan_features(model: Model, dataset: Dataset, settings: FeatureSettings) -> 
         size=size,
         why=why,
         augment=augment,
-        cache_dir=settings.cache_dir,
+        cache_dir=wanted.cache_dir,
         device=device,
     )
 
 
-def _split(model: Model) -> tuple[Split | None, str]:
+def halve(model: Model) -> tuple[Split | None, str]:
     """The model's halves; None where nothing can be cached, and why."""
     try:
         halves = split(model.network, model.example)
@@ -180,21 +180,21 @@ class Capacity:
     full: str = "over cache_max_gb or the free disk"
 
 
-def _measure(settings: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
-    folder = settings.cache_dir
+def _measure(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
+    folder = wanted.cache_dir
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         if not folder.is_dir():
             TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         full = f"cache_dir={folder} cannot be made ({error.strerror})"
-        if settings.cache == "disk":
+        if wanted.cache == "disk":
             raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror})") from None
         return Capacity(0, 0, limit=-1, free=0, memory=ram(), full=full)
     return Capacity(
         stored=size_of_all(folder),
         reused=sum(size_of_store(folder, key | form.describe()) for key in keys),
-        limit=int(settings.cache_max_gb * 1e9),
+        limit=int(wanted.cache_max_gb * 1e9),
         free=shutil.disk_usage(existing).free,
         memory=ram(),
     )

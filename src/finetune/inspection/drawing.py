@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, OffsetBox, PaddedBox, TextArea, VPacker
+from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.path import Path as Line
 
 from finetune.atomic import write_atomically
-from finetune.inspection.boxes import (
-    BESIDE,
-    LEAF_GAP,
-    LEAF_LINE,
-    LINE,
-    SMALL,
-    TEXT,
-    TITLE,
-    Box,
-    box_of,
-    shape_text,
-    width_of,
-)
-from finetune.inspection.graph import Node
+from finetune.inspection.graph import Leaf, Node
 from finetune.inspection.layout import lay_out
 
-# All lengths are in inches from the top left, text sizes in points.
-GAP, MARGIN, RADIUS = 0.18, 0.35, 0.045
+# Lengths on the page are in inches from the top left, those within a node and sizes of text in points.
+POINTS = 72  # an inch
+GAP, MARGIN, ROOM = 0.18, 0.35, 0.12
 WIDTH = 6.4  # at least, for the title and the legend
+TITLE, TEXT, SMALL = 8.5, 6.8, 6.2
+ARROW = (17, 4)  # from a parameter to its node
+NAMES = 58  # letters in a line of grad_fn names
+TIMES = "\N{MULTIPLICATION SIGN}"
 Point = tuple[float, float]
 
 
@@ -49,136 +46,167 @@ MOVING = Style("#e4effb", "#2f74b5", "#12395e")
 LOSS = Style("#1d4e80", "#1d4e80", "white")
 LEAF = Style("#fff0d9", "#d9861a", "#7a4300")
 FROZEN_LEAF = FROZEN._replace(face="white")
+LEGEND = {
+    "frozen, no grad_fn": FROZEN,
+    "carries a gradient, by its grad_fn": MOVING,
+    "leaf that trains: AccumulateGrad": LEAF,
+    "leaf that does not train": FROZEN_LEAF,
+}
 BOUNDARY, PASSES, SHAPE, PLAIN = "#b3261e", "#aab3bc", "#8a949e", "#3c4650"
 
 
 def draw(nodes: Sequence[Node], file: Path, title: str, lines: Sequence[str]) -> None:
     """Draw the nodes into an SVG or PNG file; lines: below the title. RunError: it cannot be written."""
-    figure = figure_of(nodes, title, lines)
     kind = file.suffix.lower().removeprefix(".")
     # Text stays text, so that it can be searched and copied; the same graph gives the same file.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "finetune", "font.family": "sans-serif"}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "finetune", "text.hinting": "none"}
     content = io.BytesIO()
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        figure_of(nodes, title, lines).savefig(
+            content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+        )
     write_atomically(file, content.getvalue())
 
 
 def figure_of(nodes: Sequence[Node], title: str, lines: Sequence[str]) -> Figure:
     """The figure of a graph whose first node is the image and whose last is the loss."""
-    boxes, late = [box_of(node) for node in nodes], [node.late for node in nodes]
-    layout = lay_out([node.inputs for node in nodes], late, [box.reach for box in boxes])
-    first_late = min((layer for layer, one in zip(layout.layers, late, strict=True) if one), default=0)
-    crossed = first_late > 1  # something but the image itself comes before
-    heights = [0.0] * (max(layout.layers) + 1)
-    for layer, box in zip(layout.layers, boxes, strict=True):
-        heights[layer] = max(heights[layer], box.height)
-    tops, y = [], MARGIN + 0.85
-    for layer, tallest in enumerate(heights):
-        y += 0.3 if crossed and layer == first_late else 0.0
-        tops.append(y)
-        y += tallest + GAP
-    width, height = max(layout.width, WIDTH) + 2 * MARGIN, y + 0.35 + MARGIN
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(dpi=POINTS, facecolor="white")
+    late, boxes = [node.late for node in nodes], [framed(node) for node in nodes]
+    wholes = [beside_leaves(node, box) for node, box in zip(nodes, boxes, strict=True)]
+    own, outer = (np.array([size_of(one, figure) for one in some]) for some in (boxes, wholes))
+    right = own[:, 0] / 2
+    reach = list(zip(outer[:, 0] - right + ROOM, right + ROOM, strict=True))
+    layout = lay_out([node.inputs for node in nodes], late, reach)
+    layers = np.array(layout.layers)
+    first_late = int(layers[late].min(initial=layers.max()))
+    crossed = any(late) and first_late > 1  # something but the image itself comes before
+    heights = [outer[layers == layer, 1].max() for layer in range(layers.max() + 1)]
+    tops = MARGIN + 0.85 + np.cumsum([0, *heights[:-1]]) + GAP * np.arange(len(heights))
+    tops[first_late:] += 0.3 * crossed
+    width, height = max(layout.width, WIDTH) + 2 * MARGIN, tops[-1] + heights[-1] + 0.4 + MARGIN
+    figure.set_size_inches(width, height)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    page = _Page(axes, width)
-    shift = (width - layout.width) / 2
-    at = [(layout.x[number] + shift, tops[layer]) for number, layer in enumerate(layout.layers)]
+    x = {key: one + (width - layout.width) / 2 for key, one in layout.x.items()}
+    begins = tops[layers] + (outer[:, 1] - own[:, 1]) / 2
+    ends = begins + own[:, 1]
     for number, node in enumerate(nodes):
         for source in node.inputs:
-            points = [(at[source][0], at[source][1] + boxes[source].height)]
-            for layer in range(layout.layers[source] + 1, layout.layers[number]):
-                x = layout.x[source, number, layer] + shift
-                points += [(x, tops[layer]), (x, tops[layer] + heights[layer])]
-            page.arrow(_smooth([*points, at[number]]), MOVING.edge if late[source] else PASSES)
-    for box, (x, top) in zip(boxes, at, strict=True):
-        page.draw_box(box, x, top)
-        page.draw_leaves(box, x - box.width / 2, top)
-    title = f"{title}: the autograd graph of one training step"
-    page.text((MARGIN, MARGIN + 0.06), title, 13, "#1b232b", weight="bold")
-    for number, line in enumerate(lines):
-        page.text((MARGIN, MARGIN + 0.32 + 0.19 * number), line, 9, PLAIN)
+            points = [(x[source], ends[source])]
+            for layer in range(layers[source] + 1, layers[number]):
+                across = x[source, number, layer]
+                points += [(across, tops[layer]), (across, tops[layer] + heights[layer])]
+            line = _smooth([*points, (x[number], begins[number])])
+            axes.add_patch(arrow(MOVING.edge if late[source] else PASSES, path=line))
+        corner = (x[number] + right[number], tops[layers[number]])
+        axes.add_artist(AnnotationBbox(wholes[number], corner, frameon=False, pad=0, box_alignment=(1, 1)))
+        if node.shape and node.name != "image":
+            blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            below = (x[number] + 0.06, ends[number] + GAP / 2)
+            write(axes, below, shape_text(node.shape), size=5.4, color=SHAPE, bbox=blank)
     if crossed:
-        page.draw_boundary(tops[first_late] - 0.2, nodes)
-    page.draw_legend(height - MARGIN)
+        draw_boundary(axes, tops[first_late] - 0.2, nodes)
+    explain(figure, title, lines)
     return figure
 
 
-@dataclass
-class _Page:
-    """What is drawn on; width: of the whole."""
+def explain(figure: Figure, title: str, lines: Sequence[str]) -> None:
+    """What stands above the graph, and the legend below it."""
+    (axes,), title = figure.axes, f"{title}: the autograd graph of one training step"
+    write(axes, (MARGIN, MARGIN + 0.06), title, size=13, color="#1b232b", weight="bold")
+    for number, text in enumerate(lines):
+        write(axes, (MARGIN, MARGIN + 0.32 + 0.19 * number), text, size=9, color=PLAIN)
+    handles = [Patch(facecolor=one.face, edgecolor=one.edge, label=text) for text, one in LEGEND.items()]
+    look = {"frameon": False, "fontsize": SMALL, "labelcolor": PLAIN}
+    figure.legend(handles=handles, loc="lower center", ncols=len(LEGEND), **look)
 
-    axes: Axes
-    width: float
 
-    def draw_box(self, box: Box, x: float, top: float) -> None:
-        """A box with its text, and below it the shape of its output; x: of its middle."""
-        node = box.node
-        style = MOVING if node.late else FROZEN
-        if node.late and node.name == "loss":
-            style = LOSS
-        self.rounded((x - box.width / 2, top), (box.width, box.height), style)
-        y = top + (box.height - LINE * len(box.lines)) / 2
-        self.text((x - box.head / 2, y), node.name, TITLE, style.text, weight="bold")
-        self.text((x + box.head / 2, y), box.beside, TEXT, style.text, ha="right")
-        for number, line in enumerate(box.lines, 1):
-            self.text((x, y + number * LINE), line, TEXT, style.text, ha="center")
-        if node.shape and node.name != "image":
-            blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-            below = (x + 0.06, top + box.height + GAP / 2)
-            self.text(below, shape_text(node.shape), 5.4, SHAPE, bbox=blank)
+def framed(node: Node) -> OffsetBox:
+    """A node's own box: its name, beside it its type, and below what autograd calls it."""
+    style = MOVING if node.late else FROZEN
+    if node.late and node.name == "loss":
+        style = LOSS
+    names = ", ".join(
+        f"{name}\N{NO-BREAK SPACE}{TIMES}{count}" if count > 1 else name
+        for name, count in node.grad_fns.items()
+    )
+    lines = textwrap.wrap(names, NAMES, break_long_words=False, break_on_hyphens=False)
+    if node.late and not lines:
+        lines = ["detached: no grad_fn"]
+    beside = shape_text(node.shape) if node.name == "image" else node.type
+    head: list[Artist] = [
+        words(node.name, TITLE, style, weight="bold"),
+        *[words(beside, TEXT, style)] * bool(beside),
+    ]
+    packed = [
+        HPacker(children=head, pad=0, sep=10, align="baseline"),
+        *(words(one, TEXT, style) for one in lines),
+    ]
+    return frame(packed, 4, style, "center")
 
-    def draw_leaves(self, box: Box, left: float, top: float) -> None:
-        """The parameters of a box to its left, with arrows into it; left: its edge."""
-        y = top + (box.height - box.leaves_size[1]) / 2
-        for lines, trains in box.leaves:
-            style = LEAF if trains else FROZEN_LEAF
-            x, height = left - BESIDE - box.leaves_size[0], len(lines) * LEAF_LINE
-            self.rounded((x, y - 0.02), (box.leaves_size[0], height + 0.04), style)
-            for number, line in enumerate(lines):
-                self.text((x + 0.07, y + (number + 0.5) * LEAF_LINE), line, SMALL, style.text)
-            self.arrow(Line([(left - BESIDE, y + height / 2), (left, y + height / 2)]), style.edge)
-            y += height + LEAF_GAP
 
-    def draw_boundary(self, y: float, nodes: Sequence[Node]) -> None:
-        crossing = {one for node in nodes if node.late for one in node.inputs if not nodes[one].late}
-        shapes = " + ".join(shape_text(nodes[one].shape) for one in sorted(crossing))
-        self.axes.plot(
-            [MARGIN, self.width - MARGIN], [y, y], color=BOUNDARY, linewidth=1.1, dashes=(5, 3), zorder=1
-        )
-        label = f"gradient boundary: {shapes} numbers an image" if shapes else "gradient boundary"
-        self.text((MARGIN, y - 0.09), label, 7.5, BOUNDARY, weight="bold")
-        self.text((self.width - MARGIN, y - 0.09), "above: no grad_fn, frozen", 7, FROZEN.text, ha="right")
-        self.text((self.width - MARGIN, y + 0.1), "below: carries a gradient", 7, MOVING.edge, ha="right")
+def beside_leaves(node: Node, box: OffsetBox) -> OffsetBox:
+    """A node's box, and to the left of it those of its parameters, with arrows."""
+    rows: list[Artist] = []
+    for trains, style in ((True, LEAF), (False, FROZEN_LEAF)):
+        if some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains]:
+            leaf = frame(
+                [words(line, SMALL, style) for line in leaf_lines(some, node.name)], 2, style, "left"
+            )
+            area = DrawingArea(*ARROW)
+            area.add_artist(arrow(style.edge, posA=(0, ARROW[1] / 2), posB=(ARROW[0], ARROW[1] / 2)))
+            rows.append(HPacker(children=[leaf, area], pad=0, sep=0, align="center"))
+    leaves = [VPacker(children=rows, pad=0, sep=4, align="right")] if rows else []
+    return HPacker(children=[*leaves, box], pad=0, sep=0, align="center")
 
-    def draw_legend(self, y: float) -> None:
-        self.axes.plot([MARGIN, self.width - MARGIN], [y - 0.24] * 2, color="#dde2e7", linewidth=0.8)
-        x = MARGIN
-        for style, text in (
-            (FROZEN, "frozen, no grad_fn"),
-            (MOVING, "carries a gradient, by its grad_fn"),
-            (LEAF, "leaf that trains: AccumulateGrad"),
-            (FROZEN_LEAF, "leaf that does not train"),
-        ):
-            self.rounded((x, y - 0.12), (0.2, 0.12), style)
-            self.text((x + 0.26, y - 0.06), text, SMALL, PLAIN)
-            x += 0.26 + width_of(text, SMALL) + 0.17
 
-    def rounded(self, corner: Point, size: Point, style: Style) -> None:
-        shape = f"round,pad=0,rounding_size={RADIUS}"
-        patch = FancyBboxPatch(corner, *size, boxstyle=shape, linewidth=0.8, zorder=3)
-        patch.set(facecolor=style.face, edgecolor=style.edge)
-        self.axes.add_patch(patch)
+def frame(children: Sequence[OffsetBox], pad: float, style: Style, align: Any) -> OffsetBox:
+    """What stands below each other, in a box."""
+    shape = {"boxstyle": "round,pad=0,rounding_size=3", "facecolor": style.face, "edgecolor": style.edge}
+    packed = VPacker(children=list(children), pad=0, sep=2, align=align)
+    return PaddedBox(packed, pad, draw_frame=True, patch_attrs={**shape, "linewidth": 0.8})
 
-    def text(self, at: Point, text: str, size: float, color: str, **style: Any) -> None:
-        self.axes.text(*at, text, fontsize=size, color=color, va="center_baseline", zorder=4, **style)
 
-    def arrow(self, path: Line, color: str) -> None:
-        head = "-|>,head_length=2.4,head_width=1.5"
-        self.axes.add_patch(
-            FancyArrowPatch(path=path, arrowstyle=head, color=color, zorder=2, shrinkA=0, shrinkB=0)
-        )
+def words(text: str, size: float, style: Style, **more: Any) -> TextArea:
+    return TextArea(text, textprops={"fontsize": size, "color": style.text, **more})
+
+
+def size_of(box: OffsetBox, figure: Figure) -> Point:
+    """Width and height in inches."""
+    box.set_figure(figure)
+    extent = box.get_bbox(FigureCanvasAgg(figure).get_renderer())
+    return extent.width / POINTS, extent.height / POINTS
+
+
+def draw_boundary(axes: Axes, y: float, nodes: Sequence[Node]) -> None:
+    crossing = {one for node in nodes if node.late for one in node.inputs if not nodes[one].late}
+    shapes = " + ".join(shape_text(nodes[one].shape) for one in sorted(crossing))
+    right = axes.get_xlim()[1] - MARGIN
+    axes.plot([MARGIN, right], [y, y], color=BOUNDARY, linewidth=1.1, dashes=(5, 3), zorder=1)
+    label = f"gradient boundary: {shapes} numbers an image" if shapes else "gradient boundary"
+    write(axes, (MARGIN, y - 0.09), label, size=7.5, color=BOUNDARY, weight="bold")
+    write(axes, (right, y - 0.09), "above: no grad_fn, frozen", size=7, color=FROZEN.text, ha="right")
+    write(axes, (right, y + 0.1), "below: carries a gradient", size=7, color=MOVING.edge, ha="right")
+
+
+def write(axes: Axes, at: Point, text: str, size: float, color: str, **style: Any) -> None:
+    axes.text(*at, text, fontsize=size, color=color, va="center_baseline", zorder=4, **style)
+
+
+def arrow(color: str, **ends: Any) -> FancyArrowPatch:
+    head = "-|>,head_length=2.4,head_width=1.5"
+    return FancyArrowPatch(**ends, arrowstyle=head, color=color, zorder=2, shrinkA=0, shrinkB=0)
+
+
+def leaf_lines(leaves: Sequence[Leaf], node: str) -> list[str]:
+    """Two parameters by their names below the node's, more by their number."""
+    if len(leaves) > 2:
+        return [f"{len(leaves)} parameters, {sum(prod(leaf.shape) for leaf in leaves):,}"]
+    return [f"{leaf.name.removeprefix(f'{node}.')} {shape_text(leaf.shape)}".strip() for leaf in leaves]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return TIMES.join(map(str, shape))
 
 
 def _smooth(points: Sequence[Point]) -> Line:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from finetune.config.schema import Settings
@@ -19,7 +20,7 @@ from finetune.inspection.modules import ModuleRow, boundary_index
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
 from finetune.report.terminal import model_lines
-from finetune.say import say
+from finetune.say import columns, say
 
 HEADER = ("module", "type", "output", "parameters", "work", "state", "mode", "rate")
 TO_THE_RIGHT = ("output", "parameters", "work")
@@ -75,29 +76,22 @@ def print_all(console: Console, found: Inspected, every_parameter: bool) -> None
 
 def print_table(console: Console, rows: Sequence[ModuleRow], macs: float, boundary: str) -> None:
     """The rows below a header, with the boundary as a line between them; none where the text is empty."""
-    cells = [_cells(row, macs) for row in rows]
-    widths = [max(cell_len(line[i]) for line in [HEADER, *cells]) for i in range(len(HEADER))]
-    length = sum(widths) + 2 * len(widths) - 2
-    if console.is_terminal:  # the type alone may be cut short
-        widths[1] = max(4, min(widths[1], widths[1] + console.width - length))
-        length = min(length, console.width)
-    lines = [Text(_line(line, widths), "dim" * row.constant) for line, row in zip(cells, rows, strict=True)]
-    if boundary:
-        ruled = f"── {boundary} "
-        ruled += "─" * (length - cell_len(ruled))
-        lines.insert(boundary_index(rows), Text(ruled, "bold cyan"))
-    for line in [Text(_line(HEADER, widths), "bold"), *lines]:
-        console.print(line, soft_wrap=True)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    fitted = []
-    for name, cell, width in zip(HEADER, cells, widths, strict=True):
-        if cell_len(cell) > width:
-            cell = set_cell_size(cell, width - 1) + "…"
-        gap = " " * (width - cell_len(cell))
-        fitted.append(gap + cell if name in TO_THE_RIGHT else cell + gap)
-    return "  ".join(fitted).rstrip()
+    table = columns(*HEADER, numbers=TO_THE_RIGHT)
+    for row in rows:
+        name, kind, *cells = _cells(row, macs)
+        # On a narrow terminal the type alone is cut short.
+        short = Text(kind, no_wrap=True, overflow="ellipsis")
+        table.add_row(name, short, *cells, style="dim" if row.constant else "")
+    for column in table.columns:
+        column.no_wrap = column.header != "type"
+    options = console.options if console.is_terminal else console.options.update(width=10_000)
+    lines = console.render_lines(table, options, pad=False)
+    length = sum(segment.cell_length for segment in lines[0])
+    for number, line in enumerate(lines):
+        if boundary and number == boundary_index(rows) + 1:
+            ruled = f"── {boundary} "
+            console.print(Text(ruled + "─" * (length - cell_len(ruled)), "bold cyan"), soft_wrap=True)
+        console.print(Segments([*line, Segment("\n")]), end="", soft_wrap=True)
 
 
 def _cells(row: ModuleRow, macs: float) -> tuple[str, ...]:

@@ -6,17 +6,14 @@ import hashlib
 import http.client
 import re
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from finetune.errors import RequestError
-from finetune.network import CONNECT_SECONDS, connect_timeout
+from finetune.network import connect_timeout, hub_offline_unless_reached
 
 
 class Unreachable(Exception):
@@ -50,40 +47,16 @@ def download_weights(url: str) -> Path:
 def timm_state_dict(name: str) -> dict[str, Tensor]:
     """The state dict of timm's default weights, from the hub's cache or the network, or Unreachable."""
     import timm
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    config = timm.models.get_pretrained_cfg(name)
-    overlay = _cached_or_answered(name, config) if config and config.hf_hub_id else {}
-    try:
-        with connect_timeout():
-            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    except (OSError, RuntimeError, SafetensorError, http.client.HTTPException) as error:
-        raise Unreachable(f"timm's weights for {name} could not be loaded ({_reason(error)})") from None
-
-
-def _cached_or_answered(name: str, config: Any) -> dict[str, Any]:
-    """Where the hub's cache holds the weights; else nothing, once the hub has answered.
-
-    Its own client retries each of two files five times, and waits a minute for each: 47 seconds without a
-    network, minutes where the hub is silent. No setting of the client's shortens that.
-    """
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-
-    repository, _, revision = config.hf_hub_id.partition("@")
-    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    for file in files:
-        cached = try_to_load_from_cache(repository, file, revision=revision or None)
-        if isinstance(cached, str):
-            return {"file": cached, "custom_load": False}
-    request = urllib.request.Request(hf_hub_url(repository, files[0]), method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # an answer: timm tries the other names
-    except OSError as error:
-        raise Unreachable(
-            f"timm's weights for {name} are not in the cache and could not be fetched ({_reason(error)})"
-        ) from None
-    return {}
+    with connect_timeout(), hub_offline_unless_reached() as why:
+        try:
+            return timm.create_model(name, pretrained=True).state_dict()
+        except (OSError, RuntimeError, SafetensorError, http.client.HTTPException) as error:
+            told = f"could not be loaded ({_reason(error)})"
+            if isinstance(error, LocalEntryNotFoundError):
+                told = f"are not in the cache and could not be fetched ({why or _reason(error)})"
+            raise Unreachable(f"timm's weights for {name} {told}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -25,8 +25,8 @@ def find_head(model: nn.Module) -> str:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
     ]
-    if (config := getattr(model, "pretrained_cfg", None)) is not None:
-        classifier = config.get("classifier")
+    if (timms := getattr(model, "pretrained_cfg", None)) is not None:
+        classifier = timms.get("classifier")
         if isinstance(classifier, (tuple, list)):
             names = ", ".join(classifier)
             raise RequestError(f"model: expected one head; this model has {len(classifier)} ({names})")

@@ -40,8 +40,8 @@ def _about(name: str) -> tuple[object, ...]:
         import timm
         from huggingface_hub import try_to_load_from_cache
 
-        config = timm.get_pretrained_cfg(theirs, allow_unregistered=True)
-        hub, size = (config.hf_hub_id, config.input_size[-1]) if config else (None, "")
+        known = timm.get_pretrained_cfg(theirs, allow_unregistered=True)
+        hub, size = (known.hf_hub_id, known.input_size[-1]) if known else (None, "")
         cached = hub and isinstance(try_to_load_from_cache(hub, "model.safetensors"), str)
         return size, "", "", "cache" if cached else ""
     enum = enum_of(name, "imagenet")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 # What `data.pixels` has filters for.
 FITS = ("center", "squash", "pad")
+TEXTS = ("interpolation", "fit")  # of the fields; others are JSON where they are stored as text
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
@@ -53,20 +55,12 @@ class Preprocessing:
         """What `metadata` wrote; None where a file says nothing of it. ValueError: it is none."""
         if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= text.keys():
             return None
-        read = Preprocessing(
-            crop_size=int(text["crop_size"]),
-            resize_size=int(text["resize_size"]),
-            mean=tuple(json.loads(text["mean"])),
-            std=tuple(json.loads(text["std"])),
-            interpolation=text["interpolation"],
-            brightness={
-                kind: (float(black), float(white))
-                for kind, (black, white) in json.loads(text.get("brightness", "{}")).items()
-            },
-            repair=bool(json.loads(text.get("repair", "false"))),
-            fit=text.get("fit", "center"),
-        )
-        numbers = [*map(float, read.mean), *map(float, read.std)]
+        told = {one.name: text[one.name] for one in fields(Preprocessing) if one.name in text}
+        plain = {key: value if key in TEXTS else json.loads(value) for key, value in told.items()}
+        read = TypeAdapter(Preprocessing).validate_python(plain)
+        scales = {kind: (black, white) for kind, (black, white) in read.brightness.items()}
+        read = replace(read, brightness=scales)
+        numbers = [*read.mean, *read.std]
         if not (
             min(read.crop_size, read.resize_size) > 0
             and len(read.mean) == len(read.std) == 3

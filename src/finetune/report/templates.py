@@ -1,4 +1,4 @@
-"""The templates of pages that need nothing beside themselves, and what they write numbers with."""
+"""The templates of what stands by itself, pages and scripts, and what they write numbers with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 
 from finetune.errors import counted
 
@@ -18,13 +18,15 @@ from finetune.errors import counted
 def template(name: str) -> Template:
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(),  # in pages
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     digest = lambda text: base64.b64encode(sha256(text.encode()).digest()).decode()  # noqa: E731
-    pages.filters.update(counted=counted, percent=percent, duration=duration, between=between, sha256=digest)
+    pages.filters.update(counted=counted, percent=percent, duration=duration, between=between)
+    pages.filters.update(sha256=digest, repr=repr)
     return pages.get_template(name)
 
 

@@ -71,11 +71,6 @@ def find_sweep(sweep: str) -> Path:
     return folder
 
 
-def has_begun(job: Path) -> bool:
-    """Whether a job has got beyond what Hydra wrote, or was refused."""
-    return any((job / name).exists() for name in ("settings.json", "summary.json"))
-
-
 def job_folders(sweep: Path) -> list[Path]:
     """The folders of jobs in a sweep's, in the order of their numbers."""
     # Hydra opens its file before it writes: an empty one is of a process that was killed.

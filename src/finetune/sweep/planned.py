@@ -6,16 +6,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict
@@ -23,11 +18,11 @@ from pydantic import BaseModel, ConfigDict
 from finetune.atomic import read_json, write_sealed
 from finetune.config.compose import GROUPS, compose_config, settings_from_config
 from finetune.config.messages import known_keys, validate
-from finetune.config.schema import Settings, configs_folder
+from finetune.config.schema import Settings
 from finetune.errors import RequestError, one_line
 from finetune.runs.folder import PLAN
 from finetune.runs.settings import completed
-from finetune.runs.sweeps import has_begun, in_order, job_folders, overrides_of, read_yaml
+from finetune.runs.sweeps import job_folders, overrides_of, read_yaml
 
 OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins again"
 
@@ -145,7 +140,7 @@ def searched(sweep: Path) -> bool:
 
 
 def planned(sweep: Path) -> list[Planned]:
-    """A sweep's jobs in order, an older one's as Hydra would list them; raises RequestError of none."""
+    """A sweep's jobs in order, of one without a list those that have begun; raises RequestError of none."""
     if not (jobs := list_planned(sweep)):
         raise RequestError(f"{sweep}: expected the folder of a sweep; there are no jobs in it")
     return jobs
@@ -156,8 +151,6 @@ def list_planned(sweep: Path) -> list[Planned]:
     if (sweep / PLAN).is_file():
         jobs = _read(sweep).jobs
         return [replace(job, folder=sweep / job.folder) for job in jobs]
-    if (sweep / "multirun.yaml").is_file():
-        return _older(sweep)
     return [Planned(job, overrides_of(job)) for job in job_folders(sweep)]
 
 
@@ -177,42 +170,21 @@ def _own_folders(sweep: Path, folders: list[Path]) -> bool:
     return len(places) == len(folders) and all(inside in place.parents for place in places)
 
 
-def _older(sweep: Path) -> list[Planned]:
-    """Begun jobs by their folders; the others from what was asked for, with the numbers that are left."""
-    noted = hydra_request(sweep)
-    searched = noted.sweeper != "basic"
-    known = {job: overrides_of(job) for job in job_folders(sweep) if searched or has_begun(job)}
-    jobs = [Planned(job, overrides) for job, overrides in known.items()]
-    left = list(known.values())
-    free = (place for number in count() if (place := sweep / str(number)) not in known)
-    for one in _expanded(sweep, noted.params + noted.task) if not searched else []:
-        if one in left:  # not by number: what is drawn by chance (shuffle) comes in another order
-            left.remove(one)
-        else:
-            jobs.append(Planned(next(free), one, wrong=noted.wrong))
-    return sorted(jobs, key=lambda job: in_order(str(job.folder.relative_to(sweep))))
-
-
 class Asked(NamedTuple):
-    """What Hydra noted of a sweep: its sweeper, the overrides, the sweeper's own; what `own_configs` says."""
+    """What Hydra noted of a sweep: its sweeper, and the overrides."""
 
     sweeper: str
     hydra: list[str]
     task: list[str]
-    params: list[str]
-    wrong: str | None
 
 
 def hydra_request(sweep: Path) -> Asked:
     """Read it, with nothing interpolated; raises RequestError where it is damaged."""
     held = read_yaml(file := sweep / "multirun.yaml")
     try:
-        hydra = held["hydra"]
-        params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-        overrides, runtime = hydra["overrides"], hydra["runtime"]
+        chosen, overrides = held["hydra"]["runtime"]["choices"], held["hydra"]["overrides"]
         own, task = ([str(one) for one in overrides[kind]] for kind in ("hydra", "task"))
-        wrong = own_configs(runtime["config_sources"])
-        return Asked(runtime["choices"]["hydra/sweeper"], own, task, params, wrong)
+        return Asked(chosen["hydra/sweeper"], own, task)
     except (AttributeError, KeyError, TypeError):
         raise RequestError(f"{file}: expected what Hydra wrote there; it is damaged") from None
 
@@ -220,15 +192,3 @@ def hydra_request(sweep: Path) -> Asked:
 def own_configs(sources: Iterable[Mapping[str, Any]]) -> str | None:
     """What is wrong with composing a job again where more than the shipped configs was read."""
     return OWN_CONFIGS if {one["provider"] for one in sources} - {"hydra", "main", "schema"} else None
-
-
-def _expanded(sweep: Path, overrides: list[str]) -> list[list[str]]:
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    try:
-        with hydra.initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-            (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)
-    except HydraException as error:
-        raise RequestError(f"{sweep / 'multirun.yaml'}: {one_line(error)}") from None
-    return jobs

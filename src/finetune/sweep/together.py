@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_map
 
 from finetune.build import is_light
 from finetune.choices.best import NAMES
-from finetune.data.module import Batches
-from finetune.data.stacked import StackedBatches
+from finetune.data.module import Batches, StackedBatches
 from finetune.data.views import views
 from finetune.errors import Interrupted, RequestError, RunError, counted
 from finetune.finish import finish

@@ -94,8 +94,8 @@ class Classifier(Learner):
 
     def on_train_start(self) -> None:
         take_raw(self.model, self.standardized)
-        for config in self.trainer.lr_scheduler_configs:  # a checkpoint of fewer epochs has other rates
-            scheduler: Any = config.scheduler
+        for one in self.trainer.lr_scheduler_configs:  # a checkpoint of fewer epochs has other rates
+            scheduler: Any = one.scheduler
             for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 

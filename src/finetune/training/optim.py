@@ -20,13 +20,13 @@ from finetune.model.parameters import NORMS, is_below
 Schedule = Callable[[int], float]
 
 
-def parameter_groups(model: nn.Module, head: str | None, settings: SteppedSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, head: str | None, steps: SteppedSettings) -> list[dict[str, Any]]:
     """Groups of what trains: backbone and head, each with and without decay; empty ones are left out.
 
     With layer_decay each layer of the backbone is a group: its rate is so often decayed as there are layers
     from it to the head (Clark et al. 2020; Bao et al. 2021).
     """
-    depths = find_depths(model, head or find_head(model)) if settings.layer_decay < 1 else {}
+    depths = find_depths(model, head or find_head(model)) if steps.layer_decay < 1 else {}
     deepest = max(depths.values(), default=0)
     norms = {
         id(p)
@@ -40,14 +40,14 @@ def parameter_groups(model: nn.Module, head: str | None, settings: SteppedSettin
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, rate = "head", settings.lr
+        part, rate = "head", steps.lr
         if not is_below(name, head):
             depth = depths.get(name, 0)
             part = f"backbone_{depth}" if depths else "backbone"
-            rate *= settings.backbone_lr_factor * settings.layer_decay ** (deepest - depth)
+            rate *= steps.backbone_lr_factor * steps.layer_decay ** (deepest - depth)
         spared = id(parameter) in norms or parameter.ndim < 2 or name in tokens
-        decay = 0.0 if spared and not settings.decay_norm_and_bias else settings.weight_decay
-        key = part if decay == settings.weight_decay else f"{part}_without_decay"
+        decay = 0.0 if spared and not steps.decay_norm_and_bias else steps.weight_decay
+        key = part if decay == steps.weight_decay else f"{part}_without_decay"
         group = {"name": key, "params": [], "lr": rate, "weight_decay": decay}
         found.setdefault(key, group)["params"].append(parameter)
     return list(found.values())

@@ -95,12 +95,12 @@ def gather(
     root: str | None,
     memo: Path | None = None,
     progress: Progress = silent,
-    **settings: str | list[str] | bool | None,
+    **asked: str | list[str] | bool | None,
 ) -> LabeledImages:
     """The images of a source, with their digests.
 
     memo: the file that remembers the digests of images. progress: a progress bar of a name and a length.
-    settings: those of SETTINGS, for the sources that take them.
+    asked: those of SETTINGS, for the sources that take them.
 
     Raises:
         RequestError: there are no images as the source expects them, a setting that the source does not take,
@@ -113,7 +113,7 @@ def gather(
         raise RequestError(
             f"data.root={root}: expected data=folder with it; data={source} brings its own images"
         )
-    for name, value in settings.items():
+    for name, value in asked.items():
         if isinstance(value, list) and "label_separator" not in entry.takes:
             raise RequestError(f"data.{name}=[{','.join(value)}]: expected data=csv with several columns")
         takers = [one for one, other in SOURCES.items() if name in other.takes and value != "folders"]
@@ -128,7 +128,7 @@ def gather(
             )
     if root is None and entry.root and entry.needs_root:
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
-    taken = {name: settings[name] for name in entry.takes if settings.get(name) is not None}
+    taken = {name: asked[name] for name in entry.takes if asked.get(name) is not None}
     found = entry.find(root, **taken) if entry.root else entry.find(**taken)
     if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
         found = replace(found, warnings=found.warnings + odd_names(found.classes))

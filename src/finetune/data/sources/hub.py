@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
-
-import numpy as np
 
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.sources.labeled import (
@@ -26,6 +21,7 @@ from finetune.data.sources.labeled import (
     side_of,
 )
 from finetune.errors import RequestError, brief
+from finetune.network import hub_offline_unless_reached
 
 
 def find_in_hub(
@@ -60,7 +56,7 @@ def find_in_hub(
         splits += [split] * len(told)
     if not images:
         raise RequestError(f"{setting}: expected images with labels; there are none")
-    classes, labels = _number_labels(names, several, known)
+    classes, labels = label_vectors(names, known) if several else number_classes([*chain(*names)], known)
     return LabeledImages(
         name=name or str(root),
         setting=setting,
@@ -70,21 +66,6 @@ def find_in_hub(
         splits=own_splits(splits),
         warnings=warnings,
     )
-
-
-def _number_labels(
-    names: Sequence[Sequence[str]], several: bool, known: Sequence[str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes and the labels; where the set names its classes, in their order and all of them."""
-    classes, labels = label_vectors(names) if several else number_classes([one for (one,) in names])
-    if known is None:
-        return classes, labels
-    order = [known.index(one) for one in classes]
-    if not several:
-        return tuple(known), np.array(order, dtype=np.int64)[labels]
-    wide = np.zeros((len(labels), len(known)), np.float32)
-    wide[:, order] = labels
-    return tuple(known), wide
 
 
 def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -101,7 +82,7 @@ def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, 
         datasets.disable_progress_bars()
     try:
         if name is not None:
-            with nullcontext() if folder else _offline_unless_reachable():
+            with nullcontext() if folder else hub_offline_unless_reached():
                 loaded = datasets.load_dataset(name, data_dir=folder)
         elif any((Path(str(folder)) / one).exists() for one in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(folder)
@@ -116,28 +97,6 @@ def _parts(root: str | None, name: str | None, setting: str) -> tuple[dict[str, 
     others = [one for one in loaded if (side := side_of(one)) is None or parts.setdefault(side, one) != one]
     warnings = (f"parts that are not train, val or test are left out: {brief(others)}",) if others else ()
     return {side: loaded[one] for side, one in parts.items()}, warnings
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[None]:
-    """The library's own offline mode where the hub does not answer: it loads what it has on disk.
-
-    Without it five attempts to connect would take a minute.
-    """
-    import datasets
-    from huggingface_hub import constants
-
-    hub = urlsplit(constants.ENDPOINT)
-    reachable = bool(getproxies())  # the way to the hub may lead through them
-    with suppress(OSError), socket.create_connection((str(hub.hostname), hub.port or 443), timeout=10):
-        reachable = True
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    if not reachable:
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _columns(features: Any, image: str | None, label: str | None, setting: str) -> tuple[str, str]:

@@ -91,17 +91,24 @@ def existing_folder(root: str, setting: str = "data.root") -> Path:
     return path
 
 
-def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes that occur, numbers in their order, and the index (N,) of each name among them."""
+def number_classes(
+    names: Sequence[str], known: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes that occur, numbers in their order, and the index (N,) of each name among them.
+
+    known: all classes there are, in an order of their own.
+    """
     whole = all(name.isdecimal() for name in names)
-    classes = tuple(sorted(set(names), key=(lambda name: (int(name), name)) if whole else None))
+    classes = tuple(known or sorted(set(names), key=(lambda name: (int(name), name)) if whole else None))
     place = {name: index for index, name in enumerate(classes)}
     return classes, np.array([place[name] for name in names], dtype=np.int64)
 
 
-def label_vectors(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
+def label_vectors(
+    names: Sequence[Sequence[str]], known: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
     """The same for several labels an image: float32 (N, classes) of 0 and 1."""
-    classes, _ = number_classes([name for some in names for name in some])
+    classes, _ = number_classes([name for some in names for name in some], known)
     labels = np.zeros((len(names), len(classes)), dtype=np.float32)
     for row, some in zip(labels, names, strict=True):
         row[[classes.index(name) for name in some]] = 1
