@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import finetune
-from finetune.config.schema import configs_folder
+from finetune.config.shipped import configs_folder
 from support.runs import CHECKOUT, QUICK
 
 CONTRIBUTING = CHECKOUT / "CONTRIBUTING.md"

@@ -20,7 +20,8 @@ import finetune
 from finetune import cli
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.compose import compose
-from finetune.config.schema import Data, Settings, Trainer, configs_folder
+from finetune.config.schema import Data, Settings, Trainer
+from finetune.config.shipped import configs_folder
 from support.ended import Ended
 from support.processes import Started
 from support.runs import CHECKOUT, SMALL

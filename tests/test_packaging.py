@@ -82,12 +82,12 @@ def test_the_installed_package_is_used_from_any_folder(installed: Path, tmp_path
     )
     assert "squeezenet1_1, weights: random initialisation" in out
     where = run(
-        *(sys.executable, "-c", "import finetune.config.schema as s; print(s.__file__, s.configs_folder())"),
+        *(sys.executable, "-c", "import finetune.config.shipped as s; print(s.__file__, s.configs_folder())"),
         cwd=tmp_path,
         PYTHONPATH=str(installed),
     )
     assert where.split() == [
-        str(installed / "finetune" / "config" / "schema.py"),
+        str(installed / "finetune" / "config" / "shipped.py"),
         str(installed / "finetune" / "configs"),
     ]
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import compose
 from finetune.config.messages import unknown_option
-from finetune.config.schema import configs_folder
+from finetune.config.shipped import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep, pointer
 from finetune.runs.settings import read_settings

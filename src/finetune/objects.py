@@ -22,7 +22,8 @@ from finetune.choices.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSet
 from finetune.config.compose import GROUPS, compose_config
 from finetune.config.messages import unknown_setting, validate
 from finetune.config.phases import check_phases
-from finetune.config.schema import SECTIONS, Settings, choices_of
+from finetune.config.schema import SECTIONS, Settings
+from finetune.config.shipped import choices_of
 from finetune.data.dataset import SPLITS
 from finetune.data.sources import SOURCES, TABLE, Source
 from finetune.data.sources.given import Sides, find_given

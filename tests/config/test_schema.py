@@ -10,7 +10,8 @@ import yaml
 from finetune.config.compose import compose
 from finetune.config.conflicts import idle
 from finetune.config.messages import known_keys
-from finetune.config.schema import NAMED, configs_folder
+from finetune.config.schema import NAMED
+from finetune.config.shipped import configs_folder
 from support.runs import CHECKOUT
 
 CONFIGS = configs_folder()

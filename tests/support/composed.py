@@ -17,7 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 
-from finetune.config.schema import configs_folder
+from finetune.config.shipped import configs_folder
 
 OURS = ("pkg:hydra.conf", "structured:", f"file:{configs_folder().resolve()}")
 

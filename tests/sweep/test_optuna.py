@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from finetune.config.schema import configs_folder
+from finetune.config.shipped import configs_folder
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare

@@ -20,7 +20,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from finetune.config.messages import known_keys, unknown_choice, unknown_option, unknown_setting, validate
 from finetune.config.phases import check_phases
-from finetune.config.schema import NAMED, SECTIONS, Settings, choices_of, configs_folder
+from finetune.config.schema import NAMED, SECTIONS, Settings
+from finetune.config.shipped import choices_of, configs_folder
 from finetune.errors import RequestError, brief, shown
 
 COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml

@@ -6,7 +6,8 @@ from typing import Any
 
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.messages import unknown_choice, unknown_setting, validate
-from finetune.config.schema import MIXING, SECTIONS, Settings, choices_of, shipped
+from finetune.config.schema import MIXING, SECTIONS, Settings
+from finetune.config.shipped import choices_of, shipped
 from finetune.errors import RequestError
 
 # What makes a run's phases one run: the model, the images, what is kept and where.

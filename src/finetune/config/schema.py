@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -215,29 +212,6 @@ SECTIONS: dict[str, Callable[[], list[type[BaseModel]]]] = {
     "data": lambda: [Data],
     "trainer": lambda: [Trainer],
 }
-
-
-def configs_folder() -> Path:
-    """The shipped configs: inside the package when installed from a wheel, else the checkout's."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parents[1] / "configs"
-
-
-def choices_of(group: str) -> list[str]:
-    """The names of the shipped configs in a group."""
-    return sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
-
-
-@cache
-def _shipped(name: str) -> dict[str, Any]:
-    file = configs_folder() / name
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
-
-
-def shipped(name: str) -> dict[str, Any]:
-    """The values in a shipped config; none where there is no such file."""
-    return dict(_shipped(name))
 
 
 def flat(values: dict[str, Any], above: str = "") -> dict[str, float | str]:

@@ -137,17 +137,14 @@ def extract(
     batches = iter(lambda: list(islice(remaining, batch)), [])
     first = list(islice(batches, min(cores, MOST_WORKERS)))
     workers, threads = max(len(first), 1), torch.get_num_threads()
-    on_cpu = device == "cpu"
 
     def task(chosen: Sequence[T]) -> tuple[list[tuple[T, BadImage | None]], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
         decoded = list(map(read, chosen))
-        told = [
-            (row, one if isinstance(one, BadImage) else None)
-            for row, one in zip(chosen, decoded, strict=True)
-        ]
+        bad = [None if isinstance(one, Tensor) else one for one in decoded]
+        told = [*zip(chosen, bad, strict=True)]
         images = [one for one in decoded if isinstance(one, Tensor)]
-        if images and on_cpu:
+        if images and device == "cpu":
             return told, compute(torch.stack(images))
         return told, torch.stack(images) if images else ()
 

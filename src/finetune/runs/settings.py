@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune.atomic import read_json, sha256_of
 from finetune.config.messages import validate
-from finetune.config.schema import Settings, shipped
+from finetune.config.schema import Settings
+from finetune.config.shipped import shipped
 from finetune.errors import RequestError
 
 # What runs did that are older than a setting and so lack it; without an entry, what its default says.
