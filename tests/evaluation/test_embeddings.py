@@ -30,7 +30,7 @@ from finetune.runs.open import open_run
             "head_hidden=[8]",
             "head_dropout=0.5",
         ),
-        ("freeze=none", "epochs=1"),
+        ("freeze=none", "epochs=1", "precision=32"),
     ],
 )
 def test_a_head_that_reads_them_answers_as_the_run_does(
