@@ -48,7 +48,9 @@ def test_a_path_need_not_be_quoted_for_hydra(root: str, kept: str) -> None:
     assert compose(["data=folder", f"data.root={root}"]).data.root == kept
 
 
-@pytest.mark.parametrize("name", ["${x}", "a${b", "[one]", "'quoted'", "a,b", "it's, ${here}", "back\\slash"])
+@pytest.mark.parametrize(
+    "name", ["${x}", "a${b", "[one]", "'quoted'", "a,b", "it's, ${here}", "back\\slash", "a, b\\"]
+)
 @pytest.mark.parametrize("sweeps", [True, False])
 def test_what_is_there_is_meant_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, sweeps: bool

@@ -23,8 +23,7 @@ from finetune.config.shipped import configs_folder
 from finetune.errors import RequestError
 from finetune.runs.sweeps import find_sweep
 from finetune.sweep.leaderboard import compare
-from hydra_plugins.finetune._space import Space, read_space
-from hydra_plugins.finetune._study import SAMPLERS, ended_trials, open_study, tell_trial
+from hydra_plugins.finetune._study import SAMPLERS, Space, ended_trials, open_study, read_space, tell_trial
 from support import killed_sweep
 from support.ended import Ended
 from support.processes import Started

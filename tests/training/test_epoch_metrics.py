@@ -10,7 +10,7 @@ from sklearn import metrics as theirs
 from torch import Tensor
 
 from finetune.training import metrics, several
-from finetune.training.epoch_metrics import EpochMetrics
+from finetune.training.learner import EpochMetrics
 from finetune.training.losses import create_loss
 from finetune.training.metrics import once
 from finetune.training.several import per_label

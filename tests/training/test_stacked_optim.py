@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.choices.losses import stacked_cross_entropy
-from finetune.training.epoch_metrics import EpochMetrics
+from finetune.training.learner import EpochMetrics
 from finetune.training.stacked_optim import StackedOptimizer
 
 SHAPES = {"weight": (4, 3), "bias": (4,)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -93,8 +93,7 @@ def quoted(override: str, sweeps: bool = False) -> str:
         read = OverridesParser.create().parse_override(override)
         if str(read.value()) == text or (sweeps and not there and read.is_sweep_override()):
             return override
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # backslashes count before a quote only
-    return f"{key}='{escaped}'"
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def spelled(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs
 from finetune.errors import RunError
-from finetune.features.extract import DTYPES, Form, Tensors, extract, settle
+from finetune.features.extract import DTYPES, Form, Tensors, Told, extract, settle
 from finetune.features.plan import FeaturePlan
 from finetune.features.rows import MemoryStore, RowLayout
 from finetune.features.store import Store, open_store
@@ -142,7 +142,7 @@ class FeatureComputer:
     def _add(
         self,
         store: Store | MemoryStore,
-        batches: Iterable[tuple[list[tuple[int, BadImage | None]], Tensors]],
+        batches: Iterable[tuple[Told[int], Tensors]],
         advance: Callable[[int], None],
     ) -> int:
         """Add features to the store as they are computed; returns of how many images."""

@@ -29,6 +29,7 @@ COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes min
 
 T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
+Told = list[tuple[T, BadImage | None]]  # rows, and what is wrong with each
 Forward = Callable[[Tensor], Tensors]
 
 
@@ -123,7 +124,7 @@ def extract(
     rows: Iterable[T],
     batch: int,
     device: str,
-) -> Iterator[tuple[list[tuple[T, BadImage | None]], Tensors]]:
+) -> Iterator[tuple[Told[T], Tensors]]:
     """Yield batches of rows in their order, each with what is wrong with it, and the features of the others.
 
     They are on the CPU. Decoding and computing overlap. On a CPU each core takes whole batches, decoding and
@@ -138,20 +139,19 @@ def extract(
     first = list(islice(batches, min(cores, MOST_WORKERS)))
     workers, threads = max(len(first), 1), torch.get_num_threads()
 
-    def task(chosen: Sequence[T]) -> tuple[list[tuple[T, BadImage | None]], Any]:
+    def task(chosen: Sequence[T]) -> tuple[Told[T], Any]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
         decoded = list(map(read, chosen))
-        bad = [None if isinstance(one, Tensor) else one for one in decoded]
-        told = [*zip(chosen, bad, strict=True)]
+        bad = [one if isinstance(one, BadImage) else None for one in decoded]
         images = [one for one in decoded if isinstance(one, Tensor)]
-        if images and device == "cpu":
-            return told, compute(torch.stack(images))
-        return told, torch.stack(images) if images else ()
+        stacked = torch.stack(images) if images else ()
+        result = compute(stacked) if isinstance(stacked, Tensor) and device == "cpu" else stacked
+        return list(zip(chosen, bad, strict=True)), result
 
     def compute(images: Tensor) -> Tensors:
         return tuple(tensor.cpu() for tensor in forward(normalise(images.to(device))))
 
-    def finish(future: Future[Any]) -> tuple[list[tuple[T, BadImage | None]], Tensors]:
+    def finish(future: Future[Any]) -> tuple[Told[T], Tensors]:
         told, result = future.result()
         return told, compute(result) if isinstance(result, Tensor) else result
 
@@ -165,6 +165,5 @@ def extract(
             while waiting:
                 yield finish(waiting.popleft())
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
             torch.set_num_threads(threads)

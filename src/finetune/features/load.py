@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -186,7 +187,8 @@ def sample_of(dataset: Dataset) -> np.ndarray:
 def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     """Some training images as the first epoch may show them."""
     renumbered = replace(reader, images=dataset.images, known={}, digests=dataset.digests, repaired={})
-    read = map(renumbered, sample_of(dataset).tolist())
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(renumbered, sample_of(dataset).tolist()))
     return prepare(torch.stack([image for image in read if isinstance(image, Tensor)]), True, 1)
 
 

@@ -106,11 +106,11 @@ def figure_of(nodes: Sequence[Node], title: str, lines: Sequence[str]) -> Figure
             write(axes, below, shape_text(node.shape), size=5.4, color=SHAPE, bbox=blank)
     if crossed:
         draw_boundary(axes, tops[first_late] - 0.2, nodes)
-    explain(figure, title, lines)
+    draw_text(figure, title, lines)
     return figure
 
 
-def explain(figure: Figure, title: str, lines: Sequence[str]) -> None:
+def draw_text(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """What stands above the graph, and the legend below it."""
     (axes,), title = figure.axes, f"{title}: the autograd graph of one training step"
     write(axes, (MARGIN, MARGIN + 0.06), title, size=13, color="#1b232b", weight="bold")

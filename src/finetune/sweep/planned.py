@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict
@@ -113,8 +114,7 @@ def _composed(loader: ConfigLoader, sweep: DictConfig, overrides: list[str], num
         config.hydra.runtime.output_dir = os.path.abspath(folder / name)
     asked = list(config.hydra.overrides.task)
     if name != str(number):  # it may tell the time
-        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"hydra.sweep.subdir='{quoted}'")
+        overrides.append(f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}")
     try:
         return Planned(folder / name, asked, settings_from_config(config).model_dump())
     except RequestError as error:

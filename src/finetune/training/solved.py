@@ -13,8 +13,7 @@ from finetune import signals
 from finetune.data.module import Batch
 from finetune.model.standardize import StandardizedLinear
 from finetune.training.classifier import Classifier
-from finetune.training.epoch_metrics import EpochMetrics
-from finetune.training.learner import CurvePoint
+from finetune.training.learner import CurvePoint, EpochMetrics
 from finetune.training.losses import Loss
 from finetune.training.solve import SOLVED, Folds, Point, Problem, follow_path, lbfgs
 

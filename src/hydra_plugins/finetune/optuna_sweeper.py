@@ -83,7 +83,7 @@ class OptunaSweeper(Sweeper):
             RequestError: an override or the storage cannot be used.
             Interrupted, SystemExit: a resumed study begins with what was being trained.
         """
-        from hydra_plugins.finetune._space import read_space
+        from hydra_plugins.finetune._study import read_space
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_space(parser.parse_overrides(arguments))
