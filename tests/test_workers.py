@@ -121,7 +121,11 @@ def test_two_processes_train_what_one_does(train: Train) -> None:
 def test_two_processes_learn(knobs: tuple[str, ...]) -> None:
     ended = typed(*RUN, *TWO, *knobs, "epochs=4", "hydra.run.dir=two")
     assert (ended.code, ended.err) == (0, "")
-    assert summary_of(Path("two"))["val"]["accuracy"] > 0.5  # by chance 0.33
+    summary = summary_of(Path("two"))
+    assert summary["val"]["accuracy"] > 0.5  # by chance 0.33
+    if features := summary["features"]:  # each computed a share
+        assert (features["computed"], features["reused"]) == (60, 0)
+        assert len([*Path("cache/features").iterdir()]) == 1
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def build_inputs(
         RequestError: too few images are left without those that are broken.
         ChangedImage: an image is not what it was when it was hashed.
     """
-    loading, batchnorm = _load_settings(settings, console), None
+    loading, batchnorm = load_settings(settings, console), None
     if solves(settings):
         refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
@@ -183,10 +183,11 @@ def load_as_planned(
 ) -> ModelInputs:
     """Every image, as `build_inputs` gives them, by a model whose BatchNorm stays as it is."""
     plan = plan_inputs(settings, dataset, model, device)
-    return load_inputs(plan, model, dataset, _load_settings(settings, console))
+    return load_inputs(plan, model, dataset, load_settings(settings, console))
 
 
-def _load_settings(settings: Settings, console: Console) -> LoadSettings:
+def load_settings(settings: Settings, console: Console) -> LoadSettings:
+    """How images are read, and what is said meanwhile."""
     waiting = "another run is computing the same features; waiting for it"
     return LoadSettings(
         workers=settings.data.workers,

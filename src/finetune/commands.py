@@ -156,6 +156,7 @@ def cache(
     context: Context,
     clear: bool = Option(False, "--clear", help="Remove all stored features."),
     fill: bool = Option(False, "--fill", help="Store what a run with these settings would; train nothing."),
+    share: str | None = Option(None, metavar="K/N", help="With --fill: part K of N alone, from 0/N on."),
 ) -> None:
     """Say what the feature store holds."""
     settings = compose(context.args)
@@ -165,10 +166,19 @@ def cache(
         import_torch("finetune.fill")
         from finetune.fill import fill_store
 
-        return fill_store(settings, Screen())
+        return fill_store(settings, Screen(), _share(share) if share else None)
+    if share:
+        raise RequestError("--share: expected --fill with it")
     from finetune.features.command import clear_store, list_store
 
     (clear_store if clear else list_store)(Path(os.path.expanduser(settings.cache_dir)), Screen())
+
+
+def _share(text: str) -> tuple[int, int]:
+    which, slash, of = text.partition("/")
+    if not (slash and which.isdecimal() and of.isdecimal() and int(which) < int(of)):
+        raise RequestError(f"--share {text}: expected K/N, as 0/4 for the first of four parts")
+    return int(which), int(of)
 
 
 @command("export latest --format onnx", "export latest --format torch --out model.pt --softmax")

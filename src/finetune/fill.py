@@ -1,7 +1,9 @@
-"""`finetune cache --fill`: what a run computes once for each image, computed and stored beforehand."""
+"""What a run computes once for each image: by several processes, or beforehand (`cache --fill`)."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -9,19 +11,29 @@ from rich.console import Console
 from finetune import build
 from finetune.adaptation import inputs_by_evidence
 from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
 from finetune.demands import refuse_broken, refuse_untrainable
-from finetune.errors import RequestError
+from finetune.errors import RequestError, counted
+from finetune.features.batchnorm import Statistics
+from finetune.features.load import ModelInputs, store_share
+from finetune.model.assemble import Model
 from finetune.report import terminal
-from finetune.say import progress
+from finetune.say import progress, say
+from finetune.training import device as devices
+from finetune.training import distributed
+from finetune.training.fit import Options
 
 
-def fill_store(settings: Settings, console: Console) -> None:
+def fill_store(settings: Settings, console: Console, share: tuple[int, int] | None = None) -> None:
     """Compute and store the features that a run with these settings needs, and say how many; nothing trains.
+
+    share: which of how many parts to compute alone, for as many processes on whatever machines.
 
     Raises:
         RequestError: a run would store none, or be refused before it trains.
     """
-    device = build.build_options(settings).device
+    options = build.build_options(settings)
+    device = options.device
     dataset = build.find_data(settings, partial(progress, console))
     model = build.make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
@@ -31,6 +43,53 @@ def fill_store(settings: Settings, console: Console) -> None:
         expected = "expected settings with which a run stores features"
         raise RequestError(f"--fill: {expected}; with these: {plan.why}")
     terminal.model_lines(console, model, settings, len(dataset.classes))
+    if share:
+        if settings.batchnorm != "pretrained":
+            raise RequestError(f"--share: expected batchnorm=pretrained, not {settings.batchnorm}")
+        computed = _store_share(settings, dataset, model, options, share, console)
+        text = f"{counted(computed, 'feature')} computed, which the next run takes in"
+        return say(console, "share", f"{share[0]} of {share[1]}: {text}")
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=None)
     refuse_broken(settings, inputs, dataset, None)
     terminal.input_lines(console, inputs, model, settings.class_weights)
+
+
+def load_in_turn(
+    settings: Settings,
+    dataset: Dataset,
+    model: Model,
+    options: Options,
+    console: Console,
+    known: Statistics | None,
+) -> ModelInputs:
+    """What batches are made of; several processes share the computing, then each takes it from the store.
+
+    known: statistics for BatchNorm, where an interrupted run had them.
+    """
+    rank, began, computed = options.rank, time.perf_counter(), 0
+    if rank.world_size > 1:
+        own = _store_share(settings, dataset, model, options, (rank.rank, rank.world_size), console)
+        computed = sum(distributed.gathered(own, rank.world_size))  # and so all wait for all
+    seconds = time.perf_counter() - began
+    with distributed.one_after_the_other(rank):
+        inputs = inputs_by_evidence(settings, dataset, model, options.device, console=console, known=known)
+    if computed and (found := inputs.features):
+        counts = {"computed": found["computed"] + computed, "reused": found["reused"] - computed}
+        inputs = replace(inputs, features={**found, **counts, "seconds": found["seconds"] + seconds})
+    return inputs
+
+
+def _store_share(
+    settings: Settings,
+    dataset: Dataset,
+    model: Model,
+    options: Options,
+    share: tuple[int, int],
+    console: Console,
+) -> int:
+    """Store this process's share of the features, where a run stores them; returns how many they are."""
+    plan, rank = build.plan_inputs(settings, dataset, model, options.device), options.rank
+    if plan.where != "disk" or settings.batchnorm != "pretrained":
+        return 0
+    with devices.own_cores(rank.local_rank, rank.local_world_size):
+        return store_share(plan, model, dataset, build.load_settings(settings, console), share)

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from finetune import build, workers
-from finetune.adaptation import inputs_by_evidence
 from finetune.choices.callbacks import CALLBACKS, LOGGERS, make
 from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
 from finetune.demands import refuse_broken, refuse_untrainable
+from finetune.fill import load_in_turn
 from finetune.finish import finish
 from finetune.folds import train_folds
 from finetune.heads import standardize
@@ -75,7 +75,7 @@ def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
             if settings.phased:
                 one = partial(_train_phase, rank=rank, console=console)
                 return run_phases(settings, folder, console, train=one, leads=rank.is_main)
-            return run_prepared(_prepare_in_turn(settings, folder, console, options), console)
+            return run_prepared(prepare(settings, folder, console, options), console)
     except BaseException as error:
         if rank is None or rank.is_main:
             folders.give_reason(folder, error)
@@ -96,14 +96,8 @@ def _ended(settings: Settings, folder: Path, console: Console) -> dict[str, Any]
 def _train_phase(
     settings: Settings, folder: Path, ready: Callable[[Prepared], bool], *, rank: Rank, console: Console
 ) -> dict[str, Any]:
-    prepared = _prepare_in_turn(settings, folder, console, build.build_options(settings, rank))
+    prepared = prepare(settings, folder, console, build.build_options(settings, rank))
     return run_prepared(prepared, console) if ready(prepared) else {}
-
-
-def _prepare_in_turn(settings: Settings, folder: Path, console: Console, options: Options) -> Prepared:
-    """A run that stands ready; the first of several processes computes, the others find it stored."""
-    with distributed.one_after_the_other(options.rank):
-        return prepare(settings, folder, console, options)
 
 
 def prepare(
@@ -121,16 +115,16 @@ def prepare(
         options = build.build_options(settings, options.rank)
     elif writes and not settings.resume:
         folders.refuse_used(folder)
-    model, dataset = _find_model_and_data(settings, state, console, folders.phase_before(folder))
+    with distributed.one_after_the_other(options.rank):  # the first one hashes the images
+        model, dataset = _find_model_and_data(settings, state, console, folders.phase_before(folder))
     origin = resuming.origin_of_data(model, dataset)
     resuming.check_origin(state, origin)
     if writes and not state:
         folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
-    known, device = resuming.adapted_before(state), options.device
-    inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=known)
+    inputs = load_in_turn(settings, dataset, model, options, console, resuming.adapted_before(state))
     refuse_broken(settings, inputs, dataset, folder if writes else None)
-    standardize(settings, model, inputs, device, console=console)
+    standardize(settings, model, inputs, options.device, console=console)
     batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
     compiled = state.origin["compiled"] if state else None

@@ -18,7 +18,7 @@ from finetune.data import sources
 from finetune.data.dataset import Dataset, Stored
 from finetune.data.digests import known_bad
 from finetune.data.images import ChangedImage
-from finetune.features import store as stores
+from finetune.features import inventory
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.features.store import Store
@@ -105,7 +105,7 @@ def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next
         calls.append(1)
         if len(calls) == 1:
             if removed == "clear":
-                stores.clear(tmp_path / "cache")
+                inventory.clear(tmp_path / "cache")
             else:
                 shutil.rmtree(tmp_path / "cache" / "features")
             monkeypatch.setattr(Store, "append", append)

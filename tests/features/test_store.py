@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from finetune.features import store as stores
+from finetune.features import inventory
 from finetune.features.rows import MemoryStore, RowLayout
 from finetune.features.store import key, open_store
 from support.processes import FORKS, Started, code
@@ -140,9 +140,9 @@ def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
 def test_contents_are_readable_by_hand_and_cleared(tmp_path):
     with open_store(tmp_path, {"model": "resnet18"}, LAYOUT) as store:
         store.append(digests(1, 2), tensors(1, 2))
-    (held,) = stores.contents(tmp_path)
+    (held,) = inventory.contents(tmp_path)
     assert (held["model"], held["rows"], held["bytes"]) == ("resnet18", 2, 2 * LAYOUT.row_bytes)
     assert json.loads((tmp_path / "features" / os.path.basename(held["folder"]) / "about.json").read_text())
-    assert stores.size_of_all(tmp_path) == 2 * LAYOUT.row_bytes
-    assert stores.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
-    assert stores.contents(tmp_path) == []
+    assert inventory.size_of_all(tmp_path) == 2 * LAYOUT.row_bytes
+    assert inventory.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
+    assert inventory.contents(tmp_path) == []

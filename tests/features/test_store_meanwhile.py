@@ -10,7 +10,7 @@ import torch
 
 from finetune import private
 from finetune.errors import RequestError, RunError
-from finetune.features import store as stores
+from finetune.features import inventory
 from finetune.features.store import open_store
 from support.privilege import without_privilege
 from support.rows import LAYOUT, digests, read, tensors
@@ -21,12 +21,12 @@ def test_clear_leaves_a_store_that_is_in_use_names_it_and_removes_the_others(tmp
         store.append(digests(7), tensors(7))
     with open_store(tmp_path, {"is": "busy"}, LAYOUT) as store:
         store.append(digests(1), tensors(1))
-        assert stores.clear(tmp_path) == (LAYOUT.row_bytes, [f"{store.folder} is in use"])
+        assert inventory.clear(tmp_path) == (LAYOUT.row_bytes, [f"{store.folder} is in use"])
         store.append(digests(2), tensors(2))
         assert not store.removed()
-    (held,) = stores.contents(tmp_path)
+    (held,) = inventory.contents(tmp_path)
     assert (held["is"], held["rows"]) == ("busy", 2)
-    assert stores.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
+    assert inventory.clear(tmp_path) == (2 * LAYOUT.row_bytes, [])
 
 
 def test_a_store_removed_under_its_holder_serves_it_still_and_never_mixes_with_the_next(tmp_path):
@@ -182,7 +182,7 @@ def test_a_link_in_a_store_is_refused_and_what_it_leads_to_stays(tmp_path, name,
     ):
         store.append(digests(1), tensors(1))
     assert victim.read_bytes() == b"of value" * 100
-    stores.clear(tmp_path)
+    inventory.clear(tmp_path)
     assert victim.read_bytes() == b"of value" * 100
 
 
@@ -196,7 +196,8 @@ def test_a_store_that_is_a_link_to_another_folder_is_refused(tmp_path):
         open_store(tmp_path, {}, LAYOUT),
     ):
         pass
-    assert stores.clear(tmp_path) == (0, [f"cache_dir: {folder} is a link, which is not followed; remove it"])
+    told = f"cache_dir: {folder} is a link, which is not followed; remove it"
+    assert inventory.clear(tmp_path) == (0, [told])
     assert (tmp_path / "elsewhere" / "about.json").exists()
 
 
@@ -217,11 +218,11 @@ def test_what_cannot_be_removed_is_named_and_nothing_said_to_be_freed(tmp_path):
         store.append(digests(1), tensors(1))
     store.folder.chmod(0o500)
     with without_privilege():
-        freed, left = stores.clear(tmp_path)
+        freed, left = inventory.clear(tmp_path)
     store.folder.chmod(0o700)
     assert freed == 0
     assert left == [f"{store.folder / 'about.json'}: Permission denied"]
-    assert stores.size_of_all(tmp_path) == LAYOUT.row_bytes
+    assert inventory.size_of_all(tmp_path) == LAYOUT.row_bytes
 
 
 @pytest.mark.parametrize("damage", ["resnet18|resnet81", '"row"|"wor"', "3,|4,", "{|", "a|\udce9"])
@@ -231,8 +232,8 @@ def test_a_damaged_description_is_not_believed_and_is_written_again(tmp_path, da
         store.append(digests(1), tensors(1))
     file, (old, new) = store.folder / "about.json", damage.split("|")
     file.write_text(file.read_text().replace(old, new, 1), errors="surrogateescape")
-    (held,) = stores.contents(tmp_path)
+    (held,) = inventory.contents(tmp_path)
     assert held == {"folder": str(store.folder), "rows": 1, "bytes": LAYOUT.row_bytes}
     with open_store(tmp_path, about, LAYOUT) as store:
         assert set(store.place) == set(digests(1))
-    assert stores.contents(tmp_path)[0]["model"] == "resnet18"
+    assert inventory.contents(tmp_path)[0]["model"] == "resnet18"

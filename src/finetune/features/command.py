@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.errors import RunError, brief, counted
-from finetune.features import store
+from finetune.features import inventory
 from finetune.features.plan import readable
 
 
 def list_store(folder: Path, screen: Console) -> None:
-    held = store.contents(folder)
+    held = inventory.contents(folder)
     for one in held:
         what = f"{one['folder']}: about.json is damaged or another version's"
         if "row" in one:
@@ -22,12 +22,12 @@ def list_store(folder: Path, screen: Console) -> None:
                 f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
             )
         screen.print(f"{readable(one['bytes']):>8}  {what}")
-    screen.print(f"{readable(store.size_of_all(folder))} in {len(held)} sets of features in {folder}")
+    screen.print(f"{readable(inventory.size_of_all(folder))} in {len(held)} sets of features in {folder}")
 
 
 def clear_store(folder: Path, screen: Console) -> None:
     """Remove all stored features; RunError where some stay."""
-    freed, left = store.clear(folder)
+    freed, left = inventory.clear(folder)
     screen.print(f"{readable(freed)} removed from {folder}")
     if left:
         raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, Tensors, Told, extract, settle
 from finetune.features.plan import FeaturePlan
 from finetune.features.rows import MemoryStore, RowLayout
-from finetune.features.store import Store, open_store
+from finetune.features.store import Store, open_part, open_store
 
 RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
@@ -85,40 +87,21 @@ class FeatureComputer:
         normalise: uint8 (B, 3, H, W) to what the prefix takes. ChangedImage: an image is not what it was when
         it was hashed. RunError: the store cannot be written or read back.
         """
-        started, plan, digests = time.perf_counter(), self.plan, self.dataset.digests
-        assert plan.split
-        assert plan.split.prefix
-        layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
-        key = plan.keys[plan.views.index(view)] if plan.keys else {}
-        cache = plan.cache_dir if plan.where == "disk" else None
-        with open_store(cache, {**key, **form.describe()}, layout, self.on_wait) as store:
+        started, digests = time.perf_counter(), self.dataset.digests
+        with open_store(*self._known_by(view, form), self.on_wait) as store:
             if damaged := store.verify(digests):
                 self.notes.append(f"{len(damaged)} stored features are damaged and are computed again")
-            first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+            first = self._first()
             lacking = sorted(i for digest, i in first.items() if digest not in store.place)
             missing = [index for index in lacking if index not in self.bad]
-            difference, computed = None, 0
-            if sample := self._sample(missing, form.batch):
-                batch = normalise(torch.stack(sample))
-                forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
-                if actual != form:
-                    told = f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
-                    self.notes.append(told)
-                    return self.compute(view, actual, normalise)
-                batch_size, device = form.batch, plan.device
-                batches = extract(forward, self._read, normalise, missing, batch=batch_size, device=device)
-                with self.progress(f"computing {view} features", len(first)) as advance:
-                    advance(len(first) - len(missing))
-                    computed = self._add(store, batches, advance)
-            if computed and store.verify(digests):
-                raise RunError(
-                    "cache_dir: features are not read back as they were written; is the disk failing?"
-                )
+            actual, difference, computed = self._add_missing(store, form, normalise, missing, len(first))
+            if actual != form:
+                return self.compute(view, actual, normalise)
             if store.removed():
                 self.notes.append("the stored features were removed meanwhile; they serve this run alone")
             rows, places = self._rows(store)
         return Features(
-            layout=layout,
+            layout=store.layout,
             rows=rows,
             places=places,
             form=form,
@@ -127,6 +110,71 @@ class FeatureComputer:
             reused=len(first) - len(lacking),
             seconds=time.perf_counter() - started,
         )
+
+    def compute_share(
+        self, view: str, form: Form, normalise: Callable[[Tensor], Tensor], share: tuple[int, int]
+    ) -> int:
+        """Store what of a view falls to one of several processes, in a part that whoever comes next takes in.
+
+        share: which, of how many; the digest of an image says whose it is. Returns of how many images.
+        """
+        cache, about, layout = self._known_by(view, form)
+        assert cache
+        with open_store(cache, about, layout, self.on_wait) as store:
+            known = set(store.place)
+        which, of = share
+        mine = [
+            index
+            for digest, index in self._first().items()
+            if digest not in known and int(digest[:8], 16) % of == which and index not in self.bad
+        ]
+        with open_part(cache, about, layout) as part:
+            actual, _, computed = self._add_missing(part, form, normalise, sorted(mine), len(mine))
+        return computed if actual == form else self.compute_share(view, actual, normalise, share)
+
+    def _known_by(self, view: str, form: Form) -> tuple[Path | None, dict[str, Any], RowLayout]:
+        """The folder of the stores, None for memory; what a view's is known by; what its rows are."""
+        plan = self.plan
+        assert plan.split
+        layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
+        key = plan.keys[plan.views.index(view)] if plan.keys else {}
+        return plan.cache_dir if plan.where == "disk" else None, {**key, **form.describe()}, layout
+
+    def _first(self) -> dict[str, int]:
+        """Of each content the first image."""
+        return {digest: i for i, digest in reversed(list(enumerate(self.dataset.digests)))}
+
+    def _add_missing(
+        self,
+        store: Store | MemoryStore,
+        form: Form,
+        normalise: Callable[[Tensor], Tensor],
+        missing: Sequence[int],
+        total: int,
+    ) -> tuple[Form, float | None, int]:
+        """Compute what a store lacks: the form, its difference from fp32, and of how many images.
+
+        Nothing is computed where that is too large: then the form is the one to be used instead.
+        """
+        plan = self.plan
+        if not (sample := self._sample(missing, form.batch)):
+            return form, None, 0
+        assert plan.split
+        assert plan.split.prefix
+        batch = normalise(torch.stack(sample))
+        forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
+        if actual != form:
+            self.notes.append(
+                f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
+            )
+            return actual, difference, 0
+        batches = extract(forward, self._read, normalise, missing, batch=form.batch, device=plan.device)
+        with self.progress("computing features", total) as advance:
+            advance(total - len(missing))
+            computed = self._add(store, batches, advance)
+        if computed and store.verify(self.dataset.digests):
+            raise RunError("cache_dir: features are not read back as they were written; is the disk failing?")
+        return form, difference, computed
 
     def _read(self, index: int) -> Tensor | BadImage:
         image = self.reader(index)

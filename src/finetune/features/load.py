@@ -80,10 +80,24 @@ def load_inputs(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Load
     return load(plan, model, dataset, loading)
 
 
+def store_share(
+    plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings, share: tuple[int, int]
+) -> int:
+    """Store what falls to one of several processes, (which, of how many); returns how many features."""
+    reader, prepare = plain_reader(model, dataset, loading.memo), _prepare(plan, model, loading)
+    computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
+    normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
+    return sum(computer.compute_share(view, plan.form, normalise[view], share) for view in plan.views)
+
+
+def _prepare(plan: FeaturePlan, model: Model, loading: LoadSettings) -> Prepare:
+    return Prepare(model.preprocessing, plan.augment, loading.seed)
+
+
 def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
     reader = replace(plain_reader(model, dataset, loading.memo), uncropped=uncropped)
-    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
+    prepare = _prepare(plan, model, loading)
     with loading.progress("reading images", len(dataset.images)) as advance:
         pixels, bad = reader.all(loading.workers, advance, partial(_allocate, plan.cache_dir))
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
@@ -112,7 +126,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
 def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     assert plan.split is not None
     reader = plain_reader(model, dataset, loading.memo)
-    prepare = Prepare(model.preprocessing, plan.augment, loading.seed)
+    prepare = _prepare(plan, model, loading)
     normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
     computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
     every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]

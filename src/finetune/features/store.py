@@ -4,7 +4,8 @@ A store is a folder: `about.json` says what it holds; `data.bin` has one row of 
 `rows.txt` has one line per row, the SHA-256 of the image file and the CRC-32 of both. A row counts once its
 line is there, so a killed run leaves all that it had finished; one that counts is never changed.
 Only the holder of the lock on `data.bin` writes, and only into the files that it opened then: a store that is
-removed meanwhile still serves its holder, and whoever comes next begins another.
+removed meanwhile still serves its holder, and whoever comes next begins another. Of several processes that
+compute at once each has a store of its own beside it, a part, which the next holder takes in.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from torch import Tensor
 
 from finetune import private
-from finetune.atomic import not_written, read_json, sha256_of
+from finetune.atomic import not_written, sha256_of
 from finetune.errors import RequestError, RunError
 from finetune.features.rows import MemoryStore, RowLayout
 
@@ -34,6 +36,8 @@ VERSION = 4  # to be raised when a row has another form, or an image decodes to 
 GONE = "0" * 64
 LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
 LINE_BYTES = 74
+PART = "-part-"  # in the name of a store that another takes in
+ROWS = 4096  # that are taken in at once
 
 
 class Store:
@@ -60,7 +64,11 @@ class Store:
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
         """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
-        rows, start = self.layout.pack(tensors), len(self.sums)
+        self.append_rows(digests, self.layout.pack(tensors))
+
+    def append_rows(self, digests: Sequence[str], rows: np.ndarray) -> None:
+        """The same of rows as bytes (B, row_bytes)."""
+        start = len(self.sums)
         if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
             raise self._changed()
         sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
@@ -123,14 +131,14 @@ def key(about: dict[str, Any]) -> str:
 
 
 def size_of_store(cache: Path, about: dict[str, Any]) -> int:
-    return _bytes(_folder(cache, about))
+    return bytes_of(_folder(cache, about))
 
 
 def _folder(cache: Path, about: dict[str, Any]) -> Path:
     return cache / "features" / key(about)[:32]
 
 
-def _bytes(folder: Path) -> int:
+def bytes_of(folder: Path) -> int:
     with suppress(FileNotFoundError, NotADirectoryError):
         return (folder / "data.bin").lstat().st_size
     return 0
@@ -147,25 +155,62 @@ def open_store(
     if cache is None:
         yield MemoryStore(layout)
         return
-    folder = _folder(cache, about)
     with ExitStack() as stack:
-        try:
-            data, index = _lock(stack, cache, folder, waiting)
-            about = {**about, "row": [list(shape) for shape in layout.shapes]}
-            with private.open_file(folder / "about.json", cache) as file:
-                if file.writable():
-                    file.truncate()
-                    file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
-            store = Store(folder, layout, data, index)
-            store.load_index()
-        except OSError as error:
-            raise RequestError(
-                f"cache_dir={cache}: expected a folder that can be written to ({not_written(folder, error)})"
-            ) from None
+        store = _open(stack, cache, _folder(cache, about), about, layout, waiting)
+        if store.data.writable():
+            _take_in_parts(store, cache)
         yield store
 
 
-def _lock(
+@contextmanager
+def open_part(cache: Path, about: dict[str, Any], layout: RowLayout) -> Iterator[Store]:
+    """A store of its own beside that for `about`, for one of several processes that compute at once."""
+    folder = _folder(cache, about)
+    with ExitStack() as stack:
+        part = folder.with_name(f"{folder.name}{PART}{uuid4().hex[:16]}")
+        yield _open(stack, cache, part, about, layout)
+
+
+def _open(
+    stack: ExitStack,
+    cache: Path,
+    folder: Path,
+    about: dict[str, Any],
+    layout: RowLayout,
+    waiting: Callable[[], None] | None = None,
+) -> Store:
+    try:
+        data, index = lock_store(stack, cache, folder, waiting)
+        about = {**about, "row": [list(shape) for shape in layout.shapes]}
+        with private.open_file(folder / "about.json", cache) as file:
+            if file.writable():
+                file.truncate()
+                file.write(json.dumps({**about, "sha256": sha256_of(about)}, indent=2).encode())
+        store = Store(folder, layout, data, index)
+        store.load_index()
+    except OSError as error:
+        raise RequestError(
+            f"cache_dir={cache}: expected a folder that can be written to ({not_written(folder, error)})"
+        ) from None
+    return store
+
+
+def _take_in_parts(store: Store, cache: Path) -> None:
+    """Add the rows of every part that nobody writes any more, and remove it."""
+    for folder in sorted(store.folder.parent.glob(f"{store.folder.name}{PART}*")):
+        with ExitStack() as stack, suppress(BlockingIOError):
+            part = Store(folder, store.layout, *lock_store(stack, cache, folder))
+            part.load_index()
+            part.verify([*part.place])  # forgets what is damaged
+            rows = part.mapped()
+            lacking = [digest for digest in part.place if digest not in store.place]
+            for start in range(0, len(lacking), ROWS):
+                digests = lacking[start : start + ROWS]
+                store.append_rows(digests, rows[[part.place[digest] for digest in digests]])
+            remove_store(folder)
+
+
+def lock_store(
     stack: ExitStack, cache: Path, folder: Path, waiting: Callable[[], None] | None = None
 ) -> tuple[FileIO, FileIO]:
     """The data and the index of a store, made where they are missing, until the stack is closed.
@@ -199,51 +244,9 @@ def _is_at(file: FileIO, path: Path) -> bool:
     return False
 
 
-def _folders(cache: Path) -> list[Path]:
-    return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
-
-
-def size_of_all(cache: Path) -> int:
-    return sum(map(_bytes, _folders(cache)))
-
-
-def contents(cache: Path) -> list[dict[str, Any]]:
-    """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
-    found = []
-    for folder in _folders(cache):
-        index = folder / "rows.txt"
-        lines = LINE.findall(index.read_bytes()) if index.is_file() else []
-        rows = sum(digest != GONE.encode() for digest, _ in lines)
-        found.append({"folder": str(folder), "rows": rows, "bytes": _bytes(folder), **_about(folder)})
-    return found
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about = read_json(folder / "about.json", "what a store holds")
-    except RequestError:
-        return {}
-    decides = {name: value for name, value in about.items() if name != "row"}
-    return about if key(decides)[:32] == folder.name else {}
-
-
-def clear(cache: Path) -> tuple[int, list[str]]:
-    """Remove every store that nobody holds; returns the bytes set free, and which are left and why."""
-    freed, left = 0, []
-    for folder in _folders(cache):
-        try:
-            with ExitStack() as stack:
-                _lock(stack, cache, folder)
-                held = _bytes(folder)
-                for path in sorted(folder.iterdir(), key=lambda path: (path.name == "data.bin", path)):
-                    path.unlink()
-                freed += held
-                with suppress(OSError):  # who comes now finds no lock, and makes another store
-                    folder.rmdir()
-        except BlockingIOError:
-            left.append(f"{folder} is in use")
-        except OSError as error:
-            left.append(f"{error.filename or folder}: {error.strerror}")
-        except RequestError as error:
-            left.append(str(error))
-    return freed, left
+def remove_store(folder: Path) -> None:
+    """Remove a store whose lock is held, which goes last."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "data.bin", path)):
+        path.unlink()
+    with suppress(OSError):  # who comes now finds no lock, and makes another store
+        folder.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -72,6 +73,20 @@ def compiles(requested: str | bool, device: Device, images: int) -> bool:
         which = "C++ compiler (g++ or clang++)" if device == "cpu" else "C compiler (gcc or clang)"
         raise RequestError(f"compile=true: expected a {which} on the path; there is none")
     return bool(requested)
+
+
+@contextmanager
+def own_cores(which: int, of: int) -> Iterator[None]:
+    """Start threads on a part of the cores alone, where others of so many processes have the rest."""
+    if of == 1 or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, before[which::of] or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""What the folder of features holds, and how it is emptied."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import read_json
+from finetune.errors import RequestError
+from finetune.features.store import GONE, LINE, bytes_of, key, lock_store, remove_store
+
+
+def _folders(cache: Path) -> list[Path]:
+    return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
+
+
+def size_of_all(cache: Path) -> int:
+    return sum(map(bytes_of, _folders(cache)))
+
+
+def contents(cache: Path) -> list[dict[str, Any]]:
+    """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
+    found = []
+    for folder in _folders(cache):
+        index = folder / "rows.txt"
+        lines = LINE.findall(index.read_bytes()) if index.is_file() else []
+        rows = sum(digest != GONE.encode() for digest, _ in lines)
+        found.append({"folder": str(folder), "rows": rows, "bytes": bytes_of(folder), **_about(folder)})
+    return found
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = read_json(folder / "about.json", "what a store holds")
+    except RequestError:
+        return {}
+    decides = {name: value for name, value in about.items() if name != "row"}
+    return about if key(decides)[:32] == folder.name[:32] else {}
+
+
+def clear(cache: Path) -> tuple[int, list[str]]:
+    """Remove every store that nobody holds; returns the bytes set free, and which are left and why."""
+    freed, left = 0, []
+    for folder in _folders(cache):
+        try:
+            with ExitStack() as stack:
+                lock_store(stack, cache, folder)
+                held = bytes_of(folder)
+                remove_store(folder)
+                freed += held
+        except BlockingIOError:
+            left.append(f"{folder} is in use")
+        except OSError as error:
+            left.append(f"{error.filename or folder}: {error.strerror}")
+        except RequestError as error:
+            left.append(str(error))
+    return freed, left
