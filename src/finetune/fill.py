@@ -46,7 +46,7 @@ def fill_store(settings: Settings, console: Console, share: tuple[int, int] | No
     if share:
         if settings.batchnorm != "pretrained":
             raise RequestError(f"--share: expected batchnorm=pretrained, not {settings.batchnorm}")
-        computed = _store_share(settings, dataset, model, options, share, console)
+        computed = _store_share(settings, dataset, model, options, share=share, console=console)
         text = f"{counted(computed, 'feature')} computed, which the next run takes in"
         return say(console, "share", f"{share[0]} of {share[1]}: {text}")
     inputs = inputs_by_evidence(settings, dataset, model, device, console=console, known=None)
@@ -68,7 +68,8 @@ def load_in_turn(
     """
     rank, began, computed = options.rank, time.perf_counter(), 0
     if rank.world_size > 1:
-        own = _store_share(settings, dataset, model, options, (rank.rank, rank.world_size), console)
+        share = rank.rank, rank.world_size
+        own = _store_share(settings, dataset, model, options, share=share, console=console)
         computed = sum(distributed.gathered(own, rank.world_size))  # and so all wait for all
     seconds = time.perf_counter() - began
     with distributed.one_after_the_other(rank):
@@ -92,4 +93,5 @@ def _store_share(
     if plan.where != "disk" or settings.batchnorm != "pretrained":
         return 0
     with devices.own_cores(rank.local_rank, rank.local_world_size):
-        return store_share(plan, model, dataset, build.load_settings(settings, console), share)
+        loading = build.load_settings(settings, console)
+        return store_share(plan, model, dataset, loading, share=share)

@@ -94,7 +94,9 @@ class FeatureComputer:
             first = self._first()
             lacking = sorted(i for digest, i in first.items() if digest not in store.place)
             missing = [index for index in lacking if index not in self.bad]
-            actual, difference, computed = self._add_missing(store, form, normalise, missing, len(first))
+            actual, difference, computed = self._add_missing(
+                store, form, normalise, missing, total=len(first)
+            )
             if actual != form:
                 return self.compute(view, actual, normalise)
             if store.removed():
@@ -129,7 +131,7 @@ class FeatureComputer:
             if digest not in known and int(digest[:8], 16) % of == which and index not in self.bad
         ]
         with open_part(cache, about, layout) as part:
-            actual, _, computed = self._add_missing(part, form, normalise, sorted(mine), len(mine))
+            actual, _, computed = self._add_missing(part, form, normalise, sorted(mine), total=len(mine))
         return computed if actual == form else self.compute_share(view, actual, normalise, share)
 
     def _known_by(self, view: str, form: Form) -> tuple[Path | None, dict[str, Any], RowLayout]:

@@ -8,11 +8,15 @@ from typing import Any
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError
-from finetune.features.store import GONE, LINE, bytes_of, key, lock_store, remove_store
+from finetune.features.store import GONE, LINE, bytes_of, folder_of, key, lock_store, remove_store
 
 
 def _folders(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
+
+
+def size_of_store(cache: Path, about: dict[str, Any]) -> int:
+    return bytes_of(folder_of(cache, about))
 
 
 def size_of_all(cache: Path) -> int:

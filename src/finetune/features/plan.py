@@ -19,8 +19,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.digests import decoders
 from finetune.errors import RequestError
 from finetune.features.extract import DTYPES, Form, choose_form
-from finetune.features.inventory import size_of_all
-from finetune.features.store import size_of_store
+from finetune.features.inventory import size_of_all, size_of_store
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
