@@ -150,16 +150,15 @@ def decoding(asked: list[str]) -> float:
     """Images a second where they are decoded as a run does it, and nothing is computed."""
     from finetune.build import find_data, make_model, memo
     from finetune.config.compose import compose
-    from finetune.features.compute import Images
     from finetune.features.extract import extract
     from finetune.features.load import plain_reader
 
     settings = compose(asked)
     dataset = find_data(settings)
-    images = Images(dataset, plain_reader(make_model(settings, dataset), dataset, memo(settings)))
+    read = plain_reader(make_model(settings, dataset), dataset, memo(settings))
     began = time.perf_counter()
     rows = range(len(dataset.images))
-    passes = extract(lambda x: (x[:, 0, 0, 0],), images.decode, lambda x: x, rows, batch=64, device="cpu")
+    passes = extract(lambda x: (x[:, 0, 0, 0],), read, lambda x: x, rows, batch=64, device="cpu")
     decoded = sum(len(chosen) for chosen, _ in passes)
     return decoded / (time.perf_counter() - began)
 

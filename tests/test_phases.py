@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import chdir
@@ -16,7 +17,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.config.compose import compose
-from finetune.errors import Interrupted
+from finetune.errors import Interrupted, RequestError
 from finetune.ladder import Ladder
 from finetune.run import run
 from finetune.runs.sweeps import read_runs
@@ -109,6 +110,25 @@ def test_interrupted_it_goes_on_to_the_same_bits(
         one, two = (checkpoint(folder / place)["state_dict"] for folder in (whole, Path("cut")))
         assert all(value.equal(two[name]) for name, value in one.items()), place
     assert (whole / "metrics.csv").read_text() == Path("cut/metrics.csv").read_text()
+
+
+def test_other_images_are_told_in_a_later_phase(
+    few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(few_pictures, tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    settings = compose([*QUICK, TWO])
+    run(settings, Path("run"), QUIET)
+    shutil.rmtree("run/phases/1")
+    Path("run/summary.json").unlink()
+    next(Path("pictures").rglob("*.png")).unlink()
+    with pytest.raises(RequestError, match="data: the images, their labels or their split .* differs"):
+        run(settings.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
+
+
+def test_auto_is_for_training(command: Callable[..., Ended]) -> None:
+    ended = command("inspect", "freeze=auto", "weights=random", "data.image_size=32")
+    assert ended.err == "error: freeze=auto: expected in training alone; here say what is frozen\n"
 
 
 @pytest.mark.parametrize(
