@@ -122,7 +122,7 @@ def test_other_images_are_told_in_a_later_phase(
     shutil.rmtree("run/phases/1")
     Path("run/summary.json").unlink()
     next(Path("pictures").rglob("*.png")).unlink()
-    with pytest.raises(RequestError, match="data: the images, their labels or their split .* differs"):
+    with pytest.raises(RequestError, match=r"data: the images, their labels or their split .* differs"):
         run(settings.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
 
 

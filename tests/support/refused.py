@@ -262,7 +262,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ),
     (
         "data.image_size=65 model=timm/test_vit",
-        "data.image_size=65: this model cannot take images of that size",
+        "data.image_size=65: timm/test_vit cannot take images of that size",
         None,
     ),
     ("ema=0.9 refit=true", "ema=0.9: expected refit=false", None),
