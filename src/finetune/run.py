@@ -128,8 +128,7 @@ def prepare(
     standardize(settings, model, inputs, options.device, console=console)
     batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)
-    compiled = state.origin["compiled"] if state else None
-    options = build.adapt_options(options, settings, inputs, compiled)
+    options = build.adapt_options(options, settings, inputs, state.origin["compiled"] if state else None)
     proof = Proof(model.network, model.frozen)
     origin |= resuming.origin_of_request(folder, asked, state)
     origin |= resuming.origin_of_choices(inputs, proof.sha256, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError
-from finetune.features.store import GONE, LINE, bytes_of, folder_of, key, lock_store, remove_store
+from finetune.features.store import GONE, LINE, bytes_of, key, lock_store, remove_store, store_folder
 
 
 def _folders(cache: Path) -> list[Path]:
@@ -16,7 +16,7 @@ def _folders(cache: Path) -> list[Path]:
 
 
 def size_of_store(cache: Path, about: dict[str, Any]) -> int:
-    return bytes_of(folder_of(cache, about))
+    return bytes_of(store_folder(cache, about))
 
 
 def size_of_all(cache: Path) -> int:

@@ -130,7 +130,7 @@ def key(about: dict[str, Any]) -> str:
     return sha256_of({"store": VERSION, **about})
 
 
-def folder_of(cache: Path, about: dict[str, Any]) -> Path:
+def store_folder(cache: Path, about: dict[str, Any]) -> Path:
     return cache / "features" / key(about)[:32]
 
 
@@ -152,7 +152,7 @@ def open_store(
         yield MemoryStore(layout)
         return
     with ExitStack() as stack:
-        store = _open(stack, cache, folder_of(cache, about), about, layout=layout, waiting=waiting)
+        store = _open(stack, cache, store_folder(cache, about), about, layout=layout, waiting=waiting)
         if store.data.writable():
             _take_in_parts(store, cache)
         yield store
@@ -161,7 +161,7 @@ def open_store(
 @contextmanager
 def open_part(cache: Path, about: dict[str, Any], layout: RowLayout) -> Iterator[Store]:
     """A store of its own beside that for `about`, for one of several processes that compute at once."""
-    folder = folder_of(cache, about)
+    folder = store_folder(cache, about)
     with ExitStack() as stack:
         part = folder.with_name(f"{folder.name}{PART}{uuid4().hex[:16]}")
         yield _open(stack, cache, part, about, layout=layout)

@@ -78,8 +78,7 @@ def write_report(
         "path": _path(solution),
         "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
         "learning": _learning(summary.get("curve")),
-        "refit": summary.get("refit"),  # runs of older versions have neither, nor folds or phases
-        "phases": summary.get("phases"),
+        **{key: summary.get(key) for key in ("refit", "phases")},  # older runs have neither, nor folds
         "folds": folds and fold_scores(folds),
         "result": result,
         "labels": _labels(summary),
