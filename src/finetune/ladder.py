@@ -24,7 +24,7 @@ from finetune.say import say
 from finetune.training import device as devices
 from finetune.training.intervals import told_apart
 
-RUNGS = ("the head, solved for", "the last stage", "the norms", "everything")
+RUNGS = ("the head, solved for", "the last stage", "all but the norms")
 STEPS = 2  # that a forecast measures, after one that is not counted
 
 

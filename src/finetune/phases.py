@@ -12,6 +12,7 @@ from rich.console import Console
 from finetune.atomic import linked, write_atomically
 from finetune.build import find_data
 from finetune.cells import read_table, table_of
+from finetune.choices.best import score
 from finetune.config.phases import deltas, phase_settings
 from finetune.config.schema import Settings, flat
 from finetune.evaluation.overlay import maps
@@ -62,11 +63,19 @@ def run_phases(
             break
     if not leads:
         return {}
-    kept = ladder.kept if ladder else len(ended) - 1
+    kept = ladder.kept if ladder else _best(ended)
     terminal.phase_lines(console, ended, names, kept)
     if ladder:
         say(console, "auto", ladder.why)
     return _finish(folder, ended, kept, console)
+
+
+def _best(ended: list[dict[str, Any]]) -> int:
+    """The phase that did best in validation, of equals the first; the last where nothing says so."""
+    scores = [one["val"] and score(one["best"], one["val"]) for one in ended]
+    if ended[-1]["best"] == "last" or ended[-1]["refit"] or None in scores:
+        return len(ended) - 1
+    return max(range(len(ended)), key=lambda number: scores[number])
 
 
 def _begin(settings: Settings, folder: Path, console: Console) -> None:

@@ -26,11 +26,12 @@ def deltas(settings: Settings) -> list[dict[str, Any]]:
     still: dict[str, Any] = {"data.augment": "none", **dict.fromkeys(MIXING, 0), "ema": None}
     steps: dict[str, Any] = {"optimizer": "sgd"} if OPTIMIZERS[settings.optimizer.name].solves else {}
     rate = (shipped("optimizer/sgd.yaml") if steps else settings.optimizer.model_dump())["lr"]
+    # A solved head was made for the statistics of frozen norms; where these move, or quickly, it is lost.
+    steps = {**steps, "optimizer.lr": rate / 10}
     return [
-        {"freeze": "all", "optimizer": "lbfgs", **still},
-        {"freeze": ["all", "-@last"], **steps},
-        {"freeze": ["all", "-@norm"], **steps},
-        {"freeze": "none", **steps, "optimizer.lr": rate / 10},
+        {"freeze": "all", "optimizer": "lbfgs", "batchnorm": "auto", **still},
+        {"freeze": ["all", "-@last", "@norm"], **steps},
+        {"freeze": "@norm", **steps},
     ]
 
 
