@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from finetune.config.compose import compose
 from finetune.errors import Interrupted, RequestError
 from finetune.ladder import Ladder
+from finetune.objects import settings_from
 from finetune.run import run
 from finetune.runs.sweeps import read_runs
 from finetune.training.callbacks import Curves
@@ -87,11 +88,11 @@ def test_a_new_run_starts_from_all_of_it(phased: Path, command: Callable[..., En
     assert ended.code == 0, ended.err
 
 
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("after", [2, 4])
 def test_interrupted_it_goes_on_to_the_same_bits(
     after: int, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in the second phase; in the third where two epochs of the second are one too few."""
+    """In the second phase, and in the third; the solve is the first validation."""
     whole = trained(tmp_path, few_pictures, THAWED, "precision=32")
     monkeypatch.chdir(tmp_path)
     settings = compose([*QUICK, THAWED, "precision=32"])
@@ -129,9 +130,22 @@ def test_other_images_are_told_in_a_later_phase(
         run(settings.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
 
 
-def test_auto_is_for_training(command: Callable[..., Ended]) -> None:
-    ended = command("inspect", "freeze=auto", "weights=random", "data.image_size=32")
-    assert ended.err == "error: freeze=auto: expected in training alone; here say what is frozen\n"
+@pytest.mark.parametrize(("typed", "key"), [("freeze=auto", "freeze=auto"), (TWO, "phases")])
+def test_phases_are_for_training(typed: str, key: str, command: Callable[..., Ended]) -> None:
+    for words in (("inspect",), ("cache", "--fill")):
+        ended = command(*words, typed, "weights=random", "data.image_size=32")
+        assert ended.err == f"error: {key}: expected in training alone; here say what is frozen\n"
+
+
+def test_a_ladder_takes_what_it_can_climb_with(
+    several: Path, command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    table = ("data=csv", f"data.root={several}", "loss=bce", *QUICK[2:], f"hydra.run.dir={tmp_path}/run")
+    ended = command("train", *table, "freeze=auto")
+    assert ended.code == 2
+    assert ended.err.endswith("expected validation images with one label each, by which it chooses\n")
+    with pytest.raises(RequestError, match=r"optimizer.name=.*expected optimizer=sgd or adamw"):
+        settings_from({"freeze": "auto", "optimizer": torch.optim.Adagrad})
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ def cache_dir(settings: Settings) -> Path:
 
 def make_model(settings: Settings, dataset: Dataset, start: Path | None = None) -> Model:
     """The model that the settings describe, for the classes of a data set; start: a run to go on from."""
+    if settings.phased:
+        several = "phases" if settings.phases else "freeze=auto"
+        raise RequestError(f"{several}: expected in training alone; here say what is frozen")
     config = ModelConfig(
         settings.model,
         weights=settings.weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ class Ladder:
 
     def may_begin(self, prepared: Prepared) -> bool:
         """Whether a rung that stands ready ends within the time limit; says how long it will take."""
-        if not len(prepared.dataset.split["val"]):
-            raise RequestError("freeze=auto: expected validation images, by which it chooses")
+        if not len(prepared.dataset.split["val"]) or prepared.dataset.labels.ndim > 1:
+            raise RequestError(
+                "freeze=auto: expected validation images with one label each, by which it chooses"
+            )
         if self.rung == 0:  # solved in seconds
             return True
         expected = forecast(prepared)
@@ -80,7 +83,9 @@ def forecast(prepared: Prepared) -> float:
     put_back(prepared.model, initial)
     step, forward = (min(one[which] for one in each) for which in (0, 1))
     measured = len(batches.split["val"]) / len(rows)  # in batches
-    return options.epochs * (len(batches.train_dataloader()) * step + measured * forward)
+    most = (options.max_steps or sys.maxsize) * options.accumulate_batches
+    steps = min(options.epochs * len(batches.train_dataloader()), most)
+    return steps * step + options.epochs * measured * forward
 
 
 def _step(prepared: Prepared, rows: Tensor) -> tuple[float, float]:

@@ -25,9 +25,12 @@ def deltas(settings: Settings) -> list[dict[str, Any]]:
         return settings.phases
     still: dict[str, Any] = {"data.augment": "none", **dict.fromkeys(MIXING, 0), "ema": None}
     steps: dict[str, Any] = {"optimizer": "sgd"} if OPTIMIZERS[settings.optimizer.name].solves else {}
-    rate = (shipped("optimizer/sgd.yaml") if steps else settings.optimizer.model_dump())["lr"]
+    stepped = shipped("optimizer/sgd.yaml") if steps else settings.optimizer.model_dump()
+    if "lr" not in stepped:
+        expected = "expected optimizer=sgd or adamw with it, of which it takes a tenth of the rate"
+        raise RequestError(f"optimizer.name={stepped['name']}: {expected}")
     # A solved head was made for the statistics of frozen norms; where these move, or quickly, it is lost.
-    steps = {**steps, "optimizer.lr": rate / 10}
+    steps = {**steps, "optimizer.lr": stepped["lr"] / 10}
     return [
         {"freeze": "all", "optimizer": "lbfgs", "batchnorm": "auto", **still},
         {"freeze": ["all", "-@last", "@norm"], **steps},

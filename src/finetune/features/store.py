@@ -153,8 +153,10 @@ def open_store(
         return
     with ExitStack() as stack:
         store = _open(stack, cache, store_folder(cache, about), about, layout=layout, waiting=waiting)
-        if store.data.writable():
+        try:
             _take_in_parts(store, cache)
+        except OSError as error:
+            raise RequestError(f"cache_dir: {not_written(store.folder, error)}") from None
         yield store
 
 
@@ -193,7 +195,8 @@ def _open(
 
 def _take_in_parts(store: Store, cache: Path) -> None:
     """Add the rows of every part that nobody writes any more, and remove it."""
-    for folder in sorted(store.folder.parent.glob(f"{store.folder.name}{PART}*")):
+    parts = store.folder.parent.glob(f"{store.folder.name}{PART}*") if store.data.writable() else ()
+    for folder in sorted(parts):
         with ExitStack() as stack, suppress(BlockingIOError):
             part = Store(folder, store.layout, *lock_store(stack, cache, folder))
             part.load_index()

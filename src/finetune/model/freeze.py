@@ -63,8 +63,6 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
             matched = set(backbone)
         elif entry.startswith("through:"):
             matched = _through(model, pattern, head, example).intersection(backbone)
-        elif pattern == "auto":
-            raise RequestError("freeze=auto: expected in training alone; here say what is frozen")
         elif entry == "@last":
             matched = _last_stage(model, backbone, head, example)
         else:

@@ -214,9 +214,9 @@ def phase_lines(console: Console, ended: list[dict[str, Any]], names: Sequence[s
     """What each phase came to in validation, and its time."""
     for number, (name, one) in enumerate(zip(names, ended, strict=False)):
         side = "validation" if one["val"] else "test"
-        measured = scores(one["val"] or one["test"] or {}).partition("), ")[0]
+        measured = scores(one["val"] or one["test"] or {}).partition(", ")[0]
         took, mark = minutes(one["timing"]["total"]), "; kept" if number == kept else ""
-        say(console, f"phase {number + 1}", f"{name}: {side} {measured}), {took}{mark}")
+        say(console, f"phase {number + 1}", f"{name}: {side} {measured}, {took}{mark}")
 
 
 def minutes(duration: float) -> str:
