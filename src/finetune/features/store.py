@@ -33,9 +33,8 @@ from finetune.errors import RequestError, RunError
 from finetune.features.rows import MemoryStore, RowLayout
 
 VERSION = 4  # to be raised when a row has another form, or an image decodes to other pixels
-GONE = "0" * 64
 LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
-LINE_BYTES = 74
+LINE_BYTES, GONE = 74, "0" * 64  # a line of the index, and the digest of a row that no longer counts
 PART = "-part-"  # in the name of a store that another takes in
 ROWS = 4096  # that are taken in at once
 
