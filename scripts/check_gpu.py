@@ -2,6 +2,7 @@
 
     python scripts/check_gpu.py --out figures.json
     python scripts/check_gpu.py --small        # little of everything, on a CPU, too, in a minute or so
+    python scripts/check_gpu.py tests training --seconds 120
 
 The file is written after each part. A part has a time of its own: what takes longer ends there, and what it
 has found so far is kept. null: there is no GPU, or what the figure needs.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,11 +77,13 @@ def tests(found: Found, place: Path, small: bool) -> None:
     if not has_gpu():
         return
     files = [str(one) for one in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in one.read_text()]
-    _, ended = command("-m", "pytest", "--rootdir", str(ROOT), "-p", "no:xdist", "-m", "gpu", *files)
+    together = ("-n", "4") if find_spec("xdist") else ("-p", "no:xdist")
+    shown = ("--tb=short", "--show-capture=no", "--durations=5")
+    _, ended = command("-m", "pytest", "--rootdir", str(ROOT), *together, *shown, "-m", "gpu", *files)
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", ended.stdout.splitlines()[-1])
     found |= {what: int(number) for number, what in counts}
     if ended.returncode:
-        found["told"] = ended.stdout[-2000:]
+        found["told"] = ended.stdout[-6000:]
 
 
 def main_job(found: Found, place: Path, small: bool) -> None:
@@ -190,15 +194,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     parser.add_argument("--small", action="store_true", help="little of everything, for a CPU")
     parser.add_argument("--out", type=Path, help="write the figures to this file, too")
     arguments = parser.parse_args()
     out = arguments.out and arguments.out.absolute()
-    until, found = time.perf_counter() + SECONDS, about()
+    until, found = time.perf_counter() + arguments.seconds, about()
     signal.signal(signal.SIGALRM, out_of_time)
     with TemporaryDirectory() as name, chdir(name):
         os.environ["HOME"] = name  # nothing is in the store
-        for part in PARTS:
+        for part in arguments.parts or PARTS:
             began, figures = time.perf_counter(), Found()
             wrong = run_part(part, figures, Path(name), arguments.small, until)
             took = {"part_seconds": time.perf_counter() - began}

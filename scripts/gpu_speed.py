@@ -148,6 +148,8 @@ def gpu_mb() -> float | None:
 
 def decoding(asked: list[str]) -> float:
     """Images a second where they are decoded as a run does it, and nothing is computed."""
+    import torch
+
     from finetune.build import find_data, make_model, memo
     from finetune.config.compose import compose
     from finetune.features.extract import extract
@@ -158,7 +160,8 @@ def decoding(asked: list[str]) -> float:
     read = plain_reader(make_model(settings, dataset), dataset, memo(settings))
     began = time.perf_counter()
     rows = range(len(dataset.images))
-    passes = extract(lambda x: (x[:, 0, 0, 0],), read, lambda x: x, rows, batch=64, device="cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    passes = extract(lambda x: (x[:, 0, 0, 0],), read, rows, batch=64, device=device)
     decoded = sum(len(chosen) for chosen, _ in passes)
     return decoded / (time.perf_counter() - began)
 

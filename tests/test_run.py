@@ -188,14 +188,3 @@ def test_compiled(train: Train) -> None:
         numbers.append(summary_of(newest())["test"]["loss"])
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
     assert not any("_orig_mod" in name for name in checkpoint(newest())["state_dict"])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("freeze", ["all", "none"])
-@pytest.mark.parametrize("precision", ["auto", "32", "16"])
-def test_on_a_gpu(train: Train, precision: str, freeze: str) -> None:
-    ended = train(*QUICK, "trainer=gpu", f"precision={precision}", f"freeze={freeze}")
-    assert (ended.code, ended.err) == (0, "")
-    assert summary_of(newest())["device"] == "cuda"
-    assert set(checkpoint(newest())["rng"]) == {"cpu", "cuda"}

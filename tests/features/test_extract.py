@@ -30,9 +30,13 @@ def images() -> torch.Tensor:
 PREPARE = Preprocessing(SIZE, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
+def prepared(forward):
+    return lambda images: forward(PREPARE.normalise(images))
+
+
 def rows_of(forward, images, rows):
     found = {}
-    for told, tensors in extract(forward, images.__getitem__, PREPARE.normalise, rows, BATCH, "cpu"):
+    for told, tensors in extract(prepared(forward), images.__getitem__, rows, BATCH, "cpu"):
         found |= {row: tuple(tensor[i].clone() for tensor in tensors) for i, (row, _) in enumerate(told)}
     return found
 
@@ -77,12 +81,12 @@ def test_broken_pictures_are_left_out(prefix, images):
     def read(row):
         return BadImage(row, "", "broken") if row in (0, 3) else images[row]
 
-    ((told, (tensor,)),) = extract(forward, read, PREPARE.normalise, range(6), BATCH, "cpu")
+    ((told, (tensor,)),) = extract(prepared(forward), read, range(6), BATCH, "cpu")
     assert [row for row, _ in told] == [0, 1, 2, 3, 4, 5]
     assert [row for row, bad in told if bad] == [0, 3]
     assert len(tensor) == 4
     assert torch.equal(tensor[2], whole[4][0])
-    ((told, tensors),) = extract(forward, read, PREPARE.normalise, [3, 0], BATCH, "cpu")
+    ((told, tensors),) = extract(prepared(forward), read, [3, 0], BATCH, "cpu")
     assert ([row for row, _ in told], tensors) == ([3, 0], ())
 
 
@@ -96,7 +100,7 @@ def test_an_error_while_decoding_ends_the_extraction_and_frees_the_threads(prefi
         return images[index]
 
     with pytest.raises(MemoryError, match="no more"):
-        list(extract(forward, read, PREPARE.normalise, range(80), BATCH, "cpu"))
+        list(extract(prepared(forward), read, range(80), BATCH, "cpu"))
     assert torch.get_num_threads() == threads
 
 

@@ -59,7 +59,10 @@ class ChangedImage(RunError):
 
     def __init__(self, image: RawImage, what: str = "changed since") -> None:
         super().__init__(f"{image}: {what} the run began, which goes by its content; run again")
-        self.image = image
+        self.image, self.what = image, what
+
+    def __reduce__(self) -> tuple[type[ChangedImage], tuple[RawImage, str]]:
+        return ChangedImage, (self.image, self.what)  # else a pickled one would be made of its message
 
 
 @dataclass(frozen=True)

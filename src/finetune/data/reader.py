@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from finetune.data.dataset import RawImage
+from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError, counted
 from finetune.model.preprocessing import Preprocessing
 
 NAMED = 10  # bad images in a line
+MANY = 2000  # images: then processes are worth their start
+BATCH = 16  # of those one decodes at a time
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Reader:
         advance: Callable[[int], None] = lambda _: None,
         room: Callable[[tuple[int, ...]], Tensor] = lambda shape: torch.zeros(shape, dtype=torch.uint8),
     ) -> tuple[Tensor, list[BadImage]]:
-        """Decode every image once, in threads.
+        """Decode every image once, in threads or processes.
 
         room: gives the tensor to fill, for its shape; in memory by default.
         Returns: uint8 (N, 3, S, S), with S the `resize_size` where some are uncropped and else the
@@ -75,20 +78,31 @@ class Reader:
         size = sizes.resize_size if self.uncropped else sizes.crop_size
         pixels = room((len(self.images), 3, size, size))
 
-        def fill(index: int) -> BadImage | None:
-            image = self(index)
+        def fill(index: int, image: Tensor | BadImage) -> BadImage | None:
             if isinstance(image, BadImage):
                 return image
             center_crop(pixels[index], image.shape[-1]).copy_(image)
             return None
 
         bad = []
-        with ThreadPoolExecutor(workers if isinstance(workers, int) else os.cpu_count() or 1) as pool:
-            for one in pool.map(fill, range(len(self.images))):
-                advance(1)
-                if one is not None:
-                    bad.append(one)
+        for one in self._decoded(workers if isinstance(workers, int) else os.cpu_count() or 1, fill):
+            advance(1)
+            if one is not None:
+                bad.append(one)
         return pixels, bad
+
+    def _decoded(
+        self, workers: int, use: Callable[[int, Tensor | BadImage], BadImage | None]
+    ) -> Iterator[BadImage | None]:
+        """What `use` makes of each image by its index, in order; many are decoded in processes."""
+        count = len(self.images)
+        if count >= MANY and not self.preprocessing.repair and (apart := processes(workers)):
+            batches = (list(range(start, min(start + BATCH, count))) for start in range(0, count, BATCH))
+            for chosen, images in decode_apart(self, batches, apart):
+                yield from map(use, chosen, images)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(lambda index: use(index, self(index)), range(count))
 
 
 def refuse_bad_images(bad: Sequence[BadImage], total: int, listed: Path | None = None) -> None:

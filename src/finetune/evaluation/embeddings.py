@@ -80,6 +80,7 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
 def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Tensor:
     """What the head of that name reads of the images by their indices (N,): (N, D) in float32."""
     found: list[Tensor] = []
+    home = next(inputs.network.parameters()).device  # others take it to be where the rest of the model is
     network = HeadInputs(inputs.network, head).to(device)
     try:
         # What was compiled before the hook was there would not call it.
@@ -90,6 +91,7 @@ def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Te
                 found.append(network(inputs.prepare(batch, False, 0))[1].cpu())
     finally:
         network.hook.remove()
+        network.to(home)
     return torch.cat(found)
 
 

@@ -80,9 +80,14 @@ class Predictor:
                 return
             self.settle(decoded)
             stream = chain(seen, stream)
-        assert self.forward is not None
+        forward, device = self.forward, self.device
+        assert forward is not None
         batches = extract(
-            self.forward, self.read, self.normalise, stream, batch=self.form.batch, device=self.device
+            lambda images: forward(self.normalise(images)),
+            *(self.read, stream),
+            batch=self.form.batch,
+            device=device,
+            pure=not self.saved.preprocessing.repair,
         )
         for told, tensors in batches:
             found = zip(*tensors, strict=True)

@@ -170,7 +170,13 @@ class FeatureComputer:
                 f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
             )
             return actual, difference, 0
-        batches = extract(forward, self._read, normalise, missing, batch=form.batch, device=plan.device)
+        batches = extract(
+            lambda images: forward(normalise(images)),
+            *(self._read, missing),
+            batch=form.batch,
+            device=plan.device,
+            pure=not self.reader.preprocessing.repair,
+        )
         with self.progress("computing features", total) as advance:
             advance(total - len(missing))
             computed = self._add(store, batches, advance)
@@ -199,6 +205,7 @@ class FeatureComputer:
         computed = 0
         for told, tensors in batches:
             signals.check()
+            self.bad |= {index: bad for index, bad in told if bad}  # of images that other processes read
             good = [self.dataset.digests[index] for index, bad in told if bad is None]
             if good:  # a batch may be of broken images alone
                 store.append(good, tensors)
@@ -212,6 +219,11 @@ class FeatureComputer:
         rows = torch.from_numpy(store.mapped())
         if 0 < rows.nbytes <= RESIDENT:
             rows, places = rows[torch.from_numpy(places)], np.arange(len(places))
-            if self.plan.device == "cuda" and rows.nbytes <= torch.cuda.mem_get_info()[0] // 4:
+            if fits_on_gpu(self.plan.device, rows):
                 rows = rows.to(self.plan.device)
         return rows, places
+
+
+def fits_on_gpu(device: str, values: Tensor) -> bool:
+    """Whether training may keep them on the GPU, and leave most of its memory for itself."""
+    return device == "cuda" and values.nbytes <= torch.cuda.mem_get_info()[0] // 4

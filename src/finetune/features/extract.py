@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import has_compiler
 from finetune.model.tracing import keep_modes
@@ -118,52 +120,61 @@ def _cores() -> int:
 
 
 def extract(
-    forward: Forward,
+    compute: Forward,
     read: Callable[[T], Tensor | BadImage],
-    normalise: Callable[[Tensor], Tensor],
     rows: Iterable[T],
     batch: int,
     device: str,
+    pure: bool = True,
 ) -> Iterator[tuple[Told[T], Tensors]]:
     """Yield batches of rows in their order, each with what is wrong with it, and the features of the others.
 
     They are on the CPU. Decoding and computing overlap. On a CPU each core takes whole batches, decoding and
     computing them on one thread: no thread waits for another, and there are never more at work than cores.
 
+    compute: takes uint8 images (B, 3, H, W) on the device.
     read: decodes the image of a row to uint8 (3, H, W), or tells what is wrong with it.
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
+    pure: reading leaves nothing behind but what it returns; then beside a GPU other processes may do it.
     """
     cores = _cores()
     remaining = iter(rows)
     batches = iter(lambda: list(islice(remaining, batch)), [])
     first = list(islice(batches, min(cores, MOST_WORKERS)))
-    workers, threads = max(len(first), 1), torch.get_num_threads()
+    every, workers = chain(first, batches), max(len(first), 1)
 
-    def task(chosen: Sequence[T]) -> tuple[Told[T], Any]:
+    def result(told: Told[T], images: list[Tensor]) -> tuple[Told[T], Tensors]:
+        stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
+        return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
+
+    if device != "cpu" and pure and (apart := processes(len(first))):
+        yield from (result(*_sorted(*found)) for found in decode_apart(read, every, apart))
+        return
+
+    def task(chosen: list[T]) -> Callable[[], tuple[Told[T], Tensors]]:
         torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
-        decoded = list(map(read, chosen))
-        bad = [one if isinstance(one, BadImage) else None for one in decoded]
-        images = [one for one in decoded if isinstance(one, Tensor)]
-        stacked = torch.stack(images) if images else ()
-        result = compute(stacked) if isinstance(stacked, Tensor) and device == "cpu" else stacked
-        return list(zip(chosen, bad, strict=True)), result
+        found = partial(result, *_sorted(chosen, list(map(read, chosen))))
+        if device != "cpu":
+            return found
+        computed = found()
+        return lambda: computed
 
-    def compute(images: Tensor) -> Tensors:
-        return tuple(tensor.cpu() for tensor in forward(normalise(images.to(device))))
-
-    def finish(future: Future[Any]) -> tuple[Told[T], Tensors]:
-        told, result = future.result()
-        return told, compute(result) if isinstance(result, Tensor) else result
-
-    waiting: deque[Future[Any]] = deque()
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Callable[[], tuple[Told[T], Tensors]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for chosen in chain(first, batches):
+            for chosen in every:
                 waiting.append(pool.submit(task, chosen))
                 if len(waiting) > 2 * workers:
-                    yield finish(waiting.popleft())
+                    yield waiting.popleft().result()()
             while waiting:
-                yield finish(waiting.popleft())
+                yield waiting.popleft().result()()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def _sorted(chosen: list[T], decoded: list[Tensor | BadImage]) -> tuple[Told[T], list[Tensor]]:
+    """Rows with what is wrong with each, and the images of the others."""
+    bad = [one if isinstance(one, BadImage) else None for one in decoded]
+    return list(zip(chosen, bad, strict=True)), [one for one in decoded if isinstance(one, Tensor)]

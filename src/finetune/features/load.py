@@ -27,7 +27,7 @@ from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.views import Inputs, Views, views
 from finetune.errors import RequestError
-from finetune.features.compute import FeatureComputer, Features
+from finetune.features.compute import FeatureComputer, Features, fits_on_gpu
 from finetune.features.plan import FeaturePlan, readable
 from finetune.machine import ram
 from finetune.model.assemble import Model
@@ -104,8 +104,11 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, loading.memo)
 
+    if fits_on_gpu(plan.device, pixels):
+        pixels, places = pixels.to(plan.device), places.to(plan.device)
+
     def plain(chosen: Tensor) -> Tensor:
-        return pixels[places[chosen]]
+        return pixels[places[chosen.to(places.device)]]
 
     def mirrored(chosen: Tensor) -> Tensor:
         return plain(chosen).flip(3)
@@ -115,7 +118,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
         inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed),
         prepare=prepare,
         network=model.network,
-        sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1),
+        sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1).cpu(),
         bad=bad,
         plan=plan,
         features=None,

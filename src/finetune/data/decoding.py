@@ -1,0 +1,93 @@
+"""Images decoded by several processes, as threads of one wait for Python's lock from about four on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.data import limits
+from finetune.data.images import BadImage, ChangedImage
+from finetune.errors import RunError
+from finetune.machine import Budget, ram
+
+LEAST = 4  # processes; fewer decode no more than threads do
+MEMORY = 1 << 30  # bytes for each: what an image of 50 million pixels takes
+T = TypeVar("T")
+Read = Callable[[T], Tensor | BadImage]
+
+
+def processes(cores: int) -> int:
+    """How many processes decode on a machine of so many cores; 0: threads are as good.
+
+    Where processes cannot be forked each would import torch anew.
+    """
+    number = min(cores, ram() // 4 // MEMORY)
+    return number if sys.platform == "linux" and number >= LEAST else 0
+
+
+def decode_apart(
+    read: Read[T], batches: Iterable[list[T]], workers: int
+) -> Iterator[tuple[list[T], list[Tensor | BadImage]]]:
+    """Yield batches of rows in their order, each with its images, uint8 (3, H, W), or what is wrong.
+
+    read: called in other processes: only what it returns is seen, or that an image has changed.
+    batches: taken from ahead of time, two for each process.
+
+    Raises:
+        ChangedImage: an image is not what was expected.
+        RunError: a process was killed, as it is by a machine whose memory is full.
+    """
+    taken: deque[list[T]] = deque()
+
+    def noted() -> Iterator[list[T]]:
+        for batch in batches:
+            taken.append(batch)
+            yield batch
+
+    loader = DataLoader(
+        _Rows(read),
+        batch_sampler=noted(),
+        num_workers=workers,
+        collate_fn=_as_they_are,
+        worker_init_fn=_begin,
+        multiprocessing_context="fork",
+        generator=torch.Generator(),  # else the numbers drawn from torch's own would be others
+    )
+    try:
+        for found in loader:
+            if isinstance(found, ChangedImage):
+                raise found
+            yield taken.popleft(), [torch.from_numpy(o) if isinstance(o, np.ndarray) else o for o in found]
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(f"a process that decodes images was killed; is memory full? ({error})") from None
+
+
+class _Rows(Dataset[Any]):
+    def __init__(self, read: Read[Any]) -> None:
+        self.read = read
+
+    def __getitems__(self, rows: list[Any]) -> list[np.ndarray | BadImage] | ChangedImage:
+        try:  # a tensor would travel through shared memory, of which containers have little
+            return [one if isinstance(one, BadImage) else one.numpy() for one in map(self.read, rows)]
+        except ChangedImage as error:
+            return error
+
+
+def _as_they_are(found: T) -> T:
+    return found
+
+
+def _begin(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the first process ends these
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    limits.DECODING = Budget(MEMORY)
