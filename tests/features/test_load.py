@@ -10,8 +10,6 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.sources import Dataset
-from finetune.errors import RequestError
-from finetune.features import load as loading_module
 from finetune.features.load import LoadSettings, load_inputs
 from finetune.features.plan import FeatureSettings, plan_features
 from finetune.model.assemble import ModelConfig, assemble
@@ -270,26 +268,16 @@ def test_features_are_constants(tmp_path):
     assert not ready.inputs(torch.arange(3)).requires_grad
 
 
-@pytest.mark.slow
-def test_pictures_too_large_for_memory_lie_in_a_file_that_nobody_sees(tmp_path, monkeypatch):
+def test_images_too_large_for_memory_are_decoded_for_each_batch(tmp_path, monkeypatch):
     dataset = digits(20)
     held = prepared(tmp_path, ["none"], dataset)[1]
     monkeypatch.setattr("finetune.features.load.ram", lambda: 1000)
-    mapped = prepared(tmp_path, ["none"], dataset)[1]
-    chosen = torch.tensor([19, 0, 7])
-    assert torch.equal(held.inputs(chosen), mapped.inputs(chosen))
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_decoded_images_that_no_disk_has_room_for_are_one_line(small_disk, monkeypatch):
-    monkeypatch.setattr(loading_module, "ram", lambda: 0)
-    pixels = loading_module._allocate(small_disk, (3 << 20, 3, 2, 2))
-    assert not pixels.any()
-    pixels[-1] = 1
-    with pytest.raises(RequestError, match=r"^cache_dir=.*disk: expected room for 75.5 MB .*No space left"):
-        loading_module._allocate(small_disk, (6 << 20, 3, 2, 2))
-    with monkeypatch.context() as patch:
-        patch.delattr("os.posix_fallocate")  # as on macOS
-        with pytest.raises(RequestError, match="No space left"):
-            loading_module._allocate(small_disk, (6 << 20, 3, 2, 2))
-        assert not loading_module._allocate(small_disk, (100, 3, 2, 2)).any()
+    streamed = prepared(tmp_path, ["none"], dataset)[1]
+    batches = [torch.tensor([19, 0, 7]), torch.tensor([3])]
+    for epoch in (None, 0, 1):
+        for one, other in zip(
+            held.inputs.each(batches, epoch), streamed.inputs.each(batches, epoch), strict=True
+        ):
+            assert torch.equal(one, other)
+    assert torch.equal(held.sample, streamed.sample)
+    assert torch.equal(held.inputs(batches[0]), streamed.inputs(batches[0]))

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from finetune.choices.optimizers import SGD, SteppedSettings
 from finetune.data.module import Batches, Examples
+from finetune.data.views import views
 from finetune.model.freeze import freeze
 from finetune.training import optim
 from finetune.training.callbacks import Terminal
@@ -81,7 +82,8 @@ class Training:
             name: np.arange(end - size, end)
             for name, size, end in zip(("train", "val", "test"), sides, ends, strict=True)
         }
-        examples = Examples(lambda chosen, epoch: self.x[chosen], self.y, split, lambda x, *_: x)
+        inputs = views(lambda chosen: self.x[chosen], None, len(self.x), 0)
+        examples = Examples(inputs, self.y, split, lambda x, *_: x)
         self.batches = Batches(examples, batch_size, seed=0)
         groups = optim.parameter_groups(self.net, "head", stepped(lr))
         options = {"momentum": momentum} if optimizer == "sgd" else {}

@@ -96,6 +96,20 @@ def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
         base.executemany("INSERT OR REPLACE INTO bad VALUES (?, ?, ?, ?)", rows)
 
 
+def were_decoded(digests: Sequence[str], memo: Path) -> bool:
+    """Whether all images of this set were decoded before, but for those that are known to be broken."""
+    return bool(known_bad([whole := _set_digest(digests)], memo).get(whole))
+
+
+def remember_decoded(digests: Sequence[str], memo: Path) -> None:
+    """Remember that all of them were decoded, but for those that `remember_bad` is told."""
+    remember_bad({_set_digest(digests): "a set of images"}, memo)
+
+
+def _set_digest(digests: Sequence[str]) -> str:
+    return hashlib.sha256("".join(sorted(set(digests))).encode()).hexdigest()
+
+
 def forget(path: Path, memo: Path) -> None:
     """Have a file hashed again next time, in case it changed although its size and times did not."""
     with suppress(OSError, sqlite3.Error), _opened(memo) as base:

@@ -82,9 +82,9 @@ class Loader:
         if epoch is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         which, parts = self.part
-        for start, end in self.ranges:
-            chosen = torch.from_numpy(order[start:end][which::parts])
-            yield self.examples.inputs(chosen, epoch), self.examples.labels[chosen]
+        batches = [torch.from_numpy(order[start:end][which::parts]) for start, end in self.ranges]
+        for chosen, inputs in zip(batches, self.examples.inputs.each(batches, epoch), strict=True):
+            yield inputs, self.examples.labels[chosen]
 
 
 class Batches(pl.LightningDataModule):

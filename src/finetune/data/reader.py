@@ -61,39 +61,43 @@ class Reader:
         except BrokenImage as error:
             return BadImage(index, str(image), str(error), error.lasting)
 
+    @property
+    def size(self) -> int:
+        """The side of all images: the `resize_size` where some are uncropped, else the `crop_size`."""
+        return self.preprocessing.resize_size if self.uncropped else self.preprocessing.crop_size
+
     def all(
-        self,
-        workers: int | str,
-        advance: Callable[[int], None] = lambda _: None,
-        room: Callable[[tuple[int, ...]], Tensor] = lambda shape: torch.zeros(shape, dtype=torch.uint8),
+        self, workers: int | str, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[Tensor, list[BadImage]]:
         """Decode every image once, in threads or processes.
 
-        room: gives the tensor to fill, for its shape; in memory by default.
-        Returns: uint8 (N, 3, S, S), with S the `resize_size` where some are uncropped and else the
-            `crop_size`; the cropped ones are in its middle, with zeros around, and a bad one is all zero. And
-            the bad ones.
+        Returns: uint8 (N, 3, S, S), S the `size`; the cropped ones are in its middle, with zeros around, and
+            a bad one is all zero. And the bad ones.
         """
-        sizes = self.preprocessing
-        size = sizes.resize_size if self.uncropped else sizes.crop_size
-        pixels = room((len(self.images), 3, size, size))
+        pixels = torch.zeros(len(self.images), 3, self.size, self.size, dtype=torch.uint8)
 
-        def fill(index: int, image: Tensor | BadImage) -> BadImage | None:
-            if isinstance(image, BadImage):
-                return image
+        def fill(index: int, image: Tensor) -> None:
             center_crop(pixels[index], image.shape[-1]).copy_(image)
-            return None
 
+        return pixels, self.find_bad(workers, advance, fill)
+
+    def find_bad(
+        self,
+        workers: int | str,
+        advance: Callable[[int], None],
+        use: Callable[[int, Tensor], object] = lambda *_: None,
+    ) -> list[BadImage]:
+        """Decode every image once, the same; use: is called with each that is not bad, and its index."""
         bad = []
-        for one in self._decoded(workers if isinstance(workers, int) else os.cpu_count() or 1, fill):
-            advance(1)
-            if one is not None:
-                bad.append(one)
-        return pixels, bad
 
-    def _decoded(
-        self, workers: int, use: Callable[[int, Tensor | BadImage], BadImage | None]
-    ) -> Iterator[BadImage | None]:
+        def one(index: int, image: Tensor | BadImage) -> None:
+            bad.append(image) if isinstance(image, BadImage) else use(index, image)
+
+        for _ in self._decoded(workers if isinstance(workers, int) else os.cpu_count() or 1, one):
+            advance(1)
+        return sorted(bad, key=lambda image: image.index)
+
+    def _decoded(self, workers: int, use: Callable[[int, Tensor | BadImage], object]) -> Iterator[object]:
         """What `use` makes of each image by its index, in order; many are decoded in processes."""
         count = len(self.images)
         if count >= MANY and not self.preprocessing.repair and (apart := processes(workers)):

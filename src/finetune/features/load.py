@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune import private
 from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
-from finetune.data.digests import known_bad, remember_bad
+from finetune.data.digests import known_bad, remember_bad, remember_decoded, were_decoded
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
+from finetune.data.streaming import Stream
 from finetune.data.views import Inputs, Views, views
-from finetune.errors import RequestError
 from finetune.features.compute import FeatureComputer, Features, fits_on_gpu
-from finetune.features.plan import FeaturePlan, readable
+from finetune.features.plan import FeaturePlan
 from finetune.machine import ram
 from finetune.model.assemble import Model
 
+STREAMED = "the decoded images would take more than a quarter of the memory"
 SAMPLE = 32  # training images that TensorBoard shows
 
 
@@ -98,32 +94,49 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     uncropped = frozenset(dataset.split["train"].tolist() if AUGMENTATIONS[plan.augment].is_random else [])
     reader = replace(plain_reader(model, dataset, loading.memo), uncropped=uncropped)
     prepare = _prepare(plan, model, loading)
-    with loading.progress("reading images", len(dataset.images)) as advance:
-        pixels, bad = reader.all(loading.workers, advance, partial(_allocate, plan.cache_dir))
-    places = torch.from_numpy(dataset.kept([one.index for one in bad]))  # pixels may lie in a file: they stay
-    repaired = _repaired(reader, dataset, bad)
+    pixels, bad = _decode(reader, dataset, loading)
+    places = torch.from_numpy(dataset.kept([one.index for one in bad]))
+    repaired, digests = _repaired(reader, dataset, bad), dataset.digests
     dataset = _leave_out(bad, reader, dataset, loading.memo)
-
-    if fits_on_gpu(plan.device, pixels):
-        pixels, places = pixels.to(plan.device), places.to(plan.device)
-
-    def plain(chosen: Tensor) -> Tensor:
-        return pixels[places[chosen.to(places.device)]]
+    stream: Stream | None = None
+    plain: Callable[[Tensor], Tensor]
+    if pixels is None:
+        stream = plain = Stream(reader, places, reader.size, loading.workers, loading.memo)
+        remember_decoded(digests, loading.memo)
+    else:
+        device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
+        plain = partial(_held, pixels.to(device), places.to(device))
 
     def mirrored(chosen: Tensor) -> Tensor:
         return plain(chosen).flip(3)
 
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed),
+        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed, stream),
         prepare=prepare,
         network=model.network,
         sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1).cpu(),
         bad=bad,
         plan=plan,
         features=None,
+        notes=(f"{STREAMED}; each batch is decoded anew",) if stream else (),
         repaired=repaired,
     )
+
+
+def _decode(reader: Reader, dataset: Dataset, loading: LoadSettings) -> tuple[Tensor | None, list[BadImage]]:
+    """The images, None where a quarter of the memory does not hold them, and those that are bad."""
+    if 3 * reader.size**2 * len(dataset.images) <= ram() / 4:
+        with loading.progress("reading images", len(dataset.images)) as advance:
+            return reader.all(loading.workers, advance)
+    if not reader.preprocessing.repair and were_decoded(dataset.digests, loading.memo):
+        return None, list(reader.known.values())
+    with loading.progress("checking images", len(dataset.images)) as advance:
+        return None, reader.find_bad(loading.workers, advance)
+
+
+def _held(pixels: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
+    return pixels[places[chosen.to(places.device)]]
 
 
 def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
@@ -207,21 +220,3 @@ def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(renumbered, sample_of(dataset).tolist()))
     return prepare(torch.stack([image for image in read if isinstance(image, Tensor)]), True, 1)
-
-
-def _allocate(folder: Path, shape: tuple[int, ...]) -> Tensor:
-    """Zeroed bytes: in a quarter of the memory at most, else in a file that is gone with the process."""
-    if (size := math.prod(shape)) <= ram() / 4:
-        return torch.zeros(shape, dtype=torch.uint8)
-    try:
-        with TemporaryFile(dir=private.make_folder(folder)) as file:
-            if hasattr(os, "posix_fallocate"):  # to find the disk full through a mapping kills the process
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.writelines(repeat(bytes(1 << 20), (size >> 20) + 1))
-            return torch.from_numpy(np.memmap(file, dtype=np.uint8, shape=shape))
-    except OSError as error:
-        raise RequestError(
-            f"cache_dir={folder}: expected room for {readable(size)} of decoded images"
-            f" ({error.strerror}), of which memory holds no more than a quarter; or a smaller data.image_size"
-        ) from None

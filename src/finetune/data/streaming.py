@@ -1,0 +1,81 @@
+"""Images that memory cannot hold, decoded for each batch anew, ahead of when it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.data.decoding import decode_apart, processes
+from finetune.data.digests import forget
+from finetune.data.images import BadImage, ChangedImage, center_crop
+from finetune.data.reader import Reader
+from finetune.errors import RunError
+
+AHEAD = 2  # batches
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The images of a data set by their indices, as `Reader.all` would hold them.
+
+    places: of each image in the reader. size: the side of all of them.
+    memo: of the files' digests, which is told where one is not what it was.
+    """
+
+    reader: Reader
+    places: Tensor
+    size: int
+    workers: int | str
+    memo: Path
+
+    def __call__(self, chosen: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S), S the size."""
+        return next(self.ahead([chosen]))
+
+    def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Each batch of them in its order.
+
+        Raises:
+            ChangedImage: an image is not what it was when it was hashed.
+            RunError: one can no longer be decoded.
+        """
+        rows: Iterator[list[int]] = (self.places[chosen].tolist() for chosen in batches)
+        workers = self.workers if isinstance(self.workers, int) else os.cpu_count() or 1
+        apart = 0 if self.reader.preprocessing.repair else processes(workers)
+        try:
+            if apart:
+                yield from (self._stacked(images) for _, images in decode_apart(self.reader, rows, apart))
+            else:
+                yield from map(self._stacked, self._in_threads(rows, workers))
+        except ChangedImage as error:
+            if isinstance(error.image, Path):
+                forget(error.image, self.memo)
+            raise
+
+    def _in_threads(self, batches: Iterator[list[int]], workers: int) -> Iterator[list[Tensor | BadImage]]:
+        waiting: deque[list[Future[Tensor | BadImage]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for rows in batches:
+                    waiting.append([pool.submit(self.reader, row) for row in rows])
+                    if len(waiting) > AHEAD:
+                        yield [one.result() for one in waiting.popleft()]
+                while waiting:
+                    yield [one.result() for one in waiting.popleft()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _stacked(self, images: Sequence[Tensor | BadImage]) -> Tensor:
+        pixels = torch.zeros(len(images), 3, self.size, self.size, dtype=torch.uint8)
+        for place, image in zip(pixels, images, strict=True):
+            if isinstance(image, BadImage):
+                raise RunError(f"{image.path}: {image.reason}, though it could be decoded when the run began")
+            center_crop(place, image.shape[-1]).copy_(image)
+        return pixels
