@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISLNK
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,8 @@ def _remembered(
     paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]
 ) -> list[Content]:
     contents: dict[int, Content] = {}
-    facts = [_facts(path) for path in paths]
+    folders: dict[str, str] = {}
+    facts = [_facts(path, folders) for path in paths]
     query = "SELECT sha256, extent, crc32 FROM known WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, fact in enumerate(facts):
         if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, *row[:2]):
@@ -146,17 +148,24 @@ def _remembered(
     rows = [
         _row(*fact, *contents[i])
         for i in new
-        if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i])
+        if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i], folders)
     ]
     base.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     return [contents[i] for i in range(len(paths))]
 
 
-def _facts(path: Path) -> tuple[bytes, int, int, int] | None:
-    """What tells whether a file has changed; a copy may keep the time of its content, not of its entry."""
+def _facts(path: Path, folders: dict[str, str]) -> tuple[bytes, int, int, int] | None:
+    """What tells whether a file has changed; a copy may keep the time of its content, not of its entry.
+
+    folders: gets the real path of each folder, which costs more than all else.
+    """
     try:
-        real = path.resolve()
-        stat = real.stat()
+        folder, name = os.path.split(path)
+        real = os.path.join(folders.get(folder) or folders.setdefault(folder, os.path.realpath(folder)), name)
+        stat = os.lstat(real)
+        if S_ISLNK(stat.st_mode):
+            real = os.path.realpath(real)
+            stat = os.stat(real)
         return os.fsencode(real), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     except (OSError, RuntimeError, ValueError):  # links that go round; a name with a zero byte
         return None
