@@ -136,12 +136,15 @@ def _remembered(
 ) -> list[Content]:
     contents: dict[int, Content] = {}
     folders: dict[str, str] = {}
-    facts = [_facts(path, folders) for path in paths]
+    facts: dict[int, tuple[bytes, int, int, int] | None] = {}  # of the new ones alone: there may be millions
     query = "SELECT sha256, extent, crc32 FROM known WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
-    for i, fact in enumerate(facts):
+    for i, path in enumerate(paths):
+        fact = _facts(path, folders)
         if fact and (row := base.execute(query, fact).fetchone()) and (*fact, *row) == _row(*fact, *row[:2]):
             contents[i] = Content(*row[:2])
-    new = [i for i in range(len(paths)) if i not in contents]
+        else:
+            facts[i] = fact
+    new = list(facts)
     advance(len(contents))
     contents |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
