@@ -1,5 +1,6 @@
 """Processes decode to what threads do, and what goes wrong in one is told here."""
 
+import ctypes
 import os
 import signal
 from functools import partial
@@ -89,6 +90,17 @@ def test_a_process_that_is_killed_is_told(files: list[Path]) -> None:
 
     with pytest.raises(RunError, match="a process that decodes images was killed; is memory full"):
         list(decode_apart(read, [[1], [2]], 2))
+
+
+def test_processes_end_with_the_one_that_began_them() -> None:
+    def read(row: int) -> torch.Tensor:
+        number = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+        return torch.full((3, 1, 1), number.value, dtype=torch.uint8)
+
+    ((_, (found,)),) = decode_apart(read, [[1]], 1)
+    assert isinstance(found, torch.Tensor)
+    assert found.unique().tolist() == [signal.SIGKILL]
 
 
 def test_threads_where_cores_or_memory_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

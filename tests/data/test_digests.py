@@ -73,7 +73,8 @@ def test_no_flipped_bit_of_the_memo_gives_another_digest_or_reason(tmp_path: Pat
 def test_a_file_that_changed_unseen_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
     facts = digests._facts(path, {})
-    monkeypatch.setattr(digests, "_facts", lambda path, folders: facts)  # as on a disk that keeps no time of change
+    # as on a disk that keeps no time of change
+    monkeypatch.setattr(digests, "_facts", lambda path, folders: facts)
     assert file_digests([path], memo) == [sha(b"a")]
     write(path, b"b")
     assert file_digests([path], memo) == [sha(b"a")]

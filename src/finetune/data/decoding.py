@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 from collections import deque
@@ -20,6 +21,7 @@ from finetune.machine import Budget, ram
 
 LEAST = 4  # processes; fewer decode no more than threads do
 MEMORY = 1 << 30  # bytes for each: what an image of 50 million pixels takes
+SET_PDEATHSIG = 1  # of prctl(2)
 T = TypeVar("T")
 Read = Callable[[T], Tensor | BadImage]
 
@@ -88,6 +90,8 @@ def _as_they_are(found: T) -> T:
 
 
 def _begin(number: int) -> None:
+    # With a process that is killed its locks go, which these have inherited.
+    ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the first process ends these
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limits.DECODING = Budget(MEMORY)
