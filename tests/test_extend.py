@@ -211,7 +211,6 @@ def floats(image: Tensor) -> Tensor:
         ({"loss": mean, "trainer": "ddp"}, "model=python:Small-"),
         ({"weights": "imagenet"}, "weights=imagenet: expected auto, which are the model's own, or a file"),
         ({"callbacks": [EarlyStopping("val/loss")], "data.folds": 2}, "callbacks=['python:EarlyStopping-"),
-        ({"callbacks": ["learning_rate"]}, "callbacks: Cannot use `LearningRateMonitor` callback with"),
         ({"callbacks": ["none"]}, "callbacks=['none']: expected learning_rate or device_stats"),
         ({"logger": "wandb"}, "logger=wandb: "),
         ({"data.image_column": "path"}, "data.image_column: expected a DataFrame, or data=csv, with it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 
 PART = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # that a disk takes no more
+
+
+def is_ours(error: OSError, *folders: Path) -> bool:
+    """Whether an error is of a file in a run's folders, or of a full disk; else of what other code reads."""
+    if error.errno in FULL:
+        return True
+    file = Path(os.path.abspath(error.filename or ""))
+    return bool(error.filename) and any(file.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def not_written(place: Path, error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,14 @@ from finetune.atomic import linked, write_atomically
 from finetune.build import find_data
 from finetune.cells import read_table, table_of
 from finetune.choices.best import score
+from finetune.choices.callbacks import CALLBACKS
+from finetune.choices.given import is_given
 from finetune.config.phases import deltas, phase_settings
 from finetune.config.schema import Settings, flat
+from finetune.errors import RequestError
 from finetune.evaluation.overlay import maps
 from finetune.ladder import RUNGS, Ladder
+from finetune.model.freeze import freeze
 from finetune.prepared import Prepared
 from finetune.report import terminal
 from finetune.report.page import write_report
@@ -47,6 +52,8 @@ def run_phases(
     told = [", ".join(f"{key}={value}" for key, value in flat(one).items()) for one in changes]
     names = RUNGS if settings.freeze == ["auto"] else told
     ladder = Ladder(settings, folder, console) if settings.freeze == ["auto"] else None
+    given = [CALLBACKS[name](folder, "") for name in settings.callbacks if is_given(name)]
+    states = [copy.deepcopy(one.state_dict()) for one in given]
     for number in range(len(changes)):
         place = folder / folders.PHASES / str(number)
         summary = read_summary(place) if settings.resume else None
@@ -54,7 +61,9 @@ def run_phases(
         if summary is None or summary["status"] != "finished":
             again = "auto" if (place / "settings.json").exists() else None
             asked = phase_settings(settings, number).model_copy(update={"resume": again})
-            summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
+            for one, state in zip(given, states, strict=True):  # what counts epochs begins anew
+                one.load_state_dict(copy.deepcopy(state))
+            summary = train(asked, place, ladder.may_begin if ladder else partial(_check_freezes, settings))
         else:
             say(console, "", "finished before")
         if summary:
@@ -68,6 +77,18 @@ def run_phases(
     if ladder:
         say(console, "auto", ladder.why)
     return _finish(folder, ended, kept, console)
+
+
+def _check_freezes(settings: Settings, prepared: Prepared) -> bool:
+    """Refuse before any phase trains what in one of them matches no layer."""
+    network = copy.deepcopy(prepared.model.network)
+    for number in range(len(deltas(settings))):
+        try:
+            asked = phase_settings(settings, number).freeze
+            freeze(network, asked, prepared.model.head, prepared.model.example)
+        except RequestError as error:
+            raise RequestError(f"phases, number {number}: {error}") from None
+    return True
 
 
 def _best(ended: list[dict[str, Any]]) -> int:

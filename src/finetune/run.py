@@ -42,7 +42,7 @@ from finetune.say import Screen, kept, progress, say
 from finetune.training import device as devices
 from finetune.training import distributed
 from finetune.training.averages import Averages
-from finetune.training.callbacks import Terminal
+from finetune.training.callbacks import BoardLogger, Terminal
 from finetune.training.distributed import Rank
 from finetune.training.fit import Fitted, Options, fit
 from finetune.training.monitor import GradientMonitor
@@ -191,16 +191,18 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         if state:
             terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
         callbacks = make("callbacks", CALLBACKS, settings.callbacks, prepared.folder)
-        callbacks += [Averages(settings.ema)] if settings.ema else []
+        callbacks += [Averages(settings.ema)] if settings.ema and not build.solves(settings) else []
         loggers = make("logger", LOGGERS, settings.logger, prepared.folder)
         for logger in loggers:
             logger.log_hyperparams(flat(settings.model_dump()))
-        options = replace(options, loggers=loggers)
         if board:
+            if settings.callbacks:  # which may ask for a logger
+                loggers.append(BoardLogger(board.writer, prepared.classifier))
             batches = len(prepared.batches.train_dataloader())
             callbacks.append(Terminal(console, options.epochs, batches))
             if settings.monitor_gradients and not build.solves(settings):
                 callbacks.append(GradientMonitor(board.writer, console))
+        options = replace(options, loggers=loggers)
         job, path = job_of(prepared, board), state.path if state else None
         initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)
         found = fit(prepared.classifier, chosen_on, [job], options, callbacks=callbacks, resume=path)

@@ -23,6 +23,12 @@ TYPED = ["data=folder", "data.root=pictures", "optimizer=adamw", "optimizer.lr=0
 SOLVE = "optimizer=lbfgs refit=true"
 
 
+@pytest.fixture
+def pictures(few_pictures: Path, tmp_path: Path) -> Path:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    return tmp_path
+
+
 def advice_of(run: Path, **changed: Any) -> list[tuple[str, str]]:
     """What a run suggests, with parts of its summary changed."""
     return advise(run, {**summary_of(run), **changed}, read_settings(run))
@@ -77,12 +83,47 @@ def test_a_solved_head_is_to_be_refitted_as_it_is(finished_run: Finished) -> Non
     [
         ("optimizer=lbfgs", "refit=true"),
         ("head_hidden=[8]", "epochs=1"),
+        ("ema=0.9", "epochs=1"),
     ],
 )
 def test_what_is_set_already_or_cannot_be_solved_is_not_suggested(
     finished_run: Finished, overrides: tuple[str, ...]
 ) -> None:
     assert not [command for _, command in advice_of(finished_run(*overrides)) if "lbfgs" in command]
+
+
+def test_what_cannot_be_typed_as_it_was_is_the_settings_alone(
+    finished_run: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run("epochs=1")
+    for typed, command in (
+        (["experiment=gradual"], "finetune train experiment=gradual weights=imagenet"),
+        (["experiment=fine_tune"], "finetune train experiment=fine_tune weights=imagenet"),
+    ):
+        assert advice_of(run, overrides=typed)[0][1] == command
+    assert advice_of(run, overrides=["experiment=fine_tune"])[1][1] == SOLVE  # its rate is SGD's
+    settings = read_settings(run)
+    monkeypatch.setenv("FINETUNE_PLUGINS", "mine.py,other")
+    assert advise(run, {**summary_of(run), "overrides": ["seed=1"]}, settings)[0][1] == (
+        "finetune train --plugin mine.py --plugin other seed=1 weights=imagenet"
+    )
+
+
+def test_a_run_with_a_config_folder_of_its_own(train: Callable[..., Ended], pictures: Path) -> None:
+    (pictures / "conf" / "experiment").mkdir(parents=True)
+    (pictures / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    ended = train("--config-dir", "conf", "experiment=mine", *QUICK, "epochs=1")
+    assert "with internet access: weights=imagenet\n" in ended.out
+
+
+def test_the_bundled_weights_are_followed_by_those_of_a_package(
+    finished_run: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run("epochs=1")
+    bundled = summary_of(run)["weights"] | {"used": "bundled"}
+    assert advice_of(run, weights=bundled)[0][1] == "weights=imagenet"
+    monkeypatch.setattr("finetune.report.advice.find_spec", lambda name: name)
+    assert advice_of(run, weights=bundled)[0][1] == "model=efficientnet_lite0 weights=imagenet"
 
 
 def test_few_test_images_are_to_be_tested_in_folds(finished_run: Finished) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -24,7 +25,12 @@ LOGGERS: Table[Callable[[Path, str], Any]] = Table(
     tensorboard=lambda *_: None,
     csv=lambda folder, _: _lightning("loggers.CSVLogger", save_dir=folder, name="", version="csv"),
     wandb=lambda folder, run: _lightning("loggers.WandbLogger", save_dir=folder, name=run),
-    mlflow=lambda _, run: _lightning("loggers.MLFlowLogger", experiment_name="finetune", run_name=run),
+    mlflow=lambda _, run: _lightning(
+        "loggers.MLFlowLogger",
+        experiment_name="finetune",
+        run_name=run,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),  # where `mlflow ui` looks
+    ),
 )
 
 

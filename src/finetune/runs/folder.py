@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetune.atomic import not_written, write_atomically, write_sealed
+from finetune.atomic import is_ours, not_written, write_atomically, write_sealed
 from finetune.cells import table_of
 from finetune.errors import Interrupted, RequestError, RunError, shown
 from finetune.say import open_log
@@ -95,6 +95,8 @@ def interruptible(folder: Path) -> Iterator[None]:
     except Interrupted as error:
         code, reason = error.exit_code, str(error)
     except OSError as error:
+        if not is_ours(error, folder):
+            raise
         raise RunError(not_written(folder, error)) from None
     if code:
         if (folder / "settings.json").exists():

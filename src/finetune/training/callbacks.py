@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -19,7 +20,24 @@ from torch.utils.tensorboard.summary import hparams
 from finetune.atomic import not_written
 from finetune.errors import RunError
 from finetune.say import Bar
-from finetune.training.learner import CurvePoint, Job
+from finetune.training.learner import CurvePoint, Job, Learner
+
+
+class BoardLogger(Logger):
+    """Writes for TensorBoard what callbacks log; the learner's own metrics are in the run's curves."""
+
+    name, version = "tensorboard", ""
+
+    def __init__(self, writer: SummaryWriter, learner: Learner) -> None:
+        super().__init__()
+        self.writer, self.learner = writer, learner
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in the run's log."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        for name in metrics.keys() - self.learner.logged - {"epoch"}:
+            self.writer.add_scalar(name, metrics[name], step)
 
 
 class EpochLines(pl.Callback):

@@ -31,6 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a callback's checkpoint
         sealed.write_checkpoint(Path(path), checkpoint)
 
     def load_checkpoint(

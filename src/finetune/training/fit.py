@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from finetune.atomic import not_written
+from finetune.atomic import is_ours, not_written
 from finetune.data.module import Batches
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals, signals_wait
@@ -200,6 +200,8 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
     except MisconfigurationException as error:
         raise RequestError(f"callbacks: {str(error).splitlines()[0]}") from None
     except OSError as error:
+        if not is_ours(error, *(job.folder for job in jobs)):
+            raise
         raise RunError(f"{not_written(first.folder, error)}; {first.best}") from None
     except torch.OutOfMemoryError:
         smaller = "expected a smaller batch_size"

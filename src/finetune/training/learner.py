@@ -111,6 +111,7 @@ class Learner(pl.LightningModule):
         self.jobs: Sequence[Job] = ()
         self.epoch_metrics: dict[str, EpochMetrics] = {}
         self.logits: list[Tensor] = []
+        self.logged: set[str] = set()  # names of metrics, that they are not logged twice
         self.losses = torch.empty(0)  # of each job in the newest training batch
 
     def measure(self, batch: Batch) -> Measured:
@@ -223,7 +224,9 @@ class Learner(pl.LightningModule):
         """For Lightning's own callbacks: train/loss, val/accuracy …, the mean over the jobs."""
         means = self.epoch_metrics[split].means()
         each = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
-        self.log_dict({f"{split}/{name}": value for name, value in each.items()})
+        named = {f"{split}/{name}": value for name, value in each.items()}
+        self.logged |= named.keys()
+        self.log_dict(named)
 
     def metrics(self) -> list[dict[str, float]]:
         """The epoch's means of each job, as loss/train, accuracy/train, loss/val … or the test's."""
