@@ -131,9 +131,12 @@ def run_hydra() -> NoReturn:
     # Hydra understands -m before or after all overrides only.
     arguments = sorted(sys.argv[1:], key=lambda one: one not in ("-m", "--multirun"))
     sweeps = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    parsed, unknown = get_args_parser().parse_known_args(arguments)
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
+    if "hydra.job.chdir=true" in (one.lstrip("+").lower() for one in parsed.overrides):
+        expected = "expected false; relative paths are those of the folder where the command is typed"
+        raise RequestError(f"hydra.job.chdir=true: {expected}")
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")

@@ -308,6 +308,10 @@ REFUSED_BY_HYDRA = [
     ("~epoch", f"epoch: {NO_SETTING} epochs?"),
     ("optimizer@data=sgd", f"optimizer@data: {NO_SETTING} optimizer?"),
     ("hydra.run.dirr=here", "hydra.run.dirr: there is no such setting"),
+    ("--config-dir nowhere epochs=1", "Additional config directory '"),
+    ("--config-name other", "Cannot find primary config 'other'"),
+    ("-m --cfg job seed=1,2", "Only one of --run, --multirun, --cfg,"),
+    ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false; relative paths"),
     (
         "optimizer=adamw optimizer.momentum=0.5",
         "optimizer.momentum: the chosen optimizer has no such setting",

@@ -6,9 +6,11 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from finetune.choices import losses as module
 from finetune.choices.losses import LOSSES, bce, cross_entropy, sum_difference, sum_squares
 from finetune.errors import RequestError
 from finetune.training import losses
+from support.runs import CHECKOUT
 
 
 @pytest.fixture
@@ -90,3 +92,16 @@ def test_a_class_without_pictures_does_not_change_the_others() -> None:
 def test_balanced_weights_need_one_class_a_picture() -> None:
     with pytest.raises(RequestError, match="class_weights=balanced"):
         losses.balanced_weights(torch.rand(2, 3), 3)
+
+
+def test_the_loss_that_contributing_adds_is_its_formula(logits: Tensor) -> None:
+    """Of both kinds of labels, and in lines that ruff takes."""
+    page = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = page.partition("```python\n")[2].partition("```")[0]
+    names = {**vars(module), "Tensor": Tensor}
+    exec(text.partition("LOSSES[")[0], names)
+    true = logits.softmax(1)[torch.arange(6), LABELS]
+    one_hot = torch.eye(4, dtype=torch.float64)[LABELS]
+    for labels in (LABELS, one_hot):
+        torch.testing.assert_close(names["focal"](logits, labels), (-((1 - true) ** 2) * true.log()).mean())
+    assert max(map(len, text.splitlines())) <= 110

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -191,7 +192,7 @@ def refused(error: Exception, typed: Sequence[str]) -> RequestError:
 
     typed: the words of the command line, Hydra's options among them.
     """
-    overrides = [word for word in typed if not word.startswith("-")]
+    overrides = get_args_parser().parse_known_intermixed_args([*typed])[0].overrides
     keys = [word.partition("=")[0].lstrip("+~") for word in overrides]
     if isinstance(error, OverrideParseException):
         return RequestError(_unreadable(error.override, typed))

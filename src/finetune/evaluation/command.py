@@ -26,7 +26,7 @@ from finetune.evaluation.export import example_inputs, export_target, write_expo
 from finetune.evaluation.formats import FORMATS
 from finetune.evaluation.forward import Predictor
 from finetune.evaluation.overlay import maps
-from finetune.evaluation.recipe import loads_into
+from finetune.evaluation.recipe import RUNS, loads_into
 from finetune.report.page import write_report
 from finetune.runs.folder import find_run
 from finetune.runs.open import Saved, open_run
@@ -133,7 +133,8 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     inputs, what = example_inputs(dataset, saved.preprocessing)
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)
-    say(console, "export", f"{target}, and predict.py beside it, which runs it")
+    beside = ", and predict.py beside it, which runs it" if target.suffix in RUNS else ""
+    say(console, "export", f"{target}{beside}")
     if softmax:
         say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")
     if difference is None:

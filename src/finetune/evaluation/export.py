@@ -20,7 +20,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.reader import Reader
 from finetune.errors import RequestError, RunError
 from finetune.evaluation.formats import FORMATS
-from finetune.evaluation.recipe import recipe
+from finetune.evaluation.recipe import RUNS, recipe
 from finetune.model.build import brought
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.statedict import sealed_text
@@ -101,7 +101,8 @@ def write_export(
 ) -> float | None:
     """Write the model and return the largest difference of its outputs from the model's own on `inputs`.
 
-    A state dict is itself the model: None is returned. A script beside it, predict.py, classifies images.
+    A state dict is itself the model: None is returned. A script beside it, predict.py, classifies
+    images, where it can run such a file.
     temperature: of the softmax that ends the graph; None for logits.
 
     Raises:
@@ -130,6 +131,8 @@ def write_export(
 
 
 def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
+    if target.suffix not in RUNS:
+        return
     text = recipe(saved, target.name, is_probability=temperature is not None)
     write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())
 

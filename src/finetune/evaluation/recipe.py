@@ -16,6 +16,7 @@ from finetune.model.staged import Staged
 from finetune.report.templates import template
 from finetune.runs.open import Saved
 
+RUNS = (".onnx", ".pt2", ".safetensors")  # what predict.py can run
 FUTURE = "from __future__ import annotations\n"
 
 

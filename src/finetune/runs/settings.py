@@ -15,6 +15,7 @@ from finetune.errors import RequestError
 # What runs did that are older than a setting and so lack it; without an entry, what its default says.
 BEFORE = {"best": "accuracy", "standardize": False}
 LATER = "epochs_later"  # in settings.json: how many a run was resumed for, time after time
+PLUGGED = ("loss", "schedule", "data.source", "data.augment", "optimizer.name", "callbacks", "logger")
 CHOSEN = {"optimizer": "name", "data": "source", "trainer": "accelerator"}  # what tells a group's chosen file
 
 
@@ -37,7 +38,8 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     try:
         return validate(completed(values))
     except RequestError as error:
-        raise RequestError(f"{file}: {error}") from None
+        plugin = "; of a plugin, with --plugin MODULE" if str(error).partition("=")[0] in PLUGGED else ""
+        raise RequestError(f"{file}: {error}{plugin}") from None
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
