@@ -207,7 +207,10 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     sweep = is_sweep(folder)
     search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:
-        raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
+        way = f"its command typed again with {overrides[0]} trains another sweep"
+        raise RequestError(
+            f"{overrides[0]}: expected a run; {folder} is a sweep, whose jobs keep theirs; {way}"
+        )
     if search:
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         run_hydra()
