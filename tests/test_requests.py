@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +92,39 @@ def test_outputs_may_not_be_written_to(train: Train, tmp_path: Path) -> None:
         ended = train("seed=1")
     assert ended.code == 2
     assert ended.err == "error: hydra.run.dir: outputs cannot be made: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ("hydra.run.dir=disk/run", "hydra.run.dir: nothing can be written there"),
+        ("-m seed=1,2 hydra.sweep.dir=disk/sweep", "hydra.sweep.dir: disk/sweep: cannot be written"),
+    ],
+)
+def test_a_disk_that_is_full_from_the_beginning(
+    train: Train, small_disk: Path, overrides: str, line: str
+) -> None:
+    (small_disk / "filler").write_bytes(b"0" * shutil.disk_usage(small_disk).free)
+    ended = train(*overrides.split())
+    assert (ended.code, ended.err) == (2, f"error: {line}: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "line"),
+    [(2, 2, "hydra.sweep.dir: nothing can be written there"), (5, 1, "sweep: cannot be written")],
+)
+def test_a_disk_that_is_full_when_hydra_writes_what_a_job_is(
+    train: Train, monkeypatch: pytest.MonkeyPatch, files: int, code: int, line: str
+) -> None:
+    left = iter(range(files))
+
+    def save(*arguments: object) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", save)
+    ended = train("-m", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert (ended.code, ended.err) == (code, f"error: {line}: No space left on device\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")

@@ -46,10 +46,10 @@ def one_writer(folder: Path) -> Iterator[None]:
             file.seek(0)
             who = file.read(300).decode("utf-8", "replace") or "another process"
             raise RequestError(f"{folder}: expected a folder that nobody writes to; {who} does at the moment")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
-        file.flush()
         try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
+            file.flush()
             yield
         except RequestError:
             if not (began or (folder / "skipped.csv").exists()):

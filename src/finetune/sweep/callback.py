@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.atomic import not_written
 from finetune.errors import RequestError, tell
 from finetune.runs.folder import is_sweep, one_writer, refuse_used
 from finetune.sweep.planned import folder_of
@@ -44,7 +45,10 @@ class FolderCallback(Callback):
                         f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
                         f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
                     )
-                HELD.get().enter_context(one_writer(folder))
+                try:
+                    HELD.get().enter_context(one_writer(folder))
+                except OSError as error:
+                    raise RequestError(f"hydra.sweep.dir: {not_written(folder, error)}") from None
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
 
