@@ -160,6 +160,20 @@ def test_a_finished_run_is_not_trained_into(train: Train, tmp_path: Path) -> Non
     assert {path: content for path, content in contents(tmp_path).items() if path in kept} == kept
 
 
+@pytest.mark.parametrize("options", ["", "data=folder data.root=here"])
+def test_what_is_no_run_is_not_trained_into(train: Train, tmp_path: Path, options: str) -> None:
+    (tmp_path / "here").mkdir()
+    if not options:
+        (tmp_path / "here" / "report.html").write_text("mine")
+    before = contents(tmp_path)
+    ended = train(*options.split(), "hydra.run.dir=here")
+    told = (
+        "another folder than data.root" if options else "a new folder; this one holds report.html of no run"
+    )
+    assert (ended.code, ended.err) == (2, f"error: hydra.run.dir=here: expected {told}\n")
+    assert contents(tmp_path) == before
+
+
 def test_a_path_that_breaks_lines_is_told_in_one(train: Train, tmp_path: Path) -> None:
     ended = train(*FOLDER[2:], "data=folder", "data.root='two\nlines'")
     assert ended.code == 2

@@ -140,15 +140,14 @@ def logdir(folder: Path) -> Path:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise RequestError where a folder already holds a run."""
-    if any(
-        file
-        for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/")
-        for file in folder.glob(f"{part}checkpoints/*.ckpt")
-    ):
-        raise RequestError(
-            f"hydra.run.dir={folder}: expected a new folder; this one holds a run's checkpoints"
-        )
+    """Raise RequestError where a folder already holds a run, or what a run would write over."""
+    wrong = f"hydra.run.dir={folder}: expected a new folder; this one holds"
+    parts = ("", f"{FOLDS}/*/", f"{PHASES}/*/")
+    if any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in parts):
+        raise RequestError(f"{wrong} a run's checkpoints")
+    for name in ("report.html", "metrics.csv", "predictions.csv"):  # it would write over them
+        if (folder / name).exists() and not (folder / "settings.json").exists():
+            raise RequestError(f"{wrong} {name} of no run")
 
 
 def is_phase(folder: Path) -> bool:

@@ -34,7 +34,11 @@ class FolderCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.get("resume"):
             with _refusing():
-                refuse_used(Path(os.path.relpath(config.hydra.run.dir)))
+                folder = Path(os.path.relpath(config.hydra.run.dir))
+                refuse_used(folder)
+                images = os.path.expanduser(str(config.data.get("root")))
+                if folder.is_dir() and folder.resolve() == Path(images).resolve():
+                    raise RequestError(f"hydra.run.dir={folder}: expected another folder than data.root")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs

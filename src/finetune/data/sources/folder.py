@@ -99,7 +99,7 @@ def _read(
             warnings.append(f"{told}: {counted(len(here), 'image')} left out")
             here = []
         found += here
-        empty |= set(listed) if here else set()
+        empty |= {one for one in listed if here and one != "outputs"}  # where runs lie, started from there
     if walk.back:
         warnings.append(f"links to folders that are read at their own place are left out: {brief(walk.back)}")
     return found, tuple(sorted(empty - {name for _, name, _ in found})), passed_over
