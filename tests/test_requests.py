@@ -86,6 +86,12 @@ def test_outputs_cannot_be_made(train: Train, tmp_path: Path, overrides: str, ki
     assert contents(tmp_path) == {Path("outputs"): b"a file, not a folder"}
 
 
+def test_outputs_may_be_a_link_to_nowhere(train: Train) -> None:
+    Path("outputs").symlink_to("gone")
+    ended = train("seed=1")
+    assert (ended.code, ended.err) == (2, "error: hydra.run.dir: outputs cannot be made: File exists\n")
+
+
 def test_outputs_may_not_be_written_to(train: Train, tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with without_privilege():

@@ -44,6 +44,8 @@ def free_folder(wanted: str) -> str:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if not folder.exists():  # a link above it leads nowhere
+                raise
             number += 1
             folder = Path(f"{wanted}-{number}")
         else:
