@@ -26,8 +26,10 @@ def test_what_systems_make_is_passed_over_at_every_level(tmp_path: Path, name: s
     assert "thumb.png" not in {path.name for path in files_below(tmp_path)}
 
 
-def test_runs_that_lie_among_the_images_are_none_of_them(tmp_path: Path) -> None:
+def test_what_commands_leave_among_the_images_is_none_of_them(tmp_path: Path) -> None:
     fill(tmp_path, 3)
+    (tmp_path / "audit-2").mkdir()
+    (tmp_path / "audit-2" / "audit.html").touch()
     for run in (tmp_path / "outputs" / "day" / "time", tmp_path / "mine"):
         save(run / "explain" / "0.png", 90)
         (run / ".hydra").mkdir()

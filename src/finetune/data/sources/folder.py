@@ -14,6 +14,9 @@ from finetune.data.sources.labeled import LabeledImages, existing_folder, number
 from finetune.data.sources.walk import Walk, files_below, is_image, kind_of, listed, tell_others
 from finetune.errors import RequestError, brief, counted
 
+# Without an image no classes: what commands make where they are typed, and audit-2.
+OURS = ("outputs", "audit")
+
 
 def find_in_folder(
     root: str, nested: bool = False, split: str = "auto", group: str | None = None
@@ -99,7 +102,7 @@ def _read(
             warnings.append(f"{told}: {counted(len(here), 'image')} left out")
             here = []
         found += here
-        empty |= {one for one in listed if here and one != "outputs"}  # where runs lie, started from there
+        empty |= {one for one in listed if here and one.partition("-")[0] not in OURS}
     if walk.back:
         warnings.append(f"links to folders that are read at their own place are left out: {brief(walk.back)}")
     return found, tuple(sorted(empty - {name for _, name, _ in found})), passed_over
