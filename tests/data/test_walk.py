@@ -30,9 +30,11 @@ def test_what_commands_leave_among_the_images_is_none_of_them(tmp_path: Path) ->
     fill(tmp_path, 3)
     (tmp_path / "audit-2").mkdir()
     (tmp_path / "audit-2" / "audit.html").touch()
-    for run in (tmp_path / "outputs" / "day" / "time", tmp_path / "mine"):
+    (tmp_path / "cat" / ".hydra").mkdir()  # of the program that made the images
+    for run, file in ((tmp_path / "outputs" / "day" / "time", "settings.json"), (tmp_path / "mine", ".lock")):
         save(run / "explain" / "0.png", 90)
         (run / ".hydra").mkdir()
+        (run / file).touch()
     dataset = folder(tmp_path)
     assert (dataset.classes, len(dataset.images), dataset.warnings) == (("cat", "dog"), 6, ())
     (tmp_path / "eel").mkdir()

@@ -60,9 +60,15 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _gone_through(where: str | Path, names: list[str]) -> list[str]:
-    """Which folders of those in one are no hidden ones, systems' own, or runs', where Hydra writes .hydra."""
+    """Which folders of those in one are no hidden ones, systems' own, or those of runs."""
     own = [one for one in sorted(names) if not (one.startswith(".") or CHKDSK.fullmatch(one))]
-    return [one for one in own if one.casefold() not in SYSTEM and not os.path.isdir(f"{where}/{one}/.hydra")]
+    return [one for one in own if one.casefold() not in SYSTEM and not _is_run(f"{where}/{one}")]
+
+
+def _is_run(folder: str) -> bool:
+    """Whether Hydra made a folder for a run of ours, begun or about to; other programs use Hydra, too."""
+    hydras = os.path.isdir(f"{folder}/.hydra")
+    return hydras and any(os.path.isfile(f"{folder}/{one}") for one in (".lock", "settings.json"))
 
 
 def files_below(folder: Path) -> Iterator[Path]:
