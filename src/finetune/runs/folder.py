@@ -146,7 +146,7 @@ def refuse_used(folder: Path) -> None:
     if any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in parts):
         raise RequestError(f"{wrong} a run's checkpoints")
     for name in ("report.html", "metrics.csv", "predictions.csv"):  # it would write over them
-        if (folder / name).exists() and not (folder / "settings.json").exists():
+        if (folder / name).is_file() and not (folder / "settings.json").exists():
             raise RequestError(f"{wrong} {name} of no run")
 
 
