@@ -169,6 +169,10 @@ def test_a_sweep_that_has_ended_stays_as_it_is(golden: Golden, command: Command)
     sweep = golden("sweep")
     jobs = [content_of(sweep / str(number)) for number in range(4)]
     done(command("resume", str(sweep)))
+    more = command("resume", str(sweep), "epochs=40")
+    assert more.code == 2
+    assert "expected a run; " in more.err
+    assert more.err.endswith("; its command typed again with epochs=40 trains another sweep\n")
     assert [content_of(sweep / str(number)) for number in range(4)] == jobs
     assert board_of(sweep) == board_of(GOLDEN / "runs" / "sweep")
 

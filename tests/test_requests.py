@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,12 +86,51 @@ def test_outputs_cannot_be_made(train: Train, tmp_path: Path, overrides: str, ki
     assert contents(tmp_path) == {Path("outputs"): b"a file, not a folder"}
 
 
+def test_outputs_may_be_a_link_to_nowhere(train: Train) -> None:
+    Path("outputs").symlink_to("gone")
+    ended = train("seed=1")
+    assert (ended.code, ended.err) == (2, "error: hydra.run.dir: outputs cannot be made: File exists\n")
+
+
 def test_outputs_may_not_be_written_to(train: Train, tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with without_privilege():
         ended = train("seed=1")
     assert ended.code == 2
     assert ended.err == "error: hydra.run.dir: outputs cannot be made: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ("hydra.run.dir=disk/run", "hydra.run.dir: nothing can be written there"),
+        ("-m seed=1,2 hydra.sweep.dir=disk/sweep", "hydra.sweep.dir: disk/sweep: cannot be written"),
+    ],
+)
+def test_a_disk_that_is_full_from_the_beginning(
+    train: Train, small_disk: Path, overrides: str, line: str
+) -> None:
+    (small_disk / "filler").write_bytes(b"0" * shutil.disk_usage(small_disk).free)
+    ended = train(*overrides.split())
+    assert (ended.code, ended.err) == (2, f"error: {line}: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "line"),
+    [(2, 2, "hydra.sweep.dir: nothing can be written there"), (5, 1, "sweep: cannot be written")],
+)
+def test_a_disk_that_is_full_when_hydra_writes_what_a_job_is(
+    train: Train, monkeypatch: pytest.MonkeyPatch, files: int, code: int, line: str
+) -> None:
+    left = iter(range(files))
+
+    def save(*arguments: object) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", save)
+    ended = train("-m", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert (ended.code, ended.err) == (code, f"error: {line}: No space left on device\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
@@ -123,6 +164,20 @@ def test_a_finished_run_is_not_trained_into(train: Train, tmp_path: Path) -> Non
     assert ended.code == 2
     assert ended.err.startswith("error: hydra.run.dir=outputs/mine: expected a new folder")
     assert {path: content for path, content in contents(tmp_path).items() if path in kept} == kept
+
+
+@pytest.mark.parametrize("options", ["", "data=folder data.root=here"])
+def test_what_is_no_run_is_not_trained_into(train: Train, tmp_path: Path, options: str) -> None:
+    (tmp_path / "here").mkdir()
+    if not options:
+        (tmp_path / "here" / "report.html").write_text("mine")
+    before = contents(tmp_path)
+    ended = train(*options.split(), "hydra.run.dir=here")
+    told = (
+        "another folder than data.root" if options else "a new folder; this one holds report.html of no run"
+    )
+    assert (ended.code, ended.err) == (2, f"error: hydra.run.dir=here: expected {told}\n")
+    assert contents(tmp_path) == before
 
 
 def test_a_path_that_breaks_lines_is_told_in_one(train: Train, tmp_path: Path) -> None:

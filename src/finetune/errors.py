@@ -44,6 +44,9 @@ def errors_told() -> Iterator[None]:
     except (RequestError, RunError) as error:
         sys.exit(tell(error))
     except OSError as error:  # a folder that may not be searched, a name that no file can have
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of a file that a library writes
+            what = f"{brief([str(error.filename)])}: cannot be written"
+            sys.exit(tell(RunError(f"{what}: {error.strerror}")))
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
             raise
         sys.exit(tell(RequestError(f"{brief([str(error.filename)])}: cannot be read: {error.strerror}")))

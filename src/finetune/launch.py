@@ -148,11 +148,13 @@ def run_hydra() -> NoReturn:
     except RequestError:
         _drop_sweep()
         raise
-    except (KeyboardInterrupt, RunError, SystemExit):  # interrupted
-        _end_sweep()
+    except (KeyboardInterrupt, RunError, SystemExit) as error:  # interrupted
+        _end_sweep(told=isinstance(error, RunError))
         raise
     except (*compose.REFUSALS, RuntimeError) as error:
         if task.began:
+            if isinstance(error, OSError) and (config := SWEEP.get()):
+                error.filename = error.filename or folder_of(config)  # Hydra's own writing names none
             raise
         if isinstance(error, RuntimeError):  # a launcher's processes have gone
             raise RunError(one_line(error)) from None
@@ -170,10 +172,11 @@ def _drop_sweep() -> None:
             drop_unused(folder_of(config))
 
 
-def _end_sweep() -> int:
+def _end_sweep(told: bool = False) -> int:
     """Write and show the leaderboard of the sweep that Hydra has run, if any; 1 where a job did not finish.
 
     Jobs that ran in other processes or on other machines are known by their folders alone.
+    told: an error is told anyway, so that none of the leaderboard's is.
     """
     if (config := SWEEP.get()) is None:
         return 0
@@ -185,7 +188,7 @@ def _end_sweep() -> int:
     try:
         return int(not show_leaderboard(folder_of(config)))
     except (RequestError, RunError) as error:
-        return tell(error)
+        return error.exit_code if told else tell(error)
 
 
 def show_leaderboard(folder: Path) -> bool:
@@ -210,7 +213,10 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     sweep = is_sweep(folder)
     search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:
-        raise RequestError(f"{overrides[0]}: expected a run; {folder} is a sweep, with epochs of its own")
+        way = f"its command typed again with {overrides[0]} trains another sweep"
+        raise RequestError(
+            f"{overrides[0]}: expected a run; {folder} is a sweep, whose jobs keep theirs; {way}"
+        )
     if search:
         sys.argv = ["finetune train", "-m", *search]  # the study must hear what its trials come to
         run_hydra()

@@ -72,12 +72,28 @@ def test_sides_below_the_classes_and_classes_below_a_folder_are_told(tmp_path: P
         save(tmp_path / "above" / name / "0.png", number)
     with pytest.raises(RequestError, match="expected train, val and test above the classes, not in them"):
         folder(tmp_path / "above")
+    save(tmp_path / "above" / "cat" / "raw" / "0.png", 4)
+    save(tmp_path / "above" / "dog" / "raw" / "0.png", 5)
+    with pytest.raises(RequestError, match=r"not in them; data.split=none takes them for parts of their cl"):
+        folder(tmp_path / "above")
     for first, side in enumerate(("train", "test")):
         fill(tmp_path / "deep" / side / "images", 3, 3 * first)
     with pytest.raises(
         RequestError, match=r"only images; data.nested=true takes the folders in it for classes"
     ):
         folder(tmp_path / "deep")
+
+
+def test_a_side_in_a_class_beside_its_images_is_taken_for_part_of_it_and_told(tmp_path: Path) -> None:
+    fill(tmp_path, 8)
+    (tmp_path / "cat" / "dev").mkdir()  # without an image
+    assert folder(tmp_path).warnings == ()
+    for number, side in enumerate(("test", "train")):
+        save(tmp_path / "cat" / side / "0.png", 90 + number)
+    told = "cat/test, cat/train: taken as images of their class; sides of the split lie above the classes"
+    assert folder(tmp_path).warnings == (f"{told} (test/cat); data.split=none: as meant",)
+    meant = load_dataset("folder", str(tmp_path), 0, 0, split="none")
+    assert (meant.warnings, len(meant.images)) == ((), 18)
 
 
 def test_a_link_left_out_is_the_reason_where_one_class_is_left(tmp_path: Path) -> None:

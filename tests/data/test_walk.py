@@ -26,6 +26,22 @@ def test_what_systems_make_is_passed_over_at_every_level(tmp_path: Path, name: s
     assert "thumb.png" not in {path.name for path in files_below(tmp_path)}
 
 
+def test_what_commands_leave_among_the_images_is_none_of_them(tmp_path: Path) -> None:
+    fill(tmp_path, 3)
+    (tmp_path / "audit-2").mkdir()
+    (tmp_path / "audit-2" / "audit.html").touch()
+    (tmp_path / "cat" / ".hydra").mkdir()  # of the program that made the images
+    for run, file in ((tmp_path / "outputs" / "day" / "time", "settings.json"), (tmp_path / "mine", ".lock")):
+        save(run / "explain" / "0.png", 90)
+        (run / ".hydra").mkdir()
+        (run / file).touch()
+    dataset = folder(tmp_path)
+    assert (dataset.classes, len(dataset.images), dataset.warnings) == (("cat", "dog"), 6, ())
+    (tmp_path / "eel").mkdir()
+    with pytest.raises(RequestError, match=r"none in eel$"):
+        folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [

@@ -1,4 +1,5 @@
 import copy
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -10,6 +11,7 @@ from PIL import Image
 
 from finetune.data import sources
 from finetune.data.sources import Dataset
+from finetune.errors import RunError
 from finetune.features.load import LoadSettings, load_inputs
 from finetune.features.plan import FeatureSettings, plan_features
 from finetune.model.assemble import ModelConfig, assemble
@@ -261,6 +263,11 @@ def test_rows_too_large_for_memory_are_mapped(tmp_path, monkeypatch):
     held = prepared(tmp_path, ["all"], dataset)[1]
     chosen = torch.tensor([3, 19, 0, 3])
     assert torch.equal(mapped.inputs(chosen), held.inputs(chosen))
+    (data,) = (tmp_path / "cache").glob("features/*/data.bin")
+    os.truncate(data, data.stat().st_size - 1)
+    with pytest.raises(RunError, match=r"^cache_dir: the stored features were cut short by something else;"):
+        mapped.inputs(chosen)
+    assert len(held.inputs(chosen)) == 4
 
 
 def test_features_are_constants(tmp_path):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune.runs.epochs import note_epochs
 from finetune.runs.settings import read_settings
 from finetune.say import Screen
+from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of, whole_state
 
@@ -143,3 +147,22 @@ def test_a_runs_head_is_kept_or_said_to_be_left_out(command: Command, ended: Cal
     kept = (*QUICK, "weights=run", "head=keep", "freeze=[all,-fc]", "optimizer.lr=1e-30")
     assert command("train", *kept, "epochs=1", "hydra.run.dir=third").code == 0
     assert summary_of(Path("third"))["val"]["accuracy"] == summary_of(Path("run"))["val"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_patience_counts_through_more_epochs_and_an_interruption_of_these(
+    command: Command, ended: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended("patience=3", "optimizer.lr=1e-30", "freeze=all", "schedule=constant")
+
+    def stopped(callback: Checkpoints, trainer: Any, *arguments: Any) -> None:
+        if trainer.current_epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_epoch_start", stopped, raising=False)
+        told = command("resume", "run", "epochs=9")
+    assert (told.code, checkpoint(run, "last")["epoch"]) == (143, 2)
+    assert command("resume", "run").code == 0
+    assert (summary_of(run)["best_epoch"], summary_of(run)["epochs"]) == (1, 4)
+    assert command("resume", "run", "epochs=12").code == 2

@@ -120,6 +120,7 @@ def test_a_working_folder_and_a_warm_cache_that_may_only_be_read_are_enough(
     if cold:
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert "cache_dir=store: expected a folder that can be written to" in ended.err
+        assert ended.err.endswith("; another cache_dir, or cache=memory, does without it\n")
         return
     assert ended.code == 0, ended.err
     assert "latest does not mean this run" in " ".join(ended.out.split())

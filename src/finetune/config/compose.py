@@ -45,6 +45,8 @@ def free_folder(wanted: str) -> str:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if not folder.exists():  # a link above it leads nowhere
+                raise
             number += 1
             folder = Path(f"{wanted}-{number}")
         else:
@@ -229,11 +231,12 @@ def _unreadable(override: str, typed: Sequence[str]) -> str:
 
 
 def _in_hydras_words(error: Exception) -> str:
-    """The first paragraph of what Hydra says; of a folder that cannot be made, which one and why."""
+    """The first paragraph of what Hydra says; of a folder or file that cannot be made, why."""
     chain: BaseException | None = error
     while chain:
         if isinstance(chain, OSError) and chain.strerror:
             setting = "hydra.sweep.dir" if {"-m", "--multirun"} & {*sys.argv} else "hydra.run.dir"
-            return f"{setting}: {chain.filename or 'a folder'} cannot be made: {chain.strerror}"
+            what = f"{chain.filename} cannot be made" if chain.filename else "nothing can be written there"
+            return f"{setting}: {what}: {chain.strerror}"
         chain = chain.__cause__ or chain.__context__  # OmegaConf wraps what free_folder raises
     return shown(str(error).partition("\n\n")[0])

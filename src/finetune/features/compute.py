@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Features:
 
     difference: of the form from fp32 eager, relative; None where none was computed now.
     computed, reused: how many different images were computed now or in the store, in so many seconds.
+    mapping: of the file that the rows lie in, unless they are in memory.
     """
 
     layout: RowLayout
@@ -44,9 +46,15 @@ class Features:
     computed: int
     reused: int
     seconds: float
+    mapping: mmap | None = None
 
     def inputs(self, chosen: Tensor) -> Inputs:
-        """The features of images by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them."""
+        """The features of images by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them.
+
+        RunError: the file is shorter than it was, where reading the rest would kill the process.
+        """
+        if self.mapping and self.mapping.size() < len(self.mapping):
+            raise RunError("cache_dir: the stored features were cut short by something else; run again")
         rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]
@@ -102,6 +110,7 @@ class FeatureComputer:
             if store.removed():
                 self.notes.append("the stored features were removed meanwhile; they serve this run alone")
             rows, places = self._rows(store)
+            mapping = store.mapping if rows.nbytes > RESIDENT else None
         return Features(
             layout=store.layout,
             rows=rows,
@@ -111,6 +120,7 @@ class FeatureComputer:
             computed=computed,
             reused=len(first) - len(lacking),
             seconds=time.perf_counter() - started,
+            mapping=mapping,
         )
 
     def compute_share(

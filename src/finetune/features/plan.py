@@ -20,6 +20,7 @@ from finetune.data.digests import decoders
 from finetune.errors import RequestError
 from finetune.features.extract import DTYPES, Form, choose_form
 from finetune.features.inventory import size_of_all, size_of_store
+from finetune.features.store import WAYS
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
@@ -189,7 +190,7 @@ def _measure(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Fo
     except OSError as error:
         full = f"cache_dir={folder} cannot be made ({error.strerror})"
         if wanted.cache == "disk":
-            raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror})") from None
+            raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror}); {WAYS}") from None
         return Capacity(0, 0, limit=-1, free=0, memory=ram(), full=full)
     return Capacity(
         stored=size_of_all(folder),

@@ -40,6 +40,8 @@ class RowLayout:
 class MemoryStore:
     """The same for one run, in memory."""
 
+    mapping = None
+
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
         self.place: dict[str, int] = {}

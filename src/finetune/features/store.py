@@ -35,6 +35,7 @@ from finetune.features.rows import MemoryStore, RowLayout
 VERSION = 4  # to be raised when a row has another form, or an image decodes to other pixels
 LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
 LINE_BYTES, GONE = 74, "0" * 64  # a line of the index, and the digest of a row that no longer counts
+WAYS = "another cache_dir, or cache=memory, does without it"
 PART = "-part-"  # in the name of a store that another takes in
 ROWS = 4096  # that are taken in at once
 
@@ -46,6 +47,7 @@ class Store:
         self.folder, self.layout, self.data, self.index = folder, layout, data, index
         self.place: dict[str, int] = {}
         self.sums: list[int] = []
+        self.mapping: mmap.mmap | None = None
 
     def load_index(self) -> None:
         """Read which rows there are; what a killed run left half-written does not count."""
@@ -91,10 +93,10 @@ class Store:
         if not self.sums:
             return np.empty(shape, dtype=np.uint8)
         try:
-            rows = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
+            self.mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
         except ValueError:  # it is shorter now
             raise self._changed() from None
-        return np.frombuffer(rows, dtype=np.uint8).reshape(shape)
+        return np.frombuffer(self.mapping, dtype=np.uint8).reshape(shape)
 
     def removed(self) -> bool:
         """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""
@@ -105,15 +107,13 @@ class Store:
 
     def _write(self, file: FileIO, offset: int, content: bytes) -> None:
         if not file.writable():
-            raise RequestError(f"cache_dir: {self.folder} lacks rows and may only be read; or cache=memory")
+            raise RequestError(f"cache_dir: {self.folder} lacks rows and may only be read; {WAYS}")
         try:
             while content:
                 done = os.pwrite(file.fileno(), content, offset)
                 content, offset = content[done:], offset + done
         except OSError as error:
-            raise RunError(
-                f"cache_dir: {not_written(self.folder, error)}; cache=memory needs no disk"
-            ) from None
+            raise RunError(f"cache_dir: {not_written(self.folder, error)}; {WAYS}") from None
 
 
 def _sum(digest: str, row: np.ndarray) -> int:
@@ -186,9 +186,8 @@ def _open(
         store = Store(folder, layout, data, index)
         store.load_index()
     except OSError as error:
-        raise RequestError(
-            f"cache_dir={cache}: expected a folder that can be written to ({not_written(folder, error)})"
-        ) from None
+        told = f"cache_dir={cache}: expected a folder that can be written to"
+        raise RequestError(f"{told} ({not_written(folder, error)}); {WAYS}") from None
     return store
 
 

@@ -46,10 +46,10 @@ def one_writer(folder: Path) -> Iterator[None]:
             file.seek(0)
             who = file.read(300).decode("utf-8", "replace") or "another process"
             raise RequestError(f"{folder}: expected a folder that nobody writes to; {who} does at the moment")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
-        file.flush()
         try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
+            file.flush()
             yield
         except RequestError:
             if not (began or (folder / "skipped.csv").exists()):
@@ -142,15 +142,14 @@ def logdir(folder: Path) -> Path:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise RequestError where a folder already holds a run."""
-    if any(
-        file
-        for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/")
-        for file in folder.glob(f"{part}checkpoints/*.ckpt")
-    ):
-        raise RequestError(
-            f"hydra.run.dir={folder}: expected a new folder; this one holds a run's checkpoints"
-        )
+    """Raise RequestError where a folder already holds a run, or what a run would write over."""
+    wrong = f"hydra.run.dir={folder}: expected a new folder; this one holds"
+    parts = ("", f"{FOLDS}/*/", f"{PHASES}/*/")
+    if any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in parts):
+        raise RequestError(f"{wrong} a run's checkpoints")
+    for name in ("report.html", "metrics.csv", "predictions.csv"):  # it would write over them
+        if (folder / name).is_file() and not (folder / "settings.json").exists():
+            raise RequestError(f"{wrong} {name} of no run")
 
 
 def is_phase(folder: Path) -> bool:

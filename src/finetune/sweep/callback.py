@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.atomic import not_written
 from finetune.errors import RequestError, tell
 from finetune.runs.folder import is_sweep, one_writer, refuse_used
 from finetune.sweep.planned import folder_of
@@ -33,7 +34,11 @@ class FolderCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.get("resume"):
             with _refusing():
-                refuse_used(Path(os.path.relpath(config.hydra.run.dir)))
+                folder = Path(os.path.relpath(config.hydra.run.dir))
+                refuse_used(folder)
+                images = os.path.expanduser(str(config.data.get("root")))
+                if folder.is_dir() and folder.resolve() == Path(images).resolve():
+                    raise RequestError(f"hydra.run.dir={folder}: expected another folder than data.root")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
@@ -44,7 +49,10 @@ class FolderCallback(Callback):
                         f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
                         f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
                     )
-                HELD.get().enter_context(one_writer(folder))
+                try:
+                    HELD.get().enter_context(one_writer(folder))
+                except OSError as error:
+                    raise RequestError(f"hydra.sweep.dir: {not_written(folder, error)}") from None
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
 

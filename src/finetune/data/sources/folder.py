@@ -14,6 +14,9 @@ from finetune.data.sources.labeled import LabeledImages, existing_folder, number
 from finetune.data.sources.walk import Walk, files_below, is_image, kind_of, listed, tell_others
 from finetune.errors import RequestError, brief, counted
 
+# Without an image no classes: what commands make where they are typed, and audit-2.
+OURS = ("outputs", "audit")
+
 
 def find_in_folder(
     root: str, nested: bool = False, split: str = "auto", group: str | None = None
@@ -99,7 +102,7 @@ def _read(
             warnings.append(f"{told}: {counted(len(here), 'image')} left out")
             here = []
         found += here
-        empty |= set(listed) if here else set()
+        empty |= {one for one in listed if here and one.partition("-")[0] not in OURS}
     if walk.back:
         warnings.append(f"links to folders that are read at their own place are left out: {brief(walk.back)}")
     return found, tuple(sorted(empty - {name for _, name, _ in found})), passed_over
@@ -142,19 +145,27 @@ def _sides(folder: Path, alone: bool) -> tuple[dict[str, Path], list[str]]:
 
 
 def _look_for_sides(folder: Path, warnings: list[str]) -> None:
-    """Refuse folders that look like sides of the split under names that are none.
+    """Refuse folders that look like sides of the split under names that are none, or lie in the classes.
 
-    warnings: gets a line instead where they hold images of their own, too.
+    warnings: gets a line instead where there are images beside them.
     """
     held = {path.name: listed(path) for path in listed(folder)[0]}
+    sides = [one for folders, _ in held.values() for one in folders if side_of(one.name)]
+    if inner := [one for one in sides if any(map(is_image, files_below(one)))]:
+        named = brief([f"{one.parent.name}/{one.name}" for one in inner])
+        above = f"sides of the split lie above the classes ({inner[0].name}/{inner[0].parent.name})"
+        warnings.append(f"{named}: taken as images of their class; {above}; data.split=none: as meant")
     below = {name: {one.name for one in folders} for name, (folders, _) in held.items()}
     most: set[str] = max(below.values(), key=len, default=set())
     alike = [name for name, folders in below.items() if len(folders & most) > 1]
     if len(alike) < 2:
         return
     text = f"{brief(alike)} hold the same folders ({brief(sorted(most))})"
-    if all(map(side_of, most)):
-        raise RequestError(f"{text}: expected train, val and test above the classes, not in them")
+    if sum(side_of(one) is not None for one in most) > 1:
+        raise RequestError(
+            f"{text}: expected train, val and test above the classes, not in them;"
+            " data.split=none takes them for parts of their classes"
+        )
     if any(held[name][1] for name in alike):
         warnings.append(f"{text} and count as classes, as they hold images, too")
         return

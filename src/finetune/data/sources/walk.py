@@ -41,7 +41,7 @@ class Walk:
         """
         followed: set[Path] = set()
         for where, folders, names in os.walk(top, followlinks=True, onerror=_unreadable):
-            folders[:] = [one for one in sorted(folders) if not _passed_over(one)]
+            folders[:] = _gone_through(where, folders)
             for link in [path for one in folders if os.path.islink(path := os.path.join(where, one))]:
                 target = Path(os.path.realpath(link))
                 if target in followed or self._leads_back(target, os.path.realpath(where)):
@@ -59,8 +59,16 @@ def _unreadable(error: OSError) -> NoReturn:
     raise RequestError(f"{error.filename} cannot be read: {error.strerror}")
 
 
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in SYSTEM or bool(CHKDSK.fullmatch(name))
+def _gone_through(where: str | Path, names: list[str]) -> list[str]:
+    """Which folders of those in one are no hidden ones, systems' own, or those of runs."""
+    own = [one for one in sorted(names) if not (one.startswith(".") or CHKDSK.fullmatch(one))]
+    return [one for one in own if one.casefold() not in SYSTEM and not _is_run(f"{where}/{one}")]
+
+
+def _is_run(folder: str) -> bool:
+    """Whether Hydra made a folder for a run of ours, begun or about to; other programs use Hydra, too."""
+    hydras = os.path.isdir(f"{folder}/.hydra")
+    return hydras and any(os.path.isfile(f"{folder}/{one}") for one in (".lock", "settings.json"))
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -91,5 +99,5 @@ def tell_others(passed_over: Counter[str]) -> str:
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the images directly in a folder; none where it cannot be read."""
     _, folders, names = next(os.walk(folder), ("", [], []))
-    kept = [folder / one for one in sorted(folders) if not _passed_over(one)]
+    kept = [folder / one for one in _gone_through(folder, folders)]
     return kept, [path for path in map(folder.__truediv__, names) if is_image(path)]
