@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
-from finetune.errors import RequestError, RunError
+from finetune.errors import FULL, RequestError, RunError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
 PART = ".part"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # that a disk takes no more
 
 
 def is_ours(error: OSError, *folders: Path) -> bool:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # that a disk takes no more
 # The marks of Unicode that turn round the text after them, so that exe.gpj reads jpg.exe.
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
@@ -44,7 +45,7 @@ def errors_told() -> Iterator[None]:
     except (RequestError, RunError) as error:
         sys.exit(tell(error))
     except OSError as error:  # a folder that may not be searched, a name that no file can have
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of a file that a library writes
+        if error.errno in FULL:  # of a file that a library writes
             what = f"{brief([str(error.filename)])}: cannot be written"
             sys.exit(tell(RunError(f"{what}: {error.strerror}")))
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
