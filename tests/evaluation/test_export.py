@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.data.images import decode
+from finetune.evaluation.formats import FORMATS
 from finetune.runs.open import open_run
 from support.ended import Ended
 from support.runs import CHECKOUT, QUICK, summary_of
@@ -208,7 +209,7 @@ def test_softmax_gives_calibrated_probabilities_checked_on_random_inputs_without
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--format", "tflite"), "--format tflite: expected safetensors, onnx, torch"),
+        (("--format", "tflite"), f"--format tflite: expected {', '.join(FORMATS)}"),
         (("--softmax",), "--softmax: expected --format onnx or torch with it"),
         (("--format", "torch", "--out", "a.onnx"), "--out a.onnx: expected a folder or a file"),
         (("--format", "onnx"), "pip install 'finetune-toolkit[onnx]'"),
