@@ -74,6 +74,10 @@ def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pi
     assert model.predict([]) == []
     grey = np.asarray(image.convert("L"))
     assert model.predict(grey) == model.predict(Image.fromarray(grey).convert("RGB"))
+    last = torch.from_numpy(np.array(image))
+    first = last.movedim(2, 0)
+    assert model.predict(last) == model.predict(first) == model.predict(first.numpy()) == model.predict(image)
+    assert model.predict(torch.stack([first, first])) == model.predict([image, image])
 
 
 def test_the_torch_module_gives_the_raw_answers(run: finetune.Run, few_pictures: Path) -> None:
@@ -108,6 +112,8 @@ def test_a_model_that_has_answered_travels_to_other_processes(run: finetune.Run,
 def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
     with pytest.raises(RequestError, match="expected"):
         run.load().predict([strange])
+    with pytest.raises(RequestError, match="expected"):
+        run.load().predict(strange)
 
 
 def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) -> None:

@@ -239,6 +239,15 @@ class Named(list[Any]):
         ((IMAGES, LABELS[:5]), "data=arrays: expected as many images as labels"),
         ((IMAGES / 255, LABELS), "data=arrays: an array (32, 32, 3) of float64: expected uint8"),
         ((IMAGES[:2], [[1, 0], [1]]), "data=arrays: expected a label an image, or a vector"),
+        ((IMAGES[:2], [["a", "b"], ["a", "c"]]), "data=arrays: expected a label an image, or a vector"),
+        ((IMAGES[:0], LABELS[:0]), "data=arrays: expected images; there are none"),
+        ((IMAGES, LABELS[:, None] * 0), "data=arrays: expected two classes or more; there is only 0"),
+        ((IMAGES, np.full((60, 2), np.nan)), "data=arrays: expected a label for every image; image 0"),
+        ((IMAGES, np.eye(3)[LABELS] * 2), "loss=cross_entropy: expected labels that are class numbers, or v"),
+        ((IMAGES, np.eye(3)[LABELS] - 1), "loss=cross_entropy: expected labels that are class numbers, or v"),
+        ((IMAGES, LABELS[:, None] / 4), "loss=cross_entropy: expected labels that are class numbers, or ve"),
+        ((IMAGES, np.eye(3)[LABELS]), "loss=cross_entropy: expected loss=bce, as labels are vectors of 0 a"),
+        ((IMAGES, np.eye(3)[LABELS][:, [0, 0, 1]]), "loss=cross_entropy: expected loss=bce, as images ha"),
         ((IMAGES[:3], [0.0, 1.0, float("nan")]), "data=arrays: expected a label for every image"),
         ((IMAGES[:2], ["a", None]), "data=arrays: expected a label for every image; image 1 has none"),
         (Named("abc", [1, 3]), "data=Named: expected labels below 3, the number of classes, not 3"),
@@ -249,7 +258,7 @@ class Named(list[Any]):
         (iter([]), "data=list_iterator: expected as many"),
         ([], "data=list: expected as many"),
         ([{"image": IMAGES[0], "label": 1}], "data=list: expected as many"),
-        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected as many"),
+        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected a column label"),
     ],
 )
 def test_data_that_cannot_be_is_told(data: Any, line: str) -> None:
@@ -263,7 +272,7 @@ def test_images_that_change_are_told() -> None:
         def __getitem__(self, index: Any) -> Any:
             return np.random.default_rng().integers(0, 255, (32, 32, 3), dtype=np.uint8), index % 2
 
-    with pytest.raises(finetune.errors.RunError, match=r"python:Noisy|Noisy .*changed since the run began"):
+    with pytest.raises(finetune.errors.RunError, match=r"Noisy .*changed since .* into transform="):
         fit({**DATA, "source": Noisy(range(30))})
 
 

@@ -59,9 +59,19 @@ def find_data(settings: Settings, progress: Progress = sources.silent, *, measur
         return dataset
     if settings.best == "map" and not dataset.multi_label:
         raise RequestError("best=map: expected images with several labels each, or best=macro_f1")
-    if dataset.multi_label and not LOSSES[settings.loss].several_labels:
+    labels, entry = dataset.labels, LOSSES[settings.loss]
+    if dataset.multi_label and not entry.several_labels:
         fit = names_where(LOSSES, lambda entry: not entry.softmax)
-        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as images have several labels each")
+        why = "images have several labels each"
+        if (labels.sum(1) == 1).all():
+            why = "labels are vectors of 0 and 1; or class numbers, which labels.argmax(1) gives"
+        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as {why}")
+    if labels.ndim == 2 and entry.convex:  # a user's loss may be one for numbers
+        outside = labels[(labels < 0) | (labels > 1)]
+        if outside.size or (entry.softmax and labels.shape[1] < 2):
+            wrong = f"not {outside[0]:g}" if outside.size else "not one fraction each"
+            wanted = "expected labels that are class numbers, or vectors of 0 to 1"
+            raise RequestError(f"loss={settings.loss}: {wanted}, {wrong}")
     if settings.fast_dev_run:
         order = np.random.default_rng(settings.seed).permutation(len(dataset.images))
         sides = [order[np.isin(order, dataset.split[side])] for side in sources.SPLITS]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from finetune.data.dataset import readable_elsewhere
 from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import has_compiler
@@ -147,7 +148,8 @@ def extract(
         stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
         return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
 
-    if device != "cpu" and pure and (apart := processes(len(first))):
+    apart = processes(len(first)) if device != "cpu" and pure and readable_elsewhere(chain(*first)) else 0
+    if apart:
         yield from (result(*_sorted(*found)) for found in decode_apart(read, every, apart))
         return
 
