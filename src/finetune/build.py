@@ -12,8 +12,6 @@ import torch
 from rich.console import Console
 
 from finetune import private
-from finetune.choices.fields import names_where
-from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import MIXING, Settings
 from finetune.data import sources
@@ -23,7 +21,7 @@ from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
-from finetune.demands import refuse_unsolvable, refuse_validating
+from finetune.demands import refuse_labels, refuse_unsolvable, refuse_validating
 from finetune.errors import RequestError
 from finetune.features.batchnorm import Statistics, find_statistics
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
@@ -59,19 +57,7 @@ def find_data(settings: Settings, progress: Progress = sources.silent, *, measur
         return dataset
     if settings.best == "map" and not dataset.multi_label:
         raise RequestError("best=map: expected images with several labels each, or best=macro_f1")
-    labels, entry = dataset.labels, LOSSES[settings.loss]
-    if dataset.multi_label and not entry.several_labels:
-        fit = names_where(LOSSES, lambda entry: not entry.softmax)
-        why = "images have several labels each"
-        if (labels.sum(1) == 1).all():
-            why = "labels are vectors of 0 and 1; or class numbers, which labels.argmax(1) gives"
-        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as {why}")
-    if labels.ndim == 2 and entry.convex:  # a user's loss may be one for numbers
-        outside = labels[(labels < 0) | (labels > 1)]
-        if outside.size or (entry.softmax and labels.shape[1] < 2):
-            wrong = f"not {outside[0]:g}" if outside.size else "not one fraction each"
-            wanted = "expected labels that are class numbers, or vectors of 0 to 1"
-            raise RequestError(f"loss={settings.loss}: {wanted}, {wrong}")
+    refuse_labels(settings, dataset)
     if settings.fast_dev_run:
         order = np.random.default_rng(settings.seed).permutation(len(dataset.images))
         sides = [order[np.isin(order, dataset.split[side])] for side in sources.SPLITS]

@@ -58,9 +58,11 @@ def write_report(
         known = {key: told[key] for key in ("brightness", "repair", "fit") if key in told}
         how = Preprocessing(**known)
         result = _result(answers, summary[split], summary)
+        shown, why = mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder)
         result |= {
             "split": SPLITS[split],
-            "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
+            "mistakes": shown,
+            "unlit": why,
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
     overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)

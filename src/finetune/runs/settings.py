@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic import read_json, sha256_of
+from finetune.choices.given import PYTHON
 from finetune.config.messages import validate
 from finetune.config.schema import Settings
 from finetune.config.shipped import shipped
@@ -38,6 +39,13 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
         return validate(completed(values))
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from None
+
+
+def resumed_by(folder: Path) -> str:
+    """What resumes a run that was interrupted."""
+    if f'"{PYTHON}' in (folder / "settings.json").read_text(encoding="utf-8"):
+        return f"finetune.fit with the same objects, folder={str(folder)!r} and resume='auto'"
+    return f"finetune resume {shlex.quote(str(folder))}"
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
