@@ -43,7 +43,8 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
 
 def resumed_by(folder: Path) -> str:
     """What resumes a run that was interrupted."""
-    if f'"{PYTHON}' in (folder / "settings.json").read_text(encoding="utf-8"):
+    file = folder / "settings.json"
+    if file.exists() and f'"{PYTHON}' in file.read_text(encoding="utf-8"):
         return f"finetune.fit with the same objects, folder={str(folder)!r} and resume='auto'"
     return f"finetune resume {shlex.quote(str(folder))}"
 

@@ -88,7 +88,10 @@ def _labels(labels: Sequence[np.ndarray], told: tuple[str, ...], setting: str) -
             wanted = f"expected labels below {len(told)}, the number of classes"
             raise RequestError(f"{setting}: {wanted}, not {numbers[outside[0]]}")
         return told, numbers
-    return number_classes([one.item().decode() if one.dtype.kind == "S" else str(one) for one in labels])
+    texts = (
+        one.item().decode(errors="backslashreplace") if one.dtype.kind == "S" else str(one) for one in labels
+    )
+    return number_classes([*texts])
 
 
 def _texts(frames: Any, setting: str) -> dict[str, list[str]]:
