@@ -148,8 +148,7 @@ def extract(
         stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
         return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
 
-    apart = processes(len(first)) if device != "cpu" and pure and readable_elsewhere(chain(*first)) else 0
-    if apart:
+    if device != "cpu" and pure and readable_elsewhere(chain(*first)) and (apart := processes(len(first))):
         yield from (result(*_sorted(*found)) for found in decode_apart(read, every, apart))
         return
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
@@ -29,11 +30,10 @@ def mistakes(
     maps: Maps | None,
     how: Preprocessing,
     folder: Path,
-) -> tuple[list[tuple[Prediction, *tuple[str | None, ...]]], str]:
+) -> dict[str, Any]:
     """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file.
 
-    And why there are no maps, where they cannot be had.
-
+    `unlit` is why there are no maps, where they cannot be had.
     folder: of the page, from which links lead: whoever gets it alone learns nothing of where it was made.
     """
     found = images_named([one.picture for one in wrong], images)
@@ -49,7 +49,8 @@ def mistakes(
         quote(os.fsencode(os.path.relpath(str(one), folder))) if there else None
         for one, there in zip(found, here, strict=True)
     ]
-    return [*zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)], why
+    rows = zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)
+    return {"mistakes": [*rows], "unlit": why}
 
 
 def images_named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:

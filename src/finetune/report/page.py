@@ -58,11 +58,9 @@ def write_report(
         known = {key: told[key] for key in ("brightness", "repair", "fit") if key in told}
         how = Preprocessing(**known)
         result = _result(answers, summary[split], summary)
-        shown, why = mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder)
         result |= {
             "split": SPLITS[split],
-            "mistakes": shown,
-            "unlit": why,
+            **mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
     overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)
