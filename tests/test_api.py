@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,12 @@ import torch
 from PIL import Image
 
 import finetune
+from finetune import errors
 from finetune.api import settings_from
+from finetune.data.sources import SOURCES
 from finetune.errors import RequestError
+from finetune.model.build import MODELS
+from finetune.objects import data_settings, named
 from support.runs import CHECKOUT, summary_of
 
 
@@ -74,6 +80,10 @@ def test_paths_images_and_arrays_are_the_same_pictures(run: finetune.Run, few_pi
     assert model.predict([]) == []
     grey = np.asarray(image.convert("L"))
     assert model.predict(grey) == model.predict(Image.fromarray(grey).convert("RGB"))
+    last = torch.from_numpy(np.array(image))
+    first = last.movedim(2, 0)
+    assert model.predict(last) == model.predict(first) == model.predict(first.numpy()) == model.predict(image)
+    assert model.predict(torch.stack([first, first])) == model.predict([image, image])
 
 
 def test_the_torch_module_gives_the_raw_answers(run: finetune.Run, few_pictures: Path) -> None:
@@ -108,6 +118,8 @@ def test_a_model_that_has_answered_travels_to_other_processes(run: finetune.Run,
 def test_what_is_no_picture_is_told(run: finetune.Run, strange: object) -> None:
     with pytest.raises(RequestError, match="expected"):
         run.load().predict([strange])
+    with pytest.raises(RequestError, match="expected"):
+        run.load().predict(strange)
 
 
 def test_a_broken_file_is_told_with_its_path(run: finetune.Run, tmp_path: Path) -> None:
@@ -175,6 +187,32 @@ def test_a_wrong_knob_is_told(knobs: dict[str, object], line: str) -> None:
     with pytest.raises(RequestError) as error:
         settings_from(knobs)
     assert str(error.value).startswith(line)
+
+
+def test_sides_have_the_names_that_folders_may_have() -> None:
+    given: Any = {"Train": ([], []), "validation": ([], []), "testing": ([], [])}
+    source = settings_from({"data": data_settings(given)}).data.source
+    assert source == "python:Sides"
+    find: Any = SOURCES[source].find
+    assert find.args[0].keys() == {"train", "val", "test"}
+
+
+def test_networks_are_taken_out_of_what_says_how_they_run() -> None:
+    net = torch.nn.Linear(2, 2)
+    name = named("model", net)
+    assert named("model", torch.compile(torch.nn.DataParallel(net))) == name
+    assert type(MODELS[name]()) is torch.nn.Linear
+
+
+def test_what_is_documented_is_there_and_type_checkers_see_nothing_else() -> None:
+    assert (finetune.RequestError, finetune.RunError) == (errors.RequestError, errors.RunError)
+    assert all(getattr(finetune, name) for name in finetune.__all__)
+    top = ast.parse(Path(finetune.__file__).read_text()).body
+    assert not [one for one in top if isinstance(one, ast.FunctionDef)]  # no __getattr__ of any name
+    (checked,) = (one.body for one in top if isinstance(one, ast.If))
+    lines = [one for one in (*top, *checked) if isinstance(one, ast.ImportFrom)]
+    imported = {name.name for line in lines for name in line.names}
+    assert imported - {"TYPE_CHECKING", "Any"} == {*finetune.__all__} - {"__version__"}
 
 
 def test_importing_it_does_not_import_torch() -> None:

@@ -187,6 +187,54 @@ def test_the_outputs_of_a_head_are_those_that_it_gives() -> None:
         fit(head=LastFirst(2))
 
 
+class Odd(Small):
+    """A network that returns its logits in something else, in training or always."""
+
+    def __init__(self, kind: Callable[[Any], Any], training: bool = False) -> None:
+        super().__init__()
+        self.kind, self.only = kind, training
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return logits if self.only and not self.training else self.kind({"logits": logits})
+
+
+class Constant(Small):
+    """A network whose backbone no gradient reaches, and which counts how often it is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs = self.runs + 1
+        with torch.no_grad():
+            features = self.late(self.early(x)).mean((2, 3))
+        return self.head(features)
+
+
+def test_a_network_that_turns_gradients_off_trains_without_heat_maps() -> None:
+    run = fit(model=Constant(), freeze="none", optimizer=lambda some: torch.optim.SGD(some[-1:], lr=0.1))
+    log = (run.folder / "log.txt").read_text()
+    assert "cannot be split: Constant: forward assigns a buffer" in log
+    assert "no gradient reaches" not in log  # of what the optimiser has
+    assert (
+        "warning  the optimizer leaves out 9 tensors that should train: early.0.weight, early.0.bias, e"
+        in log
+    )
+    assert run.summary["parameters"]["trainable"] == 3
+    page = (run.folder / "report.html").read_text()
+    assert "no heat maps: expected a model that gradients go through" in page
+
+
+def test_what_no_gradient_reaches_is_told() -> None:
+    run = fit(model=nn.DataParallel(Constant()), freeze="none")
+    log = (run.folder / "log.txt").read_text()
+    assert "warning  no gradient reaches 8 tensors that should train: early.0.weight, early.0." in log
+    assert run.summary["parameters"]["trainable"] == 6 * 3 + 3
+    assert run.summary["model"].startswith("python:Constant-")
+
+
 def floats(image: Tensor) -> Tensor:
     return image / 255
 
@@ -200,11 +248,40 @@ def floats(image: Tensor) -> Tensor:
             {"transform": floats, "cache": "disk"},
             "data.augment=python:floats: expected cache=auto or none with it",
         ),
-        ({"loss": nn.CrossEntropyLoss(reduction="none")}, "loss: expected one number for a batch, not ("),
+        (
+            {"loss": nn.CrossEntropyLoss(reduction="none")},
+            "loss: expected one number for a batch, a tensor, not (",
+        ),
         ({"loss": Weighted()}, "loss: expected one without parameters that train; the optimiser has"),
         ({"loss": [1]}, "loss: expected a name or Callable, not list"),
         ({"model": 3.5}, "model: expected a name or Module, not float"),
         ({"optimizer": lambda some: some}, "optimizer.name=python:<lambda>: expected an Optimizer from it"),
+        (
+            {"optimizer": lambda _: torch.optim.SGD(nn.Linear(2, 2).parameters())},
+            "optimizer.name=python:<lambda>: expected an Optimizer of the parameters that it is given, or of",
+        ),
+        (
+            {"optimizer": lambda some: torch.optim.SGD(some[:0])},
+            "optimizer.name=python:<lambda>: expected an Optimizer: optimizer got an empty parameter list",
+        ),
+        ({"loss": lambda *_: 1.0}, "loss: expected one number for a batch, a tensor, not float"),
+        ({"loss": lambda *_: torch.ones(())}, "loss: expected one that gradients go through; it was made of"),
+        (
+            {"loss": nn.CrossEntropyLoss},
+            "loss: expected a name or Callable, not the class CrossEntropyL",
+        ),
+        (
+            {"callbacks": [EarlyStopping]},
+            "callbacks: expected a name or Callback, not the class E",
+        ),
+        ({"logger": [3.5]}, "logger: expected a name or Logger, not float"),
+        ({"model": Small}, "model: expected a name or Module, not the class Small"),
+        ({"model": Odd(dict)}, "model: expected a forward that returns logits (B, outputs), not a dict"),
+        ({"model": Odd(tuple)}, "model: expected a forward that returns logits (B, outputs), not a tuple"),
+        (
+            {"model": Odd(tuple, True), "freeze": "none"},
+            "model: expected a forward that returns logits (B, outputs), not a tuple",
+        ),
         ({"optimizer": torch.optim.Adam, "optimizer.lr": 1.0}, "optimizer.lr: the chosen optimizer has no"),
         ({"head": nn.Linear(5, 3)}, "head=python:Linear-"),
         ({"head": nn.Linear(6, 2)}, "head=python:Linear-"),
@@ -238,6 +315,15 @@ class Named(list[Any]):
         ((IMAGES, LABELS[:5]), "data=arrays: expected as many images as labels"),
         ((IMAGES / 255, LABELS), "data=arrays: an array (32, 32, 3) of float64: expected uint8"),
         ((IMAGES[:2], [[1, 0], [1]]), "data=arrays: expected a label an image, or a vector"),
+        ((IMAGES[:2], [["a", "b"], ["a", "c"]]), "data=arrays: expected a label an image, or a vector"),
+        ((IMAGES[:0], LABELS[:0]), "data=arrays: expected images; there are none"),
+        ((IMAGES, LABELS[:, None] * 0), "data=arrays: expected two classes or more; there is only 0"),
+        ((IMAGES, np.full((60, 2), np.nan)), "data=arrays: expected a label for every image; image 0"),
+        ((IMAGES, np.eye(3)[LABELS] * 2), "loss=cross_entropy: expected labels that are class numbers, or v"),
+        ((IMAGES, np.eye(3)[LABELS] - 1), "loss=cross_entropy: expected labels that are class numbers, or v"),
+        ((IMAGES, LABELS[:, None] / 4), "loss=cross_entropy: expected labels that are class numbers, or ve"),
+        ((IMAGES, np.eye(3)[LABELS]), "loss=cross_entropy: expected loss=bce, as labels are vectors of 0 a"),
+        ((IMAGES, np.eye(3)[LABELS][:, [0, 0, 1]]), "loss=cross_entropy: expected loss=bce, as images ha"),
         ((IMAGES[:3], [0.0, 1.0, float("nan")]), "data=arrays: expected a label for every image"),
         ((IMAGES[:2], ["a", None]), "data=arrays: expected a label for every image; image 1 has none"),
         (Named("abc", [1, 3]), "data=Named: expected labels below 3, the number of classes, not 3"),
@@ -245,10 +331,26 @@ class Named(list[Any]):
             {"train": Named("abc", [0, 1, 2]), "test": Named("ac", [0, 1])},
             "data=Sides: expected the same classes on every side, not a, b, c and a, c",
         ),
+        (
+            {"train": DATA["source"], "tset": DATA["source"]},
+            "data: expected train, val and test in a dict, ",
+        ),
+        (
+            {"val": [], "valid": []},
+            "data: expected train, val and test in a dict, each once at most, not v",
+        ),
+        (
+            {"source": {"train": [], "tset": []}},
+            "data: expected train, val and test in a dict, each once at",
+        ),
+        (
+            {"source": {"tset": DATA["source"]}},
+            "data.source: expected train, val and test in a dict, each ",
+        ),
         (iter([]), "data=list_iterator: expected as many"),
         ([], "data=list: expected as many"),
         ([{"image": IMAGES[0], "label": 1}], "data=list: expected as many"),
-        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected as many"),
+        ({"train": pd.DataFrame({"path": ["a"]})}, "data=Sides: expected a column label"),
     ],
 )
 def test_data_that_cannot_be_is_told(data: Any, line: str) -> None:
@@ -262,7 +364,7 @@ def test_images_that_change_are_told() -> None:
         def __getitem__(self, index: Any) -> Any:
             return np.random.default_rng().integers(0, 255, (32, 32, 3), dtype=np.uint8), index % 2
 
-    with pytest.raises(finetune.errors.RunError, match=r"python:Noisy|Noisy .*changed since the run began"):
+    with pytest.raises(finetune.errors.RunError, match=r"Noisy .*changed since .* into transform="):
         fit({**DATA, "source": Noisy(range(30))})
 
 

@@ -32,7 +32,7 @@ from finetune.runs.folder import drop_unused
 from finetune.runs.open import Saved, open_run
 from finetune.say import Screen
 
-Given = str | Path | Image.Image | np.ndarray
+Given = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Model:
     def predict(self, pictures: Given | Iterable[Given], top: int = 1) -> list[Prediction]:
         """Classify one image or many, with as little memory as the command needs.
 
-        pictures: files, folders, PIL images, or uint8 arrays (H, W) or (H, W, 3).
+        pictures: files, folders, PIL images, or uint8 arrays and tensors (H, W), (H, W, 3) or (3, H, W);
+            with four dimensions they are many.
 
         Raises:
             RequestError: an image cannot be read, or top is below 1.
@@ -116,8 +117,9 @@ class Model:
         return self._predictor.normalise(decoded[None])[0]
 
     def _images(self, given: Any) -> Iterator[RawImage]:
-        array = isinstance(given, np.ndarray) and given.ndim < 4
-        for one in [given] if array or isinstance(given, str | Path | Image.Image) else given:
+        array = isinstance(given, np.ndarray | Tensor) and given.ndim != 4
+        alone = array or isinstance(given, str | Path | Image.Image) or not isinstance(given, Iterable)
+        for one in [given] if alone else given:
             folder = isinstance(one, str | Path) and os.path.isdir(one)
             yield from find_images([str(one)], sys.stdin) if folder else [self._image(one)]
 

@@ -12,8 +12,6 @@ import torch
 from rich.console import Console
 
 from finetune import private
-from finetune.choices.fields import names_where
-from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import MIXING, Settings
 from finetune.data import sources
@@ -23,7 +21,7 @@ from finetune.data.digests import forget
 from finetune.data.images import ChangedImage
 from finetune.data.module import Batches, Examples
 from finetune.data.sources import Progress
-from finetune.demands import refuse_unsolvable, refuse_validating
+from finetune.demands import refuse_labels, refuse_unsolvable, refuse_validating
 from finetune.errors import RequestError
 from finetune.features.batchnorm import Statistics, find_statistics
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
@@ -59,9 +57,7 @@ def find_data(settings: Settings, progress: Progress = sources.silent, *, measur
         return dataset
     if settings.best == "map" and not dataset.multi_label:
         raise RequestError("best=map: expected images with several labels each, or best=macro_f1")
-    if dataset.multi_label and not LOSSES[settings.loss].several_labels:
-        fit = names_where(LOSSES, lambda entry: not entry.softmax)
-        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as images have several labels each")
+    refuse_labels(settings, dataset)
     if settings.fast_dev_run:
         order = np.random.default_rng(settings.seed).permutation(len(dataset.images))
         sides = [order[np.isin(order, dataset.split[side])] for side in sources.SPLITS]

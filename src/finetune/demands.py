@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune.choices.fields import names_where
+from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import LBFGS
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
@@ -27,6 +29,22 @@ def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> No
             "freeze: nothing is left to train, so the loss carries no gradient; expected head=auto or a"
             " number of outputs for a new head, or a freeze that leaves something trainable"
         )
+
+
+def refuse_labels(settings: Settings, dataset: Dataset) -> None:
+    """Raise RequestError where the loss takes no labels of the data's kind."""
+    labels, entry = dataset.labels, LOSSES[settings.loss]
+    if dataset.multi_label and not entry.several_labels:
+        fit, why = names_where(LOSSES, lambda entry: not entry.softmax), "images have several labels each"
+        if (labels.sum(1) == 1).all():
+            why = "labels are vectors of 0 and 1; or class numbers, which labels.argmax(1) gives"
+        raise RequestError(f"loss={settings.loss}: expected loss={fit}, as {why}")
+    if labels.ndim == 2 and entry.convex:  # a user's loss may be one for numbers
+        outside = labels[(labels < 0) | (labels > 1)]
+        if outside.size or (entry.softmax and labels.shape[1] < 2):
+            wrong = f"not {outside[0]:g}" if outside.size else "not one fraction each"
+            wanted = "expected labels that are class numbers, or vectors of 0 to 1"
+            raise RequestError(f"loss={settings.loss}: {wanted}, {wrong}")
 
 
 def refuse_validating(settings: Settings) -> None:

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, each_image
 from finetune.choices.callbacks import CALLBACKS, LOGGERS
@@ -24,10 +27,10 @@ from finetune.config.messages import unknown_setting, validate
 from finetune.config.phases import check_phases
 from finetune.config.schema import SECTIONS, Settings
 from finetune.config.shipped import choices_of
-from finetune.data.dataset import SPLITS
 from finetune.data.sources import SOURCES, TABLE, Source
 from finetune.data.sources.given import Sides, find_given
-from finetune.errors import RequestError
+from finetune.data.sources.labeled import side_of
+from finetune.errors import RequestError, brief
 from finetune.model.build import HEADS, MODELS
 from finetune.model.hashing import structure
 
@@ -39,8 +42,8 @@ ENTRIES: dict[str, tuple[Table[Any], Any, Callable[[Any], Any]]] = {
     "optimizer": (OPTIMIZERS, Callable, lambda one: OptimizerEntry(OptimizerSettings, one)),
     "data.augment": (AUGMENTATIONS, Callable, lambda one: Augmentation(partial(_each, one))),
     "data": (SOURCES, object, lambda one: Source(partial(find_given, one), takes=TABLE)),
-    "callbacks": (CALLBACKS, object, lambda one: lambda *_: one),
-    "logger": (LOGGERS, object, lambda one: lambda *_: one),
+    "callbacks": (CALLBACKS, Callback, lambda one: lambda *_: one),
+    "logger": (LOGGERS, Logger, lambda one: lambda *_: one),
 }
 
 
@@ -51,9 +54,15 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     if setting not in ENTRIES or isinstance(value, str | int | dict | Path):
         return value
     table, kind, entry = ENTRIES[setting]
-    if not isinstance(value, kind):
-        raise RequestError(f"{setting}: expected a name or {kind.__name__}, not {type(value).__name__}")
-    if setting == "loss" and any(one.requires_grad for one in getattr(value, "parameters", list)()):
+    if not isinstance(value, kind) or (isinstance(value, type) and setting != "optimizer"):
+        told = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise RequestError(f"{setting}: expected a name or {kind.__name__}, not {told}")
+    value = _unwrapped(value) if isinstance(value, nn.Module) else value
+    if (
+        setting == "loss"
+        and isinstance(value, nn.Module)
+        and any(p.requires_grad for p in value.parameters())
+    ):
         raise RequestError("loss: expected one without parameters that train; the optimiser has the model's")
     made_of = getattr(value, "func", value)  # a partial's
     name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
@@ -63,10 +72,20 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     return name + more
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What DataParallel or torch.compile were given: they say how a network runs."""
+    wraps = isinstance(module, nn.DataParallel | DistributedDataParallel)
+    inner: Any = module.module if wraps else getattr(module, "_orig_mod", module)
+    return module if inner is module else _unwrapped(inner)
+
+
 def _loss(loss: Any, logits: Tensor, labels: Tensor) -> Tensor:
     found = (loss.to(logits.device) if isinstance(loss, nn.Module) else loss)(logits, labels)
-    if found.ndim:
-        raise RequestError(f"loss: expected one number for a batch, not {tuple(found.shape)}")
+    if not isinstance(found, Tensor) or found.ndim:
+        told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise RequestError(f"loss: expected one number for a batch, a tensor, not {told}")
+    if logits.requires_grad and not found.requires_grad:
+        raise RequestError("loss: expected one that gradients go through; it was made of numbers alone")
     return found
 
 
@@ -116,12 +135,21 @@ def _plain(value: Any) -> Any:
 
 
 def data_settings(data: Any) -> str | Mapping[str, Any]:
-    if isinstance(data, Mapping) and not (data and data.keys() <= {*SPLITS}):
+    if isinstance(data, Mapping):
+        sides: dict[str, Any] = {str(key): side_of(str(key)) for key in data}
+        wanted = "expected train, val and test in a dict, each once at most"
+        if any(sides.values()):
+            if None in sides.values() or len({*sides.values()}) < len(sides):
+                raise RequestError(f"data: {wanted}, not {brief([*sides])}")
+            return {"source": named("data", Sides(zip(sides.values(), data.values(), strict=True)))}
         source = {"source": "folder", **data} if "root" in data else dict(data)
-        object_given = not isinstance(source.get("source", ""), str)
-        return source | data_settings(source["source"]) if object_given else source  # type: ignore[operator]
+        if isinstance(inner := source.get("source", ""), str):
+            return source
+        if isinstance(inner, Mapping) and not any(side_of(str(key)) for key in inner):
+            raise RequestError(f"data.source: {wanted}, not {brief([*map(str, inner)]) or 'none'}")
+        return source | data_settings(inner)  # type: ignore[operator]
     if not isinstance(data, str | Path):
-        return {"source": named("data", Sides(data) if isinstance(data, Mapping) else data)}
+        return {"source": named("data", data)}
     names = choices_of("data")
     if data in names:
         return str(data)

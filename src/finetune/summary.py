@@ -113,7 +113,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "freeze": settings.freeze,
         "head": settings.head,
         "classes": list(dataset.classes),
-        "parameters": count_parameters(model.network),
+        "parameters": count_parameters(model.network, prepared.classifier.idle or ()),
         "frozen_proof": {
             "identical": True,
             "tensors": len(proof.each),

@@ -1,6 +1,8 @@
 """Where the last feature map is, Grad-CAM and input gradients against what they are by hand."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from finetune.config.compose import compose
+from finetune.errors import RequestError
 from finetune.evaluation.explain import grad_cam, heatmaps, input_gradients, last_feature_map
 from finetune.model.hooks import ModuleCall
 from finetune.model.preprocessing import Preprocessing
@@ -178,6 +181,18 @@ def test_input_gradients_are_those_of_the_logit() -> None:
     gradient = network[1].weight[logits.argmax(1)].view(2, 3, 8, 8).abs().amax(1).detach()
     most = gradient.flatten(1).quantile(0.99, 1).view(2, 1, 1)
     torch.testing.assert_close(heat, gradient.minimum(most))
+
+
+@pytest.mark.parametrize("explain", [input_gradients, partial(grad_cam, call=ModuleCall("0", 1))])
+def test_a_model_that_turns_gradients_off_is_told(explain: Any) -> None:
+    class Off(nn.Sequential):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    network = Off(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(RequestError, match=r"^no heat maps: expected a model that gradients go through; its"):
+        explain(network, inputs=torch.randn(2, 3, 8, 8), classes=None)
 
 
 def test_a_square_that_decides_is_what_lights_up() -> None:

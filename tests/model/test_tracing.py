@@ -21,6 +21,28 @@ class Doubling(nn.Module):
         return b
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 1), torch.zeros(())
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.runs = self.runs + 1
+        self.last = self.conv(image)
+        return self.last
+
+
+def test_a_model_that_assigns_a_buffer_is_refused_and_left_as_it_was() -> None:
+    net = Counting()
+    with pytest.raises(NotTraceable, match=r"^Counting: forward assigns a buffer, which no graph would do$"):
+        split(net, images(1, 4))
+    assert type(net.runs) is type(net.last) is Tensor
+    whole = nn.Sequential(nn.Conv2d(3, 3, 1), Counting(), nn.Conv2d(4, 2, 1))
+    whole[:2].requires_grad_(False)
+    assert [crossing.name for crossing in split(whole, images(2, 4)).crossings] == ["_1"]
+
+
 def test_control_flow_on_data_is_refused() -> None:
     with pytest.raises(NotTraceable, match=r"^Doubling: .*control flow") as refusal:
         split(Doubling(), images(1, 4))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune.errors import RequestError
-from finetune.runs.folder import drop_unused, logdir, one_writer
+from finetune.errors import Interrupted, RequestError
+from finetune.runs.folder import drop_unused, interruptible, logdir, one_writer
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.runs import QUICK, summary_of
@@ -159,3 +161,21 @@ def test_only_what_hydra_wrote_is_dropped(tmp_path: Path, monkeypatch: pytest.Mo
     Path("kept/notes.txt").touch()
     drop_unused(Path("kept"))
     assert Path("kept/.hydra").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ("bce", "finetune resume 'a b' goes on"),
+        ("python:mean", "finetune.fit with the same objects, folder='a b' and resume='auto' goes on"),
+    ],
+)
+def test_what_resumes_a_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a b").mkdir()
+    Path("a b/settings.json").write_text(json.dumps({"loss": loss}))
+    with pytest.raises(Interrupted) as error, interruptible(Path("a b")):
+        signal.raise_signal(signal.SIGINT)
+    assert str(error.value) == f"interrupted by SIGINT; {told}"

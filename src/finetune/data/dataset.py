@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,16 +22,23 @@ class Stored:
     """An image inside something larger, such as an archive: its name there, and how its file is read.
 
     read: gives the bytes of an image file, or the pixels as an array where there is no file.
+    alone: whether an object gives it that no other process may ask, as both might read from one open file.
     """
 
     name: str
     read: Callable[[], bytes | np.ndarray]
+    alone: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
 RawImage = Path | np.ndarray | Stored
+
+
+def readable_elsewhere(images: Iterable[object]) -> bool:
+    """Whether other processes may read images, too."""
+    return not any(isinstance(one, Stored) and one.alone for one in images)
 
 
 @dataclass(frozen=True)

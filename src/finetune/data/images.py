@@ -58,7 +58,10 @@ class ChangedImage(RunError):
     """An image whose bytes are not those that its digest is of, or can no longer be read."""
 
     def __init__(self, image: RawImage, what: str = "changed since") -> None:
-        super().__init__(f"{image}: {what} the run began, which goes by its content; run again")
+        advice = "run again"
+        if isinstance(image, Stored) and image.alone:
+            advice = "expected the same image each time; what is random belongs into transform="
+        super().__init__(f"{image}: {what} the run began, which goes by its content; {advice}")
         self.image, self.what = image, what
 
     def __reduce__(self) -> tuple[type[ChangedImage], tuple[RawImage, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.data.dataset import RawImage
+from finetune.data.dataset import RawImage, readable_elsewhere
 from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError, counted
@@ -66,6 +66,11 @@ class Reader:
         """The side of all images: the `resize_size` where some are uncropped, else the `crop_size`."""
         return self.preprocessing.resize_size if self.uncropped else self.preprocessing.crop_size
 
+    @property
+    def pure(self) -> bool:
+        """Whether reading leaves nothing behind but what it returns, so that other processes may do it."""
+        return not self.preprocessing.repair and readable_elsewhere(self.images)
+
     def all(
         self, workers: int | str, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[Tensor, list[BadImage]]:
@@ -100,7 +105,7 @@ class Reader:
     def _decoded(self, workers: int, use: Callable[[int, Tensor | BadImage], object]) -> Iterator[object]:
         """What `use` makes of each image by its index, in order; many are decoded in processes."""
         count = len(self.images)
-        if count >= MANY and not self.preprocessing.repair and (apart := processes(workers)):
+        if count >= MANY and self.pure and (apart := processes(workers)):
             batches = (list(range(start, min(start + BATCH, count))) for start in range(0, count, BATCH))
             for chosen, images in decode_apart(self, batches, apart):
                 yield from map(use, chosen, images)

@@ -48,7 +48,7 @@ class Stream:
         """
         rows: Iterator[list[int]] = (self.places[chosen].tolist() for chosen in batches)
         workers = self.workers if isinstance(self.workers, int) else os.cpu_count() or 1
-        apart = 0 if self.reader.preprocessing.repair else processes(workers)
+        apart = processes(workers) if self.reader.pure else 0
         try:
             if apart:
                 yield from (self._stacked(images) for _, images in decode_apart(self.reader, rows, apart))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,7 @@ from finetune.evaluation.recipe import RUNS, loads_into
 from finetune.report.page import write_report
 from finetune.runs.folder import find_run
 from finetune.runs.open import Saved, open_run
-from finetune.runs.settings import read_settings
+from finetune.runs.settings import read_settings, resumed_by
 from finetune.runs.summary import read_summary, worse_by_temperature
 from finetune.say import Screen, progress, say
 from finetune.training import device as devices
@@ -93,7 +92,7 @@ def report_run(run: str) -> None:
     summary = read_summary(folder)
     if summary is None or summary.get("status") != "finished":
         wanted = "expected a finished run, with summary.json in it"
-        raise RequestError(f"{folder}: {wanted}; finetune resume {shlex.quote(str(folder))} goes on with it")
+        raise RequestError(f"{folder}: {wanted}; {resumed_by(folder)} goes on with it")
     try:
         images = find_data(read_settings(folder)).images
     except RequestError:  # only the thumbnails are lacking then

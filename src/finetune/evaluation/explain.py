@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules import pooling
 
+from finetune.errors import RequestError
 from finetune.model.hooks import ModuleCall, watch_calls
 from finetune.runs.open import Saved
 
@@ -135,6 +136,10 @@ def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
 
 def _gradient(logits: Tensor, classes: Tensor | None, by: Tensor) -> Tensor:
     """The gradient of each image's logit of its class, or of its largest logit."""
+    if not logits.requires_grad:
+        raise RequestError(
+            "no heat maps: expected a model that gradients go through; its forward turns them off (no_grad)"
+        )
     chosen = logits.argmax(1) if classes is None else classes
     logit = logits.gather(1, chosen[:, None])[:, 0]
     return torch.autograd.grad(logit.sum(), by, materialize_grads=True)[0]

@@ -185,7 +185,7 @@ class FeatureComputer:
             *(self._read, missing),
             batch=form.batch,
             device=plan.device,
-            pure=not self.reader.preprocessing.repair,
+            pure=self.reader.pure,
         )
         with self.progress("computing features", total) as advance:
             advance(total - len(missing))

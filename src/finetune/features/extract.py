@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from finetune.data.dataset import Stored
 from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import has_compiler
@@ -147,7 +148,8 @@ def extract(
         stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
         return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
 
-    if device != "cpu" and pure and (apart := processes(len(first))):
+    sent = pure and not any(isinstance(row, Stored) for row in chain(*first))  # which may hold a whole set
+    if device != "cpu" and sent and (apart := processes(len(first))):
         yield from (result(*_sorted(*found)) for found in decode_apart(read, every, apart))
         return
 

@@ -14,7 +14,7 @@ from finetune.errors import RequestError, brief
 from finetune.model.build import HEADS, build_model
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
-from finetune.model.head import find_head, replace_head
+from finetune.model.head import as_logits, find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.sizes import resize
 from finetune.model.stages import read_stages
@@ -157,7 +157,7 @@ def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:
     network.eval()
     try:
         with torch.no_grad():
-            return network(example).shape[1]
+            return as_logits(network(example)).shape[1]
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise RequestError(f"{otherwise} ({why}); expected another, or auto") from None

@@ -36,6 +36,14 @@ def find_head(model: nn.Module) -> str:
     return found[-1]
 
 
+def as_logits(output: Any) -> Tensor:
+    """What a network gave, if that is logits (B, outputs); else RequestError."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        told = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise RequestError(f"model: expected a forward that returns logits (B, outputs), not {told}")
+    return output
+
+
 def replace_head(
     model: nn.Module,
     name: str,

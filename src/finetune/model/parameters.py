@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -15,11 +16,15 @@ def is_below(name: str, head: str | None) -> bool:
     return head is not None and (name == head or name.startswith(f"{head}."))
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """The number of values in all parameters (`total`), and in those that train (`trainable`)."""
+def count_parameters(model: nn.Module, idle: Collection[str] = ()) -> dict[str, int]:
+    """The number of values in all parameters (`total`), and in those that train (`trainable`).
+
+    idle: names of such as should train, and do not.
+    """
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in idle]
     return {
         "total": sum(p.numel() for p in model.parameters()),
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable": sum(p.numel() for p in trained),
     }
 
 

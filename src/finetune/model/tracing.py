@@ -121,17 +121,25 @@ def _refuse_random_numbers() -> Iterator[None]:
 def _trace(model: nn.Module, whole: set[str | type], mode: bool) -> fx.GraphModule:
     for module in model.modules():
         module.training = mode
-    tracer, before = _Tracer(whole), set(vars(model))
+    tracer = _Tracer(whole)
+    before = [(module, {**vars(module)}, {**module._buffers}) for module in model.modules()]
     try:
         with _refuse_random_numbers():
             graph = tracer.trace(model)
+        for path, module in model.named_modules():
+            if any(isinstance(buffer, fx.Proxy) for buffer in module._buffers.values()):
+                raise _ObstacleError(path, "forward assigns a buffer, which no graph would do")
         return fx.GraphModule(model, graph, type(model).__name__)
+    except _ObstacleError:
+        raise
     except Exception as error:  # a forward given proxies may fail in any way
         reason = str(error).strip() or type(error).__name__
         raise _ObstacleError(tracer.inside[-1], reason.splitlines()[0]) from None
-    finally:  # the tracer leaves the tensors that forward makes from nothing on the model
-        for name in set(vars(model)) - before:
-            delattr(model, name)
+    finally:  # tensors that forward makes from nothing, and proxies that it assigned, are left on the modules
+        for module, values, buffers in before:
+            vars(module).clear()
+            vars(module).update(values)
+            module._buffers.update(buffers)
 
 
 def _compare(training: fx.Graph, evaluating: fx.Graph) -> None:

@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
 
 from finetune.data.dataset import RawImage
 from finetune.data.images import BrokenImage, decode
+from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.predictions import Prediction, name_of
 
@@ -28,20 +30,27 @@ def mistakes(
     maps: Maps | None,
     how: Preprocessing,
     folder: Path,
-) -> list[tuple[Prediction, *tuple[str | None, ...]]]:
+) -> dict[str, Any]:
     """Each wrong answer with its image, what spoke for it where there are maps, and a link to its file.
 
+    `unlit` is why there are no maps, where they cannot be had.
     folder: of the page, from which links lead: whoever gets it alone learns nothing of where it was made.
     """
     found = images_named([one.picture for one in wrong], images)
-    overlays = maps(found, [one.predicted for one in wrong]) if maps else [None] * len(found)
+    overlays: Sequence[Image.Image | None] = [None] * len(found)
+    why = ""
+    try:
+        overlays = maps(found, [one.predicted for one in wrong]) if maps else overlays
+    except RequestError as error:
+        why = str(error)
     heat = [_as_uri(one.resize((THUMBNAIL, THUMBNAIL))) if one else None for one in overlays]
     here = [isinstance(one, Path) and one.is_file() for one in found]
     links = [
         quote(os.fsencode(os.path.relpath(str(one), folder))) if there else None
         for one, there in zip(found, here, strict=True)
     ]
-    return [*zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)]
+    rows = zip(wrong, [thumbnail(one, how) for one in found], heat, links, strict=True)
+    return {"mistakes": [*rows], "unlit": why}
 
 
 def images_named(names: Sequence[str], images: Sequence[RawImage]) -> list[RawImage]:

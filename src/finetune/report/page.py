@@ -60,7 +60,7 @@ def write_report(
         result = _result(answers, summary[split], summary)
         result |= {
             "split": SPLITS[split],
-            "mistakes": mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
+            **mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
     overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)

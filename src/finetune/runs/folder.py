@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from finetune.atomic import is_ours, not_written, write_atomically, write_sealed
 from finetune.cells import table_of
 from finetune.errors import Interrupted, RequestError, RunError, shown
+from finetune.runs.settings import resumed_by
 from finetune.say import open_log
 from finetune.signals import Signal, signals
 
@@ -100,7 +101,7 @@ def interruptible(folder: Path) -> Iterator[None]:
         raise RunError(not_written(folder, error)) from None
     if code:
         if (folder / "settings.json").exists():
-            reason += f"; finetune resume {shlex.quote(str(folder))} goes on"
+            reason += f"; {resumed_by(folder)} goes on"
         raise Interrupted(reason, code)
 
 

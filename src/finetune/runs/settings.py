@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic import read_json, sha256_of
+from finetune.choices.given import PYTHON
 from finetune.config.messages import validate
 from finetune.config.schema import Settings
 from finetune.config.shipped import shipped
@@ -40,6 +41,14 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     except RequestError as error:
         plugin = "; of a plugin, with --plugin MODULE" if str(error).partition("=")[0] in PLUGGED else ""
         raise RequestError(f"{file}: {error}{plugin}") from None
+
+
+def resumed_by(folder: Path) -> str:
+    """What resumes a run that was interrupted."""
+    file = folder / "settings.json"
+    if file.exists() and f'"{PYTHON}' in file.read_text(encoding="utf-8"):
+        return f"finetune.fit with the same objects, folder={str(folder)!r} and resume='auto'"
+    return f"finetune resume {shlex.quote(str(folder))}"
 
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from finetune.atomic import not_written
-from finetune.errors import RunError
-from finetune.say import Bar
+from finetune.errors import RunError, brief, counted
+from finetune.say import Bar, say
 from finetune.training.learner import CurvePoint, Job, Learner
 
 
@@ -67,6 +67,15 @@ class Terminal(EpochLines):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.start()
         self.bar.reach(trainer.current_epoch * self.batches)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, learner: Any, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if learner.idle is None and learner.automatic_optimization:
+            for why, names in learner.find_idle(optimizer).items():
+                if names:
+                    text = f"{why} {counted(len(names), 'tensor')} that should train"
+                    say(self.console, "warning", f"{text}: {brief(names, 3)}")
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.bar.add(1)

@@ -12,6 +12,7 @@ from finetune.data.module import Batch
 from finetune.data.views import Inputs
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
+from finetune.model.head import as_logits
 from finetune.model.standardize import Raw, folded_state, raw_tensors, standardized_layers, take_raw
 from finetune.training import distributed
 from finetune.training.learner import Learner, Measured
@@ -38,6 +39,7 @@ class Classifier(Learner):
         self.model, self.network = model, network
         self.frozen, self.loss, self.make_optimizer = frozen, loss, optimizer
         self.standardized: Raw = {}  # of the checkpoint that training resumes from
+        self.idle: list[str] | None = None  # what should train and does not
         self.train()
 
     def train(self, mode: bool = True) -> Classifier:
@@ -47,7 +49,7 @@ class Classifier(Learner):
         return self
 
     def forward(self, inputs: Inputs) -> Tensor:
-        logits = self.network(inputs)
+        logits = as_logits(self.network(inputs))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly
 
     def measure(self, batch: Batch) -> Measured:
@@ -63,6 +65,15 @@ class Classifier(Learner):
         optimizer, schedule = self.make_optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def find_idle(self, optimizer: torch.optim.Optimizer) -> dict[str, list[str]]:
+        """What should train and does not, by the reason; after a backward pass."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        asked = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        left = [name for name, one in asked.items() if id(one) not in own]
+        unreached = [name for name, one in asked.items() if id(one) in own and one.grad is None]
+        self.idle = left + unreached
+        return {"the optimizer leaves out": left, "no gradient reaches": unreached}
 
     def on_validation_epoch_start(self) -> None:
         if self.processes > 1:  # each has running statistics of its own; the first one's are kept

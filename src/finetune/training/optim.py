@@ -58,11 +58,16 @@ def create_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) ->
     made_by = OPTIMIZERS[name].made_by
     if isinstance(made_by, str):
         return resolve_name(made_by)(groups, **options)
-    found = made_by([parameter for group in groups for parameter in group["params"]])
+    given = [parameter for group in groups for parameter in group["params"]]
+    expected = f"optimizer.name={name}: expected an Optimizer"
+    try:
+        found = made_by(list(given))
+    except ValueError as error:  # of no parameters, or with another lr than there can be
+        raise RequestError(f"{expected}: {error}") from None
     if not isinstance(found, torch.optim.Optimizer):
-        raise RequestError(
-            f"optimizer.name={name}: expected an Optimizer from it, not {type(found).__name__}"
-        )
+        raise RequestError(f"{expected} from it, not {type(found).__name__}")
+    if {id(one) for group in found.param_groups for one in group["params"]} - {*map(id, given)}:
+        raise RequestError(f"{expected} of the parameters that it is given, or of some, not of others")
     for number, group in enumerate(found.param_groups):
         group.setdefault("name", f"group {number}")
     return found

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from finetune.data.sources.labeled import LabeledImages, number_classes
 from finetune.data.sources.table import Columns, images_of
 from finetune.errors import RequestError, brief
 
+ONE_AT_A_TIME: Any = Lock()  # an object may have one open file, or draw from a generator of all threads
+
 
 class Sides(UserDict[str, Any]):
     """What holds the images of each side of the split."""
@@ -32,33 +37,24 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
     """
     name = "arrays" if isinstance(thing, tuple) else type(thing).__name__
     setting = f"data={name}"
-    if hasattr(thing, "to_csv"):
-        texts = {str(key): ["" if one is None else str(one) for one in cells] for key, cells in thing.items()}
+    frames = thing if isinstance(thing, Sides) else {"": thing}
+    if all(hasattr(one, "to_csv") for one in frames.values()):
+        texts = _texts(frames, setting)
         return images_of(Cells(setting, [*texts], [*texts.values()]), name, Path(), Columns(**columns))
     if wrong := columns.keys() - {"split"}:
         raise RequestError(f"data.{min(wrong)}: expected a DataFrame, or data=csv, with it")
     parts = {side: _pairs(one, setting) for side, one in thing.items()} if isinstance(thing, Sides) else {}
     every = parts or {"": _pairs(thing, setting)}
     rows = [(side, part, index) for side, part in every.items() for index in range(len(part))]
-    images = [Stored(f"{name} {side}[{i}]", partial(_read, part, i, setting)) for side, part, i in rows]
+    if not rows:
+        raise RequestError(f"{setting}: expected images; there are none")
+    images = [
+        Stored(f"{name} {side}[{i}]", partial(_read, part, i, setting), alone=type(part) is not list)
+        for side, part, i in rows
+    ]
     items = (part[i] for _, part, i in rows)
     seen = [(content_digest(pixels_of(one, setting, {})), np.asarray(label)) for one, label, *_ in items]
-    digests, labels = [digest for digest, _ in seen], [label for _, label in seen]
-    if len({one.shape for one in labels}) > 1 or labels[0].ndim > 1:
-        raise RequestError(f"{setting}: expected a label an image, or a vector of 0 and 1")
-    told = _classes_of(every, setting)
-    if labels[0].ndim:
-        names = told or tuple(f"label {i}" for i in range(len(labels[0])))
-        numbers: np.ndarray = np.stack(labels).astype(np.float32)
-    elif told and all(one.dtype.kind in "iu" for one in labels):
-        names, numbers = told, np.array(labels, np.int64)
-        if len(outside := np.flatnonzero((numbers < 0) | (numbers >= len(told)))):
-            wanted = f"expected labels below {len(told)}, the number of classes"
-            raise RequestError(f"{setting}: {wanted}, not {numbers[outside[0]]}")
-    else:
-        if len(missing := [i for i, one in enumerate(labels) if str(one) in ("None", "nan", "<NA>", "NaT")]):
-            raise RequestError(f"{setting}: expected a label for every image; image {missing[0]} has none")
-        names, numbers = number_classes([str(one) for one in labels])
+    names, numbers = _labels([label for _, label in seen], _classes_of(every, setting), setting)
     splits = [side for side, _, _ in rows] if parts else None
     return LabeledImages(
         name=name,
@@ -68,8 +64,47 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
         labels=numbers,
         splits=splits,
         declared=tuple(parts),
-        digests=digests,
+        digests=[digest for digest, _ in seen],
     )
+
+
+def _labels(labels: Sequence[np.ndarray], told: tuple[str, ...], setting: str) -> tuple[Any, np.ndarray]:
+    """The classes, which the data may tell, and class numbers, or a vector for each image."""
+    if all(one.shape == (1,) and (one.dtype.kind != "f" or one.item().is_integer()) for one in labels):
+        labels = [one.reshape(()) for one in labels]
+    several = labels[0].ndim
+    words = several and any(one.dtype.kind not in "biuf" for one in labels)
+    if len({one.shape for one in labels}) > 1 or several > 1 or words:
+        raise RequestError(f"{setting}: expected a label an image, or a vector of 0 and 1")
+    none = ("None", "nan", "<NA>", "NaT")
+    missing = (i for i, one in enumerate(labels) if (np.isnan(one).any() if several else str(one) in none))
+    if (first := next(missing, None)) is not None:
+        raise RequestError(f"{setting}: expected a label for every image; image {first} has none")
+    if several:
+        return told or tuple(f"label {i}" for i in range(len(labels[0]))), np.stack(labels).astype(np.float32)
+    if told and all(one.dtype.kind in "iu" for one in labels):
+        numbers = np.array(labels, np.int64)
+        if len(outside := np.flatnonzero((numbers < 0) | (numbers >= len(told)))):
+            wanted = f"expected labels below {len(told)}, the number of classes"
+            raise RequestError(f"{setting}: {wanted}, not {numbers[outside[0]]}")
+        return told, numbers
+    texts = (
+        one.item().decode(errors="backslashreplace") if one.dtype.kind == "S" else str(one) for one in labels
+    )
+    return number_classes([*texts])
+
+
+def _texts(frames: Any, setting: str) -> dict[str, list[str]]:
+    """The cells of a DataFrame by column; of one for each side those of all, with a column split."""
+    texts: dict[str, list[str]] = {}
+    for side, frame in frames.items():
+        columns = {str(key): cells for key, cells in frame.items()}
+        columns |= {"split": [side] * len(frame)} if side else {}
+        if texts and texts.keys() != columns.keys():
+            raise RequestError(f"{setting}: expected the same columns on every side")
+        for key, cells in columns.items():
+            texts.setdefault(key, []).extend("" if one is None else str(one) for one in cells)
+    return texts
 
 
 def _classes_of(every: dict[str, Any], setting: str) -> tuple[str, ...]:
@@ -93,22 +128,31 @@ def _pairs(thing: Any, setting: str) -> Any:
 
 
 def _read(part: Any, index: int, setting: str) -> np.ndarray:
-    return pixels_of(part[index][0], f"{setting}: image {index}", {})
+    with nullcontext() if type(part) is list else ONE_AT_A_TIME:
+        return pixels_of(part[index][0], f"{setting}: image {index}", {})
 
 
 def pixels_of(given: Any, where: str, brightness: Brightness) -> np.ndarray:
-    """A PIL image, uint8 array (H, W) or (H, W, 3), or tensor (C, H, W) as an array; else RequestError."""
+    """An image as an array (H, W) or (H, W, 3); else RequestError.
+
+    given: a PIL image, or uint8 of these shapes, (H, W, 1) or (C, H, W), as a tensor is where both fit.
+    """
     if isinstance(given, Image.Image):
         try:
             return np.asarray(on_white(ImageOps.exif_transpose(given), brightness))
         except (OSError, ValueError) as error:  # it is decoded only now
             name = getattr(given, "filename", "") or where
             raise RequestError(f"{name}: expected an image; {error}") from None
-    given = given.cpu().movedim(-3, -1).numpy() if isinstance(given, Tensor) and given.ndim > 2 else given
-    given = np.asarray(given)
-    given = given[..., 0] if given.shape[2:] == (1,) else given
-    fits = given.ndim in (2, 3) and given.shape[2:] in ((), (3,)) and given.size
-    if given.dtype != np.uint8 or not fits:
-        told = f"an array {given.shape} of {given.dtype}: expected uint8 of shape (H, W) or (H, W, 3)"
+    places = (0, 2) if isinstance(given, Tensor) else (2, 0)  # of the channels
+    try:
+        given = given if isinstance(given, Tensor) else np.asarray(given)
+    except ValueError:  # a pair of an image and its label
+        raise RequestError(f"{where}: expected an image, not a {type(given).__name__} of several") from None
+    shape, kind = tuple(given.shape), str(given.dtype).removeprefix("torch.")
+    channels = [place for place in places if given.ndim == 3 and shape[place] in (1, 3)]
+    if kind != "uint8" or not (given.ndim == 2 or channels) or 0 in shape:
+        told = f"an array {shape} of {kind}: expected uint8 of shape (H, W), (H, W, 3) or (3, H, W)"
         raise RequestError(f"{where}: {told}")
-    return given
+    pixels = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    pixels = np.moveaxis(pixels, channels[0], 2) if channels else pixels
+    return pixels[..., 0] if pixels.shape[2:] == (1,) else pixels

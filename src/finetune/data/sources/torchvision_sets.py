@@ -131,8 +131,9 @@ def _rows(part: Any, name: str) -> tuple[list[RawImage], list[Any]]:
     targets = []
     for index in range(len(part)):
         image, target = _item(part, name, index)
-        is_file = isinstance(image, Path)
-        images.append(image if is_file else Stored(f"{name} {index}", partial(_pixels, part, name, index)))
+        if not isinstance(image, Path):
+            image = Stored(f"{name} {index}", partial(_pixels, part, name, index), alone=True)
+        images.append(image)
         targets.append(target)
     return images, targets
 
