@@ -106,6 +106,9 @@ def test_processes_end_with_the_one_that_began_them() -> None:
 def test_threads_where_cores_or_memory_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "ram", partial(int, 128 << 30))
     assert [processes(cores) for cores in (1, 3, 4, 16)] == [0, 0, 4, 16]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [processes(cores) for cores in (12, 64)] == [0, 16]
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(decoding, "ram", partial(int, 24 << 30))
     assert [processes(cores) for cores in (4, 16)] == [4, 6]
     monkeypatch.setattr(decoding, "ram", partial(int, 8 << 30))
