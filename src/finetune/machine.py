@@ -14,14 +14,14 @@ from threading import Condition
 import finetune
 
 
-def train_together() -> int:
+def training_here() -> int:
     """How many processes of this machine train one model together."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def ram() -> int:
     """Bytes of memory of this machine; where several processes of it train together, this one's part."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // train_together()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // training_here()
 
 
 def has_compiler(device: str) -> bool:

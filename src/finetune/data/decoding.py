@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data import limits
 from finetune.data.images import BadImage, ChangedImage
 from finetune.errors import RunError
-from finetune.machine import Budget, ram, train_together
+from finetune.machine import Budget, ram, training_here
 
 LEAST = 4  # processes; fewer decode no more than threads do
 MEMORY = 1 << 30  # bytes for each: what an image of 50 million pixels takes
@@ -31,7 +31,7 @@ def processes(cores: int) -> int:
 
     Where processes cannot be forked each would import torch anew.
     """
-    number = min(cores // train_together(), ram() // 4 // MEMORY)
+    number = min(cores // training_here(), ram() // 4 // MEMORY)
     return number if sys.platform == "linux" and number >= LEAST else 0
 
 

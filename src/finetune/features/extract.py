@@ -143,11 +143,7 @@ def extract(
     batches = iter(lambda: list(islice(remaining, batch)), [])
     first = list(islice(batches, min(cores, MOST_WORKERS)))
     every, workers = chain(first, batches), max(len(first), 1)
-
-    def result(told: Told[T], images: list[Tensor]) -> tuple[Told[T], Tensors]:
-        stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
-        return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
-
+    result = partial(_result, compute, device)
     sent = pure and not any(isinstance(row, Stored) for row in chain(*first))  # which may hold a whole set
     if device != "cpu" and sent and (apart := processes(len(first))):
         yield from (result(*_sorted(*found)) for found in decode_apart(read, every, apart))
@@ -174,6 +170,11 @@ def extract(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def _result(compute: Forward, device: str, told: Told[T], images: list[Tensor]) -> tuple[Told[T], Tensors]:
+    stacked = torch.stack(images).to(device) if images else None  # a batch may be of broken ones alone
+    return told, () if stacked is None else tuple(tensor.cpu() for tensor in compute(stacked))
 
 
 def _sorted(chosen: list[T], decoded: list[Tensor | BadImage]) -> tuple[Told[T], list[Tensor]]:

@@ -101,7 +101,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     stream: Stream | None = None
     plain: Callable[[Tensor], Tensor]
     if pixels is None:
-        stream = plain = Stream(reader, places, reader.size, loading.workers, loading.memo)
+        stream = plain = Stream(reader, places, reader.size, workers=loading.workers, memo=loading.memo)
         remember_decoded(digests, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
@@ -112,7 +112,9 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
 
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(places), loading.seed, stream),
+        inputs=views(
+            plain, mirrored if len(plan.views) > 1 else None, len(places), seed=loading.seed, stream=stream
+        ),
         prepare=prepare,
         network=model.network,
         sample=prepare(plain(torch.from_numpy(sample_of(dataset))), True, 1).cpu(),

@@ -176,7 +176,7 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
             folders.begin(plan.folder, settings.model_dump())
         folders.start(plan.folder, prepared.inputs.bad)
     shared, inputs = prepared.batches, prepared.inputs.inputs
-    own = views(inputs.plain, inputs.mirrored, len(inputs.coin), settings.seed, inputs.stream)
+    own = views(inputs.plain, inputs.mirrored, len(inputs.coin), seed=settings.seed, stream=inputs.stream)
     batches = Batches(replace(shared.examples, inputs=own), shared.batch_size, settings.seed)
     origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
