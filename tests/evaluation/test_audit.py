@@ -108,6 +108,24 @@ def test_sides_that_the_toolkit_would_draw_leak_nothing(command: Callable[..., E
     assert not [one for one in found if one[0] == "leaks"]
 
 
+def test_groups_are_written_and_of_folds_no_sides(command: Callable[..., Ended], few_pictures: Path) -> None:
+    images = sorted(few_pictures.rglob("*.png"))
+    rows = [f"{one},{one.parent.name},{one.parent.name} {int(one.stem) % 4}" for one in images]
+    Path("of.csv").write_text("\n".join(["path,label,animal", *rows]))
+    asked = ("of.csv", "data.group_column=animal", SMALL, "weights=random", "data.image_size=32")
+    for name, draw, header in (
+        ("folded.csv", "data.folds=3", "path,label,group"),
+        ("split.csv", "data.folds=null", "path,label,split,group"),
+    ):
+        ended = command("audit", *asked, draw, "--write", name)
+        assert ended.code == 0, ended.err
+        assert f"for data=csv data.root={name} data.group_column=group" in ended.out
+        assert Path(name).read_text().splitlines()[0] == header
+        again = compose(["data=csv", f"data.root={name}", "data.group_column=group", draw])
+        first = find_data(compose([*asked[:2], draw]))
+        assert find_data(again).units == first.units
+
+
 @pytest.mark.slow
 def test_a_run_is_audited_with_its_own_model(
     command: Callable[..., Ended],

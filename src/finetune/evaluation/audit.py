@@ -93,11 +93,18 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
     _show(out or Path(free_folder("audit")), data, sides, found=found, how=model.preprocessing)
     if write:
         dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}
-        stay = [i for i in range(len(sides)) if i not in dropped]
-        rows = [[os.path.abspath(str(data.images[i])), _label(data, i), sides[i]] for i in stay]
-        write_atomically(write, table_of([["path", "label", "split"], *rows]))
-        use = f"data=csv {shlex.quote(f'data.root={write}')}"
-        say(console, "written", f"{write}: {counted(len(stay), 'image')}, for {use}")
+        _write_rest(write, data, sides, [i for i in range(len(sides)) if i not in dropped])
+
+
+def _write_rest(file: Path, data: Dataset, sides: dict[int, str], stay: Sequence[int]) -> None:
+    """Write a table of the images that stay, with their sides, where none was tested in folds, and groups."""
+    images = [[os.path.abspath(str(data.images[i])), _label(data, i)] for i in stay]
+    more = {"split": sides} if data.folds is None else {}
+    more |= {"group": dict(enumerate(data.groups))} if data.groups else {}
+    rows = [[*image, *(cells[i] for cells in more.values())] for i, image in zip(stay, images, strict=True)]
+    write_atomically(file, table_of([["path", "label", *more], *rows]))
+    use = f"data=csv {shlex.quote(f'data.root={file}')}{' data.group_column=group' * bool(data.groups)}"
+    say(Screen(), "written", f"{file}: {counted(len(stay), 'image')}, for {use}")
 
 
 def _find(
