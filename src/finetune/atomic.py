@@ -109,7 +109,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a file of indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))  # as JSON has surrogates
 
 
 def read_json(

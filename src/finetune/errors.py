@@ -74,11 +74,11 @@ def shown(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text without what would colour, move or turn round a terminal's text."""
+    """A text without what would colour, move or turn round a terminal's text, or is no UTF-8."""
     if text.isprintable():
         return text
     return "".join("\N{REPLACEMENT CHARACTER}" if _acts(letter) else letter for letter in text)
 
 
 def _acts(letter: str) -> bool:
-    return unicodedata.category(letter) == "Cc" or unicodedata.bidirectional(letter) in TURNS
+    return unicodedata.category(letter) in ("Cc", "Cs") or unicodedata.bidirectional(letter) in TURNS

@@ -82,6 +82,13 @@ def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run
     assert [path.name for path in Path().iterdir() if path.name.startswith("found")] == ["found.jsonl"]
 
 
+def test_json_lines_are_json_whatever_the_bytes_of_a_name(predict: Command) -> None:
+    name = os.fsdecode(b"V\xf6gel.png")
+    Path(name).symlink_to("pictures/red/0.png")
+    assert predict(name, "--out", "found.jsonl").code == 0
+    assert json.loads(Path("found.jsonl").read_text(encoding="utf-8"))["path"] == name
+
+
 def test_raw_probabilities_are_those_of_no_temperature(predict: Command, run: finetune.Run) -> None:
     calibrated, raw = (rows(predict("pictures", *options).out) for options in ((), ("--raw",)))
     assert [row["class"] for row in calibrated] == [row["class"] for row in raw]

@@ -155,7 +155,8 @@ def _jsonl(file: TextIO, top: int, more: Sequence[str]) -> Write:
                 {"class": name, "probability": value and round(value, 6)} for name, value in ranked
             ]
             row |= more
-        file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+        line = json.dumps(row, ensure_ascii=False)  # a name that is no UTF-8 becomes \udcf6, as JSON has it
+        file.write(f"{line.encode('utf-8', 'backslashreplace').decode()}\n")
 
     return write
 
