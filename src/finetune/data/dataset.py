@@ -112,6 +112,10 @@ class Dataset:
         """The images that the answers of a side are for: by folds every one is tested."""
         return self.split["train" if side == "test" and self.folds is not None else side]
 
+    def together(self, rows: np.ndarray) -> np.ndarray | None:
+        """Of each of these images the number of its group, whose images say less; None without groups."""
+        return np.unique(np.asarray(self.units)[rows], return_inverse=True)[1] if self.groups else None
+
     def whole(self) -> Dataset:
         """The same with every image to train on."""
         none = np.arange(0)

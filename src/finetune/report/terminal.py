@@ -190,6 +190,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     elif test := summary["test"]:
         first, _, rest = scores(test).partition(", ")
         images = f"on {counted(summary['data']['test'], 'image')}"
+        if groups := summary["data"].get("test_groups"):
+            images += f" of {counted(groups, 'group')}"
         say(console, "test", f"{first.replace('(', '(95 %: ')} {images}")
         say(console, "", f"{rest}; {best}")
     else:
