@@ -105,7 +105,9 @@ def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, c
     assert read_summary(tmp_path) == values
     held = {**values, **changed} if len(changed) and "status" not in changed else changed
     (tmp_path / "summary.json").write_text(json.dumps(held))
-    with pytest.raises(RequestError, match=r"summary\.json: .* something else; without it, finetune resume"):
+    with pytest.raises(
+        RequestError, match=r"summary\.json: .* something else; delete it, and finetune resume"
+    ):
         read_summary(tmp_path)
 
 
@@ -148,7 +150,7 @@ def test_a_summary_is_read_without_a_hash_and_comes_back_whole(tmp_path: Path) -
     strange = json.dumps({"files": {}})
     for damaged in (changed, kept[:-9], "", strange):
         (run / "digests.json").write_text(damaged)
-        with pytest.raises(RequestError, match=r"digests\.json: expected .*; without summary\.json,"):
+        with pytest.raises(RequestError, match=r"digests\.json: expected .*; delete .*summary\.json, and"):
             read_summary(run)
     (run / "digests.json").unlink()
     with pytest.raises(RequestError, match=r"digests\.json: expected"):

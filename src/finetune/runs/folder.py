@@ -224,8 +224,8 @@ def check_tables(folder: Path, known: Mapping[str, str]) -> None:
     for name in known:
         if now.get(name) != known[name]:
             raise RequestError(
-                f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); without"
-                f" summary.json, finetune resume {shlex.quote(str(folder))} writes it again"
+                f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); delete"
+                f" {folder / 'summary.json'}, and finetune resume {shlex.quote(str(folder))} writes it again"
             )
 
 

@@ -90,10 +90,10 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     file = folder / "summary.json"
     if not file.exists():
         return None
-    way = f"without it, finetune resume {shlex.quote(str(folder))} writes it again"
+    way = f"delete it, and finetune resume {shlex.quote(str(folder))} writes it again"
     summary = read_json(file, "the summary of a run", SUMMARY, way)
     if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
-        way = way.replace("it,", "summary.json,", 1)
+        way = way.replace("it,", f"{file},", 1)
         apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
         if sha256_of(apart) != sha256:
             raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")
