@@ -105,9 +105,7 @@ def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, c
     assert read_summary(tmp_path) == values
     held = {**values, **changed} if len(changed) and "status" not in changed else changed
     (tmp_path / "summary.json").write_text(json.dumps(held))
-    with pytest.raises(
-        RequestError, match=r"summary\.json: .* something else; delete it, and finetune resume"
-    ):
+    with pytest.raises(RequestError, match=r"summary\.json: .* else; delete it, and finetune resume"):
         read_summary(tmp_path)
 
 

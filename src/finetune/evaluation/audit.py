@@ -89,7 +89,7 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
     # The sides that a run drew matter to it; those of data by themselves, where they brought them.
     known = sides if runs or data.own_split else dict.fromkeys(sides, "train")
     found = _find(model, settings, data, sides=known, console=console)
-    say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
+    say(console, "images", f"{len(sides):,} of {counted(len(data.classes), 'class')}")
     _show(out or Path(free_folder("audit")), data, sides, found=found, how=model.preprocessing)
     if write:
         dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}

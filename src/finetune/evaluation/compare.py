@@ -16,13 +16,14 @@ from finetune.build import find_data, make_model
 from finetune.config.compose import compose
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
-from finetune.errors import RequestError
+from finetune.errors import RequestError, counted
 from finetune.evaluation.embeddings import embed
 from finetune.evaluation.findings import held_out_answers
 from finetune.learners import stratified_folds
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.model.standardize import statistics
+from finetune.report.terminal import balance_lines
 from finetune.say import Screen, columns, say
 from finetune.training.intervals import of_share, told_apart
 
@@ -57,12 +58,13 @@ def compare_models(given: Sequence[str]) -> None:
         raise RequestError(WANTED)
     overrides, console = [one for one in given if one not in listed], Screen()
     each = [compose([*overrides, f"model={name}"]).model_copy(update={"freeze": ["all"]}) for name in names]
-    data = find_data(each[0], measured=True)
+    data = find_data(each[0].model_copy(update={"loss": "bce"}))  # which takes several labels, to say so
     if data.labels.ndim != 1:
         raise RequestError(f"data={data.name}: expected images of one class each, not of several labels")
     data = data.without(data.split["test"].tolist()).whole()  # test images are for the model that is chosen
     models = [make_model(settings, data) for settings in each]  # before minutes are spent on any
-    say(console, "data", f"{data.name}: {len(data.images):,} images of {len(data.classes):,} classes")
+    say(console, "data", f"{data.name}: {len(data.images):,} images of {counted(len(data.classes), 'class')}")
+    balance_lines(console, data, each[0].class_weights)
     found = [_measure(one, settings, data, console) for one, settings in zip(models, each, strict=True)]
     _show(sorted(found, key=lambda one: -one.right.mean()), console)
 

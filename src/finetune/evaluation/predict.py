@@ -136,7 +136,7 @@ def format_of(out: Path | None, asked: str | None) -> str:
 
 
 def _refuse_anothers(out: Path, format: str) -> None:
-    """Raise RequestError where a file begins otherwise than what is written here: it may be the user's own."""
+    """Raise RequestError where a file begins otherwise than ours do: it may be the user's own."""
     begins = {"csv": b"path,class,probability", "jsonl": b'{"path": "'}[format]
     if out.is_file() and not out.is_symlink():
         with out.open("rb") as file:
