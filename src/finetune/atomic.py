@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
@@ -55,10 +56,13 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
 
 
 def make_out(folder: Path) -> None:
-    """Make the folder that `--out` means; RequestError where it cannot be."""
+    """Make the folder that `--out` means; RequestError where it cannot be, or be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
+        if folder.is_dir():
+            raise RequestError(f"--out={folder}: cannot be written to: {error.strerror}") from None
         raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
 
 

@@ -15,6 +15,7 @@ from finetune.build import find_data
 from finetune.config.compose import compose
 from finetune.evaluation.findings import probably_wrong
 from support.ended import Ended
+from support.privilege import without_privilege
 from support.runs import SMALL
 
 
@@ -124,6 +125,16 @@ def test_groups_are_written_and_of_folds_no_sides(command: Callable[..., Ended],
         again = compose(["data=csv", f"data.root={name}", "data.group_column=group", draw])
         first = find_data(compose([*asked[:2], draw]))
         assert find_data(again).units == first.units
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o500)
+    with without_privilege():
+        ended = command("audit", str(few_pictures))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: --out=.: cannot be written to: Permission denied\n"
 
 
 @pytest.mark.slow
