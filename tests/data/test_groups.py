@@ -116,6 +116,9 @@ def test_a_folder_below_a_class_is_a_group_whatever_the_class(tmp_path: Path) ->
     assert len(films) == 11
     assert len(set(dataset.units)) == 11
     assert "10 groups; images of none: 1" in dataset.notes
+    flat = load_dataset("folder", str(tmp_path / "cat"), 0.2, 0.2, group="parent")
+    assert (flat.notes[-1], list(flat.groups)) == ("0 groups", [])
+    assert any(line.startswith("no image is of a group: each is split by itself") for line in flat.warnings)
     (tmp_path / "cat" / "alone.png").unlink()  # the same folders in each class are no sides of a split
     for name in ("cat", "dog"):
         for film in range(3):

@@ -133,7 +133,7 @@ def test_it_needs_nothing_of_the_toolkit(
     code, out, err = ends(str(few_pictures / "red"))
     paths = [line.partition(",")[0] for line in out.splitlines()[1:]]
     assert (code, paths, err) == (False, sorted(map(str, (few_pictures / "red").iterdir())), "")
-    usage = "usage: python it.predict.py IMAGE_OR_FOLDER ... > answers.csv\n"
+    usage = "usage: python mine/it.predict.py IMAGE_OR_FOLDER ... > answers.csv\n"
     assert ends() == (2, "", usage)
     assert ends("--help") == (0, "", usage)
     Path("mine/it.safetensors").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,11 @@ def test_the_file_that_names_the_newest_run_is_a_name_of_it_from_anywhere(
     monkeypatch.chdir(elsewhere)
     assert find_run("../outputs/latest").samefile(run)
     assert find_run(str(tmp_path / "outputs" / "latest")) == run
+    shutil.rmtree(run)
+    with pytest.raises(RequestError, match=r"latest names: expected .*, there is no such folder$"):
+        find_run(str(tmp_path / "outputs" / "latest"))
+    with pytest.raises(RequestError, match=r"there is no such folder; did you mean latest\?$"):
+        find_run("lates")
 
 
 def finished(folder: Path, accuracy: float) -> Path:

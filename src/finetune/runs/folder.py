@@ -128,7 +128,7 @@ def find_run(run: str) -> Path:
         where = f", which {file} names"
     if not (folder / "settings.json").is_file():
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
-        what += "; did you mean latest?" * bool(get_close_matches(run, ["latest"]))
+        what += "; did you mean latest?" * (not where and bool(get_close_matches(run, ["latest"])))
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
 

@@ -81,7 +81,8 @@ def worse_by_temperature(summary: Mapping[str, Any]) -> str:
         before, after = (fitted.get(f"{key}_{when}", 0.0) for when in ("before", "after"))
         if after - before > 0.005:  # less is not worth a word
             told.append(f"the {name} from {before:.3f} to {after:.3f}")
-    side = {"test": "test images", "val": "validation images"}.get(str(fitted.get("measured_on")), "images")
+    sides = {"test": "test images", "val": "validation images"}  # else it was fitted on them, too
+    side = sides.get(str(fitted.get("measured_on")), "the answers of the folds")
     return f"on {side} the temperature raised {' and '.join(told)}" if told else ""
 
 
