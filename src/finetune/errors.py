@@ -1,10 +1,12 @@
 """The ways a command ends early, each told in one line."""
 
 import errno
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 # The marks of Unicode that turn round the text after them, so that exe.gpj reads jpg.exe.
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -56,6 +58,14 @@ def brief(names: Sequence[str], most: int = 6) -> str:
     """The first names of a list in one line, each cut to 200 letters, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name if len(name) <= 200 else f"{name[:199]}…" for name in names[:most]) + rest
+
+
+def near(path: str) -> str:
+    """The end of a line on a path that is not there: the name there that was probably meant."""
+    above, name = os.path.split(path)
+    _, folders, files = next(os.walk(above or "."), ("", [], []))
+    meant = get_close_matches(name, folders + files, 1)
+    return f"; did you mean {os.path.join(above, meant[0])}?" if meant else ""
 
 
 def counted(number: int, noun: str) -> str:

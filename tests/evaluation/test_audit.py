@@ -102,6 +102,7 @@ def test_sides_that_the_toolkit_would_draw_leak_nothing(command: Callable[..., E
     for name in ("audit", "audit-2"):  # of a folder by its path alone; none is overwritten
         ended = command("audit", str(faulty / "train"), SMALL, "weights=random", "data.image_size=64")
         assert ended.code == 0, ended.err
+        assert "\nblank    1 image showing nothing: cat/blank.png\n" in ended.out
         assert f"written  {name}/audit.html and {name}/audit.csv" in ended.out
     found = findings(Path("audit"))
     assert found == findings(Path("audit-2"))

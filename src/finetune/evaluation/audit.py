@@ -37,20 +37,20 @@ KINDS = {  # what is said of them, and to do
         "to check: the model is confident of another class",
         "look at each and correct the label only where it is wrong",
     ),
-    "conflict": ("have an exact copy under another label", "find out which is right"),
-    "leaks": ("are also on another side of the split, or nearly the same image is", "leave this one out"),
-    "exact": ("are exact duplicates", "leave this one out"),
-    "near": ("are nearly the same as another of their class", "leave this one out if so"),
-    "across": ("are nearly the same as one of another class", "find out which is right"),
-    "outliers": ("are unlike all others", "see whether it belongs here"),
-    "blank": ("show nothing", "leave it out"),
-    "dark": ("are dark", "lighten it or leave it out"),
-    "blurred": ("are far less sharp than most", "replace it or leave it out"),
+    "conflict": ("with an exact copy under another label", "find out which is right"),
+    "leaks": ("on another side of the split, too, exactly or nearly", "leave this one out"),
+    "exact": ("there before, byte for byte", "leave this one out"),
+    "near": ("nearly the same as another of the class", "leave this one out if so"),
+    "across": ("nearly the same as one of another class", "find out which is right"),
+    "outliers": ("unlike all others", "see whether it belongs here"),
+    "blank": ("showing nothing", "leave it out"),
+    "dark": ("dark", "lighten it or leave it out"),
+    "blurred": ("far less sharp than most", "replace it or leave it out"),
     "cropped": (
-        "lose more than a third to the central square",
+        "losing more than a third to the central square",
         "data.crop=squash or pad shows all of it; or crop it by hand so that the subject is in the middle",
     ),
-    "broken": ("cannot be read", "mend it"),
+    "broken": ("that cannot be read", "mend it"),
 }
 ON_PAGE = 30  # findings of a kind
 
@@ -139,7 +139,7 @@ def _show(
     for kind, some in by_kind.items():
         told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]
         if told:
-            say(console, kind, f"{len(told):,} {KINDS[kind][0]}: {brief(told, 3)}")
+            say(console, kind, f"{counted(len(told), 'image')} {KINDS[kind][0]}: {brief(told, 3)}")
     if none := [kind for kind, some in by_kind.items() if not some]:
         say(console, "none", ", ".join(none))
     table = [["path", "finding", "score", "other path", "suggestion"]]

@@ -42,7 +42,8 @@ def find_in_folder(
             images = f"images ({', '.join(EXTENSIONS)})"
             expected = f"expected a folder per class with {images} in it; there are none"
             takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
-            above = [folder.parent] if listed(folder)[1] and folder.name else []
+            apart = folder.name and not folder.parent.samefile(".")  # where things of all kinds lie
+            above = [folder.parent] if listed(folder)[1] and apart else []
             raise RequestError(expected + beside + (takes if sides else _seem(above)))
         _check_names({*(name for _, name, _ in found), *empty})
         if split == "auto" and len({name for _, name, _ in found}) < 2:
