@@ -62,9 +62,9 @@ def brief(names: Sequence[str], most: int = 6) -> str:
 
 def near(path: str) -> str:
     """The end of a line on a path that is not there: the name there that was probably meant."""
-    above, name = os.path.split(path)
+    above, name = os.path.split(path.rstrip("/"))
     _, folders, files = next(os.walk(above or "."), ("", [], []))
-    meant = get_close_matches(name, folders + files, 1)
+    meant = get_close_matches(name, folders + files, 1, cutoff=0.7)
     return f"; did you mean {os.path.join(above, meant[0])}?" if meant else ""
 
 

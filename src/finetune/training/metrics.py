@@ -71,10 +71,8 @@ def measure_classes(
     shares = {"accuracy": of_share(hits, groups)}
     if outputs > TOP:
         among = (logits.topk(TOP).indices == labels[:, None]).any(1)
-        found["top5_accuracy"], shares["top5_accuracy"] = (
-            float(among.double().mean()),
-            of_share(among, groups),
-        )
+        found["top5_accuracy"] = float(among.double().mean())
+        shares["top5_accuracy"] = of_share(among, groups)
     losses, confidence = _sureness(logits, labels, softmax, temperature)
     gaps, places = (confidence - hits.double())[:, None], _bins_of(confidence)
 
