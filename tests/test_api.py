@@ -43,6 +43,7 @@ def run(few_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_fit_leaves_what_the_command_leaves(run: finetune.Run) -> None:
     assert json.loads(json.dumps(run.summary)) == summary_of(run.folder)
+    assert repr(run) == f"Run(folder={run.folder!r})"
     assert run.folder.parts[-3] == "outputs"
     assert Path("outputs/latest").read_text().strip() == str(run.folder.relative_to(Path.cwd()))
     saved = finetune.load("latest")._saved

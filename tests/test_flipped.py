@@ -139,7 +139,7 @@ COMMANDS: dict[str, list[tuple[tuple[str, ...], Callable[[], Any]]]] = {
         (("evaluate", "copy", "--out", "o.json"), lambda: content("o.json")),
         (
             ("predict", "copy", "pictures/red", "--out", "o.csv"),
-            lambda: [row.rsplit(",", 1)[0] for row in Path("o.csv").read_text().splitlines()],
+            lambda: [row.split(",")[:3] for row in Path("o.csv").read_text().splitlines()],
         ),
         (("export", "copy", "--out", "o.safetensors"), lambda: exported("o.safetensors")),
         (("report", "copy"), lambda: content("copy/report.html")),

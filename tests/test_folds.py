@@ -24,6 +24,7 @@ from finetune.errors import Interrupted, RequestError
 from finetune.evaluation.calibration import temperature_of
 from finetune.run import run
 from finetune.runs.open import open_run
+from finetune.runs.summary import worse_by_temperature
 from finetune.runs.sweeps import read_runs
 from finetune.training.intervals import wilson
 from support.ended import Ended
@@ -78,6 +79,18 @@ def test_predict_goes_by_the_answers_of_the_folds(folded: Path, command: Callabl
     ended = command("predict", str(folded), image, "--coverage", "0.9")
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[0].endswith("familiar,set")
+
+
+def test_the_report_names_the_curves_that_it_draws_and_what_the_temperature_was_measured_on(
+    folded: Path,
+) -> None:
+    page = (folded / "report.html").read_text(encoding="utf-8")
+    (legend,) = {line for line in page.splitlines() if "<i></i>train</li>" in line}
+    assert "validation" not in legend
+    fitted = summary_of(folded)["calibration"] | {"ece_before": 0.1, "ece_after": 0.2}
+    fitted |= dict.fromkeys(("log_loss_before", "log_loss_after"), 1.0)
+    told = "on the answers of the folds the temperature raised the calibration error from 0.100 to 0.200"
+    assert worse_by_temperature({"calibration": fitted}) == told
 
 
 def test_the_leaderboard_of_a_folder_leaves_folds_out(folded: Path) -> None:

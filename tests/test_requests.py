@@ -186,6 +186,14 @@ def test_a_path_that_breaks_lines_is_told_in_one(train: Train, tmp_path: Path) -
     assert ended.err == "error: data.root=two lines: expected a folder; there is none\n"
 
 
+@pytest.mark.parametrize("way", ["{}", "data=folder data.root={}"])
+def test_a_misspelled_folder_is_told_with_the_one_there(train: Train, tmp_path: Path, way: str) -> None:
+    (tmp_path / "a" / "Field photos 2024").mkdir(parents=True)
+    ended = train(*(one.format("a/Feild photos 2024") for one in way.split()))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.endswith("; did you mean a/Field photos 2024?\n")
+
+
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_skip_trains_without_the_broken_pictures(train: Train, tmp_path: Path, cache: str) -> None:
     broken_picture(tmp_path / "here")

@@ -49,7 +49,7 @@ def test_a_run_and_its_predictions(on_terminal: On) -> None:
     after = ["time", "folder", "report", "watch"]
     assert words(lines) == [*run, "test", "frozen", *after, "next", "next", "next"]
     code, lines = on_terminal("predict", "latest", "pictures", "--out", "found.csv")
-    assert (code, words(lines)) == (0, ["predict"])
+    assert (code, words(lines)) == (0, ["predict", "written"])
     # With rows in a file and a bar on the terminal, each is where it belongs.
     with Path("rows.csv").open("w", newline="", encoding="utf-8") as file:
         code, lines = on_terminal("predict", "latest", "pictures", stdout=file)

@@ -40,7 +40,7 @@ class Run:
     """A finished run: its folder, and what summary.json has."""
 
     folder: Path
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)  # some 20 kB
 
     def load(self) -> Model:
         """The model as the best epoch left it."""

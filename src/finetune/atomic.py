@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
@@ -63,10 +64,13 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
 
 
 def make_out(folder: Path) -> None:
-    """Make the folder that `--out` means; RequestError where it cannot be."""
+    """Make the folder that `--out` means; RequestError where it cannot be, or be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
+        if folder.is_dir():
+            raise RequestError(f"--out={folder}: cannot be written to: {error.strerror}") from None
         raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
 
 
@@ -117,7 +121,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a file of indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))  # as JSON has surrogates
 
 
 def read_json(

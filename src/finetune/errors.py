@@ -1,10 +1,12 @@
 """The ways a command ends early, each told in one line."""
 
 import errno
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # that a disk takes no more
 # The marks of Unicode that turn round the text after them, so that exe.gpj reads jpg.exe.
@@ -62,6 +64,14 @@ def brief(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(name if len(name) <= 200 else f"{name[:199]}…" for name in names[:most]) + rest
 
 
+def near(path: str) -> str:
+    """The end of a line on a path that is not there: the name there that was probably meant."""
+    above, name = os.path.split(path.rstrip("/"))
+    _, folders, files = next(os.walk(above or "."), ("", [], []))
+    meant = get_close_matches(name, folders + files, 1, cutoff=0.7)
+    return f"; did you mean {os.path.join(above, meant[0])}?" if meant else ""
+
+
 def counted(number: int, noun: str) -> str:
     """1 image, 1,234 images, 2 classes."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
@@ -78,11 +88,11 @@ def shown(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text without what would colour, move or turn round a terminal's text."""
+    """A text without what would colour, move or turn round a terminal's text, or is no UTF-8."""
     if text.isprintable():
         return text
     return "".join("\N{REPLACEMENT CHARACTER}" if _acts(letter) else letter for letter in text)
 
 
 def _acts(letter: str) -> bool:
-    return unicodedata.category(letter) == "Cc" or unicodedata.bidirectional(letter) in TURNS
+    return unicodedata.category(letter) in ("Cc", "Cs") or unicodedata.bidirectional(letter) in TURNS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from finetune.choices.losses import LOSSES
@@ -20,6 +21,7 @@ from finetune.training.solved import SolvedClassifier
 
 def _data(inputs: ModelInputs) -> dict[str, Any]:
     dataset = inputs.dataset
+    groups = dataset.together(dataset.answered("test"))
     return {
         "name": dataset.name,
         **dataset.counts(),
@@ -29,6 +31,7 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
         "repaired": len(inputs.repaired),
         "ignored_files": dataset.passed_over.total(),
         "own_split": dataset.own_split,
+        **({} if groups is None else {"test_groups": len(np.unique(groups))}),
         "labelled_otherwise": len(labelled_otherwise(dataset)),
         "leaked": {side: len(rows) for side, rows in leaked(dataset).items()},
     }
@@ -70,9 +73,9 @@ def _measure_answers(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     sides = {"val": (fitted.val, fitted.val_logits), "test": (fitted.test, fitted.test_logits)}
     for side, (measures, logits) in sides.items() if several or labels.ndim == 1 else ():
         if measures and logits is not None:
-            own = labels[dataset.answered(side)]
+            own, groups = labels[rows := dataset.answered(side)], dataset.together(rows)
             chosen = None if fitted.folds else thresholds  # which were chosen by these very answers
-            found = measure(logits, own, dataset.classes, thresholds=chosen, **how)
+            found = measure(logits, own, dataset.classes, thresholds=chosen, groups=groups, **how)
             measures |= {name: found[name] for name in BESIDE if found.get(name) is not None}
     if calibration and fitted.folds:
         calibration["measured_on"] = "the answers that it was fitted on"

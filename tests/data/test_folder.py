@@ -207,6 +207,16 @@ def test_one_level_off_is_told_with_the_place_of_the_classes(
         load(Path(asked))
 
 
+def test_the_working_folder_is_not_taken_for_one_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, 3)
+    monkeypatch.chdir(tmp_path)
+    for root in ("cat", str(tmp_path / "cat")):
+        with pytest.raises(RequestError, match=r"in it; there are none$"):
+            measured(Path(root))
+
+
 # Measuring
 
 

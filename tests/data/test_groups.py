@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from finetune.data.digests import content_digest
 from finetune.data.sources import load_dataset
 from finetune.data.splits import find_units, number_folds, split_by_content
 from finetune.errors import RequestError
+from finetune.report.predictions import read_predictions
+from finetune.training.intervals import of_share
+from support.ended import Ended
 from support.folders import check, fill, save
+from support.runs import SMALL, newest, summary_of
 
 MANY = [content_digest(str(number).encode()) for number in range(600)]
 
@@ -42,6 +47,19 @@ def test_a_patient_is_on_one_side(table: Path, draw: dict[str, int]) -> None:
     parted = load_dataset("csv", str(table), 0.2, 0.2, **draw)
     assert sum(map(len, patients(parted.split).values())) > 40
     assert "40 groups; images of none: 0" in dataset.notes
+
+
+def test_intervals_are_those_of_groups(train: Callable[..., Ended], table: Path) -> None:
+    how = ("data.image_size=32", SMALL, "weights=random", "data.test_fraction=0.4", "data.val_fraction=0.2")
+    ended = train(str(table), "data.group_column=patient", *how, "epochs=1")
+    assert ended.code == 0, ended.err
+    dataset = load_dataset("csv", str(table), 0.2, 0.4, group_column="patient")
+    tested = dataset.split["test"]
+    assert f" on {len(tested)} images of {len(tested) // 3} groups\n" in ended.out
+    answers = [one for one in read_predictions(newest()) if one.split == "test"]
+    expected = of_share([one.right for one in answers], np.unique(tested // 3, return_inverse=True)[1])
+    assert expected != of_share([one.right for one in answers], None)
+    assert tuple(summary_of(newest())["test"]["intervals"]["accuracy"]) == expected
 
 
 def test_columns_that_are_not_read_are_named(table: Path) -> None:
@@ -98,6 +116,9 @@ def test_a_folder_below_a_class_is_a_group_whatever_the_class(tmp_path: Path) ->
     assert len(films) == 11
     assert len(set(dataset.units)) == 11
     assert "10 groups; images of none: 1" in dataset.notes
+    flat = load_dataset("folder", str(tmp_path / "cat"), 0.2, 0.2, group="parent")
+    assert (flat.notes[-1], list(flat.groups)) == ("0 groups", [])
+    assert any(line.startswith("no image is of a group: each is split by itself") for line in flat.warnings)
     (tmp_path / "cat" / "alone.png").unlink()  # the same folders in each class are no sides of a split
     for name in ("cat", "dog"):
         for film in range(3):

@@ -15,6 +15,7 @@ from finetune.build import find_data
 from finetune.config.compose import compose
 from finetune.evaluation.findings import probably_wrong
 from support.ended import Ended
+from support.privilege import without_privilege
 from support.runs import SMALL
 
 
@@ -101,11 +102,40 @@ def test_sides_that_the_toolkit_would_draw_leak_nothing(command: Callable[..., E
     for name in ("audit", "audit-2"):  # of a folder by its path alone; none is overwritten
         ended = command("audit", str(faulty / "train"), SMALL, "weights=random", "data.image_size=64")
         assert ended.code == 0, ended.err
+        assert "\nblank    1 image showing nothing: cat/blank.png\n" in ended.out
         assert f"written  {name}/audit.html and {name}/audit.csv" in ended.out
     found = findings(Path("audit"))
     assert found == findings(Path("audit-2"))
     assert ("near", "near.jpg", "3.png") in found
     assert not [one for one in found if one[0] == "leaks"]
+
+
+def test_groups_are_written_and_of_folds_no_sides(command: Callable[..., Ended], few_pictures: Path) -> None:
+    images = sorted(few_pictures.rglob("*.png"))
+    rows = [f"{one},{one.parent.name},{one.parent.name} {int(one.stem) % 4}" for one in images]
+    Path("of.csv").write_text("\n".join(["path,label,animal", *rows]))
+    asked = ("of.csv", "data.group_column=animal", SMALL, "weights=random", "data.image_size=32")
+    for name, draw, header in (
+        ("folded.csv", "data.folds=3", "path,label,group"),
+        ("split.csv", "data.folds=null", "path,label,split,group"),
+    ):
+        ended = command("audit", *asked, draw, "--write", name)
+        assert ended.code == 0, ended.err
+        assert f"for data=csv data.root={name} data.group_column=group" in ended.out
+        assert Path(name).read_text().splitlines()[0] == header
+        again = compose(["data=csv", f"data.root={name}", "data.group_column=group", draw])
+        first = find_data(compose([*asked[:2], draw]))
+        assert find_data(again).units == first.units
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o500)
+    with without_privilege():
+        ended = command("audit", str(few_pictures))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: --out=.: cannot be written to: Permission denied\n"
 
 
 @pytest.mark.slow

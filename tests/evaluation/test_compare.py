@@ -60,6 +60,23 @@ def test_test_images_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [{*dataset.digests} - test]
 
 
+def test_what_train_refuses_and_warns_of_is_told(command: Command, few_pictures: Path) -> None:
+    for name, number in (("red", 20), ("green", 3)):
+        Path("few", name).mkdir(parents=True)
+        for one in sorted((few_pictures / name).iterdir())[:number]:
+            Path("few", name, one.name).symlink_to(one)
+    Path("one").mkdir()
+    Path("one", "red").symlink_to(few_pictures / "red")
+    ended = command("compare", "models=[timm/test_resnet]", "one", "weights=random")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "data.root=one: expected two classes or more; there is only red" in ended.err
+    Path("few/green/red.png").symlink_to(few_pictures / "red" / "0.png")
+    how = ("weights=random", "data.image_size=32", "cache=memory")
+    ended = command("compare", "models=[timm/test_resnet]", "few", *how)
+    assert "of the images to train on are red" in ended.out
+    assert "images with another label elsewhere" in ended.out
+
+
 @pytest.mark.parametrize(
     ("models", "line"),
     [

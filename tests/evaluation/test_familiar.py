@@ -107,12 +107,23 @@ def test_an_older_run_answers_without(saved: Saved) -> None:
         Details(predictor, coverage=0.5)
 
 
-def test_a_changed_file_is_told(saved: Saved, run: finetune.Run, tmp_path: Path) -> None:
+def test_a_changed_file_is_told(
+    saved: Saved, run: finetune.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = bytearray((run.folder / REFERENCE).read_bytes())
     content[-1] ^= 1
     (tmp_path / REFERENCE).write_bytes(content)
     with pytest.raises(RequestError, match=rf"{REFERENCE}: expected what the run wrote; it has been changed"):
         familiar.read_reference(replace(saved, folder=tmp_path))
+    changed = Predictor(replace(saved, folder=tmp_path))
+    assert Details(changed).columns == []  # what does not need it goes on
+    told = f"delete {tmp_path}/summary.json, and finetune resume {tmp_path} writes it again"
+    note, again = capsys.readouterr().err, pytest.raises(RequestError, match=told)
+    assert note.startswith(
+        f"note     without `familiar`: {tmp_path / REFERENCE}: expected what the run wrote;"
+    )
+    with again:
+        Details(changed, neighbours=1)
 
 
 @pytest.mark.slow

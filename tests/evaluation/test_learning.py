@@ -15,6 +15,7 @@ from finetune.data.dataset import Dataset
 from finetune.evaluation.learning import draw_training, extrapolated_gain, measure_curve, solve_parts
 from finetune.say import Screen
 from support.ended import Ended
+from support.privilege import without_privilege
 from support.runs import summary_of
 
 Command = Callable[..., Ended]
@@ -107,6 +108,13 @@ def test_the_command_answers_and_the_report_shows_it(
     assert [one["images"] for one in curve["points"]][-1] * 2 == curve["twice"]["images"]
     assert curve["sentence"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert command("evaluate", "run").code == 0  # the summary is still one
+    (tmp_path / "run").chmod(0o500)
+    with without_privilege():
+        ended = command("curve", "run")
+    assert (ended.code, ended.out.splitlines()[-1]) == (1, f"answer   {curve['sentence']}")
+    assert (
+        ended.err == "error: run/digests.json: cannot be written: Permission denied; the answer is not kept\n"
+    )
 
 
 @pytest.mark.slow
@@ -119,6 +127,18 @@ def test_heads_of_a_trained_backbone_are_solved_on_the_weights_before(
     ended = command("curve", "run")
     assert (ended.code, ended.err) == (0, "")
     assert "heads are solved on the frozen weights that the run began with: random" in ended.out
+
+
+def test_a_run_with_folds_is_refused_with_what_to_do(
+    finished_run: Callable[..., Path], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished_run("data.folds=3").parent)
+    ended = command("curve", "run")
+    told = "was tested in folds; one without them (data.folds=null) has images to measure on"
+    assert (ended.code, ended.err) == (
+        2,
+        f"error: data.folds: expected a run with a split; this one {told}\n",
+    )
 
 
 @pytest.mark.parametrize(

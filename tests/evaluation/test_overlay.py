@@ -40,8 +40,13 @@ def test_into_another_folder_from_the_latest_run(command: Command, run: Path, fe
     Path("outputs").mkdir()
     Path("outputs/latest").write_text(f"{run}\n")
     assert newest() == run
-    assert command("explain", "latest", f"{few_pictures}/red/7.png", "--out", "seen/here").code == 0
-    assert sorted(path.name for path in Path("seen/here").iterdir()) == ["7.png", "grid.png"]
+    shutil.copy(few_pictures / "red" / "7.png", "lynx.png")
+    named = (f"{few_pictures}/red/7.png", "lynx.png")
+    assert command("explain", "latest", *named, "--out", "seen/here").code == 0
+    assert sorted(path.name for path in Path("seen/here").iterdir()) == ["7.png", "grid.png", "lynx.png"]
+    tiles = [np.asarray(Image.open(Path("seen/here", name))) for name in ("7.png", "lynx.png")]
+    assert np.array_equal(tiles[0][:160], tiles[1][:160])
+    assert not np.array_equal(tiles[0][160:], tiles[1][160:])  # each has its file's name
 
 
 def test_pictures_that_cannot_be_read_are_named_and_the_others_done(

@@ -71,7 +71,9 @@ def test_how_a_tables_images_were_found_is_told(
 
 
 def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run) -> None:
-    assert predict("pictures/red", "--out", "found.jsonl", "--top", "2").code == 0
+    for _ in range(2):  # its own file may be written again
+        ended = predict("pictures/red", "--out", "found.jsonl", "--top", "2")
+        assert (ended.code, ended.err.splitlines()[-1]) == (0, "written  found.jsonl")
     found = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
     expected = finetune.load(run).predict(sorted(Path("pictures/red").iterdir()), top=2)
     assert len(found) == 20
@@ -80,6 +82,13 @@ def test_json_lines_hold_what_the_model_says(predict: Command, run: finetune.Run
         probabilities = [value for _, value in prediction.top]
         assert [one["probability"] for one in row["predictions"]] == pytest.approx(probabilities, abs=1e-6)
     assert [path.name for path in Path().iterdir() if path.name.startswith("found")] == ["found.jsonl"]
+
+
+def test_json_lines_are_json_whatever_the_bytes_of_a_name(predict: Command) -> None:
+    name = os.fsdecode(b"V\xf6gel.png")
+    Path(name).symlink_to("pictures/red/0.png")
+    assert predict(name, "--out", "found.jsonl").code == 0
+    assert json.loads(Path("found.jsonl").read_text(encoding="utf-8"))["path"] == name
 
 
 def test_raw_probabilities_are_those_of_no_temperature(predict: Command, run: finetune.Run) -> None:
@@ -131,12 +140,12 @@ def test_what_an_interrupted_command_has_written_is_kept(
         return ranked(*arguments)
 
     monkeypatch.setattr(Predictor, "rank", interrupted)
-    Path("out.csv").write_text("of another day")
+    Path("out.csv").write_text(before := "path,class,probability,error\nof another day")
     ended = predict("pictures", "--out", "out.csv")
     part, _, told = ended.err.rstrip("\n").removeprefix("error: interrupted; in ").partition(": ")
     assert (ended.code, told) == (130, "the first 32 rows")
     assert len(rows(Path(part).read_text())) == 32
-    assert Path("out.csv").read_text() == "of another day"
+    assert Path("out.csv").read_text() == before
 
 
 def test_what_fails_otherwise_leaves_no_part_and_nothing_in_the_way_is_followed(
@@ -167,11 +176,13 @@ def test_what_fails_otherwise_leaves_no_part_and_nothing_in_the_way_is_followed(
             "--out=x.txt: expected csv or jsonl, as --format or by",
         ),
         (("pictures", "--format", "xml"), "--format=xml: expected csv or jsonl"),
+        (("pictures", "--out", "mine.csv"), "--out=mine.csv: expected a new file, or one of predict's; this"),
         (("pictures", "--out", "."), "--out=.: expected a file; this is a folder"),
         (("pictures", "--out", "no/x.csv"), "--out=no/x.csv: cannot be written: No such file or directory"),
     ],
 )
 def test_a_wrong_request_is_one_line(predict: Command, arguments: tuple[str, ...], line: str) -> None:
+    Path("mine.csv").write_text("path,label\n")
     ended = predict(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(f"error: {line}")

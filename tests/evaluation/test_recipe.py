@@ -9,6 +9,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,24 @@ def test_it_needs_nothing_of_the_toolkit(
     assert header == "path,class,probability"
     assert row.startswith(f"{image},")
     assert 0 < float(row.rpartition(",")[2]) < 1
+
+    def ends(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["it.predict.py", *arguments])
+        with pytest.raises(SystemExit) as ended_with:
+            runpy.run_path("mine/it.predict.py", run_name="__main__")
+        return ended_with.value.code, *capsys.readouterr()
+
+    code, out, err = ends(str(few_pictures / "red"))
+    paths = [line.partition(",")[0] for line in out.splitlines()[1:]]
+    assert (code, paths, err) == (False, sorted(map(str, (few_pictures / "red").iterdir())), "")
+    usage = "usage: python mine/it.predict.py IMAGE_OR_FOLDER ... > answers.csv\n"
+    assert ends() == (2, "", usage)
+    assert ends("--help") == (0, "", usage)
+    Path("mine/it.safetensors").unlink()
+    told = (
+        f"{Path('mine/it.safetensors')}: expected the model that was exported with this file; there is none"
+    )
+    assert ends(image) == (told, "", "")
 
 
 @pytest.mark.parametrize(

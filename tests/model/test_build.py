@@ -63,6 +63,7 @@ def test_weights_for_another_size_change_a_vision_transformers_size():
         ("resnet19", "model=resnet19: .*resnet18"),
         ("ResNet18", "model=ResNet18: .*resnet18"),
         ("fcn_resnet50", "model=fcn_resnet50: expected a classification model"),
+        ("efficientnet_lite", r"model=efficientnet_lite: .* \(efficientnet_lite0, "),
         ("timm/resnet1818", "model=timm/resnet1818: timm has no such model; near are .*resnet"),
         ("timm/", "model=timm/: timm has no such model"),
     ],

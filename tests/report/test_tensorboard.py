@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -67,7 +68,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, few_pictures: Path) -> Wri
     where = tmp_path_factory.mktemp("board")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
-        settings = compose([*OVERRIDES, f"data.root={few_pictures}"])
+        shutil.copytree(few_pictures, "pictures")
+        Path("pictures/red/0.png").rename(os.fsdecode(b"pictures/red/V\xf6gel.png"))  # no UTF-8
+        settings = compose([*OVERRIDES, "data.root=pictures"])
         summary = run(settings, where / "run", Console(file=io.StringIO()))
     return Written(where / "run", summary)
 
@@ -195,6 +198,7 @@ def test_the_projector_has_what_the_head_reads(written: Written) -> None:
     data = written.summary["data"]
     assert [row["split"] for row in table] == ["train"] * data["train"] + ["val"] * data["val"]
     assert all(Path(row["file"]).parent.name == row["class"] for row in table)
+    assert "pictures/red/V\ufffdgel.png" in [row["file"] for row in table]
     features = load_file(written.folder / "reference.safetensors")["features"]
     assert points.shape == (len(table), min(32, len(table), features.shape[1]))
     assert points.std(0)[0] > points.std(0)[-1] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, c
     assert read_summary(tmp_path) == values
     held = {**values, **changed} if len(changed) and "status" not in changed else changed
     (tmp_path / "summary.json").write_text(json.dumps(held))
-    with pytest.raises(RequestError, match=r"summary\.json: .* something else; without it, finetune resume"):
+    with pytest.raises(RequestError, match=r"summary\.json: .* else; delete it, and finetune resume"):
         read_summary(tmp_path)
 
 
@@ -122,6 +123,11 @@ def test_the_file_that_names_the_newest_run_is_a_name_of_it_from_anywhere(
     monkeypatch.chdir(elsewhere)
     assert find_run("../outputs/latest").samefile(run)
     assert find_run(str(tmp_path / "outputs" / "latest")) == run
+    shutil.rmtree(run)
+    with pytest.raises(RequestError, match=r"latest names: expected .*, there is no such folder$"):
+        find_run(str(tmp_path / "outputs" / "latest"))
+    with pytest.raises(RequestError, match=r"there is no such folder; did you mean latest\?$"):
+        find_run("lates")
 
 
 def finished(folder: Path, accuracy: float) -> Path:
@@ -148,7 +154,7 @@ def test_a_summary_is_read_without_a_hash_and_comes_back_whole(tmp_path: Path) -
     strange = json.dumps({"files": {}})
     for damaged in (changed, kept[:-9], "", strange):
         (run / "digests.json").write_text(damaged)
-        with pytest.raises(RequestError, match=r"digests\.json: expected .*; without summary\.json,"):
+        with pytest.raises(RequestError, match=r"digests\.json: expected .*; delete .*summary\.json, and"):
             read_summary(run)
     (run / "digests.json").unlink()
     with pytest.raises(RequestError, match=r"digests\.json: expected"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from finetune.training.intervals import bootstrap, draws, told_apart, wilson
+from finetune.training.intervals import bootstrap, draws, of_share, told_apart, wilson
 from finetune.training.metrics import measure_classes
 
 
@@ -35,6 +35,27 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error(images: int) -> No
     assert high == pytest.approx(float(values.mean()) + 1.96 * error, abs=0.35 * error)
 
 
+def test_images_of_a_group_count_as_fewer_so_that_intervals_hold_what_they_should() -> None:
+    """Animals differ in how often they are known: who takes their images for independent is too sure."""
+    random, holds = np.random.default_rng(0), np.zeros(3)
+    groups = np.repeat(np.arange(20), 10)
+    for _ in range(200):
+        right = random.random(200) < random.beta(1.6, 0.4, 20)[groups]
+        values = torch.from_numpy(right).double()
+        together = bootstrap(lambda drawn, values=values: {"share": values @ drawn / 200}, 200, groups)
+        ends = of_share(right, groups), together["share"], of_share(right, None)
+        holds += [low <= 0.8 <= high for low, high in ends]
+    assert holds[0] >= 0.92 * 200
+    assert holds[1] >= 0.86 * 200
+    assert holds[2] <= 0.8 * 200
+
+
+def test_groups_of_one_image_change_little_and_those_all_right_count_as_one_image_each() -> None:
+    right = np.arange(200) % 5 > 0
+    assert of_share(right, np.arange(200)) == pytest.approx(of_share(right, None), abs=0.001)
+    assert of_share(np.ones(16), np.repeat(np.arange(4), 4)) == wilson(1.0, 4)
+
+
 def test_what_drawing_adds_to_a_calibration_error_is_taken_off_and_the_value_is_inside() -> None:
     """Answers as sure as they are right: the true error is 0, what is measured of 200 is not."""
     random, holds = np.random.default_rng(0), 0
@@ -56,6 +77,7 @@ def test_two_runs_are_told_apart_by_the_images_that_they_answer_differently() ->
     assert told_apart(better, first)
     assert not told_apart(first, first)
     assert not told_apart(first, other)
+    assert not told_apart(better, first, (better > first).astype(int))  # all of it in one group of two
 
 
 def test_no_interval_reaches_beyond_what_a_measure_can_be() -> None:

@@ -23,7 +23,7 @@ from finetune.config.messages import known_keys, unknown_choice, unknown_option,
 from finetune.config.phases import check_phases
 from finetune.config.schema import NAMED, SECTIONS, Settings
 from finetune.config.shipped import choices_of, configs_folder
-from finetune.errors import RequestError, brief, shown
+from finetune.errors import RequestError, brief, near, shown
 
 COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml
 GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
@@ -222,7 +222,7 @@ def _unreadable(override: str, typed: Sequence[str]) -> str:
         return unknown_option(*typed[typed.index(override) :][:2])
     key, equals, _ = override.partition("=")
     if not equals:
-        there = "KEY=VALUE, or a folder or a table; there is none of this name"
+        there = f"KEY=VALUE, or a folder or a table; there is none of this name{near(key)}"
         return f"{override}: expected {f'{key}=VALUE' if key in (*known_keys(), *GROUPS) else there}"
     return (
         f"{override}: this value cannot be read; expected brackets that are closed, and other text with"

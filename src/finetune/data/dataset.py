@@ -53,6 +53,7 @@ class Dataset:
     warnings: what the user should know of them, a line each; notes: what is no fault.
     own_split: whether the data brought sides of their own.
     units: a key of each image, shared by all that stay on one side; none: their digests.
+    groups: of each image as the user names it, empty for one of none; none where there are no groups.
     folds: which fold holds out each image (N,), where all are trained and tested.
     brightness: one scale for all images of more than 8 bits, as `brightness.find_scales` gives it.
     """
@@ -69,6 +70,7 @@ class Dataset:
     own_split: bool = False
     brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
     units: Sequence[str] = ()
+    groups: Sequence[str] = ()
     folds: np.ndarray | None = None
 
     @property
@@ -102,8 +104,9 @@ class Dataset:
         split = {side: np.flatnonzero(np.isin(kept, indices)) for side, indices in self.split.items()}
         images, digests = [self.images[i] for i in kept], [self.digests[i] for i in kept]
         rest = replace(self, images=images, labels=self.labels[kept], split=split, digests=digests)
-        units = [self.units[i] for i in kept] if self.units else ()
-        rest = replace(rest, units=units, folds=None if self.folds is None else self.folds[kept])
+        units, groups = ([one[i] for i in kept] if one else () for one in (self.units, self.groups))
+        folds = None if self.folds is None else self.folds[kept]
+        rest = replace(rest, units=units, groups=groups, folds=folds)
         if not len(split["train"]):
             raise RequestError(
                 f"data.root: expected images to train on; {len(bad)} of {len(self.images)} are broken"
@@ -115,6 +118,10 @@ class Dataset:
     def answered(self, side: str) -> np.ndarray:
         """The images that the answers of a side are for: by folds every one is tested."""
         return self.split["train" if side == "test" and self.folds is not None else side]
+
+    def together(self, rows: np.ndarray) -> np.ndarray | None:
+        """Of each of these images the number of its group, whose images say less; None without groups."""
+        return np.unique(np.asarray(self.units)[rows], return_inverse=True)[1] if self.groups else None
 
     def whole(self) -> Dataset:
         """The same with every image to train on."""

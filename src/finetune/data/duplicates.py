@@ -47,6 +47,9 @@ def told_groups(groups: Sequence[str], split: Mapping[str, np.ndarray]) -> tuple
     """
     on = [{groups[i] for i in rows} - {""} for rows in split.values()]
     every, parted = set().union(*on), sorted((on[0] & on[1]) | (on[0] & on[2]) | (on[1] & on[2]))
+    if not every:
+        told = "no image is of a group: each is split by itself"
+        return "0 groups", (f"{told}; data.group=parent reads the folders below those of the classes",)
     told = f"{len(parted):,} of {len(every):,} groups are on two sides of the split ({brief(parted, 3)})"
     return f"{len(every):,} groups; images of none: {groups.count(''):,}", (told,) if parted else ()
 

@@ -37,20 +37,20 @@ KINDS = {  # what is said of them, and to do
         "to check: the model is confident of another class",
         "look at each and correct the label only where it is wrong",
     ),
-    "conflict": ("have an exact copy under another label", "find out which is right"),
-    "leaks": ("are also on another side of the split, or nearly the same image is", "leave this one out"),
-    "exact": ("are exact duplicates", "leave this one out"),
-    "near": ("are nearly the same as another of their class", "leave this one out if so"),
-    "across": ("are nearly the same as one of another class", "find out which is right"),
-    "outliers": ("are unlike all others", "see whether it belongs here"),
-    "blank": ("show nothing", "leave it out"),
-    "dark": ("are dark", "lighten it or leave it out"),
-    "blurred": ("are far less sharp than most", "replace it or leave it out"),
+    "conflict": ("with an exact copy under another label", "find out which is right"),
+    "leaks": ("on another side of the split, too, exactly or nearly", "leave this one out"),
+    "exact": ("there before, byte for byte", "leave this one out"),
+    "near": ("nearly the same as another of the class", "leave this one out if so"),
+    "across": ("nearly the same as one of another class", "find out which is right"),
+    "outliers": ("unlike all others", "see whether it belongs here"),
+    "blank": ("showing nothing", "leave it out"),
+    "dark": ("dark", "lighten it or leave it out"),
+    "blurred": ("far less sharp than most", "replace it or leave it out"),
     "cropped": (
-        "lose more than a third to the central square",
+        "losing more than a third to the central square",
         "data.crop=squash or pad shows all of it; or crop it by hand so that the subject is in the middle",
     ),
-    "broken": ("cannot be read", "mend it"),
+    "broken": ("that cannot be read", "mend it"),
 }
 ON_PAGE = 30  # findings of a kind
 
@@ -89,15 +89,22 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
     # The sides that a run drew matter to it; those of data by themselves, where they brought them.
     known = sides if runs or data.own_split else dict.fromkeys(sides, "train")
     found = _find(model, settings, data, sides=known, console=console)
-    say(console, "images", f"{len(sides):,} of {len(data.classes):,} classes")
+    say(console, "images", f"{len(sides):,} of {counted(len(data.classes), 'class')}")
     _show(out or Path(free_folder("audit")), data, sides, found=found, how=model.preprocessing)
     if write:
         dropped = {one.image for one in found if one.kind in ["broken", *drop.split(",")]}
-        stay = [i for i in range(len(sides)) if i not in dropped]
-        rows = [[os.path.abspath(str(data.images[i])), _label(data, i), sides[i]] for i in stay]
-        write_atomically(write, table_of([["path", "label", "split"], *rows]))
-        use = f"data=csv {shlex.quote(f'data.root={write}')}"
-        say(console, "written", f"{write}: {counted(len(stay), 'image')}, for {use}")
+        _write_rest(write, data, sides, [i for i in range(len(sides)) if i not in dropped])
+
+
+def _write_rest(file: Path, data: Dataset, sides: dict[int, str], stay: Sequence[int]) -> None:
+    """Write a table of the images that stay, with their sides, where none was tested in folds, and groups."""
+    images = [[os.path.abspath(str(data.images[i])), _label(data, i)] for i in stay]
+    more = {"split": sides} if data.folds is None else {}
+    more |= {"group": dict(enumerate(data.groups))} if data.groups else {}
+    rows = [[*image, *(cells[i] for cells in more.values())] for i, image in zip(stay, images, strict=True)]
+    write_atomically(file, table_of([["path", "label", *more], *rows]))
+    use = f"data=csv {shlex.quote(f'data.root={file}')}{' data.group_column=group' * bool(data.groups)}"
+    say(Screen(), "written", f"{file}: {counted(len(stay), 'image')}, for {use}")
 
 
 def _find(
@@ -132,7 +139,7 @@ def _show(
     for kind, some in by_kind.items():
         told = [short[one.image] + (one.likelier and f" ({one.likelier})") for one in some]
         if told:
-            say(console, kind, f"{len(told):,} {KINDS[kind][0]}: {brief(told, 3)}")
+            say(console, kind, f"{counted(len(told), 'image')} {KINDS[kind][0]}: {brief(told, 3)}")
     if none := [kind for kind, some in by_kind.items() if not some]:
         say(console, "none", ", ".join(none))
     table = [["path", "finding", "score", "other path", "suggestion"]]

@@ -16,15 +16,16 @@ from finetune.build import find_data, make_model
 from finetune.config.compose import compose
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
-from finetune.errors import RequestError
+from finetune.errors import RequestError, counted
 from finetune.evaluation.embeddings import embed
 from finetune.evaluation.findings import held_out_answers
 from finetune.learners import stratified_folds
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.model.standardize import statistics
+from finetune.report.terminal import balance_lines
 from finetune.say import Screen, columns, say
-from finetune.training.intervals import told_apart, wilson
+from finetune.training.intervals import of_share, told_apart
 
 TITLES = ("model", "accuracy", "95 % interval", "images/s", "parameters", "MB")
 WANTED = "models: expected a list of them, as 'models=[resnet18,efficientnet_b0]'"
@@ -33,11 +34,12 @@ WANTED = "models: expected a list of them, as 'models=[resnet18,efficientnet_b0]
 class Compared(NamedTuple):
     """A model's answers: which of the images that were held out it has right (M,), and what it costs.
 
-    speed: images a second for features, None where all were stored. size: in MB.
+    groups: of these images. speed: images a second for features, None where all were stored. size: in MB.
     """
 
     name: str
     right: np.ndarray
+    groups: np.ndarray | None
     speed: float | None
     parameters: int
     size: float
@@ -56,12 +58,13 @@ def compare_models(given: Sequence[str]) -> None:
         raise RequestError(WANTED)
     overrides, console = [one for one in given if one not in listed], Screen()
     each = [compose([*overrides, f"model={name}"]).model_copy(update={"freeze": ["all"]}) for name in names]
-    data = find_data(each[0], measured=True)
+    data = find_data(each[0].model_copy(update={"loss": "bce"}))  # which takes several labels, to say so
     if data.labels.ndim != 1:
         raise RequestError(f"data={data.name}: expected images of one class each, not of several labels")
     data = data.without(data.split["test"].tolist()).whole()  # test images are for the model that is chosen
     models = [make_model(settings, data) for settings in each]  # before minutes are spent on any
-    say(console, "data", f"{data.name}: {len(data.images):,} images of {len(data.classes):,} classes")
+    say(console, "data", f"{data.name}: {len(data.images):,} images of {counted(len(data.classes), 'class')}")
+    balance_lines(console, data, each[0].class_weights)
     found = [_measure(one, settings, data, console) for one, settings in zip(models, each, strict=True)]
     _show(sorted(found, key=lambda one: -one.right.mean()), console)
 
@@ -77,6 +80,7 @@ def _measure(model: Model, settings: Settings, data: Dataset, console: Console) 
     return Compared(
         model.name,
         right=(logits.argmax(1).numpy() == found.dataset.labels[rows]).astype(float),
+        groups=found.dataset.together(rows),
         speed=timing["computed"] / timing["seconds"] if timing and timing["computed"] else None,
         parameters=count_parameters(model.network)["total"],
         size=sum(tensor.nbytes for tensor in tensors) / 1e6,
@@ -88,8 +92,8 @@ def _show(ranked: Sequence[Compared], console: Console) -> None:
     table = columns("", *TITLES, numbers=TITLES[1:])
     for place, one in enumerate(ranked):
         share = float(one.right.mean())
-        interval = "{:.3f} to {:.3f}".format(*wilson(share, len(one.right)))
-        mark = "=" if place and not told_apart(ranked[0].right, one.right) else ""
+        interval = "{:.3f} to {:.3f}".format(*of_share(one.right, one.groups))
+        mark = "=" if place and not told_apart(ranked[0].right, one.right, one.groups) else ""
         speed = "stored" if one.speed is None else f"{one.speed:.0f}"
         numbers = (f"{share:.3f}", interval, speed, f"{one.parameters:,}", f"{one.size:.0f}")
         table.add_row(mark, one.name, *numbers)

@@ -138,10 +138,10 @@ def evaluate_images(
     found = torch.stack([one.logits for one in answers if one.logits is not None])
     true, names, how = torch.from_numpy(chosen.labels[kept]), predictor.saved.classes, predictor.how
     parts = np.full(len(chosen.rows), "other") if chosen.parts is None else chosen.parts
-    rows = {part: parts[kept] == part for part in PARTS}
+    rows, read, data = {part: parts[kept] == part for part in PARTS}, chosen.rows[kept], chosen.dataset
     apart = {
-        part: measure(found[own], true[own], names, **how)
+        part: measure(found[own], true[own], names, groups=data.together(read[own]), **how)
         for part, own in rows.items()
         if 0 < own.sum() < len(own)
     }
-    return Evaluation(measure(found, true, names, **how), broken, apart)
+    return Evaluation(measure(found, true, names, groups=data.together(read), **how), broken, apart)

@@ -30,6 +30,7 @@ from finetune.features.load import ModelInputs
 from finetune.report.predictions import FILE, Prediction, name_of, read_predictions
 from finetune.runs.folder import REFERENCE, check_tables
 from finetune.runs.open import Saved
+from finetune.say import Screen, say
 from finetune.training.metrics import probabilities
 
 MOST = 2000  # training images that are kept, and images held out that are compared with them
@@ -136,7 +137,13 @@ class Details:
         coverage: float | None = None,
     ) -> None:
         self.predictor, self.reject, saved = predictor, reject or 0.0, predictor.saved
-        self.reference, self.neighbours = read_reference(saved), neighbours
+        self.reference, self.neighbours = None, neighbours
+        try:
+            self.reference = read_reference(saved)
+        except RequestError as changed:
+            if neighbours or reject is not None or coverage is not None:
+                raise
+            say(Screen(stderr=True), "note", f"without `familiar`: {changed}")
         self.least: float | None = None
         self.columns = ["labels"] if predictor.thresholds else []
         if self.reference is None and (neighbours or reject is not None):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.build import find_data, make_model
 from finetune.data.dataset import SPLITS, Dataset
-from finetune.errors import RequestError
+from finetune.errors import RequestError, RunError
 from finetune.evaluation.embeddings import embed, model_of
 from finetune.model.standardize import statistics
 from finetune.runs.open import open_run
@@ -45,15 +45,21 @@ def curve_run(run: str) -> None:
     train, held = _sides(found.dataset, settings.refit)
     right = solve_parts(found.values, found.dataset, train, held, console=console)
     curve = measure_curve(right, found.dataset.labels[held], found.dataset.classes)
-    write_summary(saved.folder, saved.summary | {"curve": curve})
     console.print(f"{'images':>9}  accuracy  95 % interval")
     for one in (*curve["points"], curve["twice"]):
         console.print("{images:>9,}  {value:8.3f}  {low:.3f} to {high:.3f}".format(**one))
     say(console, "answer", curve["sentence"])
+    try:
+        write_summary(saved.folder, saved.summary | {"curve": curve})
+    except RunError as error:
+        raise RunError(f"{error}; the answer is not kept") from None
 
 
 def _sides(dataset: Dataset, refit: bool) -> tuple[np.ndarray, np.ndarray]:
     """The images to train on and to measure on, as the run has them; RequestError of too few."""
+    if dataset.folds is not None:
+        told = "was tested in folds; one without them (data.folds=null) has images to measure on"
+        raise RequestError(f"data.folds: expected a run with a split; this one {told}")
     train, val, test = (dataset.split[side] for side in SPLITS)
     if refit:
         train, val = np.union1d(train, val), val[:0]

@@ -19,7 +19,7 @@ from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
-from finetune.errors import RequestError, RunError, brief, counted
+from finetune.errors import RequestError, RunError, brief, counted, shown
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.explain import heatmaps
 from finetune.evaluation.paths import find_images
@@ -62,8 +62,9 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
                 method = explained.method
                 captions = answers(saved, explained.logits)
                 for index, heat, caption in zip(good, explained.maps, captions, strict=True):
-                    tile = pair(pixels[index], heat, caption)
-                    _save(tile, folder / f"{_free_name(Path(str(chunk[index])).stem, taken)}.png")
+                    name = Path(str(chunk[index]))
+                    tile = pair(pixels[index], heat, f"{caption} · {shown(name.name)}")
+                    _save(tile, folder / f"{_free_name(name.stem, taken)}.png")
                     if len(tiles) < IN_GRID:
                         tiles.append(tile)
             advance(len(chunk))
@@ -72,8 +73,8 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
         say(console, "explain", f"{counted(len(images) - len(bad), 'image')}, {method}")
         say(console, "folder", f"{folder}, the first {len(tiles)} in grid.png")
     if bad:
-        shown = brief([f"{one.path} ({one.reason})" for one in bad], 10)
-        raise RunError(f"{len(bad):,} of {counted(len(images), 'image')} cannot be read: {shown}")
+        told = brief([f"{one.path} ({one.reason})" for one in bad], 10)
+        raise RunError(f"{len(bad):,} of {counted(len(images), 'image')} cannot be read: {told}")
 
 
 def maps(saved: Saved, images: Sequence[RawImage], classes: Sequence[str]) -> list[Image.Image | None]:

@@ -21,7 +21,7 @@ from finetune.data.sources.labeled import expand_home
 from finetune.data.sources.table import Columns
 from finetune.data.sources.table import read_images as read_table
 from finetune.data.sources.walk import files_below, is_image, kind_of, tell_others
-from finetune.errors import RequestError
+from finetune.errors import RequestError, near
 from finetune.say import say
 
 
@@ -76,7 +76,9 @@ def _count(argument: str, columns: Columns, passed_over: Counter[str], warnings:
         there = f"; {tell_others(passed_over)}" if passed_over else ""
         raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)}){there}")
     if not number:
-        raise RequestError(f"{argument}: expected a file, a folder, a glob or -; there is no such file")
+        raise RequestError(
+            f"{argument}: expected a file, a folder, a glob or -; there is no such file{near(argument)}"
+        )
     return number
 
 

@@ -62,6 +62,8 @@ class Tally:
 def predict_paths(options: PredictOptions) -> None:
     """Classify the images that `paths` name, to stdout or a file."""
     format, saved = format_of(options.out, options.format), open_run(options.run)
+    if options.out:
+        _refuse_anothers(options.out, format)
     images = find_images(options.paths, sys.stdin, saved.settings.data)
     predictor = Predictor(saved, saved.settings.precision, raw=options.raw)
     details = Details(predictor, options.neighbours, options.reject, options.coverage)
@@ -74,6 +76,8 @@ def predict_paths(options: PredictOptions) -> None:
     with bar as advance:
         tally = predict_images(details, images, options.out, format=format, top=options.top, advance=advance)
     tally.tell(console, predictor)
+    if options.out:
+        say(console, "written", str(options.out))
     if options.strict:
         tally.check()
 
@@ -131,6 +135,16 @@ def format_of(out: Path | None, asked: str | None) -> str:
     return chosen
 
 
+def _refuse_anothers(out: Path, format: str) -> None:
+    """Raise RequestError where a file begins otherwise than ours do: it may be the user's own."""
+    begins = {"csv": b"path,class,probability", "jsonl": b'{"path": "'}[format]
+    if out.is_file() and not out.is_symlink():
+        with out.open("rb") as file:
+            content = file.read(len(begins))
+        if content and content != begins:
+            raise RequestError(f"--out={out}: expected a new file, or one of predict's; this is another")
+
+
 def _csv(file: TextIO, top: int, more: Sequence[str]) -> Write:
     rows = csv.writer(file, lineterminator="\n")
     columns = ["path", *numbered(("class", "probability"), top), "error", *more]
@@ -155,7 +169,8 @@ def _jsonl(file: TextIO, top: int, more: Sequence[str]) -> Write:
                 {"class": name, "probability": value and round(value, 6)} for name, value in ranked
             ]
             row |= more
-        file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+        line = json.dumps(row, ensure_ascii=False)  # a name that is no UTF-8 becomes \udcf6, as JSON has it
+        file.write(f"{line.encode('utf-8', 'backslashreplace').decode()}\n")
 
     return write
 

@@ -86,7 +86,7 @@ def check_model_name(name: str) -> None:
         if name not in model_names():
             raise RequestError(
                 f"model={name}: expected a classification model of torchvision"
-                f" ({_similar(name, model_names())}) or timm/<name>"
+                f" ({_similar(name, [*model_names(), LITE0])}) or timm/<name>"
             )
         return
     try:

@@ -191,7 +191,8 @@ def _path(solution: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     return drawn
 
 
-def _curves(file: Path, best: int | None) -> list[tuple[str, Any]]:
+def _curves(file: Path, best: int | None) -> list[tuple[str, Any, list[str]]]:
+    """Loss and accuracy over epochs, drawn, and the sides that have a line."""
     rows, drawn = read_table(file), []
     for what, top in (("loss", None), ("accuracy", 1.0)):
         splits = [split for split in ("train", "val") if rows and rows[0].get(f"{what}/{split}")]
@@ -203,7 +204,7 @@ def _curves(file: Path, best: int | None) -> list[tuple[str, Any]]:
         except (KeyError, ValueError) as error:
             raise RequestError(f"{file}: expected what the run wrote; damaged: {error}") from None
         if series:
-            drawn.append((what, curve_chart(f"{what} over epochs", series, best, top)))
+            drawn.append((what, curve_chart(f"{what} over epochs", series, best, top), splits))
     return drawn
 
 

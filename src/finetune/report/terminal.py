@@ -65,7 +65,7 @@ def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weigh
     for note in inputs.notes:
         say(console, "note", note)
     _data_lines(console, inputs, model.preprocessing)
-    _balance_lines(console, inputs.dataset, class_weights)
+    balance_lines(console, inputs.dataset, class_weights)
     if inputs.batchnorm:
         _batchnorm_line(console, model.name, **inputs.batchnorm)
     _feature_line(console, inputs)
@@ -98,7 +98,8 @@ def _data_lines(console: Console, inputs: ModelInputs, how: Preprocessing) -> No
         say(console, "warning", f"{number} broken and left out, listed in skipped.csv: {paths}")
 
 
-def _balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
+def balance_lines(console: Console, dataset: Dataset, class_weights: str) -> None:
+    """What may spoil a training: warnings, classes without images, one that has most of them."""
     for text in dataset.warnings:
         say(console, "warning", text)
     counts = dataset.to_train()
@@ -190,6 +191,8 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     elif test := summary["test"]:
         first, _, rest = scores(test).partition(", ")
         images = f"on {counted(summary['data']['test'], 'image')}"
+        if groups := summary["data"].get("test_groups"):
+            images += f" of {counted(groups, 'group')}"
         say(console, "test", f"{first.replace('(', '(95 %: ')} {images}")
         say(console, "", f"{rest}; {best}")
     else:

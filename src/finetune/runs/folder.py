@@ -131,7 +131,7 @@ def find_run(run: str) -> Path:
         where = f", which {file} names"
     if not (folder / "settings.json").is_file():
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
-        what += "; did you mean latest?" * bool(get_close_matches(run, ["latest"]))
+        what += "; did you mean latest?" * (not where and bool(get_close_matches(run, ["latest"])))
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
 
@@ -226,8 +226,8 @@ def check_tables(folder: Path, known: Mapping[str, str]) -> None:
     for name in known:
         if now.get(name) != known[name]:
             raise RequestError(
-                f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); without"
-                f" summary.json, finetune resume {shlex.quote(str(folder))} writes it again"
+                f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); delete"
+                f" {folder / 'summary.json'}, and finetune resume {shlex.quote(str(folder))} writes it again"
             )
 
 

@@ -81,7 +81,8 @@ def worse_by_temperature(summary: Mapping[str, Any]) -> str:
         before, after = (fitted.get(f"{key}_{when}", 0.0) for when in ("before", "after"))
         if after - before > 0.005:  # less is not worth a word
             told.append(f"the {name} from {before:.3f} to {after:.3f}")
-    side = {"test": "test images", "val": "validation images"}.get(str(fitted.get("measured_on")), "images")
+    sides = {"test": "test images", "val": "validation images"}  # else it was fitted on them, too
+    side = sides.get(str(fitted.get("measured_on")), "the answers of the folds")
     return f"on {side} the temperature raised {' and '.join(told)}" if told else ""
 
 
@@ -90,10 +91,10 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     file = folder / "summary.json"
     if not file.exists():
         return None
-    way = f"without it, finetune resume {shlex.quote(str(folder))} writes it again"
+    way = f"delete it, and finetune resume {shlex.quote(str(folder))} writes it again"
     summary = read_json(file, "the summary of a run", SUMMARY, way)
     if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
-        way = way.replace("it,", "summary.json,", 1)
+        way = way.replace("it,", f"{file},", 1)
         apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
         if sha256_of(apart) != sha256:
             raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")

@@ -1,4 +1,7 @@
-"""How sure a number is: 95 % intervals, Wilson's of a share, else by drawing the images again and again."""
+"""How sure a number is: 95 % intervals, Wilson's of a share, else by drawing the images again and again.
+
+Of images in groups the groups are what is drawn: `groups` has the number of each image's, (N,), or is None.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,31 @@ Z, ENDS = 1.959964, (0.025, 0.975)
 BLOCK = 4_000_000  # counts that are in use at once
 
 
-def wilson(share: float, total: int) -> tuple[float, float]:
+def wilson(share: float, total: float) -> tuple[float, float]:
     """The interval of a share of so many images: Wilson 1927."""
     scale = 1 + Z**2 / total
     middle = (share + Z**2 / (2 * total)) / scale
     half = Z / scale * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def of_share(right: Any, groups: np.ndarray | None) -> tuple[float, float]:
+    """Wilson's of a share of images (N,), which count as fewer where those of a group are alike.
+
+    As many as Korn and Graubard (1998) have it: by the variance between groups, with Student's t of so few.
+    """
+    from scipy.special import stdtrit  # a twentieth of a second that who only compares runs does without
+
+    right = np.asarray(right, float)
+    share, images = float(right.mean()), len(right)
+    if groups is None:
+        return wilson(share, images)
+    off, count = np.bincount(groups, right - share), int(groups.max()) + 1
+    if share in (0, 1) or count == 1:
+        return wilson(share, count)
+    between = count / (count - 1) * max(float(off @ off), 1e-9)
+    alone = share * (1 - share) * images
+    return wilson(share, images * min(1.0, alone / between * (Z / float(stdtrit(count - 1, 0.975))) ** 2))
 
 
 @lru_cache(maxsize=2)
@@ -31,7 +53,9 @@ def draws(images: int) -> np.ndarray:
     return counts
 
 
-def bootstrap(measure: Callable[[Any], Mapping[str, Any]], images: int) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    measure: Callable[[Any], Mapping[str, Any]], images: int, groups: np.ndarray | None = None
+) -> dict[str, tuple[float, float]]:
     """The interval of each measure, which takes what images weigh, (images, draws), and gives (draws,).
 
     What drawing adds to a measure by itself, as to a calibration error, is taken off twice: of the draws, and
@@ -39,19 +63,23 @@ def bootstrap(measure: Callable[[Any], Mapping[str, Any]], images: int) -> dict[
     """
     from torch import from_numpy  # whoever has no network to measure does without
 
-    step, found = max(1, BLOCK // images), {}
-    starts = range(0, DRAWS, step)
-    parts = [measure(from_numpy(draws(images)[:, at : at + step].astype(float))) for at in starts]
+    step, found, parts = max(1, BLOCK // images), {}, []
+    places = np.arange(images) if groups is None else groups
+    units = int(places.max()) + 1
+    for at in range(0, DRAWS, step):
+        drawn = draws(units)[places, at : at + step].astype(float)
+        parts.append(measure(from_numpy(drawn * (images / drawn.sum(0)))))
     for name, value in measure(from_numpy(np.ones((images, 1)))).items():
         drawn = np.concatenate([part[name] for part in parts])
         low, high = np.nanquantile(drawn, ENDS) - 2 * (np.nanmean(drawn) - float(value))
         if low == high and 0 <= value <= 1:  # all answers alike: no draw differs
-            low, high = wilson(float(value), images)
+            low, high = wilson(float(value), units)
         found[name] = (float(min(max(low, 0.0), value)), float(max(min(high, np.nanmax(drawn)), value)))
     return found
 
 
-def told_apart(first: np.ndarray, second: np.ndarray) -> bool:
+def told_apart(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None) -> bool:
     """Whether the means of two values of each image (N,) differ: 0 is outside the difference's interval."""
-    low, high = np.quantile((first - second) @ draws(len(first)), ENDS)
+    sums = first - second if groups is None else np.bincount(groups, first - second)
+    low, high = np.quantile(sums @ draws(len(sums)), ENDS)
     return bool(low > 0 or high < 0)

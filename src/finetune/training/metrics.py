@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.training.intervals import bootstrap, wilson
+from finetune.training.intervals import bootstrap, of_share
 
 Numbers = dict[str, float]
 Row = dict[str, Any]
@@ -57,18 +57,22 @@ def measure_classes(
     classes: Sequence[str],
     softmax: bool = True,
     temperature: float = 1.0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measure logits (N, outputs) against classes (N,); outputs beyond the classes can never be right.
 
     softmax: whether it makes the probabilities, or a sigmoid. Returns: what `measure_answers` and
     `calibration` do, `top5_accuracy`, None for five outputs or fewer, which would always be right, and
-    `intervals` of what is a mean.
+    `intervals` of what is a mean. groups: as of `training.intervals`.
     """
     (images, outputs), answers = logits.shape, logits.argmax(1)
     hits, found = answers == labels, measure_answers(labels, answers, classes, outputs)
     found |= {"top5_accuracy": None, **calibration(logits, labels, softmax, temperature)}
+    shares = {"accuracy": of_share(hits, groups)}
     if outputs > TOP:
-        found["top5_accuracy"] = float((logits.topk(TOP).indices == labels[:, None]).any(1).double().mean())
+        among = (logits.topk(TOP).indices == labels[:, None]).any(1)
+        found["top5_accuracy"] = float(among.double().mean())
+        shares["top5_accuracy"] = of_share(among, groups)
     losses, confidence = _sureness(logits, labels, softmax, temperature)
     gaps, places = (confidence - hits.double())[:, None], _bins_of(confidence)
 
@@ -77,9 +81,7 @@ def measure_classes(
         sureness = {"log_loss": losses @ drawn / images, "calibration_error": binned.abs().sum(0) / images}
         return {**one_class(answers, labels, drawn), **sureness}
 
-    shares = {name: found[name] for name in ("accuracy", "top5_accuracy") if found[name] is not None}
-    counted = {name: wilson(share, images) for name, share in shares.items()}
-    return found | {"intervals": bootstrap(draw, images) | counted}
+    return found | {"intervals": bootstrap(draw, images, groups) | shares}
 
 
 def measure_answers(labels: Tensor, answers: Tensor, classes: Sequence[str], outputs: int) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.training.intervals import bootstrap, wilson
+from finetune.training.intervals import bootstrap, of_share
 from finetune.training.metrics import Numbers, as_floats, mean_of, measure_classes, once
 
 BESIDE = ("log_loss", "roc_auc", "at_thresholds", "intervals", "curves")  # what training itself lacks
@@ -84,7 +85,11 @@ def per_label(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str,
 
 
 def measure_labels(
-    logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Mapping[str, float] | None
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    thresholds: Mapping[str, float] | None,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measure logits (N, outputs) where images have several labels, (N, classes) of 0 and 1.
 
@@ -99,7 +104,9 @@ def measure_labels(
     intervals = bootstrap(
         lambda drawn: {**several_labels(logits, labels, drawn), "log_loss": losses @ drawn / len(losses)},
         len(labels),
+        groups,
     )
+    exact = ((logits > 0) == (labels > 0.5)).all(1)
     return {
         "pictures": len(labels),
         **as_floats(measures),
@@ -107,7 +114,7 @@ def measure_labels(
         "roc_auc": sum(known) / len(known) if known else None,
         "log_loss": float(losses.mean()),
         "at_thresholds": as_floats(several_labels(moved, labels, images)) if thresholds else None,
-        "intervals": intervals | {"accuracy": wilson(float(measures["accuracy"]), len(labels))},
+        "intervals": intervals | {"accuracy": of_share(exact, groups)},
         "per_class": [
             {"name": name, **ABSENT, **found.get(name, {}), "roc_auc": area, "threshold": levels[name]}
             for name, area in zip(classes, areas, strict=True)
@@ -118,11 +125,11 @@ def measure_labels(
 def measure(logits: Tensor, labels: Tensor, classes: Sequence[str], **how: Any) -> dict[str, Any]:
     """Measure logits against label vectors (N, classes), or as `measure_classes`; two classes as labels, too.
 
-    how: softmax and temperature, which only classes have, and the labels' thresholds or None.
+    how: softmax and temperature, which only classes have, the labels' thresholds or None, and groups.
     """
     thresholds = how.pop("thresholds")
     if labels.ndim == 2:
-        return measure_labels(logits, labels, classes, thresholds)
+        return measure_labels(logits, labels, classes, thresholds, how.get("groups"))
     two = logits.shape[1] == len(classes) == 2
     apart = separation(logits.diff(dim=1)[:, 0], labels == 1) if two else {}
     return measure_classes(logits, labels, classes, **how) | apart

@@ -180,6 +180,7 @@ def _split(found: LabeledImages, val_fraction: float, test_fraction: float, seed
         own_split=found.splits is not None,
         brightness=found.brightness,
         units=units if found.groups or seed else (),
+        groups=found.groups if any(found.groups) else (),
     )
     if found.groups:
         note, parted = told_groups(found.groups, split)

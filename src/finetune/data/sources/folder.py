@@ -45,7 +45,7 @@ def find_in_folder(
             images = f"images ({', '.join(EXTENSIONS)})"
             expected = f"expected a folder per class with {images} in it; there are none"
             takes = f"; data.split=none takes {brief([path.name for path in sides.values()])} for classes"
-            above = [folder.parent] if listed(folder)[1] and folder.name else []
+            above = [folder.parent] if listed(folder)[1] else []
             raise RequestError(expected + beside + (takes if sides else _seem(above)))
         _check_names({*(name for _, name, _ in found), *empty})
         if split == "auto" and len({name for _, name, _ in found}) < 2:
@@ -188,9 +188,12 @@ def _refuse_one_class(sides: dict[str, Path], folder: Path, only: str) -> None:
 
 
 def _seem(places: Iterable[Path]) -> str:
-    """Where the classes seem to lie, as the end of a line: the first place with two folders of images."""
+    """Where the classes seem to lie, as the end of a line: the first place with two folders of images.
+
+    Not the working folder, where folders of all kinds lie.
+    """
     for place in places:
-        if sum(bool(listed(one)[1]) for one in listed(place)[0]) > 1:
+        if not place.samefile(".") and sum(bool(listed(one)[1]) for one in listed(place)[0]) > 1:
             place = place.parent if side_of(place.name) else place
             return f"; the classes seem to lie in {place}: data.root={place}"
     return ""

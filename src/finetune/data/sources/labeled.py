@@ -15,7 +15,7 @@ from unicodedata import normalize
 import numpy as np
 
 from finetune.data.dataset import RawImage
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, near
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 SPELLINGS = {
@@ -86,7 +86,7 @@ def existing_folder(root: str, setting: str = "data.root") -> Path:
     """
     path = expand_home(root)
     if not os.path.isdir(path):
-        there = "this is a file" if os.path.exists(path) else "there is none"
+        there = "this is a file" if os.path.exists(path) else f"there is none{near(root)}"
         raise RequestError(f"{setting}={root}: expected a folder; {there}")
     return path
 
