@@ -26,8 +26,10 @@ def is_ours(error: OSError, *folders: Path) -> bool:
     """Whether an error is of a file in a run's folders, or of a full disk; else of what other code reads."""
     if error.errno in FULL:
         return True
-    file = Path(os.path.abspath(error.filename or ""))
-    return bool(error.filename) and any(file.is_relative_to(folder.absolute()) for folder in folders)
+    if not isinstance(error.filename, str | Path):  # a number or bytes, as somebody else's code has it
+        return False
+    file = Path(os.path.abspath(error.filename))
+    return any(file.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def not_written(place: Path, error: OSError) -> str:

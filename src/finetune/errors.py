@@ -48,7 +48,7 @@ def errors_told() -> Iterator[None]:
         sys.exit(tell(error))
     except OSError as error:  # a folder that may not be searched, a name that no file can have
         if error.errno in FULL:  # of a file that a library writes
-            what = f"{brief([str(error.filename)])}: cannot be written"
+            what = f"{brief([str(error.filename or 'a file')])}: cannot be written"
             sys.exit(tell(RunError(f"{what}: {error.strerror}")))
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
             raise
@@ -68,7 +68,7 @@ def near(path: str) -> str:
     """The end of a line on a path that is not there: the name there that was probably meant."""
     above, name = os.path.split(path.rstrip("/"))
     _, folders, files = next(os.walk(above or "."), ("", [], []))
-    meant = get_close_matches(name, folders + files, 1, cutoff=0.7)
+    meant = get_close_matches(name, (folders + files)[:5000], 1, cutoff=0.7)
     return f"; did you mean {os.path.join(above, meant[0])}?" if meant else ""
 
 

@@ -14,6 +14,11 @@ from threading import Condition
 import finetune
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def training_here() -> int:
     """How many processes of this machine train one model together."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from finetune.atomic import linked, write_atomically
-from finetune.build import find_data
+from finetune.build import find_data, make_model
 from finetune.cells import read_table, table_of
 from finetune.choices.best import score
 from finetune.choices.callbacks import CALLBACKS
@@ -53,7 +54,7 @@ def run_phases(
     names = RUNGS if settings.freeze == ["auto"] else told
     ladder = Ladder(settings, folder, console) if settings.freeze == ["auto"] else None
     given = [CALLBACKS[name](folder, "") for name in settings.callbacks if is_given(name)]
-    states = [copy.deepcopy(one.state_dict()) for one in given]
+    states = [copy.deepcopy(_state(one)) for one in given]
     for number in range(len(changes)):
         place = folder / folders.PHASES / str(number)
         summary = read_summary(place) if settings.resume else None
@@ -62,8 +63,8 @@ def run_phases(
             again = "auto" if (place / "settings.json").exists() else None
             asked = phase_settings(settings, number).model_copy(update={"resume": again})
             for one, state in zip(given, states, strict=True):  # what counts epochs begins anew
-                one.load_state_dict(copy.deepcopy(state))
-            summary = train(asked, place, ladder.may_begin if ladder else partial(_check_freezes, settings))
+                _restore(one, copy.deepcopy(state))
+            summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
         else:
             say(console, "", "finished before")
         if summary:
@@ -79,16 +80,27 @@ def run_phases(
     return _finish(folder, ended, kept, console)
 
 
-def _check_freezes(settings: Settings, prepared: Prepared) -> bool:
-    """Refuse before any phase trains what in one of them matches no layer."""
-    network = copy.deepcopy(prepared.model.network)
-    for number in range(len(deltas(settings))):
+def _state(callback: Any) -> dict[str, Any]:
+    """What a callback knows of a training; Lightning's own state of a ModelCheckpoint has not all of it."""
+    return vars(callback) if isinstance(callback, ModelCheckpoint) else callback.state_dict()
+
+
+def _restore(callback: Any, state: dict[str, Any]) -> None:
+    if isinstance(callback, ModelCheckpoint):
+        vars(callback).update(state)
+    else:
+        callback.load_state_dict(state)
+
+
+def _check_freezes(settings: Settings) -> None:
+    """Refuse before anything is computed what in one of the phases matches no layer."""
+    each = [phase_settings(settings, number) for number in range(len(deltas(settings)))]
+    model = make_model(each[0], find_data(each[0]))
+    for number, one in enumerate(each):
         try:
-            asked = phase_settings(settings, number).freeze
-            freeze(network, asked, prepared.model.head, prepared.model.example)
+            freeze(model.network, one.freeze, model.head, model.example)
         except RequestError as error:
             raise RequestError(f"phases, number {number}: {error}") from None
-    return True
 
 
 def _best(ended: list[dict[str, Any]]) -> int:
@@ -104,6 +116,8 @@ def _begin(settings: Settings, folder: Path, console: Console) -> None:
         epochs.differs_in_epochs(settings, folder)
     else:
         folders.refuse_used(folder)
+        if settings.phases:
+            _check_freezes(settings)
         folders.begin(folder, settings.model_dump())
     if note := folders.start(folder, (), latest=not settings.fast_dev_run):
         say(console, "note", note)

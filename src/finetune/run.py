@@ -195,9 +195,9 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
         loggers = make("logger", LOGGERS, settings.logger, prepared.folder)
         for logger in loggers:
             logger.log_hyperparams(flat(settings.model_dump()))
+        if settings.callbacks:  # which may ask for a logger
+            loggers.append(BoardLogger(board.writer if board else None, prepared.classifier))
         if board:
-            if settings.callbacks:  # which may ask for a logger
-                loggers.append(BoardLogger(board.writer, prepared.classifier))
             batches = len(prepared.batches.train_dataloader())
             callbacks.append(Terminal(console, options.epochs, batches))
             if settings.monitor_gradients and not build.solves(settings):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from finetune.data import decoding, reader
+from finetune.data.dataset import Stored
 from finetune.data.decoding import decode_apart, processes
 from finetune.data.digests import content_digest
 from finetune.data.images import BadImage, ChangedImage
@@ -83,6 +84,23 @@ def test_an_image_that_has_changed_ends_it(files: list[Path]) -> None:
     assert raised.value.image == files[9]
 
 
+def test_what_cannot_be_pickled_is_told_all_the_same() -> None:
+    def read(row: int) -> BadImage:
+        raise ChangedImage(Stored("stored 3", lambda: b""))
+
+    with pytest.raises(ChangedImage, match=r"^stored 3: changed since the run began"):
+        list(decode_apart(read, [[1]], 1))
+
+
+def test_an_error_of_a_process_is_itself() -> None:
+    def read(row: int) -> BadImage:
+        raise RuntimeError("decoder")
+
+    with pytest.raises(RuntimeError, match="decoder") as raised:
+        list(decode_apart(read, [[1]], 1))
+    assert not isinstance(raised.value, RunError)
+
+
 def test_a_process_that_is_killed_is_told(files: list[Path]) -> None:
     def read(row: int) -> BadImage:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +123,7 @@ def test_processes_end_with_the_one_that_began_them() -> None:
 
 def test_threads_where_cores_or_memory_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "ram", partial(int, 128 << 30))
-    assert [processes(cores) for cores in (1, 3, 4, 16)] == [0, 0, 4, 16]
+    assert [processes(cores) for cores in (1, 3, 4, 16, 128)] == [0, 0, 4, 16, 16]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert [processes(cores) for cores in (12, 64)] == [0, 16]
     monkeypatch.delenv("LOCAL_WORLD_SIZE")

@@ -68,6 +68,16 @@ def test_all_images_are_checked_once(train: Callable[..., Ended], monkeypatch: p
     assert checked == [61, 62]
 
 
+def test_an_image_that_cannot_be_read_is_looked_for_again(
+    train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    monkeypatch.setattr("finetune.features.load.ram", lambda: 1000)
+    (pictures / "red" / "zz.png").symlink_to("/nowhere/zz.png")
+    for name in ("first", "second"):
+        assert train(*TRAINS, "epochs=1", f"hydra.run.dir={name}").code == 0
+        assert summary_of(Path(name))["data"]["skipped"] == 2
+
+
 def test_an_image_that_changes_meanwhile_ends_the_run_and_is_read_again_by_the_next(
     train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:

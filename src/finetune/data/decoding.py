@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from finetune.data.images import BadImage, ChangedImage
 from finetune.errors import RunError
 from finetune.machine import Budget, ram, training_here
 
+MOST_WORKERS = 16  # that decode
 LEAST = 4  # processes; fewer decode no more than threads do
 MEMORY = 1 << 30  # bytes for each: what an image of 50 million pixels takes
 SET_PDEATHSIG = 1  # of prctl(2)
@@ -31,7 +33,7 @@ def processes(cores: int) -> int:
 
     Where processes cannot be forked each would import torch anew.
     """
-    number = min(cores // training_here(), ram() // 4 // MEMORY)
+    number = min(cores // training_here(), MOST_WORKERS, ram() // 4 // MEMORY)
     return number if sys.platform == "linux" and number >= LEAST else 0
 
 
@@ -54,24 +56,26 @@ def decode_apart(
             taken.append(batch)
             yield batch
 
-    loader = DataLoader(
-        _Rows(read),
-        batch_sampler=noted(),
-        num_workers=workers,
-        collate_fn=_as_they_are,
-        worker_init_fn=_begin,
-        multiprocessing_context="fork",
-        generator=torch.Generator(),  # else the numbers drawn from torch's own would be others
-    )
+    with warnings.catch_warnings(action="ignore"):  # that more were asked for than there are cores
+        loader = DataLoader(
+            _Rows(read),
+            batch_sampler=noted(),
+            num_workers=workers,
+            collate_fn=_as_they_are,
+            worker_init_fn=_begin,
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # else the numbers drawn from torch's own would be others
+        )
     try:
         for found in loader:
             if isinstance(found, ChangedImage):
                 raise found
             yield taken.popleft(), [torch.from_numpy(o) if isinstance(o, np.ndarray) else o for o in found]
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        told = str(error).partition("\n")[0]
+        if not any(what in told for what in ("killed by signal", "exited unexpectedly")):
             raise
-        raise RunError(f"a process that decodes images was killed; is memory full? ({error})") from None
+        raise RunError(f"a process that decodes images was killed; is memory full? ({told})") from None
 
 
 class _Rows(Dataset[Any]):
@@ -89,9 +93,9 @@ def _as_they_are(found: T) -> T:
     return found
 
 
-def _begin(number: int) -> None:
+def _begin(worker: int) -> None:
     # With a process that is killed its locks go, which these have inherited.
     ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the first process ends these
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # which may reach all of them: the first one ends these
+        signal.signal(number, signal.SIG_IGN)
     limits.DECODING = Budget(MEMORY)

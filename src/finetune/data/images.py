@@ -64,8 +64,9 @@ class ChangedImage(RunError):
         super().__init__(f"{image}: {what} the run began, which goes by its content; {advice}")
         self.image, self.what = image, what
 
-    def __reduce__(self) -> tuple[type[ChangedImage], tuple[RawImage, str]]:
-        return ChangedImage, (self.image, self.what)  # else a pickled one would be made of its message
+    def __reduce__(self) -> tuple[type[ChangedImage], tuple[Any, str]]:
+        # Else a pickled one would be made of its message; what reads an image may be no thing to pickle.
+        return ChangedImage, (self.image if isinstance(self.image, Path) else str(self.image), self.what)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from finetune.data.dataset import RawImage, readable_elsewhere
 from finetune.data.decoding import decode_apart, processes
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError, counted
+from finetune.machine import cores
 from finetune.model.preprocessing import Preprocessing
 
 NAMED = 10  # bad images in a line
@@ -98,7 +98,7 @@ class Reader:
         def one(index: int, image: Tensor | BadImage) -> None:
             bad.append(image) if isinstance(image, BadImage) else use(index, image)
 
-        for _ in self._decoded(workers if isinstance(workers, int) else os.cpu_count() or 1, one):
+        for _ in self._decoded(workers if isinstance(workers, int) else cores(), one):
             advance(1)
         return sorted(bad, key=lambda image: image.index)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from finetune.data.digests import forget
 from finetune.data.images import BadImage, ChangedImage, center_crop
 from finetune.data.reader import Reader
 from finetune.errors import RunError
+from finetune.machine import cores
 
 AHEAD = 2  # batches
 
@@ -36,10 +36,10 @@ class Stream:
     memo: Path
 
     def __call__(self, chosen: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S), S the size."""
-        return next(self.ahead([chosen]))
+        """uint8 (B, 3, S, S), S the size: one batch, for which no processes are begun."""
+        return next(self.ahead([chosen], alone=True))
 
-    def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def ahead(self, batches: Iterable[Tensor], alone: bool = False) -> Iterator[Tensor]:
         """Each batch of them in its order.
 
         Raises:
@@ -47,8 +47,8 @@ class Stream:
             RunError: one can no longer be decoded.
         """
         rows: Iterator[list[int]] = (self.places[chosen].tolist() for chosen in batches)
-        workers = self.workers if isinstance(self.workers, int) else os.cpu_count() or 1
-        apart = processes(workers) if self.reader.pure else 0
+        workers = self.workers if isinstance(self.workers, int) else cores()
+        apart = processes(workers) if self.reader.pure and not alone else 0
         try:
             if apart:
                 yield from (self._stacked(images) for _, images in decode_apart(self.reader, rows, apart))

@@ -132,7 +132,8 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     inputs, what = example_inputs(dataset, saved.preprocessing)
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)
-    beside = ", and predict.py beside it, which runs it" if target.suffix in RUNS else ""
+    script = "predict.py" if target.stem == "model" else f"{target.stem}.predict.py"
+    beside = f", and {script} beside it, which runs it" if target.suffix in RUNS else ""
     say(console, "export", f"{target}{beside}")
     if softmax:
         say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")

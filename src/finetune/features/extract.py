@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from finetune.data.dataset import Stored
-from finetune.data.decoding import decode_apart, processes
+from finetune.data.decoding import MOST_WORKERS, decode_apart, processes
 from finetune.data.images import BadImage
-from finetune.machine import has_compiler
+from finetune.machine import cores, has_compiler
 from finetune.model.tracing import keep_modes
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
@@ -27,7 +26,6 @@ from finetune.model.tracing import keep_modes
 BATCHES = {"cpu": 16, "cuda": 64, "mps": 64}
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_WORKERS = 16  # threads that decode
 COMPILE_FROM_MACS = 1e14  # compiling takes up to 40 s; this much work takes minutes on a CPU without it
 
 T = TypeVar("T")
@@ -104,7 +102,7 @@ def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[
     forward = accelerate(prefix, form, device)
     exact, threads = _exact(prefix, device, sample), torch.get_num_threads()
     if form.compiled and device == "cpu":  # for as many as will compute; for others it is compiled again
-        torch.set_num_threads(max(1, _cores() // MOST_WORKERS))
+        torch.set_num_threads(max(1, cores() // MOST_WORKERS))
     try:
         distance = difference(exact, forward(sample))
     finally:
@@ -113,11 +111,6 @@ def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[
         return forward, form, distance
     plain = Form("fp32", folded=False, batch=form.batch)
     return accelerate(prefix, plain, device), plain, distance
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def extract(
@@ -138,10 +131,9 @@ def extract(
     rows: taken from no faster than they are computed, so that they may come from a stream without end.
     pure: reading leaves nothing behind but what it returns; then beside a GPU other processes may do it.
     """
-    cores = _cores()
     remaining = iter(rows)
     batches = iter(lambda: list(islice(remaining, batch)), [])
-    first = list(islice(batches, min(cores, MOST_WORKERS)))
+    first = list(islice(batches, min(cores(), MOST_WORKERS)))
     every, workers = chain(first, batches), max(len(first), 1)
     result = partial(_result, compute, device)
     sent = pure and not any(isinstance(row, Stored) for row in chain(*first))  # which may hold a whole set
@@ -150,7 +142,7 @@ def extract(
         return
 
     def task(chosen: list[T]) -> Callable[[], tuple[Told[T], Tensors]]:
-        torch.set_num_threads(max(1, cores // workers))  # counts for this thread only
+        torch.set_num_threads(max(1, cores() // workers))  # counts for this thread only
         found = partial(result, *_sorted(chosen, list(map(read, chosen))))
         if device != "cpu":
             return found

@@ -102,7 +102,8 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     plain: Callable[[Tensor], Tensor]
     if pixels is None:
         stream = plain = Stream(reader, places, reader.size, workers=loading.workers, memo=loading.memo)
-        remember_decoded(digests, loading.memo)
+        if all(one.lasting for one in bad):  # else the next run looks again
+            remember_decoded(digests, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
         plain = partial(_held, pixels.to(device), places.to(device))

@@ -28,16 +28,17 @@ class BoardLogger(Logger):
 
     name, version = "tensorboard", ""
 
-    def __init__(self, writer: SummaryWriter, learner: Learner) -> None:
+    def __init__(self, writer: SummaryWriter | None, learner: Learner) -> None:
         super().__init__()
-        self.writer, self.learner = writer, learner
+        self.writer, self.learner = writer, learner  # none where another process writes
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """They are in the run's log."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         for name in metrics.keys() - self.learner.logged - {"epoch"}:
-            self.writer.add_scalar(name, metrics[name], step)
+            if self.writer:
+                self.writer.add_scalar(name, metrics[name], step)
 
 
 class EpochLines(pl.Callback):
