@@ -102,9 +102,9 @@ def were_decoded(digests: Sequence[str], memo: Path) -> bool:
     return bool(known_bad([whole := _set_digest(digests)], memo).get(whole))
 
 
-def remember_decoded(digests: Sequence[str], memo: Path) -> None:
-    """Remember that all of them were decoded, but for those that `remember_bad` is told."""
-    remember_bad({_set_digest(digests): "a set of images"}, memo)
+def remember_decoded(digests: Sequence[str], broken: Mapping[str, str], memo: Path) -> None:
+    """Remember that all of a set were decoded but the broken ones; both or neither is written."""
+    remember_bad({**broken, _set_digest(digests): "a set of images"}, memo)
 
 
 def _set_digest(digests: Sequence[str]) -> str:

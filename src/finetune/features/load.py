@@ -103,7 +103,7 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     if pixels is None:
         stream = plain = Stream(reader, places, reader.size, workers=loading.workers, memo=loading.memo)
         if all(one.lasting for one in bad):  # else the next run looks again
-            remember_decoded(digests, loading.memo)
+            remember_decoded(digests, {digests[one.index]: one.reason for one in bad}, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
         plain = partial(_held, pixels.to(device), places.to(device))
