@@ -91,7 +91,7 @@ def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
     classifier = prepared.classifier
     assert isinstance(classifier, SolvedClassifier)
     raw = checkpoint(Path("run"))["standardized"]["fc"]
-    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.solution)
+    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.head.found())
     standardized = ((features - raw["mean"]) * raw["scale"]).double()
     loss = functional.cross_entropy(standardized @ weight.T + bias, labels) + 0.005 * weight.square().sum()
     loss.backward()
@@ -174,7 +174,7 @@ def test_both_views_are_solved_for(at_pictures: Path) -> None:
     features = torch.cat([inputs.plain(rows), inputs.mirrored(rows)])  # type: ignore[list-item]
     raw = checkpoint(Path("run"))["standardized"]["fc"]
     torch.testing.assert_close(raw["mean"], features.mean(0), rtol=1e-4, atol=1e-5)
-    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.solution)
+    weight, bias = (value.detach().clone().requires_grad_() for value in classifier.head.found())
     labels = torch.from_numpy(prepared.dataset.labels)[rows].repeat(2)
     standardized = ((features - raw["mean"]) * raw["scale"]).double()
     loss = functional.cross_entropy(standardized @ weight.T + bias, labels)

@@ -49,7 +49,7 @@ def test_the_path_is_scikit_learns(digits: tuple[Problem, Folds]) -> None:
     order = np.argsort(reference.Cs_)
     np.testing.assert_allclose(ours[:-1], theirs[order][: tried - 1], rtol=0.01)
     assert ours[-1] == pytest.approx(theirs[order][tried - 1], rel=0.03)  # far from what is chosen
-    assert ours.argmin() == theirs[order].argmin() == tried - 4  # three that are worse end it
+    assert ours.argmin() == theirs[order].argmin() == tried - 3  # two that are worse end it
 
 
 def test_answers_are_of_the_images_held_out(digits: tuple[Problem, Folds]) -> None:

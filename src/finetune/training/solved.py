@@ -15,7 +15,7 @@ from finetune.model.standardize import StandardizedLinear
 from finetune.training.classifier import Classifier
 from finetune.training.learner import CurvePoint, EpochMetrics
 from finetune.training.losses import Loss
-from finetune.training.solve import SOLVED, Folds, Point, Problem, follow_path, lbfgs
+from finetune.training.solve import SOLVED, Folds, Head, Point, Problem, curvature, follow_path, lbfgs
 
 ROUNDS = 2000  # iterations at most
 
@@ -45,12 +45,10 @@ class SolvedClassifier(Classifier):
         self.gradient = 0.0
 
     def configure_optimizers(self) -> Any:
-        (layer,) = self.layer
-        self.solution = [
-            torch.zeros(value.shape, dtype=torch.float64, device=self.where, requires_grad=True)
-            for value in (layer.weight, layer.bias)
-        ]
-        return lbfgs(self.solution, SOLVED, 1)
+        batch, _ = self._all_views()
+        train = self._examples(batch)
+        self.head = Head(train.features, train.outputs, torch.float64)
+        return lbfgs(self.head.values, 0, 1)
 
     @property
     def where(self) -> torch.device:
@@ -69,7 +67,7 @@ class SolvedClassifier(Classifier):
             self._choose(train, val, views)
         self._solve(train, val, self.strength)
         with torch.no_grad():
-            for value, solved in zip((layer.weight, layer.bias), self.solution, strict=True):
+            for value, solved in zip((layer.weight, layer.bias), self.head.found(), strict=True):
                 value.copy_(solved)
         measured = self._step("train", batch)
         self.check_finite("the loss", measured.losses)
@@ -121,40 +119,39 @@ class SolvedClassifier(Classifier):
             both = (torch.cat([part.features for part in parts]), torch.cat([part.labels for part in parts]))
             examples = Problem(*both, self.loss, train.outputs)
         self.points = list(follow_path(examples, folds, self.choice.log_loss))
-        with torch.no_grad():
-            for value, found in zip(self.solution, (self.chosen.weight, self.chosen.bias), strict=True):
-                value.copy_(found)
 
     def _solve(self, train: Problem, val: Sequence[Problem], strength: float) -> None:
         """Solve for all training images in float64, a point of the curves for each iteration."""
         optimizer: Any = self.optimizers()
-        weight, bias = self.solution
-        exact = train.features.double()
-        known: list[Tensor] = []  # where the value and the gradient are known from, and the value
+        head = self.head
+        if self.points:
+            head.place(self.chosen.weight, self.chosen.bias)
+        with torch.no_grad():
+            head.suit(strength, curvature(train, head.logits_and_squares()[0]))
+        known: list[Tensor] = []  # the value, and where it and the gradient are known from
 
         def closure() -> Tensor:
-            if known and torch.equal(known[0], weight) and torch.equal(known[1], bias):
-                return known[2]  # an iteration begins where the line search of the one before ended
+            if known and all(map(torch.equal, known[1:], head.values)):
+                return known[0]  # an iteration begins where the line search of the one before ended
             signals.check()
             optimizer.zero_grad()
-            loss = self.loss(torch.addmm(bias, exact, weight.T), train.labels)[0]
-            value = loss + strength / 2 * weight.square().sum()
+            logits, squares = head.logits_and_squares()
+            value = self.loss(logits, train.labels)[0] + strength / 2 * squares
             self.manual_backward(value)
-            known[:] = weight.detach().clone(), bias.detach().clone(), value.detach()
-            return known[2]
+            known[:] = value.detach(), *(moved.detach().clone() for moved in head.values)
+            return known[0]
 
         for _ in range(ROUNDS):
-            before = weight.detach().clone()
+            before = [value.detach().clone() for value in head.values]
             optimizer.step(closure)
-            gradient = torch.cat([one.grad.flatten() for one in self.solution if one.grad is not None])
-            self.iterations.append(self._measure(train, val) | {"gradient_norm": float(gradient.norm())})
-            self.gradient = float(gradient.abs().max())
-            if self.gradient <= SOLVED or torch.equal(before, weight):
+            self.gradient, norm = head.gradient()
+            self.iterations.append(self._measure(train, val) | {"gradient_norm": norm})
+            if self.gradient <= SOLVED or all(map(torch.equal, before, head.values)):
                 break
 
     def _measure(self, train: Problem, val: Sequence[Problem]) -> dict[str, float]:
         found: dict[str, float] = {}
-        weight, bias = (value.detach().float() for value in self.solution)
+        weight, bias = (value.float() for value in self.head.found())
         for split, parts in (("train", [train]), ("val", val)):
             metrics = EpochMetrics(bool(self.labels))
             for part in parts:
