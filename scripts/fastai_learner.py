@@ -1,6 +1,6 @@
-"""fastai's frozen vision_learner with its defaults, for scripts/benchmark_heads.py; needs fastai.
+"""fastai's vision_learner with its defaults, frozen or by its fine_tune, for the benchmarks; needs fastai.
 
-    python scripts/fastai_learner.py FOLDER --weights FILE [--size 224] [--epochs 4]
+    python scripts/fastai_learner.py FOLDER --weights FILE [--size 224] [--epochs 4 | --fine-tune 10]
 
 FOLDER has train, valid and test. Prints the accuracy on test, and seconds, as JSON.
 """
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="a state dict of torchvision's resnet18")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--fine-tune", type=int, help="epochs in which all trains, after one of the head")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
 
@@ -43,7 +44,10 @@ def main() -> None:
     learner.freeze()
     started = time.perf_counter()
     with learner.no_bar(), learner.no_logging():
-        learner.fit_one_cycle(asked.epochs)
+        if asked.fine_tune:
+            learner.fine_tune(asked.fine_tune)
+        else:
+            learner.fit_one_cycle(asked.epochs)
         seconds = time.perf_counter() - started
         paths = sorted((asked.data / "test").rglob("*.*"))
         answers, _ = learner.get_preds(dl=data.test_dl(paths))
