@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from rich.console import Console
 from torch.nn import functional
@@ -47,6 +48,18 @@ def test_statistics_are_those_of_all_features_and_what_does_not_vary_counts_noth
     deviation = features.std(0, unbiased=False)
     torch.testing.assert_close(scale[[0, 2]], 1 / deviation[[0, 2]], rtol=1e-6, atol=0)
     assert scale[1] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_features_that_are_not_finite_are_refused(
+    at_pictures: Path, command: Command, optimizer: str
+) -> None:
+    network = timm.create_model("test_resnet")
+    network.get_submodule("layer4.0.bn2").weight.data.fill_(3e38)  # type: ignore[operator, union-attr]
+    torch.save(network.state_dict(), "weights.pt")
+    ended = command("train", *QUICK, "weights=weights.pt", f"optimizer={optimizer}")
+    assert ended.code == 2
+    assert "features of some image are infinite or no numbers: expected finite ones" in ended.err
 
 
 def test_checkpoints_hold_a_plain_layer_that_computes_the_same(at_pictures: Path) -> None:

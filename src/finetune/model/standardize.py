@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from finetune.errors import RequestError
 from finetune.model.boundary import Split
 
 
@@ -85,7 +86,10 @@ def folded(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> tuple[T
 
 
 def statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of features that come in batches (B, D), 0 where they do not vary."""
+    """Mean and 1 / standard deviation of features that come in batches (B, D), 0 where they do not vary.
+
+    RequestError: a feature is infinite or none.
+    """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     shift: Tensor | None = None
     for batch in features:
@@ -94,6 +98,9 @@ def statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         values = values - shift
         count, total, squares = count + len(values), total + values.sum(0), squares + values.square().sum(0)
     assert shift is not None
+    if not squares.isfinite().all():
+        what = "the features of some image are infinite or no numbers: expected finite ones;"
+        raise RequestError(f"{what} try precision=32, or other weights")
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     varies = deviation > 1e-7 * (mean + shift).abs().clamp(min=1e-30)
