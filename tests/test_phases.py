@@ -57,6 +57,17 @@ def test_a_phase_starts_from_the_one_before(finished_run: Callable[..., Path]) -
     assert summary_of(phased)["phase"] == 0  # the second is no better
 
 
+def test_each_is_refitted_and_the_next_starts_from_before(finished_run: Callable[..., Path]) -> None:
+    phased = finished_run(TWO, "precision=32", "refit=true")
+    chosen, refitted = (whole_state(phased / "phases/0", name) for name in ("chosen", "best"))
+    slow = whole_state(phased / "phases/1", "chosen")
+    for name, value in chosen.items():
+        torch.testing.assert_close(value, slow[name], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(chosen["fc.weight"], refitted["fc.weight"], rtol=1e-2)
+    assert torch.equal(whole_state(phased)["fc.weight"], refitted["fc.weight"])
+    assert summary_of(phased)["phase"] == 0
+
+
 def test_together_they_are_one_run(phased: Path, command: Callable[..., Ended]) -> None:
     summary, last = summary_of(phased), summary_of(phased / "phases/1")
     assert (summary["status"], summary["phase"], len(summary["phases"])) == ("finished", 1, 2)

@@ -85,7 +85,7 @@ def forecast(prepared: Prepared) -> float:
     measured = len(batches.split["val"]) / len(rows)  # in batches
     most = (options.max_steps or sys.maxsize) * options.accumulate_batches
     steps = min(options.epochs * len(batches.train_dataloader()), most)
-    return steps * step + options.epochs * measured * forward
+    return (1 + prepared.settings.refit) * (steps * step + options.epochs * measured * forward)
 
 
 def _step(prepared: Prepared, rows: Tensor) -> tuple[float, float]:

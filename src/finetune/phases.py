@@ -106,7 +106,7 @@ def _check_freezes(settings: Settings) -> None:
 def _best(ended: list[dict[str, Any]]) -> int:
     """The phase that did best in validation, of equals the first; the last where nothing says so."""
     scores = [one["val"] and score(one["best"], one["val"]) for one in ended]
-    if ended[-1]["best"] == "last" or ended[-1]["refit"] or None in scores:
+    if ended[-1]["best"] == "last" or None in scores:
         return len(ended) - 1
     return max(range(len(ended)), key=lambda number: scores[number])
 

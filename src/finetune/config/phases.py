@@ -42,7 +42,6 @@ def phase_settings(settings: Settings, number: int) -> Settings:
     """The settings of a phase: the run's own with what the phase changes; RequestError of what it may not."""
     changes = deltas(settings)
     values = settings.model_dump() | {"phases": [], "time_limit": None}
-    values["refit"] = settings.refit and number == len(changes) - 1  # else validation images would be known
     chosen_first = sorted(changes[number].items(), key=lambda one: one[0] not in SECTIONS)
     try:
         for key, value in chosen_first:

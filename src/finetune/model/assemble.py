@@ -117,8 +117,12 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
 
 
 def _start_from(network: nn.Module, run: Path, weights: Weights) -> Weights:
-    """Load a run's whole model, head and all; RequestError where it is another model's, or damaged."""
-    state, about = read_state_dict(run)
+    """Load a run's whole model, head and all; RequestError where it is another model's, or damaged.
+
+    Of a refitted run the one before, which does not know the validation images.
+    """
+    chosen = run / "checkpoints" / "chosen.ckpt"
+    state, about = read_state_dict(chosen if chosen.exists() else run)
     if before := Preprocessing.from_metadata(about):
         resize(network, before.crop_size)
     own = network.state_dict()
