@@ -7,7 +7,7 @@ import torch
 
 from finetune.data.dataset import RawImage
 from finetune.model.preprocessing import Preprocessing
-from finetune.report.drawings import confusion_image, image_grid, sprite, thumbnails
+from finetune.report.drawings import confusion_image, image_grid, thumbnails
 from finetune.training.metrics import confusion_matrix
 
 
@@ -57,10 +57,3 @@ def test_what_takes_too_long_or_is_broken_has_a_grey_thumbnail(tmp_path: Path) -
     assert found.shape == (3, 3, 8, 8)
     assert found.flatten(1).unique(dim=1).tolist() == [[0], [221], [0]]
     assert thumbnails(images, Preprocessing(), size=8, seconds=0).unique().tolist() == [221]
-
-
-def test_a_sprite_has_its_tiles_row_by_row() -> None:
-    tiles = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4) * 40
-    pixels = np.asarray(sprite(tiles))
-    assert pixels.shape == (12, 12, 3)
-    assert pixels[::4, ::4, 0].tolist() == [[0, 40, 80], [120, 160, 255], [255, 255, 255]]

@@ -221,7 +221,7 @@ def test_the_projector_has_what_the_head_reads(written: Written) -> None:
     held = [row for row in table if row["split"] == "val"]
     assert [row["predicted"] for row in held] == [answers[row["file"]] for row in held]
     assert {"red", "green", "blue"} & {row["predicted"] for row in table}
-    assert tiles.size == (across * width, across * height)
+    assert tiles.size == (across * width, across * height)  # else TensorBoard takes other tiles
     assert (across - 1) ** 2 < len(table) <= across**2
     pictures = written.folder.parent / "pictures"
     files = {shown(f"pictures/{file.parent.name}/{file.name}"): file for file in pictures.glob("*/*")}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from math import ceil, inf, sqrt
+from math import inf
 from pathlib import Path
 
 import matplotlib
@@ -62,15 +62,6 @@ def thumbnails(images: Sequence[RawImage], how: Preprocessing, size: int, second
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(fill, np.random.default_rng(0).permutation(len(images)).tolist()))
     return squares
-
-
-def sprite(tiles: Tensor) -> Image.Image:
-    """Tiles (B, 3, H, H) row by row in a square, as PROJECTOR takes them."""
-    side, size = ceil(sqrt(len(tiles))), tiles.shape[-1]
-    ground = torch.full((side * side, 3, size, size), 255, dtype=torch.uint8)
-    ground[: len(tiles)] = tiles
-    rows = ground.view(side, side, 3, size, size).permute(0, 3, 1, 4, 2)
-    return Image.fromarray(rows.reshape(side * size, side * size, 3).numpy())
 
 
 def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.choices.best import deciding
@@ -35,7 +38,7 @@ from finetune.model.assemble import Model
 from finetune.model.parameters import list_parameters
 from finetune.model.preprocessing import Preprocessing
 from finetune.report.charts import shortened
-from finetune.report.drawings import TILE, confusion_image, image_grid, sprite, thumbnails
+from finetune.report.drawings import TILE, confusion_image, image_grid, thumbnails
 from finetune.report.predictions import Prediction, name_of, output_name
 from finetune.runs.sweeps import name_in_sweep
 from finetune.training.callbacks import close_log
@@ -172,7 +175,11 @@ class Board:
         (log / "projector").mkdir(exist_ok=True)
         np.savetxt(log / "projector/tensors.tsv", directions * lengths, "%.4f", "\t")
         (log / "projector/metadata.tsv").write_text("\n".join([*table, ""]), encoding="utf-8")
-        sprite(tiles).save(log / "projector/sprite.jpg", quality=85)
+        side = math.ceil(math.sqrt(len(tiles)))
+        # TensorBoard takes other tiles where the whole is no square.
+        square = torch.cat([tiles, tiles.new_zeros(side**2 - len(tiles), *tiles.shape[1:])])
+        sprite = to_pil_image(make_grid(square, nrow=side, padding=0))
+        sprite.save(log / "projector/sprite.jpg", quality=85)
         (log / "projector_config.pbtxt").write_text(PROJECTOR, encoding="utf-8")
 
 
