@@ -1,4 +1,4 @@
-# The main job, and every other command, without installing anything on the machine:
+# The main job, and every other command, without installing anything on the machine (6.7 GB, most of it for GPUs):
 #   docker build -t finetune . && docker run --rm finetune
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/work" finetune train pictures
 # Outputs, weights and features stay in the folder that is mounted, and belong to who runs it.

@@ -80,7 +80,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(train: Train) -> None:
         "predictions.csv",
         "report.html",
     }
-    assert len(files) == 19  # and TensorBoard's log and projector
+    assert len(files) == 20  # and TensorBoard's log and projector
     assert {path.name for path in Path().iterdir()} == {"outputs", "pictures"}  # no lightning_logs beside it
 
     summary = summary_of(folder)

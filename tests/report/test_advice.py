@@ -174,6 +174,6 @@ def test_unequal_classes_are_to_be_weighed_and_the_small_one_needs_images(
     (weigh, command), (few, curve) = advice_of(newest())
     assert weigh.startswith("small classes are missed, accuracy 0.")
     assert command.endswith(f"{SOLVE} data.val_fraction=0.3 class_weights=balanced")
-    assert few == "fewer than 10 images to train on of rare: add some"
+    assert few == "fewer than 10 images to train on of rare; to see whether more would help"
     assert curve == f"finetune curve {newest()}"
     assert not any("weak" in fact or "solve" in fact for fact, _ in advice_of(newest()))

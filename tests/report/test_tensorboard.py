@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from google.protobuf import text_format
 from PIL import Image
 from rich.console import Console
@@ -25,10 +24,10 @@ from tensorboard.plugins.projector import projector_config_pb2
 
 from finetune.atomic import read_json
 from finetune.config.compose import compose
-from finetune.errors import RequestError, RunError
-from finetune.report.tensorboard import Board, confusion_image, flat, image_grid, restore_log
+from finetune.errors import RequestError, RunError, shown
+from finetune.report.predictions import read_predictions
+from finetune.report.tensorboard import Board, flat, restore_log
 from finetune.run import run
-from finetune.training.metrics import confusion_matrix
 from support.small import Training
 
 OVERRIDES = [
@@ -178,13 +177,30 @@ def test_what_ends_a_run_beside_its_training_is_a_failure(tmp_path: Path) -> Non
 
 
 def test_images_with_their_classes(written: Written) -> None:
-    assert set(written.events.Tags()["images"]) == {"images/train", "confusion/test"}
+    assert set(written.events.Tags()["images"]) == {"images/train", "images/val", "confusion/test"}
     grid = written.image("images/train").convert("L")
-    assert grid.size == (8 * 132, 4 * 150)
+    assert grid.size == (4 * 132, 8 * 150)
     darkest, brightest = grid.crop((0, 0, 128, 128)).getextrema()
     assert 0 < darkest < 60 < 110 < brightest < 255  # as in the files: the normalisation is undone
     assert grid.crop((0, 128, 132, 150)).getextrema()[0] < 60  # the name of its class
     assert min(written.image("confusion/test").size) >= 250
+
+
+def test_wrong_answers_to_validation_images_are_marked(written: Written) -> None:
+    answers = [one for one in read_predictions(written.folder) if one.split == "val"]
+    chosen = np.random.default_rng(0).permutation(len(answers))[:32].tolist()
+    drawn = [answers[place] for place in chosen]
+    assert {one.right for one in drawn} == {True, False}
+    grid = np.asarray(written.image("images/val"))
+    assert grid.shape == (-(-len(drawn) // 4) * 166, 4 * 132, 3)
+    for place, one in enumerate(drawn):
+        left, top = place % 4 * 132, place // 4 * 166
+        cell = grid[top : top + 166, left : left + 132]
+        red = (cell == (192, 0, 0)).all(2)
+        assert red[:4, :128].all() == red[:128, :4].all() == (not one.right)
+        assert red[146:].any() == (not one.right)  # the answer, below the class
+        assert (cell[128:146] < 60).all(2).any()
+        assert cell[30:98, 30:98].mean((0, 1)).argmax() == ["red", "green", "blue"].index(one.label)
 
 
 def test_the_projector_has_what_the_head_reads(written: Written) -> None:
@@ -193,11 +209,27 @@ def test_the_projector_has_what_the_head_reads(written: Written) -> None:
     text_format.Parse((log / "projector_config.pbtxt").read_text(), config)
     (one,) = config.embeddings
     points = np.loadtxt(log / one.tensor_path, delimiter="\t")
+    with Image.open(log / one.sprite.image_path) as sprite:
+        width, height = one.sprite.single_image_dim
+        across, tiles = sprite.width // width, sprite.copy()
     with (log / one.metadata_path).open(newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t"))
     data = written.summary["data"]
     assert [row["split"] for row in table] == ["train"] * data["train"] + ["val"] * data["val"]
     assert all(Path(row["file"]).parent.name == row["class"] for row in table)
+    answers = {one.picture: one.predicted for one in read_predictions(written.folder)}
+    held = [row for row in table if row["split"] == "val"]
+    assert [row["predicted"] for row in held] == [answers[row["file"]] for row in held]
+    assert {"red", "green", "blue"} & {row["predicted"] for row in table}
+    assert tiles.size == (across * width, across * height)  # else TensorBoard takes other tiles
+    assert (across - 1) ** 2 < len(table) <= across**2
+    pictures = written.folder.parent / "pictures"
+    files = {shown(f"pictures/{file.parent.name}/{file.name}"): file for file in pictures.glob("*/*")}
+    for place in (0, 1, across, len(table) - 1):
+        left, top = place % across * width, place // across * height
+        tile = tiles.crop((left, top, left + width, top + height)).convert("L")
+        own = Image.open(files[table[place]["file"]]).convert("L").resize(tile.size)
+        assert np.corrcoef(np.ravel(tile), np.ravel(own))[0, 1] > 0.9
     assert "pictures/red/V\ufffdgel.png" in [row["file"] for row in table]
     features = load_file(written.folder / "reference.safetensors")["features"]
     assert points.shape == (len(table), min(32, len(table), features.shape[1]))
@@ -281,46 +313,6 @@ def test_points_in_two_files_stand_once_and_in_order(written: Written, tmp_path:
 def test_settings_by_dotted_names() -> None:
     nested = {"a": 1, "b": {"c": None, "d": ["x", 2], "e": {"f": True}}, "g": []}
     assert flat(nested) == {"a": 1, "b.c": "null", "b.d": "[x,2]", "b.e.f": "true", "g": "[]"}
-
-
-def test_answers_beside_the_classes_have_a_column_of_their_own() -> None:
-    labels, answers = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 4, 3, 1])
-    matrix = confusion_matrix(labels, answers, 2, 5)
-    assert matrix.tolist() == [[1, 0, 1], [0, 1, 1]]
-    height, width, _ = confusion_image(matrix, ["cat", "dog"]).shape
-    assert width - height == 80
-
-
-def test_the_confusion_matrix_has_a_darker_cell_for_a_larger_share() -> None:
-    image = confusion_image(np.array([[3, 1], [0, 7]]), ["cat", "dog \N{CJK UNIFIED IDEOGRAPH-65E5}"])
-    cells = image[-240:, -240:].astype(int).sum(2)
-    (often, seldom), (never, always) = (cells[2, [2, 122]], cells[122, [2, 122]])
-    assert always < often < seldom < never == 3 * 255
-    assert len(np.unique(cells[120:, :120])) == 1  # no count where there is none
-    assert len(np.unique(cells[:120, 120:])) > 5
-
-
-def test_a_thousand_classes_are_a_point_each() -> None:
-    image = confusion_image(np.eye(1000, dtype=int), [str(one) for one in range(1000)])
-    assert image.shape == (1000, 1000, 3)
-    assert image[0, 0].max() < image[0, 1].min()
-
-
-def test_the_grid_undoes_the_normalisation() -> None:
-    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
-    original = torch.rand(10, 3, 8, 8)
-    shift, scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    grid = image_grid((original - shift) / scale, mean, std, ["a"] * 10)
-    assert grid.shape == (2 * 150, 8 * 132, 3)
-    mean_of = torch.tensor([grid[150 : 150 + 128, 132 : 132 + 128, one].mean() for one in range(3)])
-    torch.testing.assert_close(mean_of / 255, original[9].mean((1, 2)).double(), atol=0.02, rtol=0)
-
-
-def test_large_images_are_shown_smaller() -> None:
-    grid = image_grid(torch.zeros(16, 3, 224, 224), (0.5,) * 3, (0.5,) * 3, ["x" * 90] * 16)
-    assert grid.shape == (2 * 150, 8 * 132, 3)
-    assert (grid[:128, :128] == 127).all()
-    assert (grid[128:150, :132] < 100).any()
 
 
 def test_a_full_disk_is_an_error_and_no_traceback_of_the_thread_that_writes(

@@ -102,7 +102,7 @@ def test_each_job_is_as_if_it_had_run_alone(
         expected = tags(alone)
         expected["images"] = ["confusion/test"]
         assert tags(job) == expected
-    assert tags(sweep / "0")["images"] == ["confusion/test", "images/train"]  # once a sweep
+    assert tags(sweep / "0")["images"] == ["confusion/test", "images/train", "images/val"]  # once a sweep
     names = {path.parent.name for path in sweep.rglob("events.*")}
     assert len(names) == 8
     assert all("lr=0.0" in name and "seed=" in name and "head" not in name for name in names)

@@ -72,14 +72,14 @@ def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) 
     device = build.build_options(settings).device
     inputs = build.load_as_planned(settings, dataset, model, device, console=console)
     rows = torch.arange(len(inputs.dataset.images))
-    values = head_inputs(inputs, model.head or find_head(model.network), rows, device)
+    values, _ = head_inputs(inputs, model.head or find_head(model.network), rows, device)
     return Embeddings(values, inputs.dataset, inputs.bad, inputs.features)
 
 
 @torch.no_grad()
-def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Tensor:
-    """What the head of that name reads of the images by their indices (N,): (N, D) in float32."""
-    found: list[Tensor] = []
+def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """What the head of that name reads of the images by their indices (N,), (N, D) in float32; the logits."""
+    read, answered = list[Tensor](), list[Tensor]()
     home = next(inputs.network.parameters()).device  # others take it to be where the rest of the model is
     network = HeadInputs(inputs.network, head).to(device)
     try:
@@ -88,11 +88,13 @@ def head_inputs(inputs: ModelInputs, head: str, rows: Tensor, device: str) -> Te
             network.eval()
             for chosen in rows.split(BATCH):
                 batch = tree_map(lambda one: one.to(device), inputs.inputs.plain(chosen))
-                found.append(network(inputs.prepare(batch, False, 0))[1].cpu())
+                logits, values = network(inputs.prepare(batch, False, 0))
+                read.append(values.cpu())
+                answered.append(logits.cpu())
     finally:
         network.hook.remove()
         network.to(home)
-    return torch.cat(found)
+    return torch.cat(read), torch.cat(answered)
 
 
 class HeadInputs(nn.Module):

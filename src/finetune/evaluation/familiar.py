@@ -61,17 +61,19 @@ def directions(values: Tensor) -> Tensor:
     return normalize(values.sign() * values.abs().sqrt())
 
 
-def write_reference(folder: Path, inputs: ModelInputs, head: str, device: str) -> tuple[Tensor, np.ndarray]:
+def write_reference(
+    folder: Path, inputs: ModelInputs, head: str, device: str
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Keep what the head reads of some training images, and how near to them validation images are.
 
     Without validation images each is compared with those of other folds, or of other groups.
-    Returns: what it reads (N, D), and of which images of the data set (N,).
+    Returns: what it reads (N, D), the logits, and of which images of the data set (N,).
     """
     data, (train, val) = inputs.dataset, (inputs.dataset.split[side] for side in ("train", "val"))
     places, held = _drawn(data.labels[train]), _drawn(data.labels[val])
     rows = train[places]
     both = np.concatenate([rows, val[held]])
-    values = head_inputs(inputs, head, torch.from_numpy(both), device)
+    values, logits = head_inputs(inputs, head, torch.from_numpy(both), device)
     known, others = directions(values).split([len(rows), len(held)])
     similar = others @ normalize(known.half().float()).T
     if not len(held):
@@ -82,7 +84,7 @@ def write_reference(folder: Path, inputs: ModelInputs, head: str, device: str) -
     names = [name_of(data.images[row], int(row)) for row in rows]
     content = save(tensors, {"names": json.dumps(names), "labels": json.dumps(labels)})
     write_atomically(folder / REFERENCE, content)
-    return values, both
+    return values, logits, both
 
 
 def _drawn(labels: np.ndarray) -> np.ndarray:

@@ -44,6 +44,11 @@ class Preprocessing:
         scaled = images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
         return scaled.contiguous(memory_format=torch.channels_last)
 
+    def undo(self, inputs: Tensor) -> Tensor:
+        """Inputs (B, 3, H, W) as images in [0, 1] again, on the CPU."""
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in (self.mean, self.std))
+        return (inputs.cpu().float() * std + mean).clamp(0, 1)
+
     def metadata(self) -> dict[str, str]:
         """As the text that safetensors files carry; without what older runs lack, unless it counts."""
         usual = {"brightness": {}, "repair": False, "fit": "center"}

@@ -81,7 +81,7 @@ def _rules(
         told = f"small classes are missed, accuracy {lost:.2f} above balanced"
         yield told, ["class_weights=balanced", *(missing if solvable and frozen else ["best=macro_f1"])]
     if few := [name for name, count in counts.items() if count < min(FEW, median(counts.values()))]:
-        yield f"fewer than {FEW} images to train on of {brief(few)}: add some", ()
+        yield f"fewer than {FEW} images to train on of {brief(few)}; to see whether more would help", ()
     elif counts and "map" not in measured and train - val > GAP and not summary.get("curve"):
         yield f"{gap}; to see whether more images would help", ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -45,16 +45,18 @@ COLUMNS = [field.name for field in fields(Prediction)]
 
 def write_predictions(
     folder: Path, dataset: Dataset, logits: Mapping[str, Tensor | None], softmax: bool, temperature: float
-) -> None:
+) -> list[Prediction]:
     """Write the answers for each split with logits (N, outputs), in its order; none for label vectors."""
-    rows = [
-        [*asdict(one).values()]
+    found = [
+        one
         for split, values in logits.items()
         if values is not None and dataset.labels.ndim == 1
         for one in _predictions(dataset, split, values, softmax=softmax, temperature=temperature)
     ]
-    if rows:
+    if found:
+        rows = [[*asdict(one).values()] for one in found]
         write_atomically(folder / FILE, table_of([COLUMNS, *rows]))
+    return found
 
 
 def _predictions(
@@ -70,12 +72,17 @@ def _predictions(
             split=split,
             picture=name_of(dataset.images[index], int(index)),
             label=classes[int(dataset.labels[index])],
-            predicted=classes[answer] if answer < len(classes) else f"output {answer}",
+            predicted=output_name(classes, answer),
             probability=round(float(calibrated[row].amax()), 6),
             uncalibrated=round(raw[row], 6),
             fold="" if dataset.folds is None else str(dataset.folds[index]),
             of_label=round(float(calibrated[row, dataset.labels[index]]), 6),
         )
+
+
+def output_name(classes: Sequence[str], output: int) -> str:
+    """The class that an output stands for; a head may have more of them than there are classes."""
+    return classes[output] if output < len(classes) else f"output {output}"
 
 
 def name_of(image: RawImage, index: int) -> str:

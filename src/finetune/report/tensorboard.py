@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -27,16 +26,20 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
 from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from finetune.atomic import write_atomically
 from finetune.choices.best import deciding
 from finetune.config.schema import flat
-from finetune.data.dataset import Dataset
+from finetune.data.dataset import Dataset, RawImage
 from finetune.errors import RequestError, shown
+from finetune.features.load import SAMPLE
 from finetune.model.assemble import Model
 from finetune.model.parameters import list_parameters
+from finetune.model.preprocessing import Preprocessing
 from finetune.report.charts import shortened
-from finetune.report.predictions import name_of
+from finetune.report.drawings import TILE, confusion_image, image_grid, thumbnails
+from finetune.report.predictions import Prediction, name_of, output_name
 from finetune.runs.sweeps import name_in_sweep
 from finetune.training.callbacks import close_log
 from finetune.training.metrics import confusion_matrix
@@ -60,6 +63,10 @@ LAYOUT = {
         "balanced accuracy": ["Multiline", ["balanced_accuracy/train", "balanced_accuracy/val"]],
     }
 }
+PROJECTOR = f"""embeddings {{
+  tensor_name: "features" tensor_path: "projector/tensors.tsv" metadata_path: "projector/metadata.tsv"
+  sprite {{ image_path: "projector/sprite.jpg" single_image_dim: [{TILE}, {TILE}] }}
+}}"""
 
 
 class _Thread(event_file_writer._AsyncWriterThread):
@@ -108,8 +115,7 @@ class Board:
         self.writer.add_text("parameters", table)
         self.writer.add_custom_scalars(LAYOUT)
         if images is not None:
-            grid = image_grid(images, model.preprocessing.mean, model.preprocessing.std, captions)
-            self._add_image("images/train", grid)
+            self._add_image("images/train", image_grid(model.preprocessing.undo(images), captions))
 
     def finish(
         self, summary: dict[str, Any], logits: Tensor | None, labels: Tensor, classes: Sequence[str]
@@ -136,21 +142,45 @@ class Board:
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self.writer._get_file_writer().add_summary(summary, step)
 
-    def project(self, values: Tensor, rows: np.ndarray, dataset: Dataset) -> None:
-        """What the head reads (N, D) of these images for PROJECTOR, as its first 32 principal components."""
-        table, sides = [], dict.fromkeys(dataset.split["val"].tolist(), "val")
-        for row in rows.tolist():
-            label = str(dataset.label_of(row)) if dataset.to_train() else ""
-            cells = (label, sides.get(row, "train"), name_of(dataset.images[row], row))
-            table.append([shown(cell) or "-" for cell in cells])
+    def show_answers(
+        self, answers: Sequence[Prediction], images: Sequence[RawImage], how: Preprocessing, step: int
+    ) -> None:
+        """Some of the images with their classes and, where they are wrong, what was answered."""
+        chosen = np.random.default_rng(0).permutation(len(answers))[:SAMPLE]
+        drawn, wrong = [answers[place] for place in chosen], list[str]()
+        for one in drawn:
+            told = f"→ {shortened(shown(one.predicted), 11)} ({one.probability:.2f})"
+            wrong.append("" if one.right else told)
+        squares = thumbnails([images[place] for place in chosen], how, 128)
+        self._add_image("images/val", image_grid(squares, [one.label for one in drawn], wrong), step)
+
+    def project(
+        self, values: Tensor, logits: Tensor, rows: np.ndarray, dataset: Dataset, tiles: Tensor
+    ) -> None:
+        """What the head reads (N, D) of these images for PROJECTOR, as its first 32 principal components.
+
+        tiles: the images. SummaryWriter.add_embedding would take fifty times as long to write them.
+        """
+        table, sides = ["class\tpredicted\tsplit\tfile"], dict.fromkeys(dataset.split["val"].tolist(), "val")
+        labelled, single = bool(dataset.to_train()), dataset.labels.ndim == 1
+        for row, answer in zip(rows.tolist(), logits.argmax(1).tolist(), strict=True):
+            label = str(dataset.label_of(row)) if labelled else ""
+            predicted = output_name(dataset.classes, answer) if single else ""
+            cells = (label, predicted, sides.get(row, "train"), name_of(dataset.images[row], row))
+            table.append("\t".join(shown(cell) or "-" for cell in cells))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             directions, lengths, _ = torch.pca_lowrank(values, min(32, *values.shape))
-        points = (directions * lengths).double().round(decimals=4)
-        log, header = Path(self.writer.log_dir), ["class", "split", "file"]
-        shutil.rmtree(log / "00000", ignore_errors=True)  # of a run that went on: it would be a second one
-        (log / "projector_config.pbtxt").unlink(missing_ok=True)
-        self.writer.add_embedding(points, table, tag="features", metadata_header=header)
+        log = Path(self.writer.log_dir)
+        (log / "projector").mkdir(exist_ok=True)
+        np.savetxt(log / "projector/tensors.tsv", directions * lengths, "%.4f", "\t")
+        (log / "projector/metadata.tsv").write_text("\n".join([*table, ""]), encoding="utf-8")
+        side = math.ceil(math.sqrt(len(tiles)))
+        # TensorBoard takes other tiles where the whole is no square.
+        square = torch.cat([tiles, tiles.new_zeros(side**2 - len(tiles), *tiles.shape[1:])])
+        sprite = to_pil_image(make_grid(square, nrow=side, padding=0))
+        sprite.save(log / "projector/sprite.jpg", quality=85)
+        (log / "projector_config.pbtxt").write_text(PROJECTOR, encoding="utf-8")
 
 
 def log_folder(run: Path) -> Path:
@@ -200,50 +230,3 @@ def restore_log(folder: Path, step: int, curves: str) -> bool:
     for path in paths[1:]:
         path.unlink()
     return len(events) == found
-
-
-def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The confusion matrix (H, W, 3); shares of each true class as colour, counts and names of at most 40."""
-    (rows, columns), font = matrix.shape, _font()
-    cell = max(1, min(max(30, 240 // columns), 1000 // columns))
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    colours = (255 + shares[..., None] * (np.array([8, 48, 107]) - 255)).astype(np.uint8)
-    squares = Image.fromarray(colours).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)
-    if columns > 40:
-        return np.asarray(squares)
-    names = [shortened(shown(name)) for name in [*classes, "other"][:columns]]
-    margin = int(max(map(font.getlength, [*names, "predicted"]))) + 12
-    image = Image.new("RGB", (margin + columns * cell, margin + rows * cell), "white")
-    turned = image.rotate(-90, expand=True)  # to write the names of columns from below
-    for place, name in enumerate(names):
-        middle = margin + (place + 0.5) * cell
-        ImageDraw.Draw(turned).text((turned.width - margin + 6, middle), name, "black", font, anchor="lm")
-    image = turned.rotate(90, expand=True)
-    image.paste(squares, (margin, margin))
-    draw = ImageDraw.Draw(image)
-    draw.text((6, 6), "true /\npredicted", "grey", font)
-    for place, name in enumerate(names[:rows]):
-        draw.text((margin - 6, margin + (place + 0.5) * cell), name, "black", font, anchor="rm")
-    for row, column in np.argwhere(matrix):
-        middle = (margin + (column + 0.5) * cell, margin + (row + 0.5) * cell)
-        ink = "white" if shares[row, column] > 0.5 else "black"
-        draw.text(middle, str(matrix[row, column]), ink, font, anchor="mm")
-    return np.asarray(image)
-
-
-def image_grid(
-    inputs: Tensor, mean: Sequence[float], std: Sequence[float], captions: Sequence[str]
-) -> np.ndarray:
-    """Normalised inputs (B, 3, H, W), eight in a row, 128 px each, with a line below each: (H, W, 3)."""
-    images = inputs.cpu().float() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    grid = Image.new("RGB", (8 * 132, -(-len(images) // 8) * 150), "white")
-    for place, (one, caption) in enumerate(zip(images.clamp(0, 1), captions, strict=True)):
-        left, top = place % 8 * 132, place // 8 * 150
-        grid.paste(to_pil_image(one).resize((128, 128)), (left, top))
-        text = shortened(shown(caption), 18)
-        ImageDraw.Draw(grid).text((left, top + 130), text, "black", _font())
-    return np.asarray(grid)
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
