@@ -5,31 +5,24 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, OffsetBox, PaddedBox, TextArea, VPacker
-from matplotlib.patches import FancyArrowPatch, Patch
-from matplotlib.path import Path as Line
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from finetune.atomic import write_atomically
 from finetune.inspection.graph import Leaf, Node
-from finetune.inspection.layout import lay_out
 
-# Lengths on the page are in inches from the top left, those within a node and sizes of text in points.
-POINTS = 72  # an inch
-GAP, MARGIN, ROOM = 0.18, 0.35, 0.12
-WIDTH = 6.4  # at least, for the title and the legend
-TITLE, TEXT, SMALL = 8.5, 6.8, 6.2
-ARROW = (17, 4)  # from a parameter to its node
+# Lengths are in inches from the top left, sizes of text in points. Nodes stand in one column, in the order in
+# which they run; those of a node's parameters to the left of it, and edges that pass others to the right.
+MARGIN, GAP, LINE, PAD = 0.35, 0.2, 0.125, 0.06
+LEAVES, WIDTH, BEND = 2.1, 3.5, 1.1  # how wide: leaves, a node, the longest edge to the right
+TOP, BOTTOM, BOUNDARY_ROOM = 0.85, 0.4, 0.3
+NAME, TEXT, SMALL = 8.5, 6.8, 6.2
 NAMES = 58  # letters in a line of grad_fn names
 TIMES = "\N{MULTIPLICATION SIGN}"
 Point = tuple[float, float]
@@ -70,42 +63,28 @@ def draw(nodes: Sequence[Node], file: Path, title: str, lines: Sequence[str]) ->
 
 def figure_of(nodes: Sequence[Node], title: str, lines: Sequence[str]) -> Figure:
     """The figure of a graph whose first node is the image and whose last is the loss."""
-    figure = Figure(dpi=POINTS, facecolor="white")
-    late, boxes = [node.late for node in nodes], [framed(node) for node in nodes]
-    wholes = [beside_leaves(node, box) for node, box in zip(nodes, boxes, strict=True)]
-    own, outer = (np.array([size_of(one, figure) for one in some]) for some in (boxes, wholes))
-    right = own[:, 0] / 2
-    reach = list(zip(outer[:, 0] - right + ROOM, right + ROOM, strict=True))
-    layout = lay_out([node.inputs for node in nodes], late, reach)
-    layers = np.array(layout.layers)
-    first_late = int(layers[late].min(initial=layers.max()))
-    crossed = any(late) and first_late > 1  # something but the image itself comes before
-    heights = [outer[layers == layer, 1].max() for layer in range(layers.max() + 1)]
-    tops = MARGIN + 0.85 + np.cumsum([0, *heights[:-1]]) + GAP * np.arange(len(heights))
-    tops[first_late:] += 0.3 * crossed
-    width, height = max(layout.width, WIDTH) + 2 * MARGIN, tops[-1] + heights[-1] + 0.4 + MARGIN
-    figure.set_size_inches(width, height)
+    order = sorted(range(len(nodes)), key=lambda number: nodes[number].late)  # what is late is below the rest
+    first_late = sum(not node.late for node in nodes)
+    crossed = 1 < first_late < len(nodes)  # something but the image itself comes before
+    tops, y = dict[int, float](), MARGIN + TOP
+    for place, number in enumerate(order):
+        y += BOUNDARY_ROOM * (crossed and place == first_late)
+        tops[number] = y
+        y += _height(nodes[number]) + GAP
+    width, height = 2 * MARGIN + LEAVES + WIDTH + BEND, y - GAP + BOTTOM + MARGIN
+    figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    x = {key: one + (width - layout.width) / 2 for key, one in layout.x.items()}
-    begins = tops[layers] + (outer[:, 1] - own[:, 1]) / 2
-    ends = begins + own[:, 1]
-    for number, node in enumerate(nodes):
+    for place, number in enumerate(order):
+        node, top = nodes[number], tops[number]
         for source in node.inputs:
-            points = [(x[source], ends[source])]
-            for layer in range(layers[source] + 1, layers[number]):
-                across = x[source, number, layer]
-                points += [(across, tops[layer]), (across, tops[layer] + heights[layer])]
-            line = _smooth([*points, (x[number], begins[number])])
-            axes.add_patch(arrow(MOVING.edge if late[source] else PASSES, path=line))
-        corner = (x[number] + right[number], tops[layers[number]])
-        axes.add_artist(AnnotationBbox(wholes[number], corner, frameon=False, pad=0, box_alignment=(1, 1)))
-        if node.shape and node.name != "image":
-            blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-            below = (x[number] + 0.06, ends[number] + GAP / 2)
-            write(axes, below, shape_text(node.shape), size=5.4, color=SHAPE, bbox=blank)
+            begin, passed = (tops[source], _height(nodes[source])), place - order.index(source) - 1
+            color = MOVING.edge if nodes[source].late else PASSES
+            draw_edge(axes, begin, (top, _height(node)), passed, color=color)
+        draw_node(axes, node, top)
+        draw_leaves(axes, node, top + _height(node) / 2)
     if crossed:
-        draw_boundary(axes, tops[first_late] - 0.2, nodes)
+        draw_boundary(axes, tops[order[first_late]] - BOUNDARY_ROOM / 2 - GAP / 4, nodes)
     draw_text(figure, title, lines)
     return figure
 
@@ -121,61 +100,48 @@ def draw_text(figure: Figure, title: str, lines: Sequence[str]) -> None:
     figure.legend(handles=handles, loc="lower center", ncols=len(LEGEND), **look)
 
 
-def framed(node: Node) -> OffsetBox:
-    """A node's own box: its name, beside it its type, and below what autograd calls it."""
-    style = MOVING if node.late else FROZEN
-    if node.late and node.name == "loss":
-        style = LOSS
-    names = ", ".join(
-        f"{name}\N{NO-BREAK SPACE}{TIMES}{count}" if count > 1 else name
-        for name, count in node.grad_fns.items()
-    )
-    lines = textwrap.wrap(names, NAMES, break_long_words=False, break_on_hyphens=False)
-    if node.late and not lines:
-        lines = ["detached: no grad_fn"]
+def draw_node(axes: Axes, node: Node, top: float) -> None:
+    """A node's box: its name, to the right its type, and below what autograd calls it."""
+    style = (LOSS if node.name == "loss" else MOVING) if node.late else FROZEN
+    left, height = MARGIN + LEAVES, _height(node)
+    box = f"round,pad=0,rounding_size={PAD}"
+    frame = FancyBboxPatch((left, top), WIDTH, height, boxstyle=box, facecolor=style.face, zorder=3)
+    frame.set(edgecolor=style.edge, linewidth=0.8)
+    axes.add_patch(frame)
+    y = top + PAD + LINE / 2
     beside = shape_text(node.shape) if node.name == "image" else node.type
-    head: list[Artist] = [
-        words(node.name, TITLE, style, weight="bold"),
-        *[words(beside, TEXT, style)] * bool(beside),
-    ]
-    packed = [
-        HPacker(children=head, pad=0, sep=10, align="baseline"),
-        *(words(one, TEXT, style) for one in lines),
-    ]
-    return frame(packed, 4, style, "center")
+    write(axes, (left + PAD, y), node.name, size=NAME, color=style.text, weight="bold")
+    write(axes, (left + WIDTH - PAD, y), beside, size=TEXT, color=style.text, ha="right")
+    for number, line in enumerate(grad_fn_lines(node), 1):
+        write(axes, (left + PAD, y + number * LINE), line, size=TEXT, color=style.text)
+    if node.shape and node.name not in ("image", "loss"):
+        below = (left + WIDTH / 2 + PAD, top + height + GAP / 2)
+        write(axes, below, shape_text(node.shape), size=5.4, color=SHAPE)
 
 
-def beside_leaves(node: Node, box: OffsetBox) -> OffsetBox:
-    """A node's box, and to the left of it those of its parameters, with arrows."""
-    rows: list[Artist] = []
-    for trains, style in ((True, LEAF), (False, FROZEN_LEAF)):
-        if some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains]:
-            leaf = frame(
-                [words(line, SMALL, style) for line in leaf_lines(some, node.name)], 2, style, "left"
-            )
-            area = DrawingArea(*ARROW)
-            area.add_artist(arrow(style.edge, posA=(0, ARROW[1] / 2), posB=(ARROW[0], ARROW[1] / 2)))
-            rows.append(HPacker(children=[leaf, area], pad=0, sep=0, align="center"))
-    leaves = [VPacker(children=rows, pad=0, sep=4, align="right")] if rows else []
-    return HPacker(children=[*leaves, box], pad=0, sep=0, align="center")
+def draw_leaves(axes: Axes, node: Node, middle: float) -> None:
+    """A node's parameters, those that train above the others, with arrows to it."""
+    groups = leaf_groups(node)
+    right, y = MARGIN + LEAVES - 0.25, middle - sum(_box(len(lines)) for lines, _ in groups) / 2
+    for lines, style in groups:
+        y += _box(len(lines)) / 2
+        frame = {"boxstyle": "round,pad=0.3", "facecolor": style.face, "edgecolor": style.edge}
+        look = {"ha": "right", "bbox": {**frame, "linewidth": 0.8}}
+        write(axes, (right, y), "\n".join(lines), size=SMALL, color=style.text, **look)
+        axes.add_patch(arrow(style.edge, posA=(right + 0.03, y), posB=(MARGIN + LEAVES, y)))
+        y += _box(len(lines)) / 2
 
 
-def frame(children: Sequence[OffsetBox], pad: float, style: Style, align: Any) -> OffsetBox:
-    """What stands below each other, in a box."""
-    shape = {"boxstyle": "round,pad=0,rounding_size=3", "facecolor": style.face, "edgecolor": style.edge}
-    packed = VPacker(children=list(children), pad=0, sep=2, align=align)
-    return PaddedBox(packed, pad, draw_frame=True, patch_attrs={**shape, "linewidth": 0.8})
-
-
-def words(text: str, size: float, style: Style, **more: Any) -> TextArea:
-    return TextArea(text, textprops={"fontsize": size, "color": style.text, **more})
-
-
-def size_of(box: OffsetBox, figure: Figure) -> Point:
-    """Width and height in inches."""
-    box.set_figure(figure)
-    extent = box.get_bbox(FigureCanvasAgg(figure).get_renderer())
-    return extent.width / POINTS, extent.height / POINTS
+def draw_edge(axes: Axes, source: Point, target: Point, passed: int, color: str) -> None:
+    """From one node's box to another's, each (top, height); to the right of the nodes that it passes."""
+    if not passed:
+        middle = MARGIN + LEAVES + WIDTH / 2
+        axes.add_patch(arrow(color, posA=(middle, sum(source)), posB=(middle, target[0])))
+        return
+    side, begin, end = MARGIN + LEAVES + WIDTH, source[0] + source[1] * 0.7, target[0] + target[1] * 0.3
+    bend = min(0.3 + 0.1 * passed, BEND)
+    curve = f"arc3,rad={-2 * bend / (end - begin)}"  # whose middle is half of rad times its length away
+    axes.add_patch(arrow(color, posA=(side, begin), posB=(side, end), connectionstyle=curve))
 
 
 def draw_boundary(axes: Axes, y: float, nodes: Sequence[Node]) -> None:
@@ -190,12 +156,31 @@ def draw_boundary(axes: Axes, y: float, nodes: Sequence[Node]) -> None:
 
 
 def write(axes: Axes, at: Point, text: str, size: float, color: str, **style: Any) -> None:
-    axes.text(*at, text, fontsize=size, color=color, va="center_baseline", zorder=4, **style)
+    axes.text(*at, text, fontsize=size, color=color, va="center", zorder=4, **style)
 
 
 def arrow(color: str, **ends: Any) -> FancyArrowPatch:
     head = "-|>,head_length=2.4,head_width=1.5"
     return FancyArrowPatch(**ends, arrowstyle=head, color=color, zorder=2, shrinkA=0, shrinkB=0)
+
+
+def grad_fn_lines(node: Node) -> list[str]:
+    names = ", ".join(
+        f"{name}\N{NO-BREAK SPACE}{TIMES}{count}" if count > 1 else name
+        for name, count in node.grad_fns.items()
+    )
+    if node.late and not names:
+        return ["detached: no grad_fn"]
+    return textwrap.wrap(names, NAMES, break_long_words=False, break_on_hyphens=False)
+
+
+def leaf_groups(node: Node) -> list[tuple[list[str], Style]]:
+    """The lines of a node's leaves that train, and of those that do not."""
+    groups = []
+    for trains, style in ((True, LEAF), (False, FROZEN_LEAF)):
+        if some := [leaf for leaf in node.leaves.values() if leaf.requires_grad == trains]:
+            groups.append((leaf_lines(some, node.name), style))
+    return groups
 
 
 def leaf_lines(leaves: Sequence[Leaf], node: str) -> list[str]:
@@ -209,11 +194,10 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return TIMES.join(map(str, shape))
 
 
-def _smooth(points: Sequence[Point]) -> Line:
-    """A line through the points, each stretch upright at both ends."""
-    vertices, codes = [points[0]], [Line.MOVETO]
-    for (x0, y0), (x1, y1) in pairwise(points):
-        middle = (y0 + y1) / 2
-        vertices += [(x0, middle), (x1, middle), (x1, y1)]
-        codes += [Line.CURVE4] * 3
-    return Line(vertices, codes)
+def _height(node: Node) -> float:
+    """Of a node's row: its own box, or what stands beside it."""
+    return max(_box(1 + len(grad_fn_lines(node))), sum(_box(len(lines)) for lines, _ in leaf_groups(node)))
+
+
+def _box(lines: int) -> float:
+    return 2 * PAD + lines * LINE

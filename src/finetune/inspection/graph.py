@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -143,11 +142,14 @@ def record_step(model: nn.Module, loss: Loss, example: Tensor, label: Tensor) ->
 
 def _needed(calls: list[Call], reached: set[Any]) -> list[Call]:
     """The calls that the loss needs and that the image or a parameter goes into, renumbered."""
-    flow = nx.DiGraph((source, number) for number, call in enumerate(calls) for source in call.inputs)
-    flow.add_nodes_from(range(len(calls)))
-    flow.add_edges_from(("leaves", number) for number, call in enumerate(calls) if call.leaves or not number)
-    last = len(calls) - 1
-    kept = sorted((nx.ancestors(flow, last) | {last}) & nx.descendants(flow, "leaves"))
+    fed, needed = set[int](), {len(calls) - 1}
+    for number, call in enumerate(calls):  # what a call takes comes before it
+        if not number or call.leaves or call.inputs & fed:
+            fed.add(number)
+    for number in reversed(range(len(calls))):
+        if number in needed:
+            needed |= calls[number].inputs
+    kept = sorted(fed & needed)
     new = {number: index for index, number in enumerate(kept)}
     for number in kept:
         call = calls[number]
