@@ -96,18 +96,15 @@ def test_a_damaged_latest_is_named(
         find_run("latest")
 
 
-@pytest.mark.parametrize(
-    "changed", [{}, {"status": "finished"}, {"timing": 3}, {"classes": [1]}, {"val": []}]
-)
-def test_a_summary_without_a_digest_is_of_its_shape_or_refused(tmp_path: Path, changed: dict) -> None:
+def test_a_summary_without_a_digest_has_a_status_or_is_refused(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "runs" / "all" / "summary.json"
     values = json.loads(golden.read_text(encoding="utf-8"))
     (tmp_path / "summary.json").write_text(json.dumps(values))
     assert read_summary(tmp_path) == values
-    held = {**values, **changed} if len(changed) and "status" not in changed else changed
-    (tmp_path / "summary.json").write_text(json.dumps(held))
-    with pytest.raises(RequestError, match=r"summary\.json: .* else; delete it, and finetune resume"):
-        read_summary(tmp_path)
+    for held in ({}, {"status": "else"}):
+        (tmp_path / "summary.json").write_text(json.dumps(held))
+        with pytest.raises(RequestError, match=r"summary\.json: .* else; delete it, and finetune resume"):
+            read_summary(tmp_path)
 
 
 def test_the_file_that_names_the_newest_run_is_a_name_of_it_from_anywhere(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, create_model
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from finetune.atomic import read_json, sha256_of, write_sealed
 from finetune.errors import RequestError
@@ -16,53 +17,11 @@ DIGESTS = "digests.json"
 APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
 
 
-def _shape(**fields: Any) -> Any:
-    """An object with these fields, and maybe others; a pair has a field's default, too."""
-    each: Any = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in fields.items()}
-    return create_model("Shape", __config__=ConfigDict(strict=True, allow_inf_nan=False), **each)
+class _Ended(TypedDict):
+    status: Literal["finished", "failed", "interrupted"]
 
 
-# What commands read of it. The first version stored no SHA-256, which tells of every change.
-METRICS = _shape(
-    loss=float,
-    accuracy=float,
-    balanced_accuracy=float,
-    per_label=(dict[str, dict[str, float]], {}),
-    intervals=(dict[str, tuple[float, float]], {}),
-)
-UNFINISHED = _shape(status=Literal["failed", "interrupted"], reason=str)
-FINISHED = _shape(
-    status=Literal["finished"],
-    overrides=(list[str] | None, None),
-    best=(str, "accuracy"),
-    **dict.fromkeys(("val", "test"), METRICS | None),
-    **dict.fromkeys(("classes", "freeze"), list[str]),
-    **dict.fromkeys(("model", "augment", "device", "precision"), str),
-    **dict.fromkeys(("best_epoch", "epochs"), int),
-    averaged=(bool, False),
-    calibration=_shape(temperature=float, fitted_on=int) | None,
-    thresholds=(dict[str, float] | None, None),
-    weights=_shape(used=str, sha256=str),
-    parameters=_shape(total=int, trainable=int),
-    frozen_proof=_shape(tensors=int),
-    data=_shape(name=str, train=int, val=int, test=int, fingerprint=str, ignored_files=int),
-    preprocessing=_shape(
-        **dict.fromkeys(("crop_size", "resize_size"), int),
-        interpolation=str,
-        brightness=(dict[str, tuple[float, float]], {}),
-        repair=(bool, False),
-        fit=(str, "center"),
-    ),
-    boundary=_shape(share=float, why=str),
-    features=_shape(computed=int, reused=int, seconds=float) | None,
-    phase=(int | None, None),
-    folds=(_shape(number=int, test=dict[str, Any]) | None, None),
-    batchnorm=(_shape(adapted=int, images=int, log_loss=(dict[str, float], {})) | None, None),
-    timing=_shape(preparing=float, training=float, total=float),
-    versions=dict[str, str],
-    files=(dict[str, str], {}),
-)
-SUMMARY: TypeAdapter[Any] = TypeAdapter(FINISHED | UNFINISHED)
+SUMMARY: TypeAdapter[Any] = TypeAdapter(_Ended)  # of the first version's, which has no SHA-256
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
