@@ -52,7 +52,7 @@ def test_cache_says_what_would_be_decided(command: Command) -> None:
     size = "images in fp32 take 3.68 MB"  # of 512 numbers each
     assert kept[0].endswith("99.99% of the forward pass is constant and would run once an image")
     assert re.search(rf"cache=none: 1,797 {size}: not kept, as asked for$", kept[1])
-    assert re.search(rf"cache=auto would decide: 1,797 {size}: on disk for the next run$", kept[2])
+    assert len(kept) == 2
 
 
 def test_json_and_nothing_else(command: Command) -> None:
@@ -65,7 +65,7 @@ def test_json_and_nothing_else(command: Command) -> None:
     assert (boundary["before"], boundary["bytes"]) == ("layer4.0.conv1", 4 * 256 * 2 * 2)
     assert [one["shape"] for one in boundary["crossings"]] == [[256, 2, 2]]
     assert 0.7 < boundary["skipped"] < 0.8
-    assert told["cache"]["where"] == told["cache"]["auto"]["where"] == "disk"
+    assert told["cache"]["where"] == "disk"
     assert sum(row["parameters"] for row in told["modules"]) == 11_181_642
     assert len(told["modules"]) == 52  # every module that holds no others
     keys = "name type output calls parameters trainable mode groups macs constant"

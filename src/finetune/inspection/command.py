@@ -53,9 +53,7 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
     model = make_model(settings, dataset)
     dataset = dataset.numbered_as(model.classes)
     device = build_options(settings).device
-    plan = auto = plan_inputs(settings, dataset, model, device)
-    if settings.cache != "auto":
-        auto = plan_inputs(settings.model_copy(update={"cache": "auto"}), dataset, model, device)
+    plan = plan_inputs(settings, dataset, model, device)
     rows = modules.module_rows(
         model.network,
         modules.execute_modules(model.network, model.example),
@@ -63,7 +61,7 @@ def look(settings: Settings, depth: int | None = None) -> table.Inspected:
         constant=plan.split.frozen if plan.split else (),
         depth=depth,
     )
-    return table.Inspected(settings=settings, dataset=dataset, model=model, plan=plan, auto=auto, rows=rows)
+    return table.Inspected(settings=settings, dataset=dataset, model=model, plan=plan, rows=rows)
 
 
 def _config(settings: Settings, dataset: Dataset, model: Model) -> JobConfig:

@@ -28,13 +28,12 @@ TO_THE_RIGHT = ("output", "parameters", "work")
 
 @dataclass(frozen=True)
 class Inspected:
-    """All that there is to say. auto: what `cache=auto` would decide."""
+    """All that there is to say."""
 
     settings: Settings
     dataset: Dataset
     model: Model
     plan: FeaturePlan
-    auto: FeaturePlan
     rows: list[ModuleRow]
 
     @property
@@ -133,18 +132,18 @@ def boundary_text(found: Inspected) -> str:
 
 def cache_lines(found: Inspected) -> list[str]:
     """The share of the forward pass that is skipped, the size of the store, and what is decided."""
-    asked, share = found.settings.cache, found.plan.share
+    share = found.plan.share
     if why := found.why_no_boundary:
         return [f"nothing would be kept: {why}"]
     share = share if share == 1 else min(share, 0.9999)  # 100 % only where nothing is left
-    lines = [f"{share:.2%} of the forward pass is constant and would run once an image"]
-    lines.append(f"cache={asked}: {_decision(found, found.plan)}")
-    if asked != "auto":
-        lines.append(f"cache=auto would decide: {_decision(found, found.auto)}")
-    return lines
+    return [
+        f"{share:.2%} of the forward pass is constant and would run once an image",
+        f"cache={found.settings.cache}: {_decision(found)}",
+    ]
 
 
-def _decision(found: Inspected, plan: FeaturePlan) -> str:
+def _decision(found: Inspected) -> str:
+    plan = found.plan
     if not plan.size:
         return f"nothing, {plan.why}"
     views = f"{len(plan.views)} views of " if len(plan.views) > 1 else ""
@@ -194,7 +193,6 @@ def _cache(found: Inspected) -> dict[str, Any]:
         "asked": found.settings.cache,
         "where": plan.where,
         "why": plan.why,
-        "auto": {"where": found.auto.where, "why": found.auto.why},
         "form": str(plan.form),
         "pictures": plan.images,
         "views": len(plan.views),
