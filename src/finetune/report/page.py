@@ -85,7 +85,6 @@ def write_report(
         "skipped": read_table(folder / "skipped.csv"),
         "worse": worse_by_temperature(summary),
         "time": _time(summary),
-        "saved": _saved(summary),
     }
     target = folder / FILE
     write_atomically(target, template("page.html").render(page).encode("utf-8", "replace"))
@@ -227,14 +226,3 @@ def _time(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
         ("the frozen part, once", reading, "orange"),
         ("training and testing", timing["training"], "blue"),
     ]
-
-
-def _saved(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What running the frozen part once saved; `seconds` only where its speed was measured in this run."""
-    features, data = summary["features"], summary["data"]
-    if not features:
-        return None
-    passes = summary["epochs"] * (data["train"] + data["val"]) + data["val"] + data["test"]
-    computed = features["computed"]
-    each = features["seconds"] / computed if computed else None
-    return {"passes": passes, "seconds": each and each * (passes - computed)}
