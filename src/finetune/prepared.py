@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import linked, write_sealed
+from finetune.atomic import linked, write_atomically, write_sealed
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.data.module import Batches
@@ -17,7 +17,6 @@ from finetune.model.assemble import Model
 from finetune.model.hashing import Proof
 from finetune.model.head import find_head
 from finetune.report.tensorboard import Board, restore_log
-from finetune.runs import folder as folders
 from finetune.runs.open import SEEN, Saved
 from finetune.runs.resume import ResumeState
 from finetune.say import Screen, say
@@ -78,7 +77,8 @@ def start_log(prepared: Prepared, like: Board | None = None) -> Board:
         sides = {side: " ".join(data.digests[row][:16] for row in data.split[side]) for side in learned}
         write_sealed(folder / SEEN, sides)
     if state:
-        folders.reopen(folder, state.curves)
+        if state.curves:
+            write_atomically(folder / "metrics.csv", state.curves.encode())
         if not restore_log(folder, state.steps, state.curves):
             text = "damaged; the points of metrics.csv are written again, others that were lost are not"
             say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")

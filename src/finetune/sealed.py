@@ -7,14 +7,12 @@ import io
 import os
 import warnings
 import zipfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune.atomic import write_atomically
-from finetune.say import Screen, say
 
 MARK = b"sha256:"
 LENGTH = len(MARK) + 64
@@ -50,7 +48,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a file of torch.save holds, as plain data; an older run's, without digest, is told of.
+    """What a file of torch.save holds, as plain data.
 
     Raises:
         WrongDigest: it has been changed.
@@ -74,11 +72,8 @@ def read_checkpoint(path: Path) -> Any:
         warnings.simplefilter("ignore", UserWarning)  # torch's note on a pickle that it then refuses
         with torch.serialization.safe_globals(PLAIN):
             content = torch.load(source, map_location="cpu", weights_only=True)
-    if isinstance(content, dict):
-        if content.pop("sealed", False) and not sealed:  # its end is missing
-            raise changed
-        if not sealed and "frozen_sha256" in content:
-            _tell_older(path.parent)
+    if isinstance(content, dict) and content.pop("sealed", False) and not sealed:  # its end is missing
+        raise changed
     return content
 
 
@@ -87,9 +82,3 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04" and (changed := zipfile.ZipFile(file).testzip()):
             raise WrongDigest(f"{changed} in it is not what was written (CRC-32)")
-
-
-@cache
-def _tell_older(folder: Path) -> None:
-    text = f"{folder}: of an older version, which kept no SHA-256 of it all: a change might go unnoticed"
-    say(Screen(stderr=True), "note", text)

@@ -13,7 +13,6 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -131,7 +130,6 @@ def find_run(run: str) -> Path:
         where = f", which {file} names"
     if not (folder / "settings.json").is_file():
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
-        what += "; did you mean latest?" * (not where and bool(get_close_matches(run, ["latest"])))
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
 
@@ -185,12 +183,6 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / "settings.json", settings)
-
-
-def reopen(folder: Path, curves: str) -> None:
-    """Make metrics.csv what it was at a checkpoint."""
-    if curves:
-        write_atomically(folder / "metrics.csv", curves.encode())
 
 
 def start(folder: Path, skipped: Sequence[BadImage], latest: bool = True) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,8 +65,7 @@ def find_sweep(sweep: str) -> Path:
             raise RequestError(f"latest: expected a sweep in {within}; there is none here")
         return max(files, key=lambda file: file.stat().st_mtime).parent
     if not folder.is_dir():
-        meant = "; did you mean latest?" * bool(get_close_matches(sweep, ["latest"]))
-        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder{meant}")
+        raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")
     return folder
 
 
