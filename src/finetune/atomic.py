@@ -41,9 +41,7 @@ def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]
     """Write beside the target, sync to disk, then take its place: a reader finds the old file or the new one.
 
     content: the bytes, or what writes them into an open file.
-
-    Raises:
-        RunError: the file cannot be written; the old one stays.
+    RunError: the file cannot be written; the old one stays.
     """
     _remove_unfinished(target.parent)
     part, file = _begin(target)
@@ -84,8 +82,7 @@ def part_of(target: Path, ending: str = "") -> Path:
 def _begin(target: Path) -> tuple[Path, BinaryIO]:
     """A new file that has a lock; one that another process removed before it had is begun again.
 
-    Raises:
-        RunError: it cannot be made.
+    RunError: it cannot be made.
     """
     while True:
         part = part_of(target, PART)
@@ -133,9 +130,7 @@ def read_json(
 
     what: it is, to say so where it is not. shape: what a file without a SHA-256 must have.
     way: what can be done without the file.
-
-    Raises:
-        RequestError: it cannot be read, is something else, or has been changed.
+    RequestError: it cannot be read, is something else, or has been changed.
     """
     expected, way = f"{file}: expected {what}", f"; {way}" if way else ""
     try:

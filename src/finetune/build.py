@@ -38,9 +38,7 @@ def find_data(settings: Settings, progress: Progress = sources.silent, *, measur
     """The images and labels that the settings name; nothing is decoded yet.
 
     measured: they are for measuring alone, so that it does not matter whether a model could learn from them.
-
-    Raises:
-        RequestError: they are not there, or not as the settings need them.
+    RequestError: they are not there, or not as the settings need them.
     """
     data = settings.data
     dataset = sources.load_dataset(
@@ -103,8 +101,7 @@ def make_model(settings: Settings, dataset: Dataset, start: Path | None = None) 
 def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
     """How long and on what to train, decided once; rank: of this process among those that train together.
 
-    Raises:
-        RequestError: the device asked for is not to be had, or not the precision on it.
+    RequestError: the device asked for is not to be had, or not the precision on it.
     """
     device = devices.accelerator(settings.trainer.accelerator)
     steps = not solves(settings)
@@ -154,10 +151,8 @@ def build_inputs(
     """Every image, decoded once or as features of the frozen prefix, whose BatchNorm is adapted before.
 
     statistics: for this, where an interrupted run had them.
-
-    Raises:
-        RequestError: too few images are left without those that are broken.
-        ChangedImage: an image is not what it was when it was hashed.
+    RequestError: too few images are left without those that are broken.
+    ChangedImage: an image is not what it was when it was hashed.
     """
     loading, batchnorm = load_settings(settings, console), None
     if solves(settings):
@@ -224,9 +219,7 @@ def adapt_options(
     """The same for these inputs: a step that is so small needs no other precision than 32.
 
     compiled: whether an interrupted run was.
-
-    Raises:
-        RequestError: compiling was asked for and there is no compiler.
+    RequestError: compiling was asked for and there is no compiler.
     """
     images = settings.epochs * len(inputs.dataset.split["train"])
     wanted = settings.compile if compiled is None else compiled

@@ -28,9 +28,7 @@ def fill_store(settings: Settings, console: Console, share: tuple[int, int] | No
     """Compute and store the features that a run with these settings needs, and say how many; nothing trains.
 
     share: which of how many parts to compute alone, for as many processes on whatever machines.
-
-    Raises:
-        RequestError: a run would store none, or be refused before it trains.
+    RequestError: a run would store none, or be refused before it trains.
     """
     options = build.build_options(settings)
     device = options.device

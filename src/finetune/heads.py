@@ -27,9 +27,7 @@ def standardize(
     """Standardise what the linear layer reads that reads constant features; its names stay as they are.
 
     A layer that was kept computes the same as before.
-
-    Raises:
-        RequestError: `standardize=true`, and there is no such layer.
+    RequestError: `standardize=true`, and there is no such layer.
     """
     name = inputs.plan.split and direct_layer(inputs.plan.split)
     if settings.standardize is True and name is None:

@@ -104,10 +104,8 @@ def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
     """Train jobs of a sweep, together where they can be.
 
     whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep.
-
-    Raises:
-        RequestError: the sweep as a whole is wrong.
-        Interrupted: some jobs have not ended.
+    RequestError: the sweep as a whole is wrong.
+    Interrupted: some jobs have not ended.
     """
     tell_apart(plans)
     if whole and plans[0].wrong and len({str(plan.wrong) for plan in plans}) == 1:
@@ -203,9 +201,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     """Resume a run or a sweep, and return the exit code; `latest` is a sweep where that came last.
 
     overrides: of a run, `epochs` alone; of a search, where its study is.
-
-    Raises:
-        RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
+    RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
     """
     folder = Path(run)
     if last := pointer(run):

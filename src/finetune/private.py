@@ -16,9 +16,7 @@ def check_folder(path: Path, shared: bool) -> None:
     """Make the cache's folder where it is missing, and refuse one that others could have filled.
 
     shared: others may fill it (`cache_shared=true`); a folder made now is its group's, too.
-
-    Raises:
-        RequestError: it is another user's, or others may write to it.
+    RequestError: it is another user's, or others may write to it.
     """
     with suppress(OSError):  # whoever needs it says why it cannot be made
         _make(path, shared)
@@ -51,8 +49,7 @@ def make_folder(cache: Path, *names: str) -> Path:
 def open_file(path: Path, cache: Path) -> FileIO:
     """Open a file below the cache's folder to read and write, made where it is missing; else to read alone.
 
-    Raises:
-        RequestError: it is a link, no file, or another user's.
+    RequestError: it is a link, no file, or another user's.
     """
     shared = _shared(cache)
     if path.is_symlink():  # and if it becomes one now, O_NOFOLLOW refuses

@@ -51,9 +51,8 @@ from finetune.training.monitor import GradientMonitor
 def run(settings: Settings, folder: Path, console: Screen) -> dict[str, Any]:
     """Train as the settings say, into a new folder or on in an interrupted run's, and return the summary.
 
-    Raises:
-        RequestError: the request was wrong; found before training starts.
-        RunError: the run failed or was interrupted; what it wrote before is kept.
+    RequestError: the request was wrong; found before training starts.
+    RunError: the run failed or was interrupted; what it wrote before is kept.
     """
     if summary := _ended(settings, folder, console):
         return summary

@@ -50,9 +50,8 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: Path) -> Any:
     """What a file of torch.save holds, as plain data.
 
-    Raises:
-        WrongDigest: it has been changed.
-        Exception: it is no such file; there is no telling what foreign bytes make an unpickler raise.
+    WrongDigest: it has been changed.
+    Exception: it is no such file; there is no telling what foreign bytes make an unpickler raise.
     """
     changed = WrongDigest(f"{path} has been changed since it was written (SHA-256)")
     source: Path | io.BytesIO = path

@@ -35,9 +35,7 @@ def launch(settings: Settings, folder: Path, quiet: bool) -> dict[str, Any]:
     """Train in processes of their own, as many as `trainer.devices` says, and return the summary.
 
     Each begins with the settings alone, not with the command line: what began this process is not run again.
-
-    Raises:
-        RequestError, RunError, Interrupted: as the first process that failed has told it.
+    RequestError, RunError, Interrupted: as the first process that failed has told it.
     """
     size = count(settings)
     request = {"settings": settings.model_dump(), "folder": str(folder), "quiet": quiet}

@@ -62,8 +62,7 @@ def model_of(saved: Saved) -> Model:
 def embed(model: Model, settings: Settings, dataset: Dataset, console: Console) -> Embeddings:
     """What the head of a model reads of each image; all but the head must be frozen.
 
-    Raises:
-        RequestError: no image is left to train on without the broken ones.
+    RequestError: no image is left to train on without the broken ones.
     """
     from finetune import build  # which imports Lightning, and who predicts does without
 

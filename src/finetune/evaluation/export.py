@@ -48,8 +48,7 @@ class Exported(nn.Module):
 def export_target(saved: Saved, format: str, out: Path | None, softmax: bool) -> Path:
     """The file to write: `out`, a file or a folder, or `export/model.<ending>` in the run's folder.
 
-    Raises:
-        RequestError: the format does not exist, needs packages that are not there, or does not fit the rest.
+    RequestError: the format does not exist, needs packages that are not there, or does not fit the rest.
     """
     if format not in FORMATS:
         raise RequestError(f"--format {format}: expected {', '.join(FORMATS)}")
@@ -104,10 +103,8 @@ def write_export(
     A state dict is itself the model: None is returned. A script beside it, predict.py, classifies
     images, where it can run such a file.
     temperature: of the softmax that ends the graph; None for logits.
-
-    Raises:
-        RequestError: the folder cannot be made.
-        RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
+    RequestError: the folder cannot be made.
+    RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
     """
     make_out(target.parent)
     prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several

@@ -94,10 +94,8 @@ def predict_images(
     """Write a row for each image: the likeliest classes and what else is asked for, or why it cannot be read.
 
     out: None for stdout. format: `csv` or `jsonl`. advance: called with the number of rows written.
-
-    Raises:
-        RequestError: the file cannot be made.
-        RunError: it cannot be written on, as on a full disk; or Interrupted. The rows so far are kept.
+    RequestError: the file cannot be made.
+    RunError: it cannot be written on, as on a full disk; or Interrupted. The rows so far are kept.
     """
     tally, predictor = Tally(), details.predictor
     with _opened(out, tally) as file:
@@ -122,8 +120,7 @@ def predict_images(
 def format_of(out: Path | None, asked: str | None) -> str:
     """The format asked for, or that of the file's extension; CSV on stdout.
 
-    Raises:
-        RequestError: neither says which, or the file is a folder.
+    RequestError: neither says which, or the file is a folder.
     """
     if out and out.is_dir():
         raise RequestError(f"--out={out}: expected a file; this is a folder")

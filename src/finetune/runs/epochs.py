@@ -24,9 +24,7 @@ def differs_in_epochs(settings: Settings, folder: Path) -> bool:
     """Whether settings are those of the run in a folder but for its epochs.
 
     These may be more, or fewer than were asked for later, down to what it began with or has trained.
-
-    Raises:
-        RequestError: another setting differs, or more epochs would change nothing.
+    RequestError: another setting differs, or more epochs would change nothing.
     """
     before, now = (flat(one.model_dump()) for one in (read_settings(folder), settings))
     least = int(before["epochs"])

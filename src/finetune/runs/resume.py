@@ -67,8 +67,7 @@ class ResumeState:
 def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
     """Where `resume=auto` goes on in a folder; None where no epoch was finished, so that it starts.
 
-    Raises:
-        RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
+    RequestError: the settings are not the run's, or its checkpoint is damaged or of another kind.
     """
     resume_state = read_resume_state(folder)
     if resume_state is None:
@@ -86,8 +85,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
 def read_resume_state(folder: Path) -> ResumeState | None:
     """Where a run, or a sweep's job, was interrupted; None where no epoch was finished.
 
-    Raises:
-        RequestError: its files are damaged or another run's, or its checkpoint is nothing to go on from.
+    RequestError: its files are damaged or another run's, or its checkpoint is nothing to go on from.
     """
     try:
         checkpoint = newest(folder)

@@ -24,9 +24,7 @@ def read_settings(folder: Path, sha256: str | None = None) -> Settings:
     """A run's settings, with the epochs last asked for; one that did not exist yet has its default.
 
     sha256: of the settings, as a checkpoint of the run has it; those of older versions have none.
-
-    Raises:
-        RequestError: the file is damaged, has a setting that there is not, or is another run's.
+    RequestError: the file is damaged, has a setting that there is not, or is another run's.
     """
     file = folder / "settings.json"
     way = f"weights={shlex.quote(str(folder))} starts a new run from its weights"
