@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file
 
 from finetune.atomic import sha256_of
+from finetune.cells import read_table, table_of
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import RequestError, RunError, counted
@@ -23,7 +23,7 @@ from finetune.model.statedict import read_frozen
 from finetune.runs.epochs import differs_in_epochs
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
-from finetune.runs.sweeps import overrides_of
+from finetune.runs.sweeps import counts_epochs, overrides_of
 from finetune.training.checkpoint import forget_refitted, newest
 from finetune.training.fit import Options
 
@@ -116,19 +116,13 @@ def read_resume_state(folder: Path) -> ResumeState | None:
 
 def _table_until(file: Path, epochs: int) -> str:
     """metrics.csv until after an epoch; the first version's checkpoints do not hold it."""
-    if not file.exists():
+    rows = read_table(file)[:epochs]
+    if not rows:
         return ""
-    try:
-        lines = file.read_bytes().decode().splitlines()[: epochs + 1]
-        rows = np.loadtxt(lines, delimiter=",", skiprows=1, ndmin=2)  # the epochs are the first column
-        whole = rows.size > 0 and rows[:, 0].tolist() == list(range(1, epochs + 1))
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        raise RequestError(
-            f"{file}: expected numbers for each of {counted(epochs, 'epoch')}; without it the run goes on"
-        )
-    return "".join(f"{line}\r\n" for line in lines)
+    if not (len(rows) == epochs and counts_epochs(rows)):
+        wanted = f"expected numbers for each of {counted(epochs, 'epoch')}"
+        raise RequestError(f"{file}: {wanted}; without it the run goes on")
+    return table_of([[*rows[0]], *(row.values() for row in rows)]).decode()
 
 
 def as_decided(settings: Settings, resume_state: ResumeState) -> Settings:

@@ -5,23 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
-from typing_extensions import TypedDict
+from typing import Any
 
 from finetune.atomic import read_json, sha256_of, write_sealed
 from finetune.errors import RequestError
 
 DIGESTS = "digests.json"
 APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
-
-
-class _Ended(TypedDict):
-    status: Literal["finished", "failed", "interrupted"]
-
-
-SUMMARY: TypeAdapter[Any] = TypeAdapter(_Ended)  # of the first version's, which has no SHA-256
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -51,10 +41,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     way = f"delete it, and finetune resume {shlex.quote(str(folder))} writes it again"
-    summary = read_json(file, "the summary of a run", SUMMARY, way)
+    summary = read_json(file, "the summary of a run", way)
+    if summary.get("status") not in ("finished", "failed", "interrupted"):
+        raise RequestError(f"{file}: expected the summary of a run; it holds something else; {way}")
     if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
         way = way.replace("it,", f"{file},", 1)
-        apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way=way)
+        apart = read_json(folder / DIGESTS, "the SHA-256 of what a run wrote", way)
         if sha256_of(apart) != sha256:
             raise RequestError(f"{folder / DIGESTS}: expected this run's; it is of other results; {way}")
         summary["files"] = apart.pop("files")

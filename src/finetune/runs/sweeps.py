@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from finetune.atomic import read_json
@@ -21,18 +19,6 @@ from finetune.errors import RequestError, brief, counted, one_line, shown
 from finetune.runs.folder import FOLDS, PHASES, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
-
-
-class _Planned(TypedDict):
-    folder: str
-    overrides: list[str]
-
-
-class _Plan(TypedDict):
-    jobs: Annotated[list[_Planned], Field(min_length=1)]
-
-
-PLANNED: TypeAdapter[Any] = TypeAdapter(_Plan)
 
 
 @dataclass(frozen=True)
@@ -91,9 +77,12 @@ def name_in_sweep(job: Path) -> str:
     sweep = next(filter(is_sweep, job.parents), job)
     if not (sweep / PLAN).is_file():
         return ""
-    planned = read_json(sweep / PLAN, "a sweep's jobs", PLANNED)["jobs"]
-    jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
-    shared = set.intersection(*map(set, jobs.values()))
+    try:
+        planned = read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
+        jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
+        shared = set.intersection(*map(set, jobs.values()))
+    except (KeyError, TypeError):
+        raise RequestError(f"{sweep / PLAN}: expected a sweep's jobs; it holds something else") from None
     own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
     return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
@@ -165,6 +154,11 @@ def read_runs(folder: Path) -> list[SweepJob]:
     ]
 
 
+def counts_epochs(curves: list[dict[str, str]]) -> bool:
+    """Whether the rows of metrics.csv are those of the epochs from the first one on."""
+    return [row.get("epoch") for row in curves] == [str(epoch) for epoch in range(1, len(curves) + 1)]
+
+
 def _how_far(folder: Path) -> str:
     """What an unfinished job has done: metrics.csv has a row for each epoch."""
     if not (folder / "settings.json").exists():
@@ -172,6 +166,6 @@ def _how_far(folder: Path) -> str:
     if phases := [*folder.glob(f"{PHASES}/*/settings.json")]:
         return f"in phase {len(phases)}"
     rows = read_table(folder / "metrics.csv")
-    if [row.get("epoch") for row in rows] != [str(epoch) for epoch in range(1, len(rows) + 1)]:
+    if not counts_epochs(rows):
         return "metrics.csv is damaged; finetune resume mends it"
     return f"{len(rows)} of {counted(read_settings(folder).epochs, 'epoch')} so far"
