@@ -38,6 +38,8 @@ def test_a_falling_loss_falls() -> None:
     assert len(of_class(drawn, "polyline", "val")) == 1
     (mark,) = of_class(drawn, "line", "mark")
     assert float(mark.get("x1", "")) == pytest.approx(points[-1][0], abs=0.1)
+    words = [one.text for one in drawn.iter(NAMESPACE + "text")]
+    assert words[-3:] == ["1", "2", "3"]  # whole epochs
 
 
 def test_one_epoch_is_a_dot() -> None:
@@ -85,11 +87,3 @@ def test_ticks_are_round_and_hold_the_values(low: float, high: float, ticks: lis
     assert found[-1] >= high
     if high:
         assert found == ticks
-
-
-@pytest.mark.parametrize(
-    ("last", "ticks"),
-    [(2, [1, 2]), (3, [1, 2, 3]), (20, [1, 5, 10, 15, 20]), (100, [1, 20, 40, 60, 80, 100])],
-)
-def test_epochs_are_whole(last: int, ticks: list[int]) -> None:
-    assert charts.epoch_ticks(1, last) == ticks

@@ -27,11 +27,11 @@ def curve_chart(
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
     x = partial(np.interp, xp=(first, last), fp=(40, 370))
     y = partial(np.interp, xp=(ticks[0], ticks[-1]), fp=(194, 12))
-    below = [(f"{tick:,}", x(tick)) for tick in epoch_ticks(int(first), int(last))]
+    below = [tick for tick in nice_ticks(first, last, whole=True) if first <= tick <= last]
     return template("charts.html").module.curves(  # type: ignore[attr-defined]
         title,
         ticks=[(f"{tick:g}", y(tick)) for tick in ticks],
-        epochs=[(words, min(place, 380 - 3.5 * len(words))) for words, place in below],  # none is clipped
+        epochs=[(f"{tick:,.0f}", x(tick)) for tick in below],
         mark=None if best is None else x(best),
         series={name: [(x(a), y(b)) for a, b in points] for name, points in series.items()},
     )
@@ -77,13 +77,6 @@ def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """Some round numbers from `low` or below to `high` or above."""
     locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole)
     return [round(float(tick), 12) for tick in locator.tick_values(low, max(high, low + 1e-9))]
-
-
-def epoch_ticks(first: int, last: int) -> list[int]:
-    """Whole epochs to write below an axis: both ends and some between, not too near to them."""
-    between = [int(tick) for tick in nice_ticks(first, last, whole=True)]
-    near = 0.6 * (between[1] - between[0])
-    return [first, *(tick for tick in between if first + near <= tick <= last - near), last]
 
 
 def shortened(name: str, most: int = 16) -> str:
