@@ -96,12 +96,8 @@ def test_what_cannot_be_typed_as_it_was_is_the_settings_alone(
     finished_run: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished_run("epochs=1")
-    for typed, command in (
-        (["experiment=gradual"], "finetune train experiment=gradual weights=imagenet"),
-        (["experiment=fine_tune"], "finetune train experiment=fine_tune weights=imagenet"),
-    ):
-        assert advice_of(run, overrides=typed)[0][1] == command
-    assert advice_of(run, overrides=["experiment=fine_tune"])[1][1] == SOLVE  # its rate is SGD's
+    commands = [command for _, command in advice_of(run, overrides=["experiment=fine_tune"])]
+    assert commands[:2] == ["weights=imagenet", SOLVE]  # its rate is SGD's
     settings = read_settings(run)
     monkeypatch.setenv("FINETUNE_PLUGINS", "mine.py,other")
     assert advise(run, {**summary_of(run), "overrides": ["seed=1"]}, settings)[0][1] == (

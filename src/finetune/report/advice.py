@@ -14,10 +14,10 @@ from typing import Any
 from finetune.cells import read_table
 from finetune.choices.given import PLUGINS, is_given
 from finetune.choices.losses import LOSSES
-from finetune.config.compose import as_typed, compose
+from finetune.config.compose import as_typed
 from finetune.config.conflicts import conflicts, conflicts_of_solving
 from finetune.config.schema import Settings
-from finetune.errors import RequestError, brief, counted
+from finetune.errors import brief, counted
 from finetune.model.build import LITE0
 from finetune.model.weights import PACKAGE
 
@@ -87,17 +87,13 @@ def _rules(
 
 
 def _command(overrides: Sequence[str] | None, added: Sequence[str]) -> str:
-    """The run's own command with these settings in place of its own; from Python the settings alone."""
-    if overrides is None:
+    """The run's own command with these settings in place of its own; else the settings alone."""
+    experiment = any(one.startswith("experiment=") for one in overrides or ())  # what it sets may not go with
+    if overrides is None or experiment:
         return shlex.join(added)
     replaced = ("resume", "hydra.run.dir", *(one.partition("=")[0] for one in added))
     below = tuple(f"{key}." for key in replaced)
     kept = [one for one in overrides if not f"{one.lstrip('+~').partition('=')[0]}.".startswith(below)]
-    if any(one.startswith("experiment=") for one in kept):  # which may set what does not go with these
-        try:
-            compose([*kept, *added])
-        except RequestError:
-            return shlex.join(added)
     kept = as_typed(kept) if kept[-2:] == overrides[-2:] else kept
     plugins = [one for name in os.environ.get(PLUGINS, "").split(",") if name for one in ("--plugin", name)]
     return shlex.join(["finetune", "train", *plugins, *kept, *added])
