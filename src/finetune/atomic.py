@@ -70,6 +70,16 @@ def make_out(folder: Path) -> None:
         raise RequestError(f"--out={folder}: cannot be made: {error.strerror}") from None
 
 
+def check_out(option: str, file: Path) -> None:
+    """Raise RequestError where a file, as an option names it, cannot be written; before any work."""
+    if file.is_dir():
+        raise RequestError(f"{option}{file}: expected a file; this is a folder")
+    try:
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise RequestError(f"{option}{file}: cannot be written: {error.strerror}") from None
+
+
 def part_of(target: Path, ending: str = "") -> Path:
     """A file beside the target whose name is new, and no longer than a name may be."""
     return target.with_name(f".{uuid4().hex}{ending}")

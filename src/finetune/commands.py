@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from typer import Argument, Context, Option, Typer
 
 from finetune import __version__, launch
+from finetune.atomic import check_out
 from finetune.config.compose import compose
 from finetune.errors import RequestError, errors_told
 from finetune.evaluation.formats import FORMATS
@@ -62,31 +62,19 @@ def inspect(
     context: Context,
     parameters: bool = Option(False, "--parameters", help="List every parameter with its requires_grad."),
     json: bool = Option(False, "--json", help="Print one JSON object, every module unfolded."),
-    graph: str | None = Option(None, metavar="FILE", help="Draw one step's autograd graph: .svg or .png."),
+    graph: Path | None = Option(None, metavar="FILE", help="Draw one step's autograd graph: .svg or .png."),
     depth: int | None = Option(None, min=1, help="Unfold modules so deep; 1: the model's own children."),
 ) -> None:
     """Say what would train, and what the rest saves."""
-    settings, drawing = compose(context.args), _drawing(graph)
+    settings = compose(context.args)
+    if graph and graph.suffix.lower() not in (".svg", ".png"):
+        raise RequestError(f"--graph {graph}: expected a file that ends in .svg or .png")
+    if graph:
+        check_out("--graph ", graph)
     import_torch()
     from finetune.inspection.command import inspect
 
-    inspect(settings, Screen(), every_parameter=parameters, as_json=json, drawing=drawing, depth=depth)
-
-
-def _drawing(name: str | None) -> Path | None:
-    """The file that a graph is to be drawn to, after a look, before any work, at whether it can be."""
-    if name is None:
-        return None
-    file = Path(os.path.expanduser(name))
-    if file.suffix.lower() not in (".svg", ".png"):
-        raise RequestError(f"--graph {file}: expected a file that ends in .svg or .png")
-    if file.is_dir():
-        raise RequestError(f"--graph {file}: cannot be written: Is a directory")
-    try:
-        with TemporaryFile(dir=file.parent):
-            return file
-    except OSError as error:
-        raise RequestError(f"--graph {file}: cannot be written: {error.strerror}") from None
+    inspect(settings, Screen(), every_parameter=parameters, as_json=json, drawing=graph, depth=depth)
 
 
 @command("explain latest photographs", "explain latest one.jpg --out maps")

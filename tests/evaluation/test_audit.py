@@ -165,8 +165,8 @@ def test_wrong_labels_are_told_for_what_their_class_is_usually_sure_of() -> None
     ("arguments", "told"),
     [
         (("--drop", "twins"), "--drop"),
-        (("--write", "clean.txt"), "--write=clean.txt: expected a .csv file"),
-        (("--write", "there.csv"), "--write=there.csv: expected a new file"),
+        (("--write", "clean.txt"), "--write=clean.txt: expected a new .csv file"),
+        (("--write", "there.csv"), "--write=there.csv: expected a new .csv file"),
         (("one", "two"), "two: expected one run"),
         (("--out", "done"), "--out=done: expected a new folder; there is an audit in this one"),
         (("--out", "there/audit"), "--out=there/audit: cannot be made"),

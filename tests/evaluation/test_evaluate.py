@@ -231,7 +231,7 @@ def test_images_that_were_trained_on_are_told_apart_among_others(
         (("data=folder", "data.root=nowhere"), "data.root=nowhere: expected a folder; there is none"),
         (("--split", "some"), "--split=some: expected train, val, test or all"),
         (("data=digits", "data.test_fraction=0", "--split", "test"), "--split=test: expected images in it"),
-        (("--out", "no/x.json"), "--out=no/x.json: expected a file in a folder that exists"),
+        (("--out", "no/x.json"), "--out=no/x.json: cannot be written: No such file or directory"),
     ],
 )
 def test_a_wrong_request_is_one_line(

@@ -161,7 +161,7 @@ def test_the_graph_as_svg_and_png(command: Command, tmp_path: Path) -> None:
             "none/graph.svg",
             "--graph none/graph.svg: cannot be written: No such file or directory",
         ),
-        ("here.svg", "--graph here.svg: cannot be written: Is a directory"),
+        ("here.svg", "--graph here.svg: expected a file; this is a folder"),
     ],
 )
 def test_a_picture_that_cannot_be(command: Command, file: str, said: str) -> None:

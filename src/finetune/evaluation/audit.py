@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.atomic import make_out, write_atomically
+from finetune.atomic import check_out, make_out, write_atomically
 from finetune.build import find_data, make_model
 from finetune.cells import table_of
 from finetune.config.compose import compose, free_folder, override_settings
@@ -66,10 +66,10 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
     overrides = [one for one in given if one not in runs]
     if strange := [*runs[1:], *({*drop.split(",")} - {*KINDS})]:
         raise RequestError(f"{strange[0]}: expected one run, and with --drop some of {', '.join(KINDS)}")
-    if write and not (write.suffix == ".csv" and write.absolute().parent.is_dir()):
-        raise RequestError(f"--write={write}: expected a .csv file in a folder that exists")
-    if write and write.exists():
-        raise RequestError(f"--write={write}: expected a new file; there is one, perhaps your own table")
+    if write and (write.suffix != ".csv" or write.exists()):
+        raise RequestError(f"--write={write}: expected a new .csv file; what is there may be your own table")
+    if write:
+        check_out("--write=", write)
     if out and any((out / f"audit.{kind}").exists() for kind in ("html", "csv")):
         raise RequestError(f"--out={out}: expected a new folder; there is an audit in this one")
     make_out(out or Path())

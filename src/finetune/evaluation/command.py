@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune.atomic import write_json
+from finetune.atomic import check_out, write_json
 from finetune.build import find_data
 from finetune.choices.given import is_given
 from finetune.config.compose import override_settings
@@ -44,8 +44,8 @@ def evaluate_run(run: str, overrides: list[str], out: Path | None, split: str | 
 
     out: a JSON file for all of it. split: of the data. raw: leave the probabilities uncalibrated.
     """
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise RequestError(f"--out={out}: expected a file in a folder that exists")
+    if out:
+        check_out("--out=", out)
     console, saved = Screen(), open_run(run)
     settings = override_settings(saved.settings, overrides, TAKES)
     device = devices.accelerator(settings.trainer.accelerator)

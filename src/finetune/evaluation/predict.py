@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from finetune.atomic import part_of
+from finetune.atomic import check_out, part_of
 from finetune.cells import cells
 from finetune.data.dataset import RawImage
 from finetune.errors import Interrupted, RequestError, RunError, counted
@@ -61,6 +61,8 @@ class Tally:
 
 def predict_paths(options: PredictOptions) -> None:
     """Classify the images that `paths` name, to stdout or a file."""
+    if options.out:
+        check_out("--out=", options.out)
     format, saved = format_of(options.out, options.format), open_run(options.run)
     if options.out:
         _refuse_anothers(options.out, format)
@@ -94,8 +96,7 @@ def predict_images(
     """Write a row for each image: the likeliest classes and what else is asked for, or why it cannot be read.
 
     out: None for stdout. format: `csv` or `jsonl`. advance: called with the number of rows written.
-    RequestError: the file cannot be made.
-    RunError: it cannot be written on, as on a full disk; or Interrupted. The rows so far are kept.
+    RunError: the file cannot be written on, as on a full disk; or Interrupted. The rows so far are kept.
     """
     tally, predictor = Tally(), details.predictor
     with _opened(out, tally) as file:
@@ -120,10 +121,8 @@ def predict_images(
 def format_of(out: Path | None, asked: str | None) -> str:
     """The format asked for, or that of the file's extension; CSV on stdout.
 
-    RequestError: neither says which, or the file is a folder.
+    RequestError: neither says which.
     """
-    if out and out.is_dir():
-        raise RequestError(f"--out={out}: expected a file; this is a folder")
     endings = {"": "csv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     chosen = asked or endings.get("" if out is None else out.suffix.lower() or "none")
     if chosen not in WRITERS:
@@ -185,11 +184,7 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
         return
     part = part_of(out)
     try:
-        file = part.open("x", newline="", encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise RequestError(f"--out={out}: cannot be written: {error.strerror}") from None
-    try:
-        with file:
+        with part.open("x", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -197,10 +192,10 @@ def _opened(out: Path | None, tally: Tally) -> Iterator[TextIO]:
     except (KeyboardInterrupt, OSError) as error:
         kept = f"; in {part}: the first {counted(tally.images, 'row')}" if tally.images else ""
         if not kept:
-            part.unlink()
+            part.unlink(missing_ok=True)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"interrupted{kept}", 130) from None
         raise RunError(f"{out}: cannot be written: {error.strerror}{kept}") from None
     except BaseException:
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise
