@@ -7,7 +7,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -25,26 +24,25 @@ from finetune.errors import RequestError, near
 from finetune.say import say
 
 
-@dataclass(frozen=True)
 class Paths:
     """Images to go through one by one; a list of them is never made.
 
     columns: how tables are read. total: how many images there are; None where stdin names them.
     passed_over: how many other files there are in the folders, of each extension. warnings: of tables.
+    RequestError: an argument names nothing, or a folder without images.
     """
 
-    arguments: Sequence[str]
-    stdin: TextIO
-    columns: Columns
-    total: int | None
-    passed_over: Counter[str]
-    warnings: Sequence[str]
+    def __init__(self, arguments: Sequence[str], stdin: TextIO, columns: Columns) -> None:
+        self.arguments, self.stdin, self.columns = arguments, stdin, columns
+        self._others, self._told = Counter[str](), list[str]()
+        counts = [self._count(argument) for argument in arguments if argument != "-"]
+        self.total = None if "-" in arguments else sum(counts)
+        # As this look found them: going through the images adds the same again.
+        self.passed_over, self.warnings = self._others.copy(), [*self._told]
 
     def __iter__(self) -> Iterator[RawImage]:
         for argument in self.arguments:
-            yield from (
-                _listed(self.stdin) if argument == "-" else _found(argument, self.columns, Counter(), [])
-            )
+            yield from _listed(self.stdin) if argument == "-" else self._found(argument)
 
     def tell(self, console: Console) -> None:
         """What a user should know of how they were found, a line each."""
@@ -52,6 +50,38 @@ class Paths:
             say(console, "warning", line)
         if self.passed_over:
             say(console, "note", tell_others(self.passed_over))
+
+    def _count(self, argument: str) -> int:
+        number = sum(1 for _ in self._found(argument))
+        if not number and os.path.isdir(argument):
+            there = f"; {tell_others(self._others)}" if self._others else ""
+            raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)}){there}")
+        if not number:
+            raise RequestError(
+                f"{argument}: expected a file, a folder, a glob or -; there is no such file{near(argument)}"
+            )
+        return number
+
+    def _found(self, argument: str) -> Iterator[RawImage]:
+        """A file whatever its name, images in a folder and below or in a table, or what a glob matches."""
+        if not os.path.lexists(argument) and glob.has_magic(argument):
+            for match in sorted(glob.iglob(argument, recursive=True)):
+                yield from self._found(glob.escape(match) if not os.path.lexists(match) else match)
+        elif os.path.isdir(argument):
+            for path in files_below(Path(argument)):
+                if is_image(path):
+                    yield path
+                else:
+                    self._others[kind_of(path)] += 1
+        elif is_table(Path(argument)) and os.path.exists(argument):
+            cells = read_cells(Path(argument), argument)
+            images, told = read_table(cells, Path(argument).parent, self.columns)
+            self._told += [f"{argument}: {line}" for line in cells.warnings + told]
+            if folder := self.columns.image_folder:
+                self._told.append(f"{argument}: its paths start at {folder}, as the run's did")
+            yield from images
+        elif os.path.lexists(argument):
+            yield Path(argument)
 
 
 def find_images(arguments: Sequence[str], stdin: TextIO, data: Data | None = None) -> Paths:
@@ -63,48 +93,7 @@ def find_images(arguments: Sequence[str], stdin: TextIO, data: Data | None = Non
     wanted = {name: getattr(data, name, None) for name in ("image_column", "image_folder", "image_suffix")}
     if not expand_home(wanted["image_folder"] or "").is_dir():
         wanted["image_folder"] = None
-    columns = Columns(**{name: value for name, value in wanted.items() if value})
-    passed_over, warnings = Counter[str](), list[str]()
-    counts = [_count(argument, columns, passed_over, warnings) for argument in arguments if argument != "-"]
-    total = None if "-" in arguments else sum(counts)
-    return Paths(arguments, stdin, columns, total, passed_over=passed_over, warnings=warnings)
-
-
-def _count(argument: str, columns: Columns, passed_over: Counter[str], warnings: list[str]) -> int:
-    number = sum(1 for _ in _found(argument, columns, passed_over, warnings))
-    if not number and os.path.isdir(argument):
-        there = f"; {tell_others(passed_over)}" if passed_over else ""
-        raise RequestError(f"{argument}: expected images in this folder ({', '.join(EXTENSIONS)}){there}")
-    if not number:
-        raise RequestError(
-            f"{argument}: expected a file, a folder, a glob or -; there is no such file{near(argument)}"
-        )
-    return number
-
-
-def _found(
-    argument: str, columns: Columns, passed_over: Counter[str], warnings: list[str]
-) -> Iterator[RawImage]:
-    """A file whatever its name, the images in a folder and below or in a table, or what a glob matches."""
-    if not os.path.lexists(argument) and glob.has_magic(argument):
-        for match in sorted(glob.iglob(argument, recursive=True)):
-            found = glob.escape(match) if not os.path.lexists(match) else match
-            yield from _found(found, columns, passed_over, warnings)
-    elif os.path.isdir(argument):
-        for path in files_below(Path(argument)):
-            if is_image(path):
-                yield path
-            else:
-                passed_over[kind_of(path)] += 1
-    elif is_table(Path(argument)) and os.path.exists(argument):
-        cells = read_cells(Path(argument), argument)
-        images, told = read_table(cells, Path(argument).parent, columns)
-        warnings += [f"{argument}: {line}" for line in cells.warnings + told]
-        if columns.image_folder:
-            warnings.append(f"{argument}: its paths start at {columns.image_folder}, as the run's did")
-        yield from images
-    elif os.path.lexists(argument):
-        yield Path(argument)
+    return Paths(arguments, stdin, Columns(**{name: value for name, value in wanted.items() if value}))
 
 
 def _listed(stdin: TextIO) -> Iterator[Path]:
