@@ -89,8 +89,7 @@ class Model:
             for answer in answers:
                 if answer.logits is None:
                     raise RequestError(f"{answer.image}: expected an image; {answer.reason}")
-            each = zip(self._predictor.rank(answers, top), answers, strict=True)
-            for ranked, answer in each:
+                ranked = self._predictor.rank(answer, top)
                 path = answer.image if isinstance(answer.image, Path) else None
                 found.append(Prediction(*ranked[0], ranked, self._details(answer).get("familiar"), path))
         return found

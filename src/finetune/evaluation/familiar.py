@@ -166,12 +166,12 @@ class Details:
     def __call__(self, answer: Answer) -> dict[str, Any]:
         """Of an image, in the order of the columns; nothing where it cannot be read."""
         found: dict[str, Any] = {}
-        if answer.logits is None:
+        if answer.logits is None or answer.features is None:
             return found
-        if self.predictor.thresholds:
-            found["labels"] = self.predictor.labels_of(answer)
-        if answer.features is None:
-            return found
+        if thresholds := self.predictor.thresholds:
+            each = self.predictor.probabilities(answer.logits[None])[0].tolist()
+            above = zip(thresholds.items(), each, strict=False)
+            found["labels"] = [name for (name, least), value in above if value > least]
         saved, reference = self.predictor.saved, self.reference
         temperature = temperature_of(saved.summary)
         values = probabilities(answer.logits[None], self.predictor.softmax, temperature)[0]

@@ -96,31 +96,16 @@ class Predictor:
                 for image, bad in told
             ]
 
-    def rank(self, answers: Sequence[Answer], top: int) -> list[Ranked]:
-        """The likeliest classes of each image with their probabilities; none where it cannot be read."""
-        logits = [answer.logits for answer in answers if answer.logits is not None]
-        if not logits:
-            return [[] for _ in answers]
-        names, together = self.saved.names, torch.stack(logits)
-        places = together.topk(min(top, len(names))).indices  # probabilities may be too near to 1 to differ
-        values = self.probabilities(together).gather(1, places)
-        rows = iter(zip(values.tolist(), places.tolist(), strict=True))
-        ranked = []
-        for answer in answers:
-            of_one = zip(*next(rows), strict=True) if answer.logits is not None else ()
-            ranked.append([(names[place], value) for value, place in of_one])
-        return ranked
-
-    def labels_of(self, answer: Answer) -> list[str]:
-        """The labels of an image by their thresholds; none of a run without, or where it cannot be read."""
-        if answer.logits is None or not self.thresholds:
+    def rank(self, answer: Answer, top: int) -> Ranked:
+        """The likeliest classes of an image with their probabilities; none where it cannot be read."""
+        if answer.logits is None:
             return []
-        values = self.probabilities(answer.logits[None])[0].tolist()
-        return [
-            name
-            for name, value in zip(self.thresholds, values, strict=False)
-            if value > self.thresholds[name]
-        ]
+        names = self.saved.names
+        places = answer.logits.topk(
+            min(top, len(names))
+        ).indices  # probabilities may be too near to 1 to differ
+        values = self.probabilities(answer.logits[None])[0, places]
+        return [(names[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of logits (N, outputs), calibrated unless raw ones were asked for."""

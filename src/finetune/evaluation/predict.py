@@ -102,10 +102,11 @@ def predict_images(
     with _opened(out, tally) as file:
         write = WRITERS[format](file, min(top, len(predictor.saved.names)), details.columns)
         for answers in predictor(images):
-            each = zip(answers, predictor.rank(answers, top), map(details, answers), strict=True)
-            for answer, ranked, more in each:
+            for answer in answers:
+                more = details(answer)
                 rejected = more.get("familiar", 1) < details.reject
-                write(str(answer.image), NONE if rejected else ranked, answer.reason, more)
+                ranked = NONE if rejected else predictor.rank(answer, top)
+                write(str(answer.image), ranked, answer.reason, more)
                 tally.images += 1
                 tally.rejected += rejected
                 if answer.reason:
