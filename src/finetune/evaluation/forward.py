@@ -75,11 +75,11 @@ class Predictor:
         """The answers to images in their order, a few at a time; memory does not grow with their number."""
         stream = iter(images)
         if self.forward is None:
-            seen, decoded = self._sample(stream)
-            if not seen:
+            first = list(islice(stream, self.form.batch))
+            if not first:
                 return
-            self.settle(decoded)
-            stream = chain(seen, stream)
+            self.settle([one for one in map(self.read, first) if isinstance(one, Tensor)])
+            stream = chain(first, stream)
         forward, device = self.forward, self.device
         assert forward is not None
         batches = extract(
@@ -117,18 +117,6 @@ class Predictor:
             return decode(image, self.saved.preprocessing, repaired=self.repaired.append)
         except BrokenImage as error:
             return BadImage(0, str(image), str(error))
-
-    def _sample(self, stream: Iterator[RawImage]) -> tuple[list[RawImage], list[Tensor]]:
-        """The first images, and a batch of those that can be read; not too many where few can."""
-        seen: list[RawImage] = []
-
-        def read() -> Iterator[Tensor | BadImage]:
-            for image in islice(stream, 64 * self.form.batch):
-                seen.append(image)
-                yield self.read(image)
-
-        readable = (one for one in read() if isinstance(one, Tensor))
-        return seen, list(islice(readable, self.form.batch))
 
     def settle(self, decoded: Sequence[Tensor]) -> None:
         """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""
