@@ -51,12 +51,11 @@ def test_statistics_are_those_of_all_features_and_what_does_not_vary_counts_noth
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", pytest.param("sgd", marks=pytest.mark.slow)])
-def test_features_that_are_not_finite_are_refused(
-    at_pictures: Path, command: Command, optimizer: str
-) -> None:
-    network = timm.create_model("test_resnet")
-    network.get_submodule("layer4.0.bn2").weight.data.fill_(3e38)  # type: ignore[operator, union-attr]
-    torch.save(network.state_dict(), "weights.pt")
+def test_features_that_overflow_are_refused(at_pictures: Path, command: Command, optimizer: str) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    for norm in ("bn2", "downsample.2"):  # whose outputs are added
+        state[f"layer4.0.{norm}.bias"].fill_(3e38)
+    torch.save(state, "weights.pt")
     ended = command("train", *QUICK, "weights=weights.pt", f"optimizer={optimizer}")
     assert ended.code == 2
     assert "features of some image are infinite or no numbers: expected finite ones" in ended.err

@@ -170,7 +170,7 @@ class Board:
             table.append("\t".join(shown(cell) or "-" for cell in cells))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            directions, lengths, _ = torch.pca_lowrank(values, min(32, *values.shape))
+            directions, lengths, _ = torch.pca_lowrank(values.double(), min(32, *values.shape))
         log = Path(self.writer.log_dir)
         (log / "projector").mkdir(exist_ok=True)
         np.savetxt(log / "projector/tensors.tsv", directions * lengths, "%.4f", "\t")
