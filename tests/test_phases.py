@@ -17,6 +17,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.config.compose import compose
+from finetune.config.phases import phase_settings
 from finetune.errors import Interrupted, RequestError
 from finetune.ladder import Ladder
 from finetune.objects import settings_from
@@ -186,6 +187,13 @@ def test_what_cannot_be_is_told(typed: str, told: str, command: Callable[..., En
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert told in ended.err
+
+
+def test_another_optimizer_begins_with_its_own_settings() -> None:
+    typed = "phases=[{optimizer:lbfgs},{optimizer:{name:adamw,layer_decay:0.75}},{optimizer:{momentum:0.5}}]"
+    _, other, same = (phase_settings(compose([typed]), number).optimizer.model_dump() for number in range(3))
+    assert (other["lr"], other["layer_decay"], "momentum" in other) == (0.001, 0.75, False)
+    assert (same["name"], same["lr"], same["momentum"]) == ("sgd", 0.01, 0.5)
 
 
 def test_more_epochs_are_a_phases_own(phased: Path, command: Callable[..., Ended]) -> None:

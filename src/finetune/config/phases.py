@@ -62,7 +62,9 @@ def _change(values: dict[str, Any], key: str, value: Any) -> None:
             raise RequestError(unknown_choice(key, value, choices_of(key)))
         values[key] = shipped(f"{key}/{value}.yaml")
     elif key in SECTIONS and isinstance(value, dict):
-        values[key] = {**values[key], **value}
+        chosen = value.get("name", values[key].get("name"))
+        other = chosen != values[key].get("name") and chosen in choices_of(key)
+        values[key] = {**(shipped(f"{key}/{chosen}.yaml") if other else values[key]), **value}
     else:
         (values[section] if section else values)[name] = value
 
