@@ -34,8 +34,7 @@ class Blocks:
 
     def cuts(self, batches: int) -> list[int]:
         """The first batch of each part, and how many batches there are."""
-        parts = min(self.parts, batches)
-        return [batches * part // parts for part in range(parts + 1)]
+        return sorted({batches * part // self.parts for part in range(self.parts + 1)})
 
     def order(self, indices: np.ndarray, starts: Sequence[int], seed: int, epoch: int) -> np.ndarray:
         """Images in the order of an epoch, in which the batches start at these places.

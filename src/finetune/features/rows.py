@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
+from mmap import MAP_PRIVATE, mmap
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ class MemoryStore:
 
 def read_rows(file: FileIO, wanted: np.ndarray, size: int) -> np.ndarray:
     """Rows of so many bytes by their ascending numbers; RunError: the file is shorter than it was."""
-    rows = np.empty((len(wanted), size), dtype=np.uint8)
+    buffer = mmap(-1, len(wanted) * size, MAP_PRIVATE)  # goes back at once; what malloc gave may be kept
+    rows = np.frombuffer(buffer, np.uint8).reshape(-1, size)
 
     def read(first: int, end: int) -> None:
         start, count = int(wanted[first]), int(wanted[end - 1] - wanted[first]) + 1
