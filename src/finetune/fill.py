@@ -22,6 +22,7 @@ from finetune.learners import stratified_folds
 from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer, statistics
 from finetune.report import terminal
+from finetune.runs.resume import ResumeState, adapted_before
 from finetune.say import progress, say
 from finetune.training import device as devices
 from finetune.training import distributed
@@ -65,11 +66,11 @@ def load_in_turn(
     model: Model,
     options: Options,
     console: Console,
-    known: Statistics | None,
+    state: ResumeState | None,
 ) -> ModelInputs:
     """What batches are made of; several processes share the computing, then each takes it from the store.
 
-    known: statistics for BatchNorm, where an interrupted run had them.
+    state: where an interrupted run goes on, with its statistics for BatchNorm, and in its order.
     """
     rank, began, computed = options.rank, time.perf_counter(), 0
     if rank.world_size > 1:
@@ -78,7 +79,11 @@ def load_in_turn(
         computed = sum(distributed.gathered(own, rank.world_size))  # and so all wait for all
     seconds = time.perf_counter() - began
     with distributed.one_after_the_other(rank):
+        known = adapted_before(state)
         inputs = inputs_by_evidence(settings, dataset, model, options.device, console=console, known=known)
+    if blocks := inputs.inputs.blocks:  # of which all have as many, whatever memory they have
+        own = max(distributed.gathered(blocks.parts, rank.world_size))
+        blocks.parts = state.origin.get("parts", 1) if state else own
     if computed and (found := inputs.features):
         counts = {"computed": found["computed"] + computed, "reused": found["reused"] - computed}
         inputs = replace(inputs, features={**found, **counts, "seconds": found["seconds"] + seconds})

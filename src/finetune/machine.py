@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from threading import Condition
 
 import finetune
@@ -25,8 +26,21 @@ def training_here() -> int:
 
 
 def ram() -> int:
-    """Bytes of memory of this machine; where several processes of it train together, this one's part."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // training_here()
+    """Bytes of memory that this process may take; where several train together, its part of them."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()]) // training_here()
+
+
+def _limits() -> Iterator[int]:
+    """The limits of the control groups that this process is in, as containers and Slurm set them."""
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, own = line.split(":", 2)
+        root, name = Path("/sys/fs/cgroup", kinds), "memory.limit_in_bytes" if kinds else "memory.max"
+        if kinds not in ("", "memory"):
+            continue
+        for folder in (root / own[1:], *(root / own[1:]).parents):
+            with suppress(OSError, ValueError):  # as of one that is seen from outside alone, or "max"
+                yield int((folder / name).read_text())
 
 
 def has_compiler(device: str) -> bool:

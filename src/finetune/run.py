@@ -121,8 +121,7 @@ def prepare(
     if writes and not state:
         folders.begin(folder, settings.model_dump())
     terminal.model_lines(console, model, settings, len(dataset.classes))
-    known = resuming.adapted_before(state)
-    inputs = load_in_turn(settings, dataset, model, options, console=console, known=known)
+    inputs = load_in_turn(settings, dataset, model, options, console=console, state=state)
     refuse_broken(settings, inputs, dataset, folder if writes else None)
     standardize(settings, model, inputs, options.device, console=console)
     batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)

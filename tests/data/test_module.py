@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.module import Batches, Examples, Loader
-from finetune.data.views import Views, views
+from finetune.data.views import Blocks, Views, views
 
 COUNT = 103
 
@@ -90,6 +92,65 @@ def test_a_last_single_picture_joins_the_batch_before(count: int, batch_size: in
 
 def test_where_nothing_is_learnt_a_single_picture_stays_alone() -> None:
     assert [len(labels) for _, labels in loader(10, epoch=None, count=21)] == [10, 10, 1]
+
+
+# Features that memory cannot hold
+
+
+def in_parts(read: list[list[int]], size: int = 3, parts: int = 4) -> Views:
+    def held(chosen: Tensor, both: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+        read.append(chosen.tolist())
+        inside = set(chosen.tolist())
+
+        def of_these(asked: Tensor) -> Tensor:
+            assert inside.issuperset(asked.tolist())
+            return rows(asked)
+
+        return {"plain": of_these}
+
+    return replace(views(rows, None, COUNT, 0), blocks=Blocks(size, parts, held))
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 4), (7, 4), (52, 2), (1000, 1)])
+@pytest.mark.parametrize("epoch", [None, 0, 1])
+def test_each_part_of_an_epoch_is_read_once(batch_size: int, count: int, epoch: int | None) -> None:
+    read: list[list[int]] = []
+    found = order(loader(batch_size, epoch=epoch, inputs=in_parts(read)))
+    assert [len(read), sorted(found)] == [count, list(range(COUNT))]
+    assert [sorted(part) for part in read] == read  # as they lie on disk
+    assert sorted(index for part in read for index in part) == list(range(COUNT))
+    assert (found == list(range(COUNT))[::-1]) == (epoch is None)
+
+
+def test_the_order_of_parts_is_decided_by_seed_and_epoch_and_what_is_read_by_the_epoch_alone() -> None:
+    def told(seed: int, epoch: int) -> tuple[list[int], list[list[int]]]:
+        read: list[list[int]] = []
+        return order(loader(7, seed=seed, epoch=epoch, inputs=in_parts(read))), read
+
+    once, read = told(1, 2)
+    assert told(1, 2) == (once, read)
+    other, same = told(2, 2)
+    assert same == read
+    assert other != once
+    assert all(told(1, epoch)[1] != read for epoch in (0, 1, 3))
+
+
+def test_every_part_has_of_each_class_where_images_lie_class_by_class() -> None:
+    for epoch in range(5):
+        read: list[list[int]] = []
+        order(loader(1, epoch=epoch, inputs=in_parts(read)))
+        for start in range(0, 96, 24):  # two blocks for each part, but for those that fill up another
+            assert all(3 <= len({*range(start, start + 24)} & {*part}) <= 9 for part in read)
+        assert max(map(len, read)) - min(map(len, read)) <= 2
+
+
+def test_loaders_in_step_read_a_part_once_for_all() -> None:
+    read: list[list[int]] = []
+    shared = in_parts(read)
+    loaders = [loader(7, seed=seed, inputs=shared) for seed in range(3)]
+    for batches in zip(*loaders, strict=True):
+        assert len({tuple(labels.tolist()) for _, labels in batches}) == 3
+    assert len(read) == 4
 
 
 # Two views

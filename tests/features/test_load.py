@@ -256,7 +256,7 @@ def test_a_damaged_store_is_mended_and_said(tmp_path):
 
 
 def test_rows_too_large_for_memory_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("finetune.features.compute.RESIDENT", 0)
+    monkeypatch.setattr("finetune.features.plan.ram", lambda: 1000)
     dataset = digits(20)
     mapped = prepared(tmp_path, ["all"], dataset)[1]
     monkeypatch.undo()

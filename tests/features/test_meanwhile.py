@@ -19,7 +19,7 @@ from finetune.data.dataset import Dataset, Stored
 from finetune.data.digests import known_bad
 from finetune.data.images import ChangedImage
 from finetune.features import inventory
-from finetune.features.load import LoadSettings, ModelInputs, load_inputs
+from finetune.features.load import LARGE, LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.features.store import Store
 from finetune.model.assemble import Model, ModelConfig, assemble
@@ -92,11 +92,11 @@ def check_store(folder: Path, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "resident", [1 << 31, pytest.param(0, marks=pytest.mark.slow)], ids=["held", "mapped"]
+    "memory", [1 << 40, pytest.param(1000, marks=pytest.mark.slow)], ids=["held", "in blocks"]
 )
 @pytest.mark.parametrize("removed", [slow("clear"), "rm"])
 def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, resident: int
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, memory: int
 ) -> None:
     append, calls = Store.append, []
 
@@ -112,14 +112,14 @@ def test_a_store_removed_between_two_appends_harms_neither_this_run_nor_the_next
             if removed == "rm":  # and another run begins, of other images, before this one goes on
                 prepared(load(root).without(range(0, COUNT, 3)), tmp_path)
 
-    monkeypatch.setattr("finetune.features.compute.RESIDENT", resident)
+    monkeypatch.setattr("finetune.features.plan.ram", lambda: memory)
     monkeypatch.setattr(Store, "append", interfered)
     mine = prepared(load(root), tmp_path)
     wanted = by_name(prepared(load(root), tmp_path, "memory"))
     for name, row in by_name(mine).items():
         assert torch.equal(row, wanted[name]), name
     told = ("the stored features were removed meanwhile; they serve this run alone",)
-    assert mine.notes == (told if removed == "rm" else ())
+    assert mine.notes == (told if removed == "rm" else ()) + ((LARGE,) if memory == 1000 else ())
     check_store(tmp_path, root)
 
 

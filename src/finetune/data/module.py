@@ -80,7 +80,8 @@ class Loader:
         epoch = None if self.epoch is None else self.epoch()
         order = self.indices
         if epoch is not None:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            starts = [start for start, _ in self.ranges]
+            order = self.examples.inputs.order(order, starts, self.seed, epoch)
         which, parts = self.part
         batches = [torch.from_numpy(order[start:end][which::parts]) for start, end in self.ranges]
         for chosen, inputs in zip(batches, self.examples.inputs.each(batches, epoch), strict=True):

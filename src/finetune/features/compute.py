@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import islice
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,8 @@ from finetune.data.views import Inputs
 from finetune.errors import RunError
 from finetune.features.extract import DTYPES, Form, Tensors, Told, extract, settle
 from finetune.features.plan import FeaturePlan
-from finetune.features.rows import MemoryStore, RowLayout
+from finetune.features.rows import MemoryStore, RowLayout, read_rows
 from finetune.features.store import Store, open_part, open_store
-
-RESIDENT = 2 << 30  # rows of up to so many bytes are held where they are used; more are mapped from the disk
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Features:
 
     difference: of the form from fp32 eager, relative; None where none was computed now.
     computed, reused: how many different images were computed now or in the store, in so many seconds.
-    mapping: of the file that the rows lie in, unless they are in memory.
+    file: where all the rows lie, if memory cannot hold those of this data set.
     """
 
     layout: RowLayout
@@ -46,18 +45,24 @@ class Features:
     computed: int
     reused: int
     seconds: float
-    mapping: mmap | None = None
+    file: FileIO | None = None
 
     def inputs(self, chosen: Tensor) -> Inputs:
-        """The features of images by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them.
-
-        RunError: the file is shorter than it was, where reading the rest would kill the process.
-        """
-        if self.mapping and self.mapping.size() < len(self.mapping):
-            raise RunError("cache_dir: the stored features were cut short by something else; run again")
+        """The features of images by their indices (B,), in fp32: a tensor (B, ...), or a tuple of them."""
+        if self.file:
+            return self.hold(chosen).inputs(chosen)
         rows = self.rows[torch.from_numpy(self.places[chosen.numpy()]).to(self.rows.device)]
         tensors = tuple(tensor.float() for tensor in self.layout.unpack(rows))
         return tensors if len(tensors) > 1 else tensors[0]
+
+    def hold(self, chosen: Tensor) -> Features:
+        """The same of these images, and no others, in memory."""
+        if self.file is None:
+            return self
+        places, index = np.empty_like(self.places), chosen.numpy()
+        stored, places[index] = np.unique(self.places[index], return_inverse=True)
+        rows = torch.from_numpy(read_rows(self.file, stored, self.layout.row_bytes))
+        return replace(self, rows=rows, places=places, file=None)
 
 
 class FeatureComputer:
@@ -109,8 +114,10 @@ class FeatureComputer:
                 return self.compute(view, actual, normalise)
             if store.removed():
                 self.notes.append("the stored features were removed meanwhile; they serve this run alone")
-            rows, places = self._rows(store)
-            mapping = store.mapping if rows.nbytes > RESIDENT else None
+            file = None
+            if isinstance(store, Store) and self.plan.parts(store.layout.row_bytes) > 1:
+                file = os.fdopen(os.dup(store.data.fileno()), "rb", buffering=0)
+            rows, places = self._rows(store, file)
         return Features(
             layout=store.layout,
             rows=rows,
@@ -120,7 +127,7 @@ class FeatureComputer:
             computed=computed,
             reused=len(first) - len(lacking),
             seconds=time.perf_counter() - started,
-            mapping=mapping,
+            file=file,
         )
 
     def compute_share(
@@ -223,11 +230,11 @@ class FeatureComputer:
             advance(len(good))
         return computed
 
-    def _rows(self, store: Store | MemoryStore) -> tuple[Tensor, np.ndarray]:
+    def _rows(self, store: Store | MemoryStore, file: FileIO | None) -> tuple[Tensor, np.ndarray]:
         """All rows (N, row_bytes), on the GPU where they fit well, and where the row of each image is."""
         places = np.array([store.place.get(digest, -1) for digest in self.dataset.digests])
         rows = torch.from_numpy(store.mapped())
-        if 0 < rows.nbytes <= RESIDENT:
+        if len(rows) and file is None:
             rows, places = rows[torch.from_numpy(places)], np.arange(len(places))
             if fits_on_gpu(self.plan.device, rows):
                 rows = rows.to(self.plan.device)

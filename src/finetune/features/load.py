@@ -21,13 +21,15 @@ from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
 from finetune.data.streaming import Stream
-from finetune.data.views import Inputs, Views, views
+from finetune.data.views import Blocks, Inputs, Views, views
 from finetune.features.compute import FeatureComputer, Features, fits_on_gpu
 from finetune.features.plan import FeaturePlan
+from finetune.features.rows import BLOCK
 from finetune.machine import ram
 from finetune.model.assemble import Model
 
 STREAMED = "the decoded images would take more than a quarter of the memory"
+LARGE = "the features would take more than a quarter of the memory; they are read in shuffled blocks"
 SAMPLE = 32  # training images that TensorBoard shows
 
 
@@ -154,17 +156,24 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
     repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, loading.memo)
     computed = [replace(features, places=features.places[kept]) for features in every]
-    plain, mirrored = computed[0].inputs, computed[-1].inputs
+    plain, mirrored, row_bytes = computed[0].inputs, computed[-1].inputs, computed[0].layout.row_bytes
+    inputs = views(plain, mirrored if len(plan.views) > 1 else None, len(kept), loading.seed)
+    parts = plan.parts(row_bytes) if computed[0].file else 1
+
+    def read(chosen: Tensor, both: bool) -> dict[str, Any]:
+        views = zip(plan.views, computed, strict=True)
+        return {name: view.hold(chosen).inputs for name, view in views if both or name == "plain"}
+
     return ModelInputs(
         dataset=dataset,
-        inputs=views(plain, mirrored if len(plan.views) > 1 else None, len(kept), loading.seed),
+        inputs=replace(inputs, blocks=Blocks(max(1, BLOCK // row_bytes), parts, read)),
         prepare=lambda features, training, number: features,
         network=plan.split.suffix,
         sample=_sample(dataset, reader, prepare),
         bad=bad,
         plan=plan,
         features=_summary(computed, plan),
-        notes=tuple(computer.notes),
+        notes=(*computer.notes, *([LARGE] if parts > 1 else [])),
         repaired=repaired,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -77,6 +78,10 @@ class FeaturePlan:
     augment: str
     cache_dir: Path
     device: str
+
+    def parts(self, row_bytes: int) -> int:
+        """In how many parts the features are read, so that a quarter of the memory holds each."""
+        return max(1, math.ceil(row_bytes * self.images * len(self.views) / (ram() / 4)))
 
     @property
     def share(self) -> float:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
+from mmap import MAP_PRIVATE, mmap
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from finetune.errors import RunError
+
+BLOCK = 1 << 18  # bytes of neighbouring rows that are read at once
+READERS = 8  # threads, as disks answer several at once
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,6 @@ class RowLayout:
 class MemoryStore:
     """The same for one run, in memory."""
 
-    mapping = None
-
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
         self.place: dict[str, int] = {}
@@ -57,8 +64,27 @@ class MemoryStore:
         return []
 
     def mapped(self) -> np.ndarray:
-        return np.concatenate(self.parts)
+        self.parts = [np.concatenate(self.parts)]
+        return self.parts[0]
 
     def removed(self) -> bool:
         """Nobody can."""
         return False
+
+
+def read_rows(file: FileIO, wanted: np.ndarray, size: int) -> np.ndarray:
+    """Rows of so many bytes by their ascending numbers; RunError: the file is shorter than it was."""
+    buffer = mmap(-1, len(wanted) * size, MAP_PRIVATE)  # goes back at once; what malloc gave may be kept
+    rows = np.frombuffer(buffer, np.uint8).reshape(-1, size)
+
+    def read(first: int, end: int) -> None:
+        start, count = int(wanted[first]), int(wanted[end - 1] - wanted[first]) + 1
+        found = os.pread(file.fileno(), count * size, start * size)
+        if len(found) < count * size:
+            raise RunError("cache_dir: the stored features were cut short by something else; run again")
+        rows[first:end] = np.frombuffer(found, np.uint8).reshape(count, size)[wanted[first:end] - start]
+
+    firsts = np.flatnonzero(np.diff(wanted * size // BLOCK, prepend=-1)).tolist()
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, firsts, [*firsts[1:], len(wanted)]))
+    return rows

@@ -47,7 +47,6 @@ class Store:
         self.folder, self.layout, self.data, self.index = folder, layout, data, index
         self.place: dict[str, int] = {}
         self.sums: list[int] = []
-        self.mapping: mmap.mmap | None = None
 
     def load_index(self) -> None:
         """Read which rows there are; what a killed run left half-written does not count."""
@@ -93,10 +92,10 @@ class Store:
         if not self.sums:
             return np.empty(shape, dtype=np.uint8)
         try:
-            self.mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
+            mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
         except ValueError:  # it is shorter now
             raise self._changed() from None
-        return np.frombuffer(self.mapping, dtype=np.uint8).reshape(shape)
+        return np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
 
     def removed(self) -> bool:
         """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""

@@ -181,6 +181,7 @@ def origin_of_choices(inputs: ModelInputs, frozen: str, options: Options) -> dic
         "precision": options.precision,
         "form": inputs.features and inputs.features["form"],
         "kept": inputs.features is not None,
+        "parts": inputs.inputs.blocks.parts if inputs.inputs.blocks else 1,
         "batchnorm": inputs.batchnorm,
         "augment": inputs.plan.augment,
         "compiled": options.compiled,

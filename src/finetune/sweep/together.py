@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from finetune.build import is_light
 from finetune.choices.best import NAMES
 from finetune.data.module import Batches, StackedBatches
-from finetune.data.views import views
+from finetune.data.views import coins
 from finetune.errors import Interrupted, RequestError, RunError, counted
 from finetune.finish import finish
 from finetune.learners import build_job_config
@@ -176,7 +176,7 @@ def _own(prepared: Prepared, plan: Plan) -> Prepared:
             folders.begin(plan.folder, settings.model_dump())
         folders.start(plan.folder, prepared.inputs.bad)
     shared, inputs = prepared.batches, prepared.inputs.inputs
-    own = views(inputs.plain, inputs.mirrored, len(inputs.coin), seed=settings.seed, stream=inputs.stream)
+    own = replace(inputs, coin=coins(len(inputs.coin), settings.seed))
     batches = Batches(replace(shared.examples, inputs=own), shared.batch_size, settings.seed)
     origin = {**prepared.origin, **resuming.origin_of_request(plan.folder, settings, plan.resume_state)}
     begun = replace(prepared, settings=settings, folder=plan.folder, batches=batches, origin=origin)
