@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -132,8 +132,9 @@ def odd_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    """A name without what is spelled in several ways: case, spaces, how letters are coded, 1.0 for 1."""
+    """A name without what is spelled in several ways: case, spaces, how letters are coded, what has no width, 1.0 for 1."""
     try:
         return str(Decimal(name.strip()).normalize())
     except ArithmeticError:
-        return " ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold().strip()))
+        seen = "".join(one for one in normalize("NFKC", name).casefold() if category(one) != "Cf")
+        return " ".join(re.split(r"[\s_-]+", seen.strip()))
