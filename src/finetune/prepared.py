@@ -79,7 +79,8 @@ def start_log(prepared: Prepared, like: Board | None = None) -> Board:
     if state:
         if state.curves:
             write_atomically(folder / "metrics.csv", state.curves.encode())
-        if not restore_log(folder, state.steps, state.curves):
+        restored = restore_log(folder, state.steps, state.curves)
+        if not restored and "tensorboard" in prepared.settings.logger:
             text = "damaged; the points of metrics.csv are written again, others that were lost are not"
             say(Screen(stderr=True), "note", f"{folder / 'tensorboard'}: {text}")
     board, data, sample = Board(folder), prepared.dataset, prepared.inputs.sample if like is None else None

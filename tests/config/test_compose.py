@@ -108,6 +108,9 @@ NAMES = (
     "back\\",
     "data",
     "-x",
+    "1.5",
+    "inf",
+    "True",
 )
 
 

@@ -180,7 +180,7 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         (["Path,label,LABEL", "a.png,b,c", "b.png,b,c"], "expected two classes or more; there is only b"),
         (
             ["path,label", "a.png,b", "b.png,c, d"],
-            "row 2: expected 2 cells, as its header has, not 3; a cell with ',' in it goes into quotes",
+            "row 2: expected 2 cells, as its header (path, label) has, not 3; a cell with ',' in it goes",
         ),
         (["path,label", "a.png,[b c]"], "row 1: expected a list such as ['cat', 'dog'], not [b c]"),
         (
@@ -497,6 +497,7 @@ def test_a_damaged_file_of_arrow_is_told(folder: Path) -> None:
             ("0.25", "1.5", "2.0"),
             "the labels are decimals (0.25, 1.5): each is trained as a class of its own, not as a number",
         ),
+        (("a", "a\u200b", "x"), r"classes that differ in their spelling alone: 'a' and 'a\u200b'"),
         (("1.0", "2.0", "3.0"), None),
         (("v1.5", "v2.5", "1.5"), None),
         (("-1", "1", "0"), None),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 
 from finetune.evaluation.evaluate import Evaluation
-from finetune.evaluation.tables import MOST, show_evaluation
+from finetune.evaluation.tables import MOST, misfits, show_evaluation
 from finetune.say import Screen
 from finetune.training.metrics import measure_classes
 
@@ -45,3 +47,13 @@ def test_names_stand_as_they_are_and_act_on_nothing() -> None:
     assert "\x1b" not in text
     for name in ("[red]x[/]", "a\ufffd[2Jb", ":smile:", "two lines"):
         assert name in text
+
+
+@pytest.mark.parametrize("tested", [0, 3])
+def test_a_side_without_images_is_not_where_to_measure_instead(tested: int) -> None:
+    parts, split = np.array(["train"] * 5 + ["test"] * tested), {"test": np.arange(tested)}
+    chosen = SimpleNamespace(
+        dataset=SimpleNamespace(split=split), split="all", own=True, unknown={}, rows=parts, parts=parts
+    )
+    [line] = misfits(chosen, SimpleNamespace(without_images=[], broken=[]))  # type: ignore[arg-type]
+    assert ("--split=test measures on others" in line) == bool(tested)

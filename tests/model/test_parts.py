@@ -157,8 +157,8 @@ def test_an_incomplete_backbone_is_an_error_that_names_what_there_is(state: Stat
 
 
 def test_an_unknown_network_is_told_by_its_names(tmp_path: Path) -> None:
-    content = {"net": {"stem.weight": torch.ones(3)}, "epoch": 2}
-    with pytest.raises(RequestError, match=r"missing \(.* 1 unexpected \(stem\.weight\)"):
+    content = {"net": {"stem.weight": torch.ones(3)}, "other": {"a": {"b": torch.ones(2)}}, "epoch": 2}
+    with pytest.raises(RequestError, match=r"missing \(.* 2 unexpected \(net\.stem\.weight, other\.a\.b\)"):
         loaded(content, tmp_path)
 
 

@@ -90,8 +90,11 @@ def test_too_many_epochs_can_be_taken_back(command: Command, ended: Callable[...
 def test_a_schedule_with_an_end_is_laid_over_all_epochs_and_told(
     command: Command, ended: Callable[..., Path]
 ) -> None:
-    run = ended("schedule=cosine")
+    run = ended("schedule=cosine", "logger=[csv]")
     told = command("resume", "run", "epochs=4")
+    assert "damaged" not in told.err  # TensorBoard's log, which was not asked for
+    assert "\n0," in (run / "csv" / "metrics.csv").read_text()
+    assert "\n0," not in (run / "csv-2" / "metrics.csv").read_text()
     assert "4, not 2: schedule=cosine is laid over all of them" in " ".join(told.out.split())
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     rates = [float(row[rows[0].index("lr/head")]) for row in rows[1:]]

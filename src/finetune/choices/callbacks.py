@@ -16,6 +16,12 @@ def _lightning(path: str, **options: Any) -> Any:
     return resolve_name(f"pytorch_lightning.{path}")(**options)
 
 
+def _csv(folder: Path) -> Any:
+    """Lightning's, in a folder of its own where a run goes on: it empties the one it is given."""
+    version = f"csv-{before + 1}" if (before := len([*folder.glob("csv*")])) else "csv"
+    return _lightning("loggers.CSVLogger", save_dir=folder, name="", version=version)
+
+
 # What makes each, of the run's folder and name; the run itself writes for TensorBoard.
 CALLBACKS: Table[Callable[[Path, str], Any]] = Table(
     learning_rate=lambda *_: _lightning("callbacks.LearningRateMonitor"),
@@ -23,7 +29,7 @@ CALLBACKS: Table[Callable[[Path, str], Any]] = Table(
 )
 LOGGERS: Table[Callable[[Path, str], Any]] = Table(
     tensorboard=lambda *_: None,
-    csv=lambda folder, _: _lightning("loggers.CSVLogger", save_dir=folder, name="", version="csv"),
+    csv=lambda folder, _: _csv(folder),
     wandb=lambda folder, run: _lightning("loggers.WandbLogger", save_dir=folder, name=run),
     mlflow=lambda _, run: _lightning(
         "loggers.MLFlowLogger",

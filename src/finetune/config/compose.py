@@ -94,7 +94,7 @@ def quoted(override: str, sweeps: bool = False) -> str:
     text = value.replace("${", "\\${") if there else value
     with suppress(HydraException):
         read = OverridesParser.create().parse_override(override)
-        if str(read.value()) == text or (sweeps and not there and read.is_sweep_override()):
+        if read.value() == text or (sweeps and not there and read.is_sweep_override()):
             return override
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 

@@ -73,7 +73,8 @@ def show_evaluation(console: Console, chosen: Chosen, evaluation: Evaluation, sc
 def misfits(chosen: Chosen, evaluation: Evaluation) -> list[str]:
     lines, asked = [], counted(len(chosen.rows), "image")
     if chosen.parts is not None and (learned := int((chosen.parts == "train").sum())):
-        others = "; --split=test measures on others" if chosen.own else ""
+        tested = chosen.own and len(chosen.dataset.split["test"])
+        others = "; --split=test measures on others" if tested else ""
         lines.append(f"the run has learned from {learned:,} of these {asked}{others}")
     if chosen.parts is None and chosen.split != "all":
         lines.append(

@@ -60,7 +60,7 @@ def taken(state: State, model: nn.Module, backbone: State, requested: str) -> tu
     whole = [prefix for prefix, share in shares.items() if share == len(backbone)]
     prefix, notes = _preferred(whole, requested)
     if not whole:
-        prefix = (shares or Counter(key[: key.rfind(DICT) + 1] for key in state)).most_common(1)[0][0]
+        prefix = shares.most_common(1)[0][0] if shares else ""  # of none at all the whole names are told
     tops, near = {name for name, _ in model.named_children()}, prefix.rpartition(DICT)[0]
     # Constants that a library does not store, but a run's record of what is frozen does.
     unused = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
@@ -68,7 +68,7 @@ def taken(state: State, model: nn.Module, backbone: State, requested: str) -> tu
     for key, value in state.items():
         name, inside = key.removeprefix(prefix), key.startswith(prefix)
         if inside and (not whole or "." not in name or name.partition(".")[0] in tops):
-            network |= {name: value} if name not in unused else {}
+            network |= {_shown(name): value} if name not in unused else {}
         elif key.rpartition(DICT)[0] == near and (inside or not key.startswith(tuple(whole))):
             others += [_shown(key)] if not name.startswith(AUXILIARY) else []
     if whole and others:

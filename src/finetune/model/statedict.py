@@ -76,7 +76,7 @@ def _why_unread(file: Path, error: Exception) -> str:
             " you trust the file, torch.save the state_dict() of what torch.load(…, weights_only=False) gives"
         )
     line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
-    return f"is damaged or no such file; expected a state dict ({type(error).__name__}: {line})"
+    return f"is damaged, or no file of weights; expected a state dict ({type(error).__name__}: {line})"
 
 
 def fit_state_dict(

@@ -16,7 +16,7 @@ from typing import Any
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS
 from finetune.data.sources.hub import inner
-from finetune.errors import RequestError, brief
+from finetune.errors import RequestError, brief, counted
 
 SEPARATORS = ",\t;|"
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -49,6 +49,8 @@ class Cells:
         if not places:
             evident = self._evident(Stored in kinds) if setting != "data.group_column" else None
             meant = f"; did you mean {setting}={evident}?" if evident else ""
+            if any(map(_shows, self.header)):
+                meant = "; its first row is to name the columns"
             raise RequestError(f"{wrong}; there are {brief(self.header)}{meant}")
         if len(places) > 1:
             raise RequestError(f"{wrong}; there are {len(places)} of this name")
@@ -59,15 +61,16 @@ class Cells:
 
     def _evident(self, images: bool) -> str | None:
         """The one column that has names of image files, or the one beside it that is no split."""
-
-        def shown(cell: Any) -> bool:
-            return isinstance(cell, Stored) or Path(str(cell)).suffix.lower() in EXTENSIONS
-
         pairs = zip(self.header, self.columns, strict=True)
-        named = [name for name, cells in pairs if name and all(map(shown, cells[:100]))]
+        named = [name for name, cells in pairs if name and all(map(_shows, cells[:100]))]
         others = [name for name in self.header if name not in (*named, "", "split")]
         found = named if images else others
         return found[0] if len(found) == 1 else None
+
+
+def _shows(cell: Any) -> bool:
+    """Whether a cell has, or names, an image."""
+    return isinstance(cell, Stored) or Path(str(cell)).suffix.lower() in EXTENSIONS
 
 
 def is_table(path: Path) -> bool:
@@ -113,15 +116,15 @@ def _text(path: Path, setting: str) -> Cells:
         text = content.decode(marked or "cp1252")
         warnings = ("the table is not in UTF-8: read as cp1252, as Windows writes it",)
     text = re.sub(r'\A(\s*\n)?("?sep=."?\s*\n)?', "", text)  # Excel's own first line
-    first = text.partition("\n")[0]
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     separator = max(SEPARATORS, key=lambda one: len(next(csv.reader([first], delimiter=one), ())))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     header, *rows = [[cell.strip() for cell in row] for row in lines if any(row)] or [[]]
     for number, row in enumerate(rows, 1):
         if any(row[len(header) :]):
             raise RequestError(
-                f"{setting}: row {number}: expected {len(header)} cells, as its header has, not {len(row)}; a"
-                f" cell with {separator!r} in it goes into quotes"
+                f"{setting}: row {number}: expected {counted(len(header), 'cell')}, as its header"
+                f" ({brief(header)}) has, not {len(row)}; a cell with {separator!r} in it goes into quotes"
             )
     columns = [[row[i] if i < len(row) else "" for row in rows] for i in range(len(header))]
     return Cells(setting, header, columns, warnings)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -136,4 +136,5 @@ def _plain(name: str) -> str:
     try:
         return str(Decimal(name.strip()).normalize())
     except ArithmeticError:
-        return " ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold().strip()))
+        seen = "".join(one for one in normalize("NFKC", name).casefold() if category(one) != "Cf")
+        return " ".join(re.split(r"[\s_-]+", seen.strip()))
