@@ -180,7 +180,8 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         (["Path,label,LABEL", "a.png,b,c", "b.png,b,c"], "expected two classes or more; there is only b"),
         (
             ["path,label", "a.png,b", "b.png,c, d"],
-            "row 2: expected 2 cells, as its header (path, label) has, not 3; a cell with ',' in it goes",
+            "row 2: expected 2 cells, as its header (path, label) has, not 3;"
+            " a cell with ',' in it goes into quotes",
         ),
         (["path,label", "a.png,[b c]"], "row 1: expected a list such as ['cat', 'dog'], not [b c]"),
         (
