@@ -74,8 +74,9 @@ class MemoryStore:
 
 def read_rows(file: FileIO, wanted: np.ndarray, size: int) -> np.ndarray:
     """Rows of so many bytes by their ascending numbers; RunError: the file is shorter than it was."""
-    buffer = mmap(-1, len(wanted) * size, MAP_PRIVATE)  # goes back at once; what malloc gave may be kept
-    rows = np.frombuffer(buffer, np.uint8).reshape(-1, size)
+    count = len(wanted) * size
+    buffer = mmap(-1, max(1, count), MAP_PRIVATE)  # goes back at once; what malloc gave may be kept
+    rows = np.frombuffer(buffer, np.uint8, count).reshape(-1, size)
 
     def read(first: int, end: int) -> None:
         start, count = int(wanted[first]), int(wanted[end - 1] - wanted[first]) + 1
