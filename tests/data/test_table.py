@@ -247,6 +247,7 @@ def test_separator_and_encoding_are_found(folder: Path, separator: str, encoding
     [
         "my images\\{}.png",
         "file://{folder}/my%20images/{}.png",
+        "file://localhost{folder}/my%20images/{}.png",
         "{}",
         "{}.png",
         "C:\\Users\\me\\My images\\{}.PNG",

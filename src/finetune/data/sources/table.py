@@ -201,7 +201,7 @@ def read_images(cells: Cells, folder: Path, wanted: Columns) -> tuple[list[RawIm
 def _written(name: str, folder: Path, suffix: str) -> Path:
     """A path as this machine writes it."""
     if name.startswith("file:"):
-        name = unquote(name.removeprefix("file:").removeprefix("//"))
+        name = unquote(name.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
     if "\\" in name and not os.path.lexists(folder / name):
         name = name.replace("\\", "/")
     return Path(name if name.endswith(suffix) else name + suffix)
