@@ -86,9 +86,8 @@ class Head:
     """
 
     def __init__(self, features: Tensor, outputs: int, dtype: torch.dtype) -> None:
-        exact = features.double()
-        axes = _principal_axes(exact)
-        self.axes, self.features = axes.to(dtype), (exact @ axes).to(dtype)
+        self.axes = _principal_axes(features.double()).to(dtype)
+        self.features = features.to(dtype) @ self.axes
         self.mean_squares = self.features.square().mean(0)
         self.scales = torch.ones_like(self.mean_squares), self.features.new_ones(())
         self.values = [
