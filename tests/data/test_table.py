@@ -179,6 +179,11 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
         ),
         (["Path,label,LABEL", "a.png,b,c", "b.png,b,c"], "expected two classes or more; there is only b"),
         (
+            ["a.png,b", "b.png,c"],
+            "expected a column path (data.image_column); there are a.png, b;"
+            " its first row is to name the columns",
+        ),
+        (
             ["path,label", "a.png,b", "b.png,c, d"],
             "row 2: expected 2 cells, as its header (path, label) has, not 3;"
             " a cell with ',' in it goes into quotes",
@@ -240,6 +245,12 @@ def test_separator_and_encoding_are_found(folder: Path, separator: str, encoding
     assert found.classes == ("b", "ä")
     assert all(Path(str(path)).exists() for path in found.images)
     assert found.warnings == found.notes == ()
+
+
+def test_lines_may_end_in_a_carriage_return_alone(folder: Path) -> None:
+    path = folder / "labels.csv"
+    path.write_text("\r".join(["path;label", *(line.replace(",", ";") for line in rows(*"ab" * 6))]))
+    assert csv(path).labels.tolist() == [0, 1] * 6
 
 
 @pytest.mark.parametrize(
