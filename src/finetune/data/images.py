@@ -37,6 +37,10 @@ class Lenient(local):
 
 
 LENIENT: Any = Lenient()
+# What is there instead where an image was not fetched, by its first bytes.
+INSTEAD = dict.fromkeys((b"<!doctype html", b"<html"), "a web page, not an image") | {
+    b"version https://git-lfs": "a Git LFS pointer, not the image; git lfs pull fetches it"
+}
 ImageFile.LOAD_TRUNCATED_IMAGES = LENIENT
 
 # What is wrong with an image is told by us, with its path.
@@ -174,10 +178,22 @@ def _open(
 def _read(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:
     if ends_in_zeros(content):
         raise OSError("the file is cut off: zeros stand for the rest of it")
-    with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
+    with _identified(content) as image:
         limits.check_limits(image, content)
         memory.enter_context(limits.DECODING.taking(limits.memory(image)))
         return rgb(image, preprocessing.resize_size, preprocessing.brightness)
+
+
+def _identified(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        start = content[:64].lstrip().lower()
+        found = "the file is empty" if not content else None
+        found = next((INSTEAD[one] for one in INSTEAD if start.startswith(one)), found)
+        if found is None:
+            raise
+        raise OSError(found) from None
 
 
 def _read_what_is_there(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:

@@ -75,6 +75,8 @@ def _why_unread(file: Path, error: Exception) -> str:
             f"holds {brief([found[1]])}, whose loading can run code; expected tensors and plain data. Where"
             " you trust the file, torch.save the state_dict() of what torch.load(…, weights_only=False) gives"
         )
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; expected what torch.save writes of its state_dict()"
     line = (str(error).rpartition("error:")[2].strip().splitlines() or [""])[0][:100]
     return f"is damaged, or no file of weights; expected a state dict ({type(error).__name__}: {line})"
 
