@@ -346,3 +346,14 @@ def test_refused(at_pictures: Path, command: Command, overrides: list[str], word
     ended = command("train", *QUICK, *overrides)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert f"error: {words}" in ended.err
+
+
+def test_features_that_memory_cannot_hold_seven_times_are_not_solved_for(
+    at_pictures: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.demands.ram", lambda: 10_000)
+    ended = command("train", *QUICK, "optimizer=lbfgs")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "optimizer=lbfgs: expected " in ended.err
+    assert "7 times the features" in ended.err
+    assert "there are 10 kB" in ended.err

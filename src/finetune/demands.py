@@ -12,10 +12,14 @@ from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.errors import RequestError, brief
 from finetune.features.load import ModelInputs
-from finetune.features.plan import FeaturePlan
+from finetune.features.plan import FeaturePlan, readable
+from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer
 from finetune.runs import folder as folders
+
+# How many times the features optimizer=lbfgs holds: the folds' in float32, all of them in float64.
+SOLVING = 7
 
 
 def refuse_untrainable(settings: Settings, model: Model, dataset: Dataset) -> None:
@@ -62,7 +66,7 @@ def refuse_validating(settings: Settings) -> None:
 
 
 def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> None:
-    """Raise RequestError where a linear layer on constant features is not all that trains."""
+    """Raise RequestError unless a linear layer on features, which memory holds, is all that trains."""
     layer = plan.split and direct_layer(plan.split)
     trained = [name for name, p in model.network.named_parameters() if p.requires_grad]
     others = [name for name in trained if name.rpartition(".")[0] != layer]
@@ -71,6 +75,12 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
         raise RequestError(
             f"optimizer={settings.optimizer.name}: expected a linear layer on constant features as all that"
             f" trains; {why}"
+        )
+    if (size := SOLVING * plan.size) > ram():
+        raise RequestError(
+            f"optimizer={settings.optimizer.name}: expected {readable(size)} of memory, {SOLVING} times the"
+            f" features, as it solves for all at once; there are {readable(ram())}, and optimizer=sgd can do"
+            " with less"
         )
 
 
