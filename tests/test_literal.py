@@ -15,8 +15,7 @@ from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import overrides_of
 from finetune.sweep import resume
 from finetune.sweep.leaderboard import compare
-from finetune.sweep.planned import check_stored
-from finetune.sweep.search import search_again
+from finetune.sweep.search import check_stored, search_again
 from support.ended import Ended
 from support.runs import CHECKOUT
 
@@ -60,9 +59,7 @@ def test_a_foreign_sweep_interpolates_nothing(command: Command) -> None:
     assert f"cache_dir={ESCAPED}" in overrides_of(Path("cut/1"))
     compare(Path("cut"))
     plans = resume._unfinished(Path("cut"))
-    assert {str(plan.wrong) for plan in plans} == {
-        f"cache_dir={ESCAPED}: expected a plain value, as it was stored; what does more must be typed again"
-    }
+    assert all(plan.wrong and "no plan.json" in str(plan.wrong) for plan in plans)
     assert [plan.number for plan in plans] == [1, 3]
     assert not Path("made").exists()
 

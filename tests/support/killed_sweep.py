@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra.core.utils
-from omegaconf import OmegaConf
 
 from finetune import cli, launch
-from finetune.sweep import planned
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "composing": (planned, "_composed"),
-    "multirun": (OmegaConf, "save"),  # of Hydra's own file, which then is empty
     "folder": (hydra.core.utils, "_save_config"),  # of one of three files in each job's folder
     "job": (launch.Task, "plan"),
 }
@@ -31,10 +27,10 @@ def main() -> None:
         nonlocal seen
         seen += 1
         if seen == int(call):
-            if name in ("save", "_save_config"):
-                torn = arguments[1] if name == "save" else arguments[2] / arguments[1]
-                Path(torn).parent.mkdir(parents=True, exist_ok=True)
-                Path(torn).touch()
+            if name == "_save_config":  # torn: it then is empty
+                torn = Path(arguments[2] / arguments[1])
+                torn.parent.mkdir(parents=True, exist_ok=True)
+                torn.touch()
             os.kill(os.getpid(), int(number))
         return original(*arguments, **options)
 

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict
 
 from finetune.atomic import read_json, write_sealed
-from finetune.config.compose import GROUPS, compose_config, settings_from_config
-from finetune.config.messages import known_keys, validate
+from finetune.config.compose import settings_from_config
+from finetune.config.messages import validate
 from finetune.config.schema import Settings
 from finetune.errors import RequestError, one_line
 from finetune.runs.folder import PLAN
 from finetune.runs.settings import completed
-from finetune.runs.sweeps import job_folders, overrides_of, read_yaml
+from finetune.runs.sweeps import job_folders, overrides_of
 
-OWN_CONFIGS = "this sweep has configs of its own, not read yet when it was stopped; its command begins again"
+NO_PLAN = f"its sweep has no {PLAN}, so nothing but its command can begin it"
 
 
 @dataclass(frozen=True)
 class Planned:
     """A job of a sweep, begun or not.
 
-    settings: all of them, interpolated once, as the sweep was planned; None where it was stopped before that.
-    wrong: why there are none and never will be.
+    settings: all of them, interpolated once, as the sweep was planned; None where they are not known.
+    wrong: why they are not.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -44,35 +44,14 @@ class Planned:
     wrong: str | None = None
 
     def checked(self) -> Settings:
-        """Its settings, composed without interpolation if it was stopped too early; or RequestError."""
-        if self.wrong:
-            raise RequestError(self.wrong)
-        if self.settings is not None:
-            return validate(completed(self.settings))
-        for one in self.overrides:
-            check_stored(one)
-        values: Any = OmegaConf.to_container(compose_config(self.overrides), resolve=False)
-        return validate(values)
+        """Its settings; raises RequestError where they are wrong or not known."""
+        if self.settings is None:
+            raise RequestError(self.wrong or "its settings are not known")
+        return validate(completed(self.settings))
 
 
-class _File(BaseModel, extra="forbid"):
-    searched: bool
+class _File(BaseModel):
     jobs: list[Planned]
-
-
-def check_stored(override: str, also: Sequence[str] = ()) -> None:
-    """Raise RequestError where a stored override would do more than set a value.
-
-    What lies in a folder may be somebody else's: it is neither interpolated, nor does it choose what else is
-    read or run. also: keys that may be set beside our own.
-    """
-    key, _, value = override.lstrip("+~").partition("=")
-    key = key.partition("@")[0]
-    away = (key in GROUPS or "/" in key) and ("/" in value or ".." in value)
-    if "${" in override.replace("\\", "") or away or key not in (*known_keys(), *GROUPS, *also):
-        raise RequestError(
-            f"{override}: expected a plain value, as it was stored; what does more must be typed again"
-        )
 
 
 def folder_of(sweep: DictConfig) -> Path:
@@ -128,15 +107,10 @@ def _no_folder(sweep: Path) -> RequestError:
     )
 
 
-def write_plan(sweep: Path, jobs: Sequence[Planned], searched: bool = False) -> None:
+def write_plan(sweep: Path, jobs: Sequence[Planned]) -> None:
     """Write the list atomically, of a search what was asked for so far; raises RunError where it cannot."""
     entries = [{**vars(job), "folder": str(job.folder.relative_to(sweep))} for job in jobs]
-    write_sealed(sweep / PLAN, {"searched": searched, "jobs": entries})
-
-
-def searched(sweep: Path) -> bool:
-    """Whether a sweep is a search, whose study knows what comes next."""
-    return _read(sweep).searched if (sweep / PLAN).is_file() else hydra_request(sweep)[0] != "basic"
+    write_sealed(sweep / PLAN, {"jobs": entries})
 
 
 def planned(sweep: Path) -> list[Planned]:
@@ -149,18 +123,17 @@ def planned(sweep: Path) -> list[Planned]:
 def list_planned(sweep: Path) -> list[Planned]:
     """The same; there may be none."""
     if (sweep / PLAN).is_file():
-        jobs = _read(sweep).jobs
-        return [replace(job, folder=sweep / job.folder) for job in jobs]
-    return [Planned(job, overrides_of(job)) for job in job_folders(sweep)]
+        return [replace(job, folder=sweep / job.folder) for job in _read(sweep)]
+    return [Planned(job, overrides_of(job), wrong=NO_PLAN) for job in job_folders(sweep)]
 
 
-def _read(sweep: Path) -> _File:
+def _read(sweep: Path) -> list[Planned]:
     what = "the jobs of a sweep, each in a folder of its own in there"
     values = read_json(sweep / PLAN, what)
     with suppress(ValueError):  # of another shape; a name that no folder can have
-        held = _File.model_validate(values)
-        if _own_folders(sweep, [sweep / job.folder for job in held.jobs]):
-            return held
+        jobs = _File.model_validate(values).jobs
+        if _own_folders(sweep, [sweep / job.folder for job in jobs]):
+            return jobs
     raise RequestError(f"{sweep / PLAN}: expected {what}")
 
 
@@ -168,27 +141,3 @@ def _own_folders(sweep: Path, folders: list[Path]) -> bool:
     """Whether each of them lies, links followed, in a place of its own within the sweep's."""
     places, inside = {folder.resolve() for folder in folders}, sweep.resolve()
     return len(places) == len(folders) and all(inside in place.parents for place in places)
-
-
-class Asked(NamedTuple):
-    """What Hydra noted of a sweep: its sweeper, and the overrides."""
-
-    sweeper: str
-    hydra: list[str]
-    task: list[str]
-
-
-def hydra_request(sweep: Path) -> Asked:
-    """Read it, with nothing interpolated; raises RequestError where it is damaged."""
-    held = read_yaml(file := sweep / "multirun.yaml")
-    try:
-        chosen, overrides = held["hydra"]["runtime"]["choices"], held["hydra"]["overrides"]
-        own, task = ([str(one) for one in overrides[kind]] for kind in ("hydra", "task"))
-        return Asked(chosen["hydra/sweeper"], own, task)
-    except (AttributeError, KeyError, TypeError):
-        raise RequestError(f"{file}: expected what Hydra wrote there; it is damaged") from None
-
-
-def own_configs(sources: Iterable[Mapping[str, Any]]) -> str | None:
-    """What is wrong with composing a job again where more than the shipped configs was read."""
-    return OWN_CONFIGS if {one["provider"] for one in sources} - {"hydra", "main", "schema"} else None

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from finetune.config.compose import GROUPS
+from finetune.config.messages import known_keys
 from finetune.errors import RequestError
-from finetune.sweep.planned import check_stored, hydra_request, searched
+from finetune.runs.sweeps import read_yaml
 
 STORAGE = "hydra.sweeper.storage"
 # What a search may have been told of Hydra's own and be told again; anything else could run what is not ours.
@@ -26,12 +28,12 @@ def search_again(folder: Path, typed: Sequence[str] = ()) -> list[str] | None:
     typed: where its study is, if it is not in there; None where more than that is typed.
     RequestError: what is stored would do more than set a value, or open a study that lies elsewhere.
     """
-    if not (searched(folder) and all(one.startswith(f"{STORAGE}=") for one in typed)):
+    sweeper, overrides = _recorded(folder / "multirun.yaml")
+    if sweeper == "basic" or not all(one.startswith(f"{STORAGE}=") for one in typed):
         return None
-    recorded, place = hydra_request(folder), ("hydra.sweep.dir=", "hydra.mode=")
-    again = [one for one in (*recorded.hydra, *recorded.task) if not one.startswith(place)]
+    again = [one for one in overrides if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     for one in again:
-        check_stored(one, SEARCH)
+        check_stored(one)
     parse = OverridesParser.create().parse_override
     stored = [one for one in again if one.lstrip("+~").startswith(STORAGE)]
     for value in [] if typed else [parse(one).value() for one in stored] or [None]:
@@ -44,3 +46,29 @@ def search_again(folder: Path, typed: Sequence[str] = ()) -> list[str] | None:
             )
     escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*(one for one in again if one not in stored), *(typed or stored), f"hydra.sweep.dir='{escaped}'"]
+
+
+def _recorded(file: Path) -> tuple[str, list[str]]:
+    """The sweeper and the overrides that Hydra noted; raises RequestError where the file is damaged."""
+    held = read_yaml(file)
+    try:
+        overrides = held["hydra"]["overrides"]
+        sweeper = held["hydra"]["runtime"]["choices"]["hydra/sweeper"]
+        return sweeper, [str(one) for one in (*overrides["hydra"], *overrides["task"])]
+    except (AttributeError, KeyError, TypeError):
+        raise RequestError(f"{file}: expected what Hydra wrote there; it is damaged") from None
+
+
+def check_stored(override: str) -> None:
+    """Raise RequestError where a stored override would do more than set a value.
+
+    What lies in a folder may be somebody else's: it is neither interpolated, nor does it choose what else is
+    read or run.
+    """
+    key, _, value = override.lstrip("+~").partition("=")
+    key = key.partition("@")[0]
+    away = (key in GROUPS or "/" in key) and ("/" in value or ".." in value)
+    if "${" in override.replace("\\", "") or away or key not in (*known_keys(), *GROUPS, *SEARCH):
+        raise RequestError(
+            f"{override}: expected a plain value, as it was stored; what does more must be typed again"
+        )

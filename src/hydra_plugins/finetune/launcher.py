@@ -15,16 +15,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import JobReturn, run_job, setup_globals
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
-from finetune.errors import RequestError
-from finetune.runs.folder import PLAN
-from finetune.sweep.planned import Planned, folder_of, own_configs, plan, write_plan
+from finetune.sweep.planned import folder_of, plan, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -35,20 +32,9 @@ ConfigStore.instance().store(
 
 
 class ListedSweeper(BasicSweeper):
-    """Hydra's `basic`; lists the jobs once they are known, and with their settings once composed."""
+    """Hydra's `basic`; writes the list of all jobs before the first of them begins."""
 
     config: Any  # from here on it is set
-
-    def split_arguments(  # type: ignore[override]  # Hydra calls it so: there it needs no instance
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        """The jobs of each batch."""
-        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
-        folder, wrong = folder_of(self.config), own_configs(self.config.hydra.runtime.config_sources)
-        folder.mkdir(parents=True, exist_ok=True)
-        jobs = enumerate(chain.from_iterable(batches))
-        write_plan(folder, [Planned(folder / str(number), job, wrong=wrong) for number, job in jobs])
-        return batches
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """With the first batch compose all of them: what is wrong with the last is told before one trains."""
@@ -57,12 +43,7 @@ class ListedSweeper(BasicSweeper):
         assert self.overrides is not None
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        folder = folder_of(self.config)
-        try:
-            write_plan(folder, plan(self.hydra_context.config_loader, self.config, jobs))
-        except (HydraException, RequestError):  # no job will begin
-            (folder / PLAN).unlink()
-            raise
+        write_plan(folder_of(self.config), plan(self.hydra_context.config_loader, self.config, jobs))
 
 
 class BatchedLauncher(Launcher):

@@ -125,7 +125,7 @@ class OptunaSweeper(Sweeper):
         used = [int(job.name) for job in folder.iterdir() if job.name.isdigit()]
         first = max(len(known), 1 + max(used, default=-1))  # a resumed search goes on with new jobs
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
-        write_plan(folder, [*known, *new], searched=True)
+        write_plan(folder, [*known, *new])
         returns = list(self.launcher.launch(jobs, initial_job_idx=first))
         each = len(space.seeds)
         for place, trial in zip(range(0, len(jobs), each), trials, strict=True):
