@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -94,7 +93,7 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
     console.print()
     if board.rows:
         columns = {title: cells[:MOST] for title, cells in columns_of(board).items()}
-        console.print(_fitting(columns, [*map(title_of, board.metrics), SURE], console.width))
+        console.print(_fitting(columns, [*map(title_of, board.metrics), SURE], console))
         if len(board.rows) > MOST:
             say(console, "more", f"{counted(len(board.rows) - MOST, 'row')} below these")
         best = board.rows[0]
@@ -149,32 +148,19 @@ def notes_of(board: Leaderboard) -> list[str]:
     return [text for text, holds in told.items() if holds]
 
 
-def _fitting(columns: dict[str, list[str]], metrics: list[str], width: int) -> Table:
-    """The widest of three tables that a terminal of so many columns has room for.
-
-    The last has all settings in one column, which takes as many lines as it needs, and the metric that ranks.
-    """
+def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console) -> Table:
+    """The table with as many columns as there is room for; on a narrow terminal all settings are in one."""
     shorter = {title: cells for title, cells in columns.items() if title not in SPARED}
+    for table in (_table(columns), _table(shorter)):
+        if console.measure(table, options=console.options.update_width(10_000)).maximum <= console.width:
+            return table
     named = [title for title in shorter if title not in ("#", "n", *metrics)]
     rows = zip(*(shorter[title] for title in named), strict=True)
     settings = [
         " ".join(f"{name}={cell}" for name, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    others = {title: cells for title, cells in shorter.items() if title not in named}
-    joined = {"#": others.pop("#"), "settings": settings, **others}
-    for one in (columns, shorter, joined):
-        if _width(one) <= width:
-            return _table(one)
-    first = next(title for title in joined if title in metrics)
-    return _table({title: joined[title] for title in ("#", "settings", first)})
-
-
-def _width(columns: dict[str, list[str]]) -> int:
-    """How wide a table is, of whose column `settings` only the words are kept whole."""
-    pieces = {
-        title: " ".join(cells).split() if title == "settings" else cells for title, cells in columns.items()
-    }
-    return sum(max(map(cell_len, [title, *each])) + 3 for title, each in pieces.items())
+    ranks = next(title for title in shorter if title in metrics)
+    return _table({"#": shorter["#"], "settings": settings, ranks: shorter[ranks]})
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
