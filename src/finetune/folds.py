@@ -42,7 +42,7 @@ def train_folds(
     initial, each, strengths = initial_state(prepared), list[Fitted](), list[float]()
     for fold in range(prepared.settings.data.folds or 0):
         one = _prepare_fold(prepared, initial, fold)
-        log = start_log(one, board)
+        log = start_log(one, board.folder)
         each.append(train(one, log, QUIET))
         close_log(log.writer, STATUS_SUCCESS)
         if isinstance(one.classifier, SolvedClassifier):

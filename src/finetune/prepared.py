@@ -62,17 +62,17 @@ def keep_scale(dataset: Dataset, resume_state: ResumeState | None) -> Dataset:
     )
 
 
-def start_log(prepared: Prepared, like: Board | None = None) -> Board:
+def start_log(prepared: Prepared, like: Path | None = None) -> Board:
     """Write what is known before the first step: what is frozen, and the run's settings in TensorBoard.
 
-    like: of a run with the same frozen part and images; the frozen part then is stored once for both.
+    like: the folder of a run with the same frozen part and images, which are stored once for both.
     """
     folder, name, state = prepared.folder, "checkpoints/frozen.safetensors", prepared.resume_state
     kept = state and (folder / name).exists()  # and whole, as has been checked
-    if not kept and (like is None or not linked(like.folder / name, folder / name)):
+    if not kept and (like is None or not linked(like / name, folder / name)):
         save_frozen(folder / name, prepared.proof.tensors, prepared.origin["about"])
     one_fold = prepared.settings.data.fold is not None  # which has sides of its own
-    if one_fold or like is None or not linked(like.folder / SEEN, folder / SEEN):
+    if one_fold or like is None or not linked(like / SEEN, folder / SEEN):
         data, learned = prepared.dataset, ("train", "val")
         sides = {side: " ".join(data.digests[row][:16] for row in data.split[side]) for side in learned}
         write_sealed(folder / SEEN, sides)

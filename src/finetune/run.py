@@ -164,9 +164,12 @@ def _find_model_and_data(
     return model, dataset
 
 
-def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Train and evaluate a run that stands ready; a process that does not lead returns nothing."""
-    board = start_log(prepared) if prepared.options.rank.is_main else None
+def run_prepared(prepared: Prepared, console: Console, like: Path | None = None) -> dict[str, Any]:
+    """Train and evaluate a run that stands ready; a process that does not lead returns nothing.
+
+    like: the folder of a job before it with the same frozen part and images.
+    """
+    board = start_log(prepared, like) if prepared.options.rank.is_main else None
     measured: dict[str, Any] = {}
     ready_at = time.perf_counter()
     with board or nullcontext():
@@ -176,7 +179,7 @@ def run_prepared(prepared: Prepared, console: Console) -> dict[str, Any]:
         if board is None or fitted is None:
             return {}
         fitted, training = replace(fitted, **measured), time.perf_counter() - ready_at
-        return finish(prepared, board, fitted, training=training, console=console)
+        return finish(prepared, board, fitted, training=training, console=console, like=like)
 
 
 def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted | None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.atomic import write_sealed
+from finetune.atomic import not_written, write_sealed
 from finetune.choices.best import deciding, score
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
-from finetune.errors import RequestError, RunError, one_line, shown
+from finetune.errors import Interrupted, RequestError, RunError, one_line, shown
 from finetune.runs.sweeps import ranges, unescaped
 
 if TYPE_CHECKING:  # it imports torch
@@ -73,6 +73,20 @@ class Plan:
             return  # what has been trained is an older run's, or can be gone on with
         with suppress(RunError):  # the disk may be what failed
             write_sealed(self.folder / "summary.json", {"status": "failed", "reason": line})
+
+
+@contextmanager
+def failing(plans: Sequence[Plan]) -> Iterator[None]:
+    """What goes wrong in there is what jobs that have not ended by then have failed by."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except (RequestError, RunError, OSError) as error:
+        told = RunError(not_written(plans[0].folder, error)) if isinstance(error, OSError) else error
+        for plan in plans:
+            if not plan.ended:
+                plan.fail(told)
 
 
 def refuse_several(settings: Settings) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 
 from pytorch_lightning.callbacks import Callback, LambdaCallback
@@ -16,7 +15,7 @@ from finetune.build import is_light
 from finetune.choices.best import NAMES
 from finetune.data.module import Batches, StackedBatches
 from finetune.data.views import coins
-from finetune.errors import Interrupted, RequestError, RunError, counted
+from finetune.errors import RunError, counted
 from finetune.finish import finish
 from finetune.learners import build_job_config
 from finetune.machine import versions
@@ -24,11 +23,11 @@ from finetune.model.head import initial_head
 from finetune.prepared import Prepared, job_of, start_log
 from finetune.refit import choosing_batches, fresh_classifier, initial_state, refit, refit_batches
 from finetune.report import terminal
-from finetune.run import train
+from finetune.run import run_prepared
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.say import Screen, kept, say
-from finetune.sweep.plans import Plan, numbers, varying
+from finetune.sweep.plans import Plan, failing, numbers, varying
 from finetune.training import device as devices
 from finetune.training.callbacks import EpochLines, close_log
 from finetune.training.checkpoint import AtomicCheckpointIO
@@ -62,7 +61,7 @@ def train_together(
         terminal.resume_lines(console, state.epochs, resuming.changed_versions(state, versions()))
     jobs = [_own(prepared, plan) for plan in plans]
     boards = [start_log(jobs[0])]
-    boards += [start_log(job, boards[0]) for job in jobs[1:]]
+    boards += [start_log(job, jobs[0].folder) for job in jobs[1:]]
     ready_at = time.perf_counter()
     light = is_light(prepared.settings, prepared.inputs, len(jobs))
     shown = [
@@ -114,23 +113,13 @@ def solve_in_turns(
     """Solve each job's head on the features that all share."""
     _say_together(plans, console, "solved in turns on shared features")
     initial, quiet = initial_state(prepared), Screen(quiet=True)
-    share, first = (time.perf_counter() - prepared.started) / len(plans), None
+    share, like = (time.perf_counter() - prepared.started) / len(plans), None
     for done, plan in enumerate(plans, 1):
         job = replace(_own(prepared, plan), started=time.perf_counter() - share)
-        try:
+        with failing([plan]), kept(quiet, plan.folder / folders.LOG):
             job = replace(job, classifier=fresh_classifier(job, initial))
-            board = start_log(job, first)
-            with closing(board.writer), kept(quiet, plan.folder / folders.LOG):
-                ready_at, first = time.perf_counter(), first or board
-                like = first.folder
-                fitted = train(job, board, quiet)
-                assert fitted
-                training = time.perf_counter() - ready_at
-                plan.finish(finish(job, board, fitted, training=training, console=quiet, like=like))
-        except Interrupted:
-            raise
-        except (RequestError, RunError) as error:
-            plan.fail(error)
+            plan.finish(run_prepared(job, quiet, like))
+            like = like or plan.folder
         reach(done)
     _say_done(plans, prepared, console)
 

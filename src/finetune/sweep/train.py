@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from finetune.atomic import not_written
 from finetune.build import build_options, solves
-from finetune.errors import Interrupted, RequestError, RunError, counted
+from finetune.errors import Interrupted, counted
 from finetune.prepared import Prepared
 from finetune.run import prepare, run, run_prepared
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
 from finetune.say import Bar, Screen, say
-from finetune.sweep.plans import Plan, alone_because, groups, numbers
+from finetune.sweep.plans import Plan, alone_because, failing, groups, numbers
 from finetune.sweep.together import solve_in_turns, train_together, why_alone
 
 
@@ -46,13 +45,11 @@ def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None
     fresh = []
     with ExitStack() as held:
         for plan in plans:
-            try:
+            with failing([plan]):
                 if plan.resume_state is None:
                     folders.refuse_used(plan.folder)
                 held.enter_context(folders.one_writer(plan.folder))
                 fresh.append(plan)
-            except RequestError as error:
-                plan.fail(error)
         if not fresh:
             return None
         found = _try_together(fresh, console, reach)
@@ -70,7 +67,7 @@ def _try_together(
     """Train them in one group; where that cannot be the first one prepared, and why."""
     first = plans[0]
     assert first.settings is not None
-    try:
+    with failing(plans):  # by what they have in common
         options = build_options(first.settings)
         prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
         for plan in plans:
@@ -81,13 +78,6 @@ def _try_together(
             return prepared, why
         else:
             train_together(plans, prepared, console, reach)
-    except Interrupted:
-        raise
-    except (RequestError, RunError, OSError) as error:  # what the jobs of a group have in common is wrong
-        told = RunError(not_written(first.folder, error)) if isinstance(error, OSError) else error
-        for plan in plans:
-            if not plan.ended:
-                plan.fail(told)
     return None
 
 
@@ -96,13 +86,9 @@ def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) 
     why = f" (alone: {why})" if (why := alone_because(plan.settings)) else ""
     console.print()
     say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
-    try:
+    with failing([plan]):
         if prepared:
             with folders.one_writer(plan.folder):
                 plan.finish(run_prepared(prepared, console))
         else:
             plan.finish(run(plan.settings, plan.folder, console))
-    except (RequestError, RunError) as error:
-        if isinstance(error, Interrupted):
-            raise
-        plan.fail(error)
