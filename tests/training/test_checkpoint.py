@@ -128,24 +128,19 @@ def test_the_best_checkpoint_and_the_last_are_two_files(tmp_path: Path) -> None:
     assert not best.samefile(last)
 
 
-def test_a_damaged_last_checkpoint_beside_a_whole_best_one_is_told_with_a_way_on(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_beside_a_whole_one_is_told(tmp_path: Path) -> None:
     Training(tmp_path).fit(epochs=1)
     best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     whole = last.read_bytes()
     last.write_bytes(whole[:-1])
-    with pytest.raises(RunError) as refused:
+    with pytest.raises(RunError, match=r"last\.ckpt: is missing or damaged \(WrongDigest\)$"):
         newest(tmp_path)
-    assert str(refused.value) == (
-        f"{last}: is missing or damaged (WrongDigest); {best} is whole: without last.ckpt the run goes on"
-        " from it, after epoch 1; expected whole checkpoints to go on from"
-    )
     last.unlink()
     assert (newest(tmp_path) or (None,))[0] == best
     last.write_bytes(whole)
     best.write_bytes(whole[:-1])
     for kind in ("WrongDigest", "FileNotFoundError"):
-        told = rf"best\.ckpt: is missing or damaged \({kind}\); .*weights=.*last\.ckpt starts a new run"
-        with pytest.raises(RunError, match=told):
+        with pytest.raises(RunError, match=rf"best\.ckpt: is missing or damaged \({kind}\)$"):
             newest(tmp_path)
         best.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -48,24 +47,13 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt. RunError: damage.
     """
-    found, damaged = list[tuple[Path, dict[str, Any]]](), ""
+    found = list[tuple[Path, dict[str, Any]]]()
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
-        try:
-            if path.exists() or found:  # last.ckpt is never there without best.ckpt
-                content = AtomicCheckpointIO().load_checkpoint(path)
-                if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
-                    raise RunError(f"{path}: is no checkpoint of a run")
-                found.append((path, content))
-        except RunError as error:
-            damaged = damaged or str(error)
-    if damaged and found:
-        path, content = found[0]
-        way = f"weights={shlex.quote(str(path))} starts a new run from its weights"
-        if path.stem == "best":
-            way = f"without last.ckpt the run goes on from it, after epoch {content['epoch'] + 1}"
-        damaged += f"; {path} is whole: {way}"
-    if damaged:
-        raise RunError(f"{damaged}; expected whole checkpoints to go on from")
+        if path.exists() or found:  # last.ckpt is never there without best.ckpt
+            content = AtomicCheckpointIO().load_checkpoint(path)
+            if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
+                raise RunError(f"{path}: is no checkpoint of a run")
+            found.append((path, content))
     return max(found, key=lambda one: one[1]["epoch"], default=None)
 
 
