@@ -204,9 +204,9 @@ def train(prepared: Prepared, board: Board | None, console: Console) -> Fitted |
             if settings.monitor_gradients and not build.solves(settings):
                 callbacks.append(GradientMonitor(board.writer, console))
         options = replace(options, loggers=loggers)
-        job, path = job_of(prepared, board), state.path if state else None
+        job, resume = job_of(prepared, board), [state.path] if state else []
         initial, chosen_on = initial_state(prepared), choosing_batches(settings, prepared.batches)
-        found = fit(prepared.classifier, chosen_on, [job], options, callbacks=callbacks, resume=path)
+        found = fit(prepared.classifier, chosen_on, [job], options, callbacks=callbacks, resume=resume)
         if settings.refit:
             found = refit_alone(prepared, initial, job, found)
     prepared.proof.check_unchanged(prepared.model.network)

@@ -119,7 +119,7 @@ class Training:
                 [job],
                 Options(epochs, **options),
                 callbacks,
-                resume=resume_state,
+                resume=[resume_state] if resume_state else [],
             )
         assert isinstance(fitted, Fitted)
         return fitted

@@ -131,9 +131,7 @@ def _fit(
     first = prepared[0]
     settings, options = first.settings, first.options
     batches = [choosing_batches(one.settings, one.batches) for one in prepared]
-    load = AtomicCheckpointIO().load_checkpoint  # of each job the newest and the best
-    paths = [plan.resume_state.path for plan in plans if plan.resume_state]
-    resume = [(load(path), load(path.with_name("best.ckpt"))) for path in paths] or None
+    resume = [plan.resume_state.path for plan in plans if plan.resume_state]
     learner = _learner(plans, prepared, batches)
     found = fit(learner, StackedBatches(batches), jobs, options, callbacks=callbacks, resume=resume)
     if not settings.refit or not any(isinstance(one, Fitted) for one in found):

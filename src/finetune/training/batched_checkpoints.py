@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,29 +14,29 @@ from finetune import sealed
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.errors import RunError
 from finetune.model.standardize import folded_state, raw_tensors, take_raw
-from finetune.training.checkpoint import Checkpoints, copy_best
+from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints, copy_best
 from finetune.training.learner import Job
 from finetune.training.stacked import JobConfig, Snapshot, StackedClassifier
 from finetune.training.stacked_optim import Tensors
 
 WRITE_EVERY = 10.0  # seconds: a process that is killed loses so much of its checkpoints at most
 
-Pair = tuple[Mapping[str, Any], Mapping[str, Any]]  # a job's newest checkpoint and that of its best epoch
-
 
 class BatchedCheckpoints(Checkpoints):
     """best.ckpt and last.ckpt of batched jobs, written every ten seconds and in the end.
 
-    best, last: the tensors of all jobs after these epochs. resume: where each goes on, all after the same.
+    best, last: the tensors of all jobs after these epochs.
+    resume: the newest checkpoint of each, all after the same epoch.
     """
 
     def __init__(
-        self, learner: StackedClassifier, max_steps: int | None = None, resume: Sequence[Pair] = ()
+        self, learner: StackedClassifier, max_steps: int | None = None, resume: Sequence[Path] = ()
     ) -> None:
         super().__init__(learner.jobs, max_steps)
-        self.learner, self.resume = learner, resume
-        self.best_steps = [best["global_step"] for _, best in resume] or [0] * len(self.jobs)
-        for job, (newest, _) in zip(self.jobs, resume, strict=False):
+        self.learner, load = learner, AtomicCheckpointIO().load_checkpoint
+        self.resume = [(load(path), load(path.with_name("best.ckpt"))) for path in resume]
+        self.best_steps = [best["global_step"] for _, best in self.resume] or [0] * len(self.jobs)
+        for job, (newest, _) in zip(self.jobs, self.resume, strict=False):
             job.best.load(newest["together"])
             job.best.kept, job.steps = newest["epoch"] + 1, newest["global_step"]
         # A process that was killed between the two files has written best.ckpt alone.

@@ -23,7 +23,7 @@ from finetune.data.module import Batches
 from finetune.errors import Interrupted, RequestError, RunError
 from finetune.signals import Signal, signals, signals_wait
 from finetune.training.averages import Averages
-from finetune.training.batched_checkpoints import BatchedCheckpoints, Pair
+from finetune.training.batched_checkpoints import BatchedCheckpoints
 from finetune.training.best import of_side
 from finetune.training.callbacks import Curves
 from finetune.training.checkpoint import AtomicCheckpointIO, Checkpoints, RunCheckpoints
@@ -78,22 +78,23 @@ def fit(
     jobs: Sequence[Job],
     options: Options,
     callbacks: Sequence[pl.Callback] = (),
-    resume: Path | Sequence[Pair] | None = None,
+    resume: Sequence[Path] = (),
 ) -> list[Fitted | RunError]:
     """Train, keep each job's best epoch, and evaluate the test split once with it.
 
     jobs: one of a Classifier, or one of each stacked job.
-    resume: the checkpoint to go on from, or each job's newest and best one; None to begin.
+    resume: each job's checkpoint to go on from; none to begin.
     Returns nothing in a process that does not lead.
     RunError: a number of a run is no longer finite, memory runs out, or a file cannot be written.
     Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
     """
     learner.jobs = jobs
     checkpoints: Checkpoints
+    path: Path | None = None
     if isinstance(learner, StackedClassifier):
-        assert not isinstance(resume, Path)
-        checkpoints = BatchedCheckpoints(learner, options.max_steps, resume or ())
+        checkpoints = BatchedCheckpoints(learner, options.max_steps, resume)
     else:
+        path = next(iter(resume), None)
         averages = next((one for one in callbacks if isinstance(one, Averages)), None)
         checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every, averages)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
@@ -101,7 +102,6 @@ def fit(
         writes = [Curves()] if jobs[0].writer else []
         # A checkpoint says that its epoch is done: all else that is written of the epoch comes before.
         trainer = _trainer(learner, options, [*writes, *callbacks, checkpoints])
-        path = resume if isinstance(resume, Path) else None
         trainer.fit(learner, batches, ckpt_path=path, weights_only=True)
         if not options.rank.is_main:
             return []
