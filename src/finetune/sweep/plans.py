@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic import not_written, write_sealed
-from finetune.choices.best import deciding, score
+from finetune.choices.best import score
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import OPTIMIZERS
 from finetune.config.schema import Settings
@@ -41,7 +41,7 @@ class Plan:
 
     overrides: of this job, as on the command line; shown: those of them that tell it from the others.
     settings: None where the request was wrong, as `wrong` says.
-    code: exit code. score: in validation, by the metric that is `deciding`; larger where it is better.
+    code: exit code. score: in validation, larger where it is better.
     together: whether it trained in a group before the sweep was interrupted. resume_state: where it then was.
     """
 
@@ -53,16 +53,13 @@ class Plan:
     shown: str = ""
     code: int = 0
     score: float | None = None
-    deciding: str = "accuracy"
     ended: bool = False
     together: bool = False
     resume_state: ResumeState | None = None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Note what a job came to."""
-        val = summary["val"]
-        self.ended, self.score = True, val and score(summary["best"], val)
-        self.deciding = deciding(summary["best"], val or {})
+        self.ended, self.score = True, summary["val"] and score(summary["best"], summary["val"])
 
     def fail(self, error: Exception) -> None:
         """Tell at once why a job failed, here and in its summary.json."""

@@ -12,7 +12,6 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
 from torch.utils._pytree import tree_map
 
 from finetune.build import is_light
-from finetune.choices.best import NAMES
 from finetune.data.module import Batches, StackedBatches
 from finetune.data.views import coins
 from finetune.errors import RunError, counted
@@ -100,11 +99,8 @@ def _say_together(plans: Sequence[Plan], console: Console, how: str) -> None:
 
 
 def _say_done(plans: Sequence[Plan], prepared: Prepared, console: Console) -> None:
-    finished = [plan for plan in plans if not plan.code]
-    text = f"{len(finished)} of {counted(len(plans), 'job')}, {time.perf_counter() - prepared.started:.1f} s"
-    if scores := [abs(plan.score) for plan in finished if plan.score is not None]:
-        text += f"; validation {NAMES[finished[0].deciding]} {min(scores):.3f} to {max(scores):.3f}"
-    say(console, "done", text)
+    finished, seconds = sum(not plan.code for plan in plans), time.perf_counter() - prepared.started
+    say(console, "done", f"{finished} of {counted(len(plans), 'job')}, {seconds:.1f} s")
 
 
 def solve_in_turns(
