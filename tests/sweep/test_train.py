@@ -249,7 +249,7 @@ def test_a_signal_ends_the_sweep_and_keeps_the_checkpoints(
     ended = process.ended()
     assert ended.code == code, ended.err
     name = signal.Signals(number).name
-    assert ended.err.startswith(f"error: interrupted by {name}; the checkpoints of epoch ")
+    assert ended.err.startswith(f"error: interrupted by {name}; the checkpoint of epoch ")
     for job in range(2):
         folder = sweep_of(tmp_path) / str(job)
         assert summary_of(folder)["status"] == "interrupted"

@@ -133,6 +133,9 @@ class Checkpoints(pl.Callback):
         """Put the weights of each job's best epoch back."""
         raise NotImplementedError
 
+    def write(self) -> None:
+        """Write what is remembered only."""
+
 
 class RunCheckpoints(Checkpoints):
     """Those of one run, written after each epoch by Lightning; every: so many epochs one that stays."""

@@ -188,12 +188,9 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
         with signals(), signals_wait():
             yield
     except Signal as received:
-        kept = str(first.best)
-        if isinstance(checkpoints, BatchedCheckpoints):
-            checkpoints.write()
-            epoch = max(job.best.kept for job in jobs)
-            kept = f"the checkpoints of epoch {epoch} are kept" if epoch else "no epoch was finished"
+        checkpoints.write()
         name = signal.Signals(received.number).name
+        kept = max((job.best for job in jobs), key=lambda best: best.kept)
         raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
     except RunError as error:
         raise (error if batched else RunError(f"{error}; {first.best}")) from None
@@ -204,12 +201,8 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
             raise
         raise RunError(f"{not_written(first.folder, error)}; {first.best}") from None
     except torch.OutOfMemoryError:
-        smaller = "expected a smaller batch_size"
-        if batched:
-            line = f"with {len(jobs)} jobs at once, {smaller}, or hydra/launcher=basic"
-        else:
-            line = f", {smaller} or data.image_size; {first.best}"
-        raise RunError(f"the GPU's memory is full{' ' * batched}{line}") from None
+        way = "hydra/launcher=basic" if batched else f"data.image_size; {first.best}"
+        raise RunError(f"the GPU's memory is full, expected a smaller batch_size or {way}") from None
 
 
 @contextmanager
