@@ -42,12 +42,6 @@ class Classifier(Learner):
         self.idle: list[str] | None = None  # what should train and does not
         self.train()
 
-    def train(self, mode: bool = True) -> Classifier:
-        super().train(mode)
-        if mode:
-            self.frozen.hold(self.model)
-        return self
-
     def forward(self, inputs: Inputs) -> Tensor:
         logits = as_logits(self.network(inputs))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half formats sum badly

@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune import signals
 from finetune.data.module import Batch
 from finetune.errors import RequestError, RunError
+from finetune.model.freeze import Frozen
 from finetune.training import distributed, metrics
 from finetune.training.best import Best
 from finetune.training.several import several_labels
@@ -105,6 +106,9 @@ class EpochMetrics:
 class Learner(pl.LightningModule):
     """The steps that a run and stacked jobs have in common; labels: of outputs, where images have several."""
 
+    model: nn.Module
+    frozen: Frozen
+
     def __init__(self, labels: Sequence[str] = ()) -> None:
         super().__init__()
         self.labels = labels
@@ -113,6 +117,12 @@ class Learner(pl.LightningModule):
         self.logits: list[Tensor] = []
         self.logged: set[str] = set()  # names of metrics, that they are not logged twice
         self.losses = torch.empty(0)  # of each job in the newest training batch
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode:
+            self.frozen.hold(self.model)
+        return self
 
     def measure(self, batch: Batch) -> Measured:
         raise NotImplementedError

@@ -108,7 +108,7 @@ class StackedClassifier(Learner):
     ) -> None:
         super().__init__()
         self.network, self.configs, self.failed = network, configs, failed
-        self.model, self.suffix = network.model, network.suffix
+        self.model, self.suffix, self.frozen = network.model, network.suffix, network.frozen
         inside = network.inside
         learn = {name for name, p in self.model.named_parameters() if p.requires_grad} & inside.keys()
         self.names = list(states[0])
@@ -117,12 +117,6 @@ class StackedClassifier(Learner):
             for name in self.names
         )
         self.train()
-
-    def train(self, mode: bool = True) -> StackedClassifier:
-        super().train(mode)
-        if mode:
-            self.network.frozen.hold(self.model)
-        return self
 
     @property
     def state(self) -> Tensors:
