@@ -72,11 +72,10 @@ class Terminal(EpochLines):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, learner: Any, optimizer: torch.optim.Optimizer
     ) -> None:
-        if learner.idle is None and learner.automatic_optimization:
-            for why, names in learner.find_idle(optimizer).items():
-                if names:
-                    text = f"{why} {counted(len(names), 'tensor')} that should train"
-                    say(self.console, "warning", f"{text}: {brief(names, 3)}")
+        first = learner.idle is None and learner.automatic_optimization
+        if first and (names := learner.find_idle(optimizer)):
+            text = f"{counted(len(names), 'tensor')} that should train: {brief(names, 3)}"
+            say(self.console, "warning", f"no gradient reaches, or the optimizer leaves out, {text}")
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.bar.add(1)

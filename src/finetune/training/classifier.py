@@ -60,14 +60,12 @@ class Classifier(Learner):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def find_idle(self, optimizer: torch.optim.Optimizer) -> dict[str, list[str]]:
-        """What should train and does not, by the reason; after a backward pass."""
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        asked = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
-        left = [name for name, one in asked.items() if id(one) not in own]
-        unreached = [name for name, one in asked.items() if id(one) in own and one.grad is None]
-        self.idle = left + unreached
-        return {"the optimizer leaves out": left, "no gradient reaches": unreached}
+    def find_idle(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Note what should train and does not; after a backward pass."""
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        asked = {name: id(p) for name, p in self.model.named_parameters() if p.requires_grad}
+        self.idle = [name for name, place in asked.items() if place not in moved]
+        return self.idle
 
     def on_validation_epoch_start(self) -> None:
         if self.processes > 1:  # each has running statistics of its own; the first one's are kept
