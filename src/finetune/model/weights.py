@@ -148,7 +148,7 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
     if "://" in requested:
         raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
     path, part = _path_and_part(architecture, requested)
-    state, text = read_state_dict(path, part)
+    state, text = read_state_dict(path)
     if part:
         state = below(state, part, model.state_dict(), requested)
     try:
