@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -157,7 +157,7 @@ class FeatureComputer:
         assert plan.split
         layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         key = plan.keys[plan.views.index(view)] if plan.keys else {}
-        return plan.cache_dir if plan.where == "disk" else None, {**key, **form.describe()}, layout
+        return plan.cache_dir if plan.where == "disk" else None, {**key, **asdict(form)}, layout
 
     def _first(self) -> dict[str, int]:
         """Of each content the first image."""

@@ -6,10 +6,10 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,6 @@ class Form:
 
     def __str__(self) -> str:
         return ", ".join([self.dtype, *["folded"] * self.folded, *["compiled"] * self.compiled])
-
-    def describe(self) -> dict[str, Any]:
-        """As a store's key has it."""
-        return asdict(self)
 
 
 def choose_form(precision: str, compile: str | bool, device: str, *, macs: float, bf16: bool) -> Form:
