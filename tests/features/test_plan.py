@@ -13,7 +13,6 @@ from finetune.features.plan import (
     decide,
     macs,
     plan_features,
-    readable,
 )
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.freeze import Frozen
@@ -146,13 +145,3 @@ def test_a_cache_folder_that_cannot_be_made_is_told_as_such(tmp_path):
         assert (plan.where, plan.why) == ("memory", told)
         with pytest.raises(RequestError, match=f"^cache_dir={cache}: expected a folder .*, or cache=memory"):
             planned(resnet(["all"]), cache, "disk")
-
-
-def test_sizes_read_as_people_read_them():
-    assert [readable(n) for n in (0, 999, 1024, 1.5e6, 2e13)] == [
-        "0 B",
-        "999 B",
-        "1.02 kB",
-        "1.5 MB",
-        "20 TB",
-    ]

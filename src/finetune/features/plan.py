@@ -219,12 +219,3 @@ def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Capaci
     if size <= space.memory / 4:
         return "memory", f"{over}in memory for this run"
     return "none", f"{over}too large for memory"
-
-
-def readable(size: float) -> str:
-    """Bytes as people read them: 1.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
