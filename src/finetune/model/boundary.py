@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from finetune.model.parameters import owners
 from finetune.model.tracing import NotTraceable, Seen, observe, storages, trace, undone
 
 
@@ -229,8 +230,8 @@ def _outermost(traced: fx.GraphModule, cut: _Cut) -> tuple[str, ...]:
     """Names of the outermost modules of which every node lies in the prefix."""
 
     def lineage(node: fx.Node) -> list[str]:
-        parts = str(node.target if node.op == "call_module" else node.meta["owner"]).split(".")
-        return [".".join(parts[: i + 1]) for i in range(len(parts))]
+        name = str(node.target if node.op == "call_module" else node.meta["owner"])
+        return [*owners(name)[1:], name]
 
     after = {path for node in cut.needs_grad for path in lineage(node)}
     constant = [node for node in traced.graph.nodes if node in cut.prefix]

@@ -16,6 +16,12 @@ def is_below(name: str, head: str | None) -> bool:
     return head is not None and (name == head or name.startswith(f"{head}."))
 
 
+def owners(name: str) -> list[str]:
+    """The modules that a name lies in, outermost first: the model itself (''), a and a.b of a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts))]
+
+
 def count_parameters(model: nn.Module, idle: Collection[str] = ()) -> dict[str, int]:
     """The number of values in all parameters (`total`), and in those that train (`trainable`).
 

@@ -107,16 +107,14 @@ def fit_state_dict(
                 way = f"head=keep keeps it, -{head} in freeze trains it"
                 told = f"has {counted(size[0], 'output')} and was left out ({way})"
             notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
-        elif (
-            size and size[0] and _shapes(theirs) == {key: size + one for key, one in _shapes(mine, 1).items()}
-        ):
+        elif size and size[0]:
             replace_head(model, head, size[0])
             own = model.state_dict()
-        else:
-            raise RequestError(
-                f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
-                f" have {brief([f'{key} {list(value.shape)}' for key, value in theirs.items()]) or 'none'}"
-            )
+    if keep_head and _shapes(theirs) != _shapes(_below(own, head)):
+        raise RequestError(
+            f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
+            f" have {brief([f'{key} {list(value.shape)}' for key, value in theirs.items()]) or 'none'}"
+        )
     # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
     own.update(state)
     model.load_state_dict(own)
@@ -204,5 +202,5 @@ def _without(state: State, other: State) -> State:
     return {key: value for key, value in state.items() if key not in other}
 
 
-def _shapes(state: State, start: int = 0) -> dict[str, torch.Size]:
-    return {key: value.shape[start:] for key, value in state.items()}
+def _shapes(state: State) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}
