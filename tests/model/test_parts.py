@@ -124,20 +124,17 @@ def test_two_of_which_neither_is_better_have_to_be_named(state: State, tmp_path:
         loaded(content, tmp_path, ":tar")
 
 
-def test_a_name_that_is_not_there_is_answered_with_whole_names(state: State, tmp_path: Path) -> None:
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(state: State, tmp_path: Path) -> None:
     content = {
         "state_dict": under("module.encoder_k.", state) | under("module.encoder_q.", state),
         "epoch": 1,
     }
     with pytest.raises(
         RequestError,
-        match=r"w\.pth:encoder_k: expected one of"
-        r" state_dict\.module\.encoder_k, state_dict\.module\.encoder_q after",
+        match=r"w\.pth:encoder_k: expected one of state_dict after the colon",
     ):
         loaded(content, tmp_path, ":encoder_k")
-    with pytest.raises(RequestError, match=r"w\.pth:: expected a name after the colon"):
-        loaded(content, tmp_path, ":")
-    with pytest.raises(RequestError, match=r"n\.pth:model: expected a file, and there is no .*n\.pth$"):
+    with pytest.raises(RequestError, match=r"n\.pth:model: expected a file that is there,"):
         load_weights(untrained(NAME), NAME, f"{tmp_path}/n.pth:model")
 
 

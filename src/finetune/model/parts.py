@@ -33,15 +33,11 @@ def tensors_in(content: Any) -> State:
     return found
 
 
-def below(state: State, part: str, own: State, requested: str) -> State:
+def below(state: State, part: str, requested: str) -> State:
     """The tensors below a name such as `model_ema` or `state_dict.encoder`; RequestError for none."""
     found = {key: value for key, value in state.items() if _shown(key).startswith(f"{part}.")}
     if not found:
-        shares = _shares(state, own)
-        most = max(shares.values(), default=0)  # parts of a network may fit in other places of it
-        names = [_shown(prefix) for prefix, share in shares.items() if prefix and 2 * share > most]
-        names = names or [*dict.fromkeys(_shown(key).partition(".")[0] for key in state)]
-        known = brief([name.rstrip(".") for name in names])
+        known = brief([*dict.fromkeys(_shown(key).partition(".")[0] for key in state)])
         raise RequestError(f"weights={requested}: expected one of {known} after the colon")
     return found
 
