@@ -115,8 +115,6 @@ class FeatureComputer:
             actual, difference, computed = self._add_missing(store, view, form, missing, total=len(first))
             if actual != form:
                 return self.compute(view, actual)
-            if store.removed():
-                self.notes.append("the stored features were removed meanwhile; they serve this run alone")
             file = None
             if isinstance(store, Store) and self.plan.parts(store.layout.row_bytes) > 1:
                 file = os.fdopen(os.dup(store.data.fileno()), "rb", buffering=0)

@@ -63,14 +63,12 @@ class Store:
             self.index.truncate(len(self.sums) * LINE_BYTES)
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
+        """Add rows, the data first; RunError: they cannot be written."""
         self.append_rows(digests, self.layout.pack(tensors))
 
     def append_rows(self, digests: Sequence[str], rows: np.ndarray) -> None:
         """The same of rows as bytes (B, row_bytes)."""
         start = len(self.sums)
-        if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
-            raise self._changed()
         sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
         self._write(self.data, start * self.layout.row_bytes, rows.tobytes())
         self._write(self.index, start * LINE_BYTES, b"".join(map(_line, digests, sums)))
@@ -94,15 +92,9 @@ class Store:
         try:
             mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
         except ValueError:  # it is shorter now
-            raise self._changed() from None
+            told = f"cache_dir: {self.folder}/data.bin was changed by something else; run again"
+            raise RunError(told) from None
         return np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
-
-    def removed(self) -> bool:
-        """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""
-        return not _is_at(self.data, self.folder / "data.bin")
-
-    def _changed(self) -> RunError:
-        return RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
 
     def _write(self, file: FileIO, offset: int, content: bytes) -> None:
         if not file.writable():
