@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RequestError, brief
-from finetune.model.depth import find_depths
-from finetune.model.parameters import NORMS, is_below, owners
+from finetune.model.parameters import NORMS, find_depths, is_below, owners
 from finetune.model.stages import stage_ends
 from finetune.model.tracing import keep_modes
 
