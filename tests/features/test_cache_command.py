@@ -37,7 +37,7 @@ def test_a_store_is_listed(command: Command, store: Store) -> None:
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[]", b'{"row": 3, "dtype": [], "model": 1}'])
 def test_a_damaged_store_is_a_line_of_the_list(command: Command, store: Store, content: bytes) -> None:
     (store.folder / "about.json").write_bytes(content)
-    (store.folder / "rows.txt").write_bytes(b"\xff\xfe\x00" * 100)
+    (store.folder / "index.bin").write_bytes(b"\xff\xfe\x00" * 100)
     ended = command("cache", "cache_dir=cache")
     assert (ended.code, ended.err) == (0, "")
     folder = f"cache/features/{store.folder.name}"

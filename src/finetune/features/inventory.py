@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError, RunError, brief, counted
-from finetune.features.store import GONE, LINE, bytes_of, key, lock_store, remove_store, store_folder
+from finetune.features.store import bytes_of, entries_in, key, lock_store, remove_store, store_folder
 
 
 def _folders(cache: Path) -> list[Path]:
@@ -30,9 +30,9 @@ def contents(cache: Path) -> list[dict[str, Any]]:
     """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
     found = []
     for folder in _folders(cache):
-        index = folder / "rows.txt"
-        lines = LINE.findall(index.read_bytes()) if index.is_file() else []
-        rows = sum(digest != GONE.encode() for digest, _ in lines)
+        index = folder / "index.bin"
+        entries = entries_in(index.read_bytes() if index.is_file() else b"")
+        rows = int(entries["digest"].any(1).sum())
         found.append({"folder": str(folder), "rows": rows, "bytes": bytes_of(folder), **_about(folder)})
     return found
 
