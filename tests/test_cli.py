@@ -338,11 +338,11 @@ def test_no_command_leaves_an_environment_variable_set(train: Train) -> None:
 def test_the_store_is_listed_and_cleared(command, few_pictures):
     quick = ("weights=random", SMALL, "data.image_size=32", "epochs=1")
     knobs = ["data=folder", f"data.root={few_pictures}", *quick]
-    assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"
+    assert command("cache", "cache_dir=store").out == "0 bytes in 0 sets of features in store\n"
     assert command("train", *knobs, "cache_dir=store").code == 0
     listed = command("cache", "cache_dir=store").out.splitlines()
     assert len(listed) == 2
     assert "60 images  timm/test_resnet at global_pool_flatten (96," in listed[0]
     assert "in 1 sets of features in store" in listed[1]
     assert "removed from store" in command("cache", "--clear", "cache_dir=store").out
-    assert command("cache", "cache_dir=store").out == "0 B in 0 sets of features in store\n"
+    assert command("cache", "cache_dir=store").out == "0 bytes in 0 sets of features in store\n"

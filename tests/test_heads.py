@@ -356,4 +356,4 @@ def test_features_that_memory_cannot_hold_seven_times_are_not_solved_for(
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "optimizer=lbfgs: expected " in ended.err
     assert "7 times the features" in ended.err
-    assert "there are 10 kB" in ended.err
+    assert "there are 10.0 kB" in ended.err

@@ -28,6 +28,7 @@ from stressing.world import (
 # Rows are written again and again while images are decoded; what is learned of them is in the run's answers.
 EXTRACT = ("train", *BASE, "freeze=all", "epochs=2")
 ROW = 4096  # bytes: 1024 numbers in fp32
+ENTRY = 36  # bytes of the index: a SHA-256 and a CRC-32
 
 
 def prepare(world: World) -> None:
@@ -45,13 +46,14 @@ def _slow(chance: Random, most: float) -> Writes:
 def rows_in(cache: Path) -> dict[str, bytes]:
     """Each row of a cache's stores by the digest of its image; those alone whose checksum holds."""
     found = {}
-    for index in (cache / "features").glob("*/rows.txt"):
+    for index in (cache / "features").glob("*/index.bin"):
         data = index.with_name("data.bin").read_bytes() if index.with_name("data.bin").exists() else b""
-        lines = index.read_text(encoding="ascii", errors="replace").splitlines()
-        for place, line in enumerate(lines[: len(data) // ROW]):
-            digest, total = line.split()
+        entries = index.read_bytes()
+        for place in range(min(len(entries) // ENTRY, len(data) // ROW)):
+            entry = entries[place * ENTRY : (place + 1) * ENTRY]
+            digest, total = entry[:32].hex(), int.from_bytes(entry[32:], "little")
             row = data[place * ROW : (place + 1) * ROW]
-            if f"{zlib.crc32(row, zlib.crc32(digest.encode())):08x}" == total:
+            if zlib.crc32(row, zlib.crc32(digest.encode())) == total:
                 found[digest] = row
     return found
 

@@ -157,7 +157,7 @@ def cache(
         return fill_store(settings, Screen(), _share(share) if share else None)
     if share:
         raise RequestError("--share: expected --fill with it")
-    from finetune.features.command import clear_store, list_store
+    from finetune.features.inventory import clear_store, list_store
 
     (clear_store if clear else list_store)(Path(os.path.expanduser(settings.cache_dir)), Screen())
 

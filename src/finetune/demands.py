@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from finetune.choices.fields import names_where
 from finetune.choices.losses import LOSSES
 from finetune.choices.optimizers import LBFGS
@@ -12,7 +14,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.reader import NAMED, refuse_bad_images
 from finetune.errors import RequestError, brief
 from finetune.features.load import ModelInputs
-from finetune.features.plan import FeaturePlan, readable
+from finetune.features.plan import FeaturePlan
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.standardize import direct_layer
@@ -78,8 +80,8 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
         )
     if (size := SOLVING * plan.size) > ram():
         raise RequestError(
-            f"optimizer={settings.optimizer.name}: expected {readable(size)} of memory, {SOLVING} times the"
-            f" features, as it solves for all at once; there are {readable(ram())}, and optimizer=sgd can do"
+            f"optimizer={settings.optimizer.name}: expected {decimal(size)} of memory, {SOLVING} times the"
+            f" features, as it solves for all at once; there are {decimal(ram())}, and optimizer=sgd can do"
             " with less"
         )
 

@@ -29,20 +29,20 @@ def test_a_store_is_listed(command: Command, store: Store) -> None:
     assert (ended.code, ended.err) == (0, "")
     what = "2 images  resnet18 at avgpool (3x2 + 4, fp32, plain)"
     assert ended.out.splitlines() == [
-        f"    80 B          {what}  cache/features/{store.folder.name}",
-        "80 B in 1 sets of features in cache",
+        f" 80 bytes          {what}  cache/features/{store.folder.name}",
+        "80 bytes in 1 sets of features in cache",
     ]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[]", b'{"row": 3, "dtype": [], "model": 1}'])
 def test_a_damaged_store_is_a_line_of_the_list(command: Command, store: Store, content: bytes) -> None:
     (store.folder / "about.json").write_bytes(content)
-    (store.folder / "rows.txt").write_bytes(b"\xff\xfe\x00" * 100)
+    (store.folder / "index.bin").write_bytes(b"\xff\xfe\x00" * 100)
     ended = command("cache", "cache_dir=cache")
     assert (ended.code, ended.err) == (0, "")
     folder = f"cache/features/{store.folder.name}"
-    assert ended.out.splitlines()[0] == f"    80 B  {folder}: about.json is damaged or another version's"
-    assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
+    assert ended.out.splitlines()[0] == f" 80 bytes  {folder}: about.json is damaged or another version's"
+    assert command("cache", "--clear", "cache_dir=cache").out == "80 bytes removed from cache\n"
     assert not store.folder.exists()
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_removed_is_said_in_one_line(command: Command, store: Sto
     with without_privilege():
         ended = command("cache", "--clear", "cache_dir=cache")
     assert ended.code == 1
-    assert ended.out == "0 B removed from cache\n"
+    assert ended.out == "0 bytes removed from cache\n"
     told = f"cache/features/{store.folder.name}/about.json: Permission denied"
     assert ended.err == f"error: cache_dir: 1 sets of features cannot be removed: {told}\n"
 
@@ -98,9 +98,9 @@ def test_what_cannot_be_removed_is_said_in_one_line(command: Command, store: Sto
 def test_a_store_in_use_stays_and_the_command_says_so(command: Command, store: Store) -> None:
     with open_store(Path("cache").absolute(), ABOUT, LAYOUT):
         ended = command("cache", "--clear", "cache_dir=cache")
-        assert (ended.code, ended.out) == (1, "0 B removed from cache\n")
+        assert (ended.code, ended.out) == (1, "0 bytes removed from cache\n")
         assert ended.err.endswith(f"cache/features/{store.folder.name} is in use\n")
-    assert command("cache", "--clear", "cache_dir=cache").out == "80 B removed from cache\n"
+    assert command("cache", "--clear", "cache_dir=cache").out == "80 bytes removed from cache\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from finetune.features.plan import (
     decide,
     macs,
     plan_features,
-    readable,
 )
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.freeze import Frozen
@@ -132,14 +131,13 @@ def test_nothing_is_kept_where_every_epoch_shows_other_images(tmp_path):
 def test_plan_for_a_cache_folder_that_does_not_exist_yet(tmp_path):
     plan = planned(resnet(["all"]), tmp_path / "a" / "b")
     assert (plan.where, plan.images, plan.size) == ("disk", 1797, 1797 * 2048)
-    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_made_is_told_as_such(tmp_path):
     (tmp_path / "file").touch()
     for cache, why in (
-        (tmp_path / "file", "Not a directory"),
+        (tmp_path / "file", "File exists"),
         (Path("/proc/none"), "No such file or directory"),
     ):
         plan = planned(resnet(["all"]), cache)
@@ -147,13 +145,3 @@ def test_a_cache_folder_that_cannot_be_made_is_told_as_such(tmp_path):
         assert (plan.where, plan.why) == ("memory", told)
         with pytest.raises(RequestError, match=f"^cache_dir={cache}: expected a folder .*, or cache=memory"):
             planned(resnet(["all"]), cache, "disk")
-
-
-def test_sizes_read_as_people_read_them():
-    assert [readable(n) for n in (0, 999, 1024, 1.5e6, 2e13)] == [
-        "0 B",
-        "999 B",
-        "1.02 kB",
-        "1.5 MB",
-        "20 TB",
-    ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.features.inventory import contents
-from finetune.features.store import PART, open_part, open_store
+from finetune.features.store import PART, entries_in, open_part, open_store
 from support.ended import Ended
 from support.rows import LAYOUT, digests, read, tensors
 from support.runs import QUICK
@@ -22,10 +22,12 @@ def rows(cache: Path) -> dict[str, dict[str, bytes]]:
     """Of each store the bytes of every image's row, by the image's digest."""
     found = {}
     for folder in sorted((cache / "features").iterdir()):
-        lines = (folder / "rows.txt").read_bytes().split(b"\n")[:-1]
-        data = np.frombuffer((folder / "data.bin").read_bytes(), np.uint8).reshape(len(lines), -1)
-        own = {line[:64].decode(): row.tobytes() for line, row in zip(lines, data, strict=True)}
-        assert len(own) == len(lines)  # each once
+        entries = entries_in((folder / "index.bin").read_bytes())
+        data = np.frombuffer((folder / "data.bin").read_bytes(), np.uint8).reshape(len(entries), -1)
+        own = {
+            entry["digest"].tobytes().hex(): row.tobytes() for entry, row in zip(entries, data, strict=True)
+        }
+        assert len(own) == len(entries)  # each once
         found[folder.name] = own
     return found
 

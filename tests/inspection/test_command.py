@@ -33,7 +33,7 @@ def test_the_boundary_is_drawn_between_avgpool_and_fc(command: Command) -> None:
     assert table[0] == ["module", "type", "output", "parameters", "work", "state", "mode", "rate"]
     assert table[1][:4] == ["conv1", "Conv2d", "64x16x16", "9,408"]
     assert table[-3] == ["avgpool", "AdaptiveAvgPool2d", "512x1x1", "eval"]
-    assert table[-2][0].startswith("── gradient boundary: 512 numbers an image, 2.05 kB in float32 ──")
+    assert table[-2][0].startswith("── gradient boundary: 512 numbers an image, 2.0 kB in float32 ──")
     assert table[-1] == ["fc", "Linear", "10", "5,130", "<0.1%", "trains", "train", "head 0.01"]
     assert "62 named parameters, 11,181,642 values, 5,130 of them trainable" in ended.out
 
@@ -49,7 +49,7 @@ def test_nothing_frozen_means_no_boundary_and_no_cache(command: Command) -> None
 def test_cache_says_what_would_be_decided(command: Command) -> None:
     ended = command("inspect", *SMALL, "cache=none", "precision=32")
     kept = [line for line in ended.out.splitlines() if line.startswith("cache ")]
-    size = "images in fp32 take 3.68 MB"  # of 512 numbers each
+    size = "images in fp32 take 3.7 MB"  # of 512 numbers each
     assert kept[0].endswith("99.99% of the forward pass is constant and would run once an image")
     assert re.search(rf"cache=none: 1,797 {size}: not kept, as asked for$", kept[1])
     assert len(kept) == 2

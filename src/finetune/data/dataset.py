@@ -68,7 +68,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     own_split: bool = False
-    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    brightness: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     units: Sequence[str] = ()
     groups: Sequence[str] = ()
     folds: np.ndarray | None = None

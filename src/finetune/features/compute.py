@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune import signals
+from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
@@ -68,6 +69,7 @@ class Features:
 class FeatureComputer:
     """Takes from the store what it has, then computes and adds the rest.
 
+    on_wait: called where another run computes the same features and is waited for.
     notes: for the user, a line each. bad: images that cannot be decoded, of each content the first.
     """
 
@@ -76,11 +78,14 @@ class FeatureComputer:
         plan: FeaturePlan,
         dataset: Dataset,
         reader: Reader,
+        prepare: Prepare,
         progress: Progress,
         on_wait: Callable[[], None],
     ) -> None:
         self.plan, self.dataset, self.reader = plan, dataset, reader
         self.progress, self.on_wait = progress, on_wait
+        # From uint8 (B, 3, H, W) to what the prefix takes.
+        self.normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
         self.notes: list[str] = []
         self.bad: dict[int, BadImage] = {}
 
@@ -94,11 +99,11 @@ class FeatureComputer:
             if digest in by_content
         ]
 
-    def compute(self, view: str, form: Form, normalise: Callable[[Tensor], Tensor]) -> Features:
+    def compute(self, view: str, form: Form) -> Features:
         """The features of a view, in the form or, where that is too far from fp32, in fp32.
 
-        normalise: uint8 (B, 3, H, W) to what the prefix takes. ChangedImage: an image is not what it was when
-        it was hashed. RunError: the store cannot be written or read back.
+        ChangedImage: an image is not what it was when it was hashed. RunError: the store cannot be written or
+        read back.
         """
         started, digests = time.perf_counter(), self.dataset.digests
         with open_store(*self._known_by(view, form), self.on_wait) as store:
@@ -107,13 +112,9 @@ class FeatureComputer:
             first = self._first()
             lacking = sorted(i for digest, i in first.items() if digest not in store.place)
             missing = [index for index in lacking if index not in self.bad]
-            actual, difference, computed = self._add_missing(
-                store, form, normalise, missing, total=len(first)
-            )
+            actual, difference, computed = self._add_missing(store, view, form, missing, total=len(first))
             if actual != form:
-                return self.compute(view, actual, normalise)
-            if store.removed():
-                self.notes.append("the stored features were removed meanwhile; they serve this run alone")
+                return self.compute(view, actual)
             file = None
             if isinstance(store, Store) and self.plan.parts(store.layout.row_bytes) > 1:
                 file = os.fdopen(os.dup(store.data.fileno()), "rb", buffering=0)
@@ -130,9 +131,7 @@ class FeatureComputer:
             file=file,
         )
 
-    def compute_share(
-        self, view: str, form: Form, normalise: Callable[[Tensor], Tensor], share: tuple[int, int]
-    ) -> int:
+    def compute_share(self, view: str, form: Form, share: tuple[int, int]) -> int:
         """Store what of a view falls to one of several processes, in a part that whoever comes next takes in.
 
         share: which, of how many; the digest of an image says whose it is. Returns of how many images.
@@ -148,8 +147,8 @@ class FeatureComputer:
             if digest not in known and int(digest[:8], 16) % of == which and index not in self.bad
         ]
         with open_part(cache, about, layout) as part:
-            actual, _, computed = self._add_missing(part, form, normalise, sorted(mine), total=len(mine))
-        return computed if actual == form else self.compute_share(view, actual, normalise, share)
+            actual, _, computed = self._add_missing(part, view, form, sorted(mine), total=len(mine))
+        return computed if actual == form else self.compute_share(view, actual, share)
 
     def _known_by(self, view: str, form: Form) -> tuple[Path | None, dict[str, Any], RowLayout]:
         """The folder of the stores, None for memory; what a view's is known by; what its rows are."""
@@ -157,7 +156,7 @@ class FeatureComputer:
         assert plan.split
         layout = RowLayout(tuple(crossing.shape for crossing in plan.split.crossings), DTYPES[form.dtype])
         key = plan.keys[plan.views.index(view)] if plan.keys else {}
-        return plan.cache_dir if plan.where == "disk" else None, {**key, **form.describe()}, layout
+        return plan.cache_dir if plan.where == "disk" else None, {**key, **asdict(form)}, layout
 
     def _first(self) -> dict[str, int]:
         """Of each content the first image."""
@@ -166,8 +165,8 @@ class FeatureComputer:
     def _add_missing(
         self,
         store: Store | MemoryStore,
+        view: str,
         form: Form,
-        normalise: Callable[[Tensor], Tensor],
         missing: Sequence[int],
         total: int,
     ) -> tuple[Form, float | None, int]:
@@ -175,8 +174,9 @@ class FeatureComputer:
 
         Nothing is computed where that is too large: then the form is the one to be used instead.
         """
-        plan = self.plan
-        if not (sample := self._sample(missing, form.batch)):
+        plan, normalise = self.plan, self.normalise[view]
+        readable = (image for image in map(self._read, missing) if isinstance(image, Tensor))
+        if not (sample := list(islice(readable, form.batch))):
             return form, None, 0
         assert plan.split
         assert plan.split.prefix
@@ -206,11 +206,6 @@ class FeatureComputer:
         if isinstance(image, BadImage):
             self.bad[index] = image
         return image
-
-    def _sample(self, indices: Sequence[int], most: int) -> list[Tensor]:
-        """The first of these images that are not broken."""
-        readable = (image for image in map(self._read, indices) if isinstance(image, Tensor))
-        return list(islice(readable, most))
 
     def _add(
         self,

@@ -6,10 +6,10 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from finetune.data.dataset import Stored
 from finetune.data.decoding import MOST_WORKERS, decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import cores, has_compiler
-from finetune.model.tracing import keep_modes
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
 # core computes one, and what 16 images make on the way stays in its cache.
@@ -45,10 +44,6 @@ class Form:
 
     def __str__(self) -> str:
         return ", ".join([self.dtype, *["folded"] * self.folded, *["compiled"] * self.compiled])
-
-    def describe(self) -> dict[str, Any]:
-        """As a store's key has it."""
-        return asdict(self)
 
 
 def choose_form(precision: str, compile: str | bool, device: str, *, macs: float, bf16: bool) -> Form:
@@ -86,31 +81,21 @@ def difference(exact: Tensors, fast: Tensors) -> float:
     return max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs)
 
 
-def _exact(prefix: nn.Module, device: str, sample: Tensor) -> Tensors:
-    """The prefix's tensors of a few images in fp32, by the prefix itself where it is on the device."""
-    prefix = prefix if device == "cpu" else copy.deepcopy(prefix).to(device)
-    with keep_modes(prefix), torch.inference_mode():
-        output = prefix.eval()(sample.to(device))
-    return output if isinstance(output, tuple) else (output,)
-
-
 def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
-    """The forward in the form asked for or, where that is too far from fp32 eager, in fp32.
+    """The forward in the form asked for or, where that is too far from plain fp32, in that.
 
     sample: a few normalised images. Returns, too, its form and the relative difference of the form asked for.
     """
-    forward = accelerate(prefix, form, device)
-    exact, threads = _exact(prefix, device, sample), torch.get_num_threads()
+    plain = Form("fp32", folded=False, batch=form.batch)
+    forward, exact = accelerate(prefix, form, device), accelerate(prefix, plain, device)
+    threads = torch.get_num_threads()
     if form.compiled and device == "cpu":  # for as many as will compute; for others it is compiled again
         torch.set_num_threads(max(1, cores() // MOST_WORKERS))
     try:
-        distance = difference(exact, forward(sample))
+        distance = difference(exact(sample), forward(sample))
     finally:
         torch.set_num_threads(threads)
-    if distance <= TOLERANCE[form.dtype]:
-        return forward, form, distance
-    plain = Form("fp32", folded=False, batch=form.batch)
-    return accelerate(prefix, plain, device), plain, distance
+    return (forward, form, distance) if distance <= TOLERANCE[form.dtype] else (exact, plain, distance)
 
 
 def extract(

@@ -1,4 +1,4 @@
-"""What the folder of features holds, and how it is emptied."""
+"""What the folder of features holds, and how it is emptied: what `finetune cache` does."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.filesize import decimal
+
 from finetune.atomic import read_json
-from finetune.errors import RequestError
-from finetune.features.store import GONE, LINE, bytes_of, key, lock_store, remove_store, store_folder
+from finetune.errors import RequestError, RunError, brief, counted
+from finetune.features.store import bytes_of, entries_in, key, lock_store, remove_store, store_folder
 
 
 def _folders(cache: Path) -> list[Path]:
@@ -27,9 +30,9 @@ def contents(cache: Path) -> list[dict[str, Any]]:
     """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
     found = []
     for folder in _folders(cache):
-        index = folder / "rows.txt"
-        lines = LINE.findall(index.read_bytes()) if index.is_file() else []
-        rows = sum(digest != GONE.encode() for digest, _ in lines)
+        index = folder / "index.bin"
+        entries = entries_in(index.read_bytes() if index.is_file() else b"")
+        rows = int(entries["digest"].any(1).sum())
         found.append({"folder": str(folder), "rows": rows, "bytes": bytes_of(folder), **_about(folder)})
     return found
 
@@ -60,3 +63,25 @@ def clear(cache: Path) -> tuple[int, list[str]]:
         except RequestError as error:
             left.append(str(error))
     return freed, left
+
+
+def list_store(folder: Path, screen: Console) -> None:
+    held = contents(folder)
+    for one in held:
+        what = f"{one['folder']}: about.json is damaged or another version's"
+        if "row" in one:
+            shapes = " + ".join("x".join(map(str, shape)) for shape in one["row"])
+            what = (
+                f"{counted(one['rows'], 'image'):>16}  {one['model']} at {', '.join(one['boundary'])}"
+                f" ({shapes}, {one['dtype']}, {one['view']})  {one['folder']}"
+            )
+        screen.print(f"{decimal(one['bytes']):>9}  {what}")
+    screen.print(f"{decimal(size_of_all(folder))} in {len(held)} sets of features in {folder}")
+
+
+def clear_store(folder: Path, screen: Console) -> None:
+    """Remove all stored features; RunError where some stay."""
+    freed, left = clear(folder)
+    screen.print(f"{decimal(freed)} removed from {folder}")
+    if left:
+        raise RunError(f"cache_dir: {len(left)} sets of features cannot be removed: {brief(left)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +81,17 @@ def store_share(
     plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings, share: tuple[int, int]
 ) -> int:
     """Store what falls to one of several processes, (which, of how many); returns how many features."""
-    reader, prepare = plain_reader(model, dataset, loading.memo), _prepare(plan, model, loading)
-    computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
-    normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    return sum(computer.compute_share(view, plan.form, normalise[view], share) for view in plan.views)
+    computer = _computer(plan, model, dataset, loading)
+    return sum(computer.compute_share(view, plan.form, share) for view in plan.views)
 
 
 def _prepare(plan: FeaturePlan, model: Model, loading: LoadSettings) -> Prepare:
     return Prepare(model.preprocessing, plan.augment, loading.seed)
+
+
+def _computer(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> FeatureComputer:
+    reader, prepare = plain_reader(model, dataset, loading.memo), _prepare(plan, model, loading)
+    return FeatureComputer(plan, dataset, reader, prepare, progress=loading.progress, on_wait=loading.on_wait)
 
 
 def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
@@ -108,7 +110,10 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
             remember_decoded(digests, {digests[one.index]: one.reason for one in bad}, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
-        plain = partial(_held, pixels.to(device), places.to(device))
+        held, rows = pixels.to(device), places.to(device)
+
+        def plain(chosen: Tensor) -> Tensor:
+            return held[rows[chosen.to(device)]]
 
     def mirrored(chosen: Tensor) -> Tensor:
         return plain(chosen).flip(3)
@@ -140,17 +145,11 @@ def _decode(reader: Reader, dataset: Dataset, loading: LoadSettings) -> tuple[Te
         return None, reader.find_bad(loading.workers, advance)
 
 
-def _held(pixels: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
-    return pixels[places[chosen.to(places.device)]]
-
-
 def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: LoadSettings) -> ModelInputs:
     assert plan.split is not None
-    reader = plain_reader(model, dataset, loading.memo)
-    prepare = _prepare(plan, model, loading)
-    normalise = {"plain": prepare.normalise, "mirrored": prepare.turned}
-    computer = FeatureComputer(plan, dataset, reader, progress=loading.progress, on_wait=loading.on_wait)
-    every = [computer.compute(view, plan.form, normalise[view]) for view in plan.views]
+    computer = _computer(plan, model, dataset, loading)
+    reader = computer.reader
+    every = [computer.compute(view, plan.form) for view in plan.views]
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
@@ -169,7 +168,7 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
         inputs=replace(inputs, blocks=Blocks(max(1, BLOCK // row_bytes), parts, read)),
         prepare=lambda features, training, number: features,
         network=plan.split.suffix,
-        sample=_sample(dataset, reader, prepare),
+        sample=_sample(reader, kept[sample_of(dataset)], _prepare(plan, model, loading)),
         bad=bad,
         plan=plan,
         features=_summary(computed, plan),
@@ -226,9 +225,8 @@ def sample_of(dataset: Dataset) -> np.ndarray:
     return np.random.default_rng(0).permutation(dataset.split["train"])[:SAMPLE]
 
 
-def _sample(dataset: Dataset, reader: Reader, prepare: Prepare) -> Tensor:
+def _sample(reader: Reader, chosen: np.ndarray, prepare: Prepare) -> Tensor:
     """Some training images as the first epoch may show them."""
-    renumbered = replace(reader, images=dataset.images, known={}, digests=dataset.digests, repaired={})
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(renumbered, sample_of(dataset).tolist()))
+        read = list(pool.map(reader, chosen.tolist()))
     return prepare(torch.stack([image for image in read if isinstance(image, Tensor)]), True, 1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune import private
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
 from finetune.data.dataset import Dataset
 from finetune.data.digests import decoders
@@ -188,20 +188,18 @@ class Capacity:
 
 def _measure(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
     folder = wanted.cache_dir
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        if not folder.is_dir():
-            TemporaryDirectory(dir=existing).cleanup()
+        private.make_folder(folder)
     except OSError as error:
-        full = f"cache_dir={folder} cannot be made ({error.strerror})"
         if wanted.cache == "disk":
             raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror}); {WAYS}") from None
+        full = f"cache_dir={folder} cannot be made ({error.strerror})"
         return Capacity(0, 0, limit=-1, free=0, memory=ram(), full=full)
     return Capacity(
         stored=size_of_all(folder),
-        reused=sum(size_of_store(folder, key | form.describe()) for key in keys),
+        reused=sum(size_of_store(folder, {**key, **asdict(form)}) for key in keys),
         limit=int(wanted.cache_max_gb * 1e9),
-        free=shutil.disk_usage(existing).free,
+        free=shutil.disk_usage(folder).free,
         memory=ram(),
     )
 
@@ -221,12 +219,3 @@ def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Capaci
     if size <= space.memory / 4:
         return "memory", f"{over}in memory for this run"
     return "none", f"{over}too large for memory"
-
-
-def readable(size: float) -> str:
-    """Bytes as people read them: 1.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -67,10 +67,6 @@ class MemoryStore:
         self.parts = [np.concatenate(self.parts)]
         return self.parts[0]
 
-    def removed(self) -> bool:
-        """Nobody can."""
-        return False
-
 
 def read_rows(file: FileIO, wanted: np.ndarray, size: int) -> np.ndarray:
     """Rows of so many bytes by their ascending numbers; RunError: the file is shorter than it was."""

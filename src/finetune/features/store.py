@@ -1,8 +1,8 @@
 """Features on disk, known by what they were computed with and from; whole or absent, never trusted unread.
 
 A store is a folder: `about.json` says what it holds; `data.bin` has one row of fixed length per image;
-`rows.txt` has one line per row, the SHA-256 of the image file and the CRC-32 of both. A row counts once its
-line is there, so a killed run leaves all that it had finished; one that counts is never changed.
+`index.bin` has one entry per row, the SHA-256 of the image file and the CRC-32 of both. A row counts once its
+entry is there, so a killed run leaves all that it had finished; one that counts is never changed.
 Only the holder of the lock on `data.bin` writes, and only into the files that it opened then: a store that is
 removed meanwhile still serves its holder, and whoever comes next begins another. Of several processes that
 compute at once each has a store of its own beside it, a part, which the next holder takes in.
@@ -15,7 +15,6 @@ import json
 import math
 import mmap
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,9 +31,8 @@ from finetune.atomic import not_written, sha256_of
 from finetune.errors import RequestError, RunError
 from finetune.features.rows import MemoryStore, RowLayout
 
-VERSION = 4  # to be raised when a row has another form, or an image decodes to other pixels
-LINE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n")
-LINE_BYTES, GONE = 74, "0" * 64  # a line of the index, and the digest of a row that no longer counts
+VERSION = 5  # to be raised when a row has another form, or an image decodes to other pixels
+ENTRY = np.dtype([("digest", np.uint8, 32), ("sum", "<u4")])  # of the index; zeros: the row counts no more
 WAYS = "another cache_dir, or cache=memory, does without it"
 PART = "-part-"  # in the name of a store that another takes in
 ROWS = 4096  # that are taken in at once
@@ -50,30 +48,26 @@ class Store:
 
     def load_index(self) -> None:
         """Read which rows there are; what a killed run left half-written does not count."""
-        text = self.index.read()
-        for i in range(os.fstat(self.data.fileno()).st_size // self.layout.row_bytes):
-            line = LINE.fullmatch(text, i * LINE_BYTES, (i + 1) * LINE_BYTES)
-            digest, total = (line[1].decode(), int(line[2], 16)) if line else (GONE, 0)
-            if digest != GONE:
-                self.place[digest] = i
-            self.sums.append(total)
-            if not line:
-                self._write(self.index, i * LINE_BYTES, _line(GONE, 0))
-        if self.index.writable():
-            self.index.truncate(len(self.sums) * LINE_BYTES)
+        rows = os.fstat(self.data.fileno()).st_size // self.layout.row_bytes
+        entries = entries_in(self.index.read())[:rows]
+        digests = entries["digest"].tobytes().hex()
+        self.sums = entries["sum"].tolist()
+        counting = np.flatnonzero(entries["digest"].any(1)).tolist()
+        self.place = {digests[64 * row : 64 * (row + 1)]: row for row in counting}
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
+        """Add rows, the data first; RunError: they cannot be written."""
         self.append_rows(digests, self.layout.pack(tensors))
 
     def append_rows(self, digests: Sequence[str], rows: np.ndarray) -> None:
         """The same of rows as bytes (B, row_bytes)."""
         start = len(self.sums)
-        if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:
-            raise self._changed()
         sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
         self._write(self.data, start * self.layout.row_bytes, rows.tobytes())
-        self._write(self.index, start * LINE_BYTES, b"".join(map(_line, digests, sums)))
+        entries = np.zeros(len(sums), ENTRY)
+        entries["digest"] = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
+        entries["sum"] = sums
+        self._write(self.index, start * ENTRY.itemsize, entries.tobytes())
         self.place |= zip(digests, range(start, start + len(sums)), strict=True)
         self.sums += sums
 
@@ -83,7 +77,7 @@ class Store:
         known = [digest for digest in dict.fromkeys(digests) if digest in place]
         bad = [one for one in known if _sum(one, rows[place[one]]) != self.sums[place[one]]]
         for digest in bad:
-            self._write(self.index, place.pop(digest) * LINE_BYTES, _line(GONE, 0))
+            self._write(self.index, place.pop(digest) * ENTRY.itemsize, bytes(ENTRY.itemsize))
         return bad
 
     def mapped(self) -> np.ndarray:
@@ -94,15 +88,9 @@ class Store:
         try:
             mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
         except ValueError:  # it is shorter now
-            raise self._changed() from None
+            told = f"cache_dir: {self.folder}/data.bin was changed by something else; run again"
+            raise RunError(told) from None
         return np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
-
-    def removed(self) -> bool:
-        """Whether the store was removed since it was opened: its rows serve whoever has it open, no other."""
-        return not _is_at(self.data, self.folder / "data.bin")
-
-    def _changed(self) -> RunError:
-        return RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
 
     def _write(self, file: FileIO, offset: int, content: bytes) -> None:
         if not file.writable():
@@ -119,8 +107,9 @@ def _sum(digest: str, row: np.ndarray) -> int:
     return zlib.crc32(row.data, zlib.crc32(digest.encode()))
 
 
-def _line(digest: str, total: int) -> bytes:
-    return f"{digest} {total:08x}\n".encode()
+def entries_in(index: bytes) -> np.ndarray:
+    """The entries of an index, of which the last may be half-written."""
+    return np.frombuffer(index, ENTRY, len(index) // ENTRY.itemsize)
 
 
 def key(about: dict[str, Any]) -> str:
@@ -228,7 +217,7 @@ def lock_store(
                 waiting()
                 fcntl.flock(data, kind)
             attempt.callback(fcntl.flock, data, fcntl.LOCK_UN)  # a mapping would keep it
-            index = attempt.enter_context(private.open_file(folder / "rows.txt", cache))
+            index = attempt.enter_context(private.open_file(folder / "index.bin", cache))
             if _is_at(data, folder / "data.bin"):
                 stack.push(attempt.pop_all())
                 return data, index

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.model.hooks import ModuleCall, watch_calls
+from finetune.model.parameters import owners
 from finetune.model.tracing import keep_modes
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
     flops: list[float] = []
 
     def begin(call: ModuleCall) -> None:
-        for name in reversed([call.name, *_containers(call.name)]):
+        for name in [*owners(call.name)[1:], call.name]:
             seen.setdefault(name, Executed())
         flops.append(counter.get_total_flops())
 
@@ -76,7 +77,7 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
         if module.output is None and shapes:
             module.output = shapes[0]
         called = {name for name, _ in inside}
-        for name in _containers(call.name):
+        for name in reversed(owners(call.name)[1:]):
             if name in called:
                 break
             container = seen[name]
@@ -90,12 +91,6 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
     ):
         model.eval()(example)
     return seen
-
-
-def _containers(name: str) -> list[str]:
-    """The modules around a module, innermost first: a.b and a for a.b.c."""
-    parts = name.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
 
 
 def module_rows(
@@ -173,7 +168,7 @@ class _Table:
         return name.count(".") + 1 < depth or (inside and not self._is_constant(name))
 
     def _is_constant(self, name: str) -> bool:
-        return any(one in self.constant for one in (name, *_containers(name)))
+        return any(one in self.constant for one in (*owners(name), name))
 
     def _module(self, name: str) -> ModuleRow:
         module = self.modules[name]

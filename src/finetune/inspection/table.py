@@ -9,13 +9,14 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.filesize import decimal
 from rich.segment import Segment, Segments
 from rich.text import Text
 
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
 from finetune.errors import counted
-from finetune.features.plan import FeaturePlan, readable
+from finetune.features.plan import FeaturePlan
 from finetune.inspection.modules import ModuleRow, boundary_index
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters, list_parameters
@@ -125,7 +126,7 @@ def boundary_text(found: Inspected) -> str:
         return ""
     shapes = " + ".join("x".join(map(str, one.shape)) for one in halves.crossings)
     numbers = sum(math.prod(one.shape) for one in halves.crossings)
-    size = readable(sum(one.size for one in halves.crossings))
+    size = decimal(sum(one.size for one in halves.crossings))
     told = f"{shapes} numbers" if shapes == str(numbers) else f"{shapes} = {numbers:,} numbers"
     return f"gradient boundary: {told} an image, {size} in float32"
 
@@ -147,7 +148,7 @@ def _decision(found: Inspected) -> str:
     if not plan.size:
         return f"nothing, {plan.why}"
     views = f"{len(plan.views)} views of " if len(plan.views) > 1 else ""
-    size = f"{views}{counted(plan.images, 'image')} in {plan.form.dtype} take {readable(plan.size)}"
+    size = f"{views}{counted(plan.images, 'image')} in {plan.form.dtype} take {decimal(plan.size)}"
     place = {"disk": "on disk", "memory": "in memory", "none": "not kept"}[plan.where]
     why = plan.why if plan.why != f"cache={found.settings.cache}" else "as asked for"
     return f"{size}: {why}" if place in why else f"{size}: {place}, {why}"

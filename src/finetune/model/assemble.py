@@ -83,19 +83,21 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     resize(network, preprocessing.crop_size)
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
-    own = HEADS[str(config.head)] if is_given(config.head) else None
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
     outputs = _count_outputs(network, example, size)
-    if not own:
-        outputs = _choose_outputs(config, len(classes), names, outputs)
     if config.head != "keep":
+        new = _new_head(config, len(classes))
         read_stages(network, head, config.head_features, example)
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
-        replace_head(network, head, own or outputs, hidden=config.hidden, dropout=config.dropout)
-        if own:
-            wrong = f"head={config.head}: cannot take what the old head took"
-            outputs = _choose_outputs(config, len(classes), names, _count_outputs(network, example, wrong))
+        replace_head(network, head, new, hidden=config.hidden, dropout=config.dropout)
+        wrong = f"head={config.head}: cannot take what the old head took"
+        outputs = new if isinstance(new, int) else _count_outputs(network, example, wrong)
+    if outputs < len(names):
+        raise RequestError(
+            f"head={config.head}: expected {len(names)} outputs or more, one for each class"
+            f" ({brief(names, 3)}), not {outputs}"
+        )
     if config.start:
         weights = _start_from(network, config.start, weights)
         resize(network, preprocessing.crop_size)
@@ -144,16 +146,11 @@ def _name_outputs(config: ModelConfig, known: Sequence[str], classes: Sequence[s
     return tuple(known)
 
 
-def _choose_outputs(config: ModelConfig, classes: int, names: Sequence[str], old: int) -> int:
-    """How many outputs the head is to have; `old` is how many it has, or a head of the user's own."""
-    kept = config.head == "keep" or is_given(config.head)
-    outputs = old if kept else classes if config.head == "auto" else int(config.head)
-    if outputs < len(names):
-        raise RequestError(
-            f"head={config.head}: expected {len(names)} outputs or more, one for each class"
-            f" ({brief(names, 3)}), not {outputs}"
-        )
-    return outputs
+def _new_head(config: ModelConfig, classes: int) -> int | nn.Module:
+    """How many outputs the new head is to have, or a head of the user's own."""
+    if is_given(config.head):
+        return HEADS[str(config.head)]
+    return classes if config.head == "auto" else int(config.head)
 
 
 def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from finetune.model.parameters import owners
 from finetune.model.tracing import NotTraceable, Seen, observe, storages, trace, undone
 
 
@@ -105,9 +106,9 @@ def _needs_grad(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> set[fx.
 
 
 def _cut(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> _Cut:
-    """Choose what crosses: as little as possible, so nothing that the suffix can make by moving data."""
+    """Choose what crosses: nothing that the suffix can make of the rest by moving data."""
     needs_grad = _needs_grad(traced, seen)
-    stored = _smallest_crossing(seen, needs_grad)
+    stored = _crossing_nodes(seen, needs_grad)
     non_tensor = {node for node, did in seen.items() if did.non_tensor} - needs_grad
     needed = _upstream(needs_grad, stored | non_tensor)
     sizes = {dep for node in needed for dep in node.all_input_nodes} & non_tensor
@@ -126,8 +127,8 @@ def _cut(traced: fx.GraphModule, seen: Mapping[fx.Node, Seen]) -> _Cut:
     )
 
 
-def _smallest_crossing(seen: Mapping[fx.Node, Seen], needs_grad: set[fx.Node]) -> set[fx.Node]:
-    """The constant tensors to store so that the suffix can make all that it needs of them by moving data."""
+def _crossing_nodes(seen: Mapping[fx.Node, Seen], needs_grad: set[fx.Node]) -> set[fx.Node]:
+    """The constant tensors that the suffix needs, but for what it makes of the others by moving data."""
     parameter_only: set[fx.Node] = set()  # made of parameters and sizes: the suffix has them for nothing
     last_write: dict[StorageWeakRef, fx.Node] = {}
     for node, did in seen.items():
@@ -138,22 +139,12 @@ def _smallest_crossing(seen: Mapping[fx.Node, Seen], needs_grad: set[fx.Node]) -
             parameter_only.add(node)
         last_write |= dict.fromkeys(did.writes, node)
 
-    def cost(nodes: set[fx.Node]) -> float:
-        return sum(math.prod(shape) if (shape := seen[node].shape) else math.inf for node in nodes)
-
-    def sources(node: fx.Node, stored: set[fx.Node]) -> set[fx.Node]:
-        """The smallest tensors beside `stored` from which moving data makes `node`."""
-        did = seen[node]
-        stale = any(last_write.get(storage, node) > node for storage in did.reads)
-        if node in stored or node.op == "placeholder" or did.writes or stale or not did.moves:
-            return {node}
-        inputs = set(node.all_input_nodes) - parameter_only
-        below = {source for dep in inputs for source in sources(dep, stored)}
-        return below if cost(below - stored) < cost({node}) else {node}
-
     stored = {dep for node in needs_grad for dep in node.all_input_nodes} - needs_grad - parameter_only
     for node in sorted(stored, reverse=True):
-        stored = (stored - {node}) | sources(node, stored - {node})
+        did, inputs = seen[node], {*node.all_input_nodes} - parameter_only
+        stale = any(last_write.get(storage, node) > node for storage in did.reads)
+        if inputs and inputs < stored and did.moves and not (did.writes or stale):
+            stored.remove(node)
     return stored
 
 
@@ -239,8 +230,8 @@ def _outermost(traced: fx.GraphModule, cut: _Cut) -> tuple[str, ...]:
     """Names of the outermost modules of which every node lies in the prefix."""
 
     def lineage(node: fx.Node) -> list[str]:
-        parts = str(node.target if node.op == "call_module" else node.meta["owner"]).split(".")
-        return [".".join(parts[: i + 1]) for i in range(len(parts))]
+        name = str(node.target if node.op == "call_module" else node.meta["owner"])
+        return [*owners(name)[1:], name]
 
     after = {path for node in cut.needs_grad for path in lineage(node)}
     constant = [node for node in traced.graph.nodes if node in cut.prefix]

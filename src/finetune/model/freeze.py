@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RequestError, brief
-from finetune.model.depth import find_depths
-from finetune.model.parameters import NORMS, is_below
+from finetune.model.parameters import NORMS, find_depths, is_below, owners
 from finetune.model.stages import stage_ends
 from finetune.model.tracing import keep_modes
 
@@ -113,7 +112,7 @@ def _last_stage(model: nn.Module, backbone: list[str], head: str | None, example
 
 def _named(names: list[str], entry: str) -> set[str]:
     """The names that match the entry themselves or lie below what matches it."""
-    return {name for name in names if any(fnmatchcase(path, entry) for path in [*_owners(name)[1:], name])}
+    return {name for name in names if any(fnmatchcase(path, entry) for path in [*owners(name)[1:], name])}
 
 
 class _Uses(TorchFunctionMode):
@@ -164,8 +163,8 @@ def _eval_modules(
     model: nn.Module, backbone: list[str], frozen: set[str], head: str | None
 ) -> frozenset[str]:
     """The modules that stay in eval mode while the rest of the model trains."""
-    holding = {owner for name in backbone for owner in _owners(name)}
-    moving = {owner for name in backbone if name not in frozen for owner in _owners(name)}
+    holding = {owner for name in backbone for owner in owners(name)}
+    moving = {owner for name in backbone if name not in frozen for owner in owners(name)}
 
     def trains(name: str, module: nn.Module) -> bool:
         if is_below(name, head):
@@ -181,16 +180,10 @@ def _eval_modules(
     return frozenset(name for name, module in model.named_modules() if not trains(name, module))
 
 
-def _owners(name: str) -> list[str]:
-    """The modules that a parameter lies in, the model itself ('') included."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts))]
-
-
 def _what_there_is(model: nn.Module, entry: str) -> str:
     """The names at the place where an entry stops making sense: layer4.2.conv1 → layer4.0, layer4.1."""
     modules = dict(model.named_modules())
-    owner = next(name for name in reversed(_owners(entry)) if name in modules)
+    owner = next(name for name in reversed(owners(entry)) if name in modules)
     names = [name for name, _ in modules[owner].named_parameters(recurse=False)]
     names += [name for name, child in modules[owner].named_children() if list(child.parameters())]
     full_names = [f"{owner}.{name}" if owner else name for name in names]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from finetune.errors import RunError, brief
@@ -45,13 +44,7 @@ class Proof:
     def __init__(self, network: nn.Module, frozen: Frozen) -> None:
         self.frozen = frozen
         self.tensors = frozen.tensors(network)
-        total, self.each = hashlib.sha256(), dict.fromkeys(self.tensors, "")  # in the model's order
-        for name, value in sorted(self.tensors.items()):  # once: to order bytes takes as long as to hash them
-            data = _bytes(value)
-            total.update(_header(name, value))
-            total.update(data)
-            self.each[name] = hashlib.sha256(data).hexdigest()
-        self.sha256 = total.hexdigest()
+        self.sha256, self.each = digest(self.tensors), fingerprints(self.tensors)
 
     def check_unchanged(self, network: nn.Module) -> None:
         """Raise RunError where anything frozen differs by a bit."""
@@ -61,16 +54,9 @@ class Proof:
 
 
 def fingerprint(traced: fx.GraphModule) -> str:
-    """SHA-256 of what a graph computes: operations, modules and their settings, but no tensor's values."""
-    number = {node: f"%{i}" for i, node in enumerate(traced.graph.nodes)}
-    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(traced.state_dict().items())]
-    for node in traced.graph.nodes:
-        target = getattr(node.target, "__qualname__", node.target)
-        lines.append(f"{node.op} {target} {map_arg((node.args, node.kwargs), number.__getitem__)}")
-        if node.op == "call_module":
-            parts = traced.get_submodule(str(node.target)).named_modules()
-            lines += [f"{name} {_settings(part)}" for name, part in parts]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    """SHA-256 of what a graph computes: its code, modules and their settings, but no tensor's values."""
+    shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(traced.state_dict().items())]
+    return hashlib.sha256("\n".join([*shapes, traced.code, structure(traced)]).encode()).hexdigest()
 
 
 def structure(network: nn.Module) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import compress
-from operator import not_
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,10 +18,10 @@ PREFERRED = re.compile(r"(^|[._:])(ema|teacher|encoder_q)[._:]")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-def tensors_in(content: Any, part: str = "") -> State:
+def tensors_in(content: Any) -> State:
     """The tensors in nested dicts, under names such as `state_dict:module.conv1.weight`.
 
-    A dict that has several names is found under the first; under the one that leads to `part`, if one does.
+    A dict that has several names is found under the first.
     """
     found, waiting, seen = State(), [("", content)], set[int]()
     while waiting:
@@ -31,22 +29,15 @@ def tensors_in(content: Any, part: str = "") -> State:
         if isinstance(content, dict) and id(content) not in seen:  # one may hold itself
             seen.add(id(content))
             found |= {f"{before}{key}": value for key, value in content.items() if isinstance(value, Tensor)}
-            inner = [(f"{before}{key}{DICT}", one) for key, one in content.items() if isinstance(one, dict)]
-            leads = [f"{part}.".startswith(_shown(name)) for name, _ in inner]
-            waiting[:0] = compress(inner, leads)
-            waiting += compress(inner, map(not_, leads))
+            waiting += [(f"{before}{key}{DICT}", one) for key, one in content.items()]
     return found
 
 
-def below(state: State, part: str, own: State, requested: str) -> State:
+def below(state: State, part: str, requested: str) -> State:
     """The tensors below a name such as `model_ema` or `state_dict.encoder`; RequestError for none."""
     found = {key: value for key, value in state.items() if _shown(key).startswith(f"{part}.")}
     if not found:
-        shares = _shares(state, own)
-        most = max(shares.values(), default=0)  # parts of a network may fit in other places of it
-        names = [_shown(prefix) for prefix, share in shares.items() if prefix and 2 * share > most]
-        names = names or [*dict.fromkeys(_shown(key).partition(".")[0] for key in state)]
-        known = brief([name.rstrip(".") for name in names])
+        known = brief([*dict.fromkeys(_shown(key).partition(".")[0] for key in state)])
         raise RequestError(f"weights={requested}: expected one of {known} after the colon")
     return found
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 from torch import Tensor
 
 # What `data.pixels` has filters for.
 FITS = ("center", "squash", "pad")
 TEXTS = ("interpolation", "fit")  # of the fields; others are JSON where they are stored as text
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+
+Pixels = Annotated[int, Field(gt=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Channels = Field(min_length=3, max_length=3)
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,14 @@ class Preprocessing:
     repair: whether files that are cut off are shown as viewers do.
     """
 
-    crop_size: int = 224
-    resize_size: int = 256
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    crop_size: Pixels = 224
+    resize_size: Pixels = 256
+    mean: Annotated[tuple[FiniteFloat, ...], Channels] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[Positive, ...], Channels] = (0.229, 0.224, 0.225)
+    interpolation: Annotated[str, Field(pattern=f"^({'|'.join(INTERPOLATIONS)})$")] = "bilinear"
+    brightness: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     repair: bool = False
-    fit: str = "center"
+    fit: Annotated[str, Field(pattern=f"^({'|'.join(FITS)})$")] = "center"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 255] as the weights expect them: float32, channels last."""
@@ -62,20 +66,7 @@ class Preprocessing:
             return None
         told = {one.name: text[one.name] for one in fields(Preprocessing) if one.name in text}
         plain = {key: value if key in TEXTS else json.loads(value) for key, value in told.items()}
-        read = TypeAdapter(Preprocessing).validate_python(plain)
-        scales = {kind: (black, white) for kind, (black, white) in read.brightness.items()}
-        read = replace(read, brightness=scales)
-        numbers = [*read.mean, *read.std]
-        if not (
-            min(read.crop_size, read.resize_size) > 0
-            and len(read.mean) == len(read.std) == 3
-            and all(map(math.isfinite, numbers))
-            and min(read.std) > 0
-            and read.interpolation in INTERPOLATIONS
-            and read.fit in FITS
-        ):
-            raise ValueError("expected sizes and deviations above 0, a known interpolation and fit")
-        return read
+        return TypeAdapter(Preprocessing).validate_python(plain)
 
     def to(self, image_size: int) -> Preprocessing:
         """The same for another input size, keeping the share of the image that is cropped."""

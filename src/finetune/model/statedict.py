@@ -32,11 +32,10 @@ RENAMED = (
 )
 
 
-def read_state_dict(path: Path, part: str = "") -> tuple[State, dict[str, str]]:
+def read_state_dict(path: Path) -> tuple[State, dict[str, str]]:
     """A file's tensors and the text stored with them: of .safetensors, of torch.save or of a run's folder.
 
-    Tensors in dicts have names as `parts` gives them, for a `part` that is asked for. A run's text has the
-    SHA-256 of its `settings`, `data`.
+    Tensors in dicts have names as `parts` gives them. A run's text has the SHA-256 of its `settings`, `data`.
     RequestError: the file is damaged, holds no tensors, or other objects, which are never loaded.
     """
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
@@ -50,7 +49,7 @@ def read_state_dict(path: Path, part: str = "") -> tuple[State, dict[str, str]]:
         loaded = sealed.read_checkpoint(file)
         if isinstance(loaded, dict) and "frozen_sha256" in loaded:
             return _run(loaded, file)
-        state = tensors_in(loaded, part)
+        state = tensors_in(loaded)
     except RequestError:
         raise
     except PermissionError as error:
@@ -97,8 +96,7 @@ def fit_state_dict(
         state = {pattern.sub(replacement, key): value for key, value in state.items()}
     state, notes = taken(state, model, backbone, requested)
     theirs = _below(state, head)
-    refuse_hollow(theirs, f"weights={requested}")
-    _refuse_kinds(state, own, requested)
+    _refuse_numberless(state, own, f"weights={requested}")
     _refuse_misfits(_without(state, theirs), _without(own, mine), requested)
     if _shapes(theirs) != _shapes(mine):
         size = theirs[f"{head}.weight"].shape[:1] if f"{head}.weight" in theirs else None
@@ -109,16 +107,14 @@ def fit_state_dict(
                 way = f"head=keep keeps it, -{head} in freeze trains it"
                 told = f"has {counted(size[0], 'output')} and was left out ({way})"
             notes.append(f"the head in the weights {told}" if theirs else "the weights have no head")
-        elif (
-            size and size[0] and _shapes(theirs) == {key: size + one for key, one in _shapes(mine, 1).items()}
-        ):
+        elif size and size[0]:
             replace_head(model, head, size[0])
             own = model.state_dict()
-        else:
-            raise RequestError(
-                f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
-                f" have {brief([f'{key} {list(value.shape)}' for key, value in theirs.items()]) or 'none'}"
-            )
+    if keep_head and _shapes(theirs) != _shapes(_below(own, head)):
+        raise RequestError(
+            f"head=keep: expected weights whose head is the single layer {head}; weights={requested}"
+            f" have {brief([f'{key} {list(value.shape)}' for key, value in theirs.items()]) or 'none'}"
+        )
     # The model's own dict carries the versions that some modules ask for; what the file lacks stays as it is.
     own.update(state)
     model.load_state_dict(own)
@@ -151,7 +147,7 @@ def _run(checkpoint: dict[str, Any], file: Path) -> tuple[State, dict[str, str]]
     """What trained, from a run's checkpoint, and what was frozen, from the file beside it."""
     frozen, text = read_frozen(file.with_name("frozen.safetensors"), checkpoint)
     known = {key: value for key, value in checkpoint.get("origin", {}).items() if key in ("data", "settings")}
-    refuse_hollow(checkpoint["state_dict"], f"{file}")
+    _refuse_numberless(checkpoint["state_dict"], {}, f"{file}")
     return {**frozen, **checkpoint["state_dict"]}, {**text, **known}
 
 
@@ -170,25 +166,20 @@ def read_frozen(file: Path, checkpoint: Mapping[str, Any]) -> tuple[State, dict[
     return frozen, text
 
 
-def refuse_hollow(state: State, named: str) -> None:
-    """Raise RequestError for tensors without numbers of their own, as one number repeated a billion times."""
-    for key, value in state.items():
-        real = value.layout == torch.strided and value.device.type == "cpu"
-        if not real or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise RequestError(
-                f"{named}: expected a number for each of {key} {list(value.shape)}; it has fewer"
-            )
+def _refuse_numberless(state: State, own: State, named: str) -> None:
+    """Raise RequestError for tensors that would fill the model's in silence only, or a new head without end.
 
-
-def _refuse_kinds(state: State, own: State, requested: str) -> None:
-    """Raise RequestError for tensors that the model's can be filled with in silence only, or not at all."""
+    The last are those with fewer numbers than places, as one repeated a billion times.
+    """
     for key, value in state.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
-        if not plain or (key in own and own[key].is_floating_point() and not value.is_floating_point()):
+        if key in own and own[key].is_floating_point():
+            plain = plain and value.is_floating_point()
+        fits = plain and key in own and own[key].shape == value.shape
+        if not plain or (not fits and value.untyped_storage().nbytes() < value.nbytes):
             kind = f"{value.dtype}, {'nested' if value.is_nested else value.layout}, {value.device}"
-            raise RequestError(
-                f"weights={requested}: expected plain floating-point numbers in {brief([key])}, not {kind}"
-            )
+            wanted = "plain floating-point numbers, one for each place"
+            raise RequestError(f"{named}: expected {wanted}, in {brief([key])}, not {kind}")
 
 
 def _refuse_misfits(state: State, own: State, requested: str) -> None:
@@ -211,5 +202,5 @@ def _without(state: State, other: State) -> State:
     return {key: value for key, value in state.items() if key not in other}
 
 
-def _shapes(state: State, start: int = 0) -> dict[str, torch.Size]:
-    return {key: value.shape[start:] for key, value in state.items()}
+def _shapes(state: State) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}

@@ -156,14 +156,13 @@ class Seen(TorchDispatchMode):
 
     `varies`: it drew random numbers or used the batch's statistics. `moves`: it only moved data, by views and
     copies. `reads`, `writes`, `aliases`: where its inputs, what it changed, and its output lie in memory.
-    `non_tensor`: its output holds no tensor (a size, a bool, None). `shape`: if its output is one tensor.
+    `non_tensor`: its output holds no tensor (a size, a bool, None).
     """
 
     def __init__(self, inputs: list[Any]) -> None:
         super().__init__()
         self.varies, self.moves, self.non_tensor = False, True, True
         self.reads, self.writes, self.aliases = storages(inputs), set[StorageWeakRef](), set[StorageWeakRef]()
-        self.shape: torch.Size | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -201,7 +200,6 @@ class _Observer(fx.Interpreter):
         seen.varies |= not all(map(torch.equal, before, _random_states()))
         seen.aliases = storages(value)
         seen.non_tensor = not seen.aliases
-        seen.shape = value.shape if isinstance(value, Tensor) else None
         self.seen[n] = seen
         return value
 

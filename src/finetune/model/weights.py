@@ -58,15 +58,15 @@ def load_weights(model: nn.Module, architecture: str, requested: str, keep_head:
     With `keep_head` a single-layer head of another size replaces the model's; else such a head is left out.
     RequestError: the weights do not exist, cannot be fetched, are damaged, or do not fit the backbone.
     """
-    if brought(architecture) and requested in WORDS:
-        if requested != "auto":
-            expected = f"expected auto, which are the model's own, or a file with model={architecture}"
-            raise RequestError(f"weights={requested}: {expected}")
-        preprocessing = default_preprocessing(architecture, model)
-        return Weights(requested, "the model's own", preprocessing, digest(model.state_dict()))
-    if requested == "random":
-        preprocessing = default_preprocessing(architecture, model)
-        return Weights(requested, "random initialisation", preprocessing, digest(model.state_dict()))
+    own = brought(architecture) and requested in WORDS
+    if own and requested != "auto":
+        expected = f"expected auto, which are the model's own, or a file with model={architecture}"
+        raise RequestError(f"weights={requested}: {expected}")
+    if own or requested == "random":
+        used = "the model's own" if own else "random initialisation"
+        return Weights(
+            requested, used, default_preprocessing(architecture, model), digest(model.state_dict())
+        )
     state, weights = _find_weights(architecture, model, requested)
     resize(model, weights.preprocessing.crop_size)  # a run's may be another than the model's own
     loaded, notes = fit_state_dict(model, state, requested, keep_head)
@@ -148,9 +148,9 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
     if "://" in requested:
         raise RequestError(f"weights={requested}: expected a file, not an address; fetch it first")
     path, part = _path_and_part(architecture, requested)
-    state, text = read_state_dict(path, part)
+    state, text = read_state_dict(path)
     if part:
-        state = below(state, part, model.state_dict(), requested)
+        state = below(state, part, requested)
     try:
         preprocessing = Preprocessing.from_metadata(text)
         classes = json.loads(text.get("classes", "[]"))
@@ -177,8 +177,7 @@ def _path_and_part(architecture: str, requested: str) -> tuple[Path, str]:
     except OSError as error:
         raise RequestError(f"weights={requested}: cannot be read: {error.strerror}") from None
     if colon:
-        wrong = "a name after the colon" if not name else f"a file, and there is no {file}"
-        raise RequestError(f"weights={requested}: expected {wrong}")
+        raise RequestError(f"weights={requested}: expected a file that is there, and a name in it")
     others = timm_name(architecture) or brought(architecture)
     own = () if others else torchvision.models.get_model_weights(architecture)
     raise RequestError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 
 from finetune.choices.best import NAMES
 from finetune.choices.optimizers import OPTIMIZERS
@@ -18,7 +19,6 @@ from finetune.data.dataset import Dataset
 from finetune.data.sources.folder import tell_others
 from finetune.errors import brief, counted
 from finetune.features.load import ModelInputs
-from finetune.features.plan import readable
 from finetune.model.assemble import Model
 from finetune.model.parameters import count_parameters
 from finetune.model.preprocessing import Preprocessing
@@ -143,7 +143,7 @@ def _feature_line(console: Console, inputs: ModelInputs) -> None:
         found += f" ({rate:.0f}/s, {features['form']})"
         found += f", {features['reused']:,} from the store" if features["reused"] else ""
     constant = f"{plan.share:.0%} of the forward pass is constant and runs once an image"
-    say(console, "cache", f"{constant}; {found}; {readable(features['bytes'])}, {plan.why}")
+    say(console, "cache", f"{constant}; {found}; {decimal(features['bytes'])}, {plan.why}")
 
 
 def training_line(console: Console, optimizer: dict[str, Any], options: Options) -> None:

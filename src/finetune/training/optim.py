@@ -13,9 +13,8 @@ from torch import nn
 from finetune.choices.optimizers import OPTIMIZERS, SteppedSettings
 from finetune.choices.schedules import SCHEDULES, Span
 from finetune.errors import RequestError
-from finetune.model.depth import find_depths
 from finetune.model.head import find_head
-from finetune.model.parameters import NORMS, is_below
+from finetune.model.parameters import NORMS, find_depths, is_below
 
 Schedule = Callable[[int], float]
 

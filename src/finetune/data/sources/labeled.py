@@ -52,7 +52,7 @@ class LabeledImages:
     notes: tuple[str, ...] = ()
     digests: Sequence[str] = ()
     empty: tuple[str, ...] = ()
-    brightness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    brightness: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     groups: Sequence[str] = ()
     redrawn: bool = False
 
