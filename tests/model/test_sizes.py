@@ -11,8 +11,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from finetune.errors import RequestError
-from finetune.model.build import build_model
-from finetune.model.sizes import resize
+from finetune.model.build import build_model, resize
 from finetune.runs.open import open_run
 from support.ended import Ended
 from support.runs import QUICK, summary_of

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from finetune.choices.given import is_given
 from finetune.errors import RequestError, brief
-from finetune.model.build import HEADS, build_model
+from finetune.model.build import HEADS, build_model, resize
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
 from finetune.model.head import as_logits, find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.sizes import resize
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import Weights, enum_of, load_weights

@@ -1,9 +1,10 @@
-"""A backbone by name, with random weights and without auxiliary heads; timm is imported only on demand."""
+"""A backbone by name, without auxiliary heads, for images of any size; timm is imported only on demand."""
 
 from __future__ import annotations
 
 import difflib
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torchvision.models import VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from finetune.choices.given import Table, is_given
 from finetune.errors import RequestError, brief
@@ -24,6 +27,7 @@ LITE0 = "efficientnet_lite0"  # timm builds it; a package carries its weights
 MODELS: Table[Callable[[], nn.Module]] = Table()
 HEADS: Table[nn.Module] = Table()
 
+POSITIONS = "encoder.pos_embedding"
 RANDOM = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "erfinv_")
 
 
@@ -70,6 +74,34 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     with warnings.catch_warnings(), nullcontext() if initialised else _Zeros():
         warnings.simplefilter("ignore", FutureWarning)  # their note on slow initialisation
         return torchvision.models.get_model(name, weights=None, **options)
+
+
+def resize(network: nn.Module, size: int) -> None:
+    """Let a model take images of S x S pixels, in place; one without position embeddings stays as it is.
+
+    As torchvision's helper and timm's `set_input_size` do it. RequestError: the model has no such size.
+    """
+    timms: Any = network
+    try:
+        if isinstance(network, VisionTransformer) and network.image_size != size:
+            state = OrderedDict({POSITIONS: network.get_parameter(POSITIONS).data})
+            if size % network.patch_size:
+                raise ValueError(f"no multiple of its patches' size, {network.patch_size}")
+            positions = interpolate_embeddings(size, network.patch_size, state)[POSITIONS]
+            network.encoder.pos_embedding = nn.Parameter(positions)
+            network.image_size, network.seq_length = size, positions.shape[1]
+        elif hasattr(network, "set_input_size") and size != built_for(network):
+            timms.set_input_size(img_size=size)
+    except (AssertionError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        wrong = f"data.image_size={size}: this model cannot take images of that size ({why})"
+        raise RequestError(f"{wrong}; expected another, or auto") from None
+
+
+def built_for(network: Any) -> int:
+    """The size that a timm model takes now."""
+    now = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    return (now or network.pretrained_cfg["input_size"][1:])[0]
 
 
 def timm_name(name: str) -> str | None:

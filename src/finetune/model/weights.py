@@ -12,12 +12,11 @@ import torchvision
 from torch import nn
 
 from finetune.errors import RequestError
-from finetune.model.build import LITE0, brought, check_model_name, timm_name
+from finetune.model.build import LITE0, brought, check_model_name, resize, timm_name
 from finetune.model.download import Unreachable, download_weights, timm_state_dict
 from finetune.model.hashing import digest
 from finetune.model.parts import State, below
 from finetune.model.preprocessing import INTERPOLATIONS, Preprocessing
-from finetune.model.sizes import resize
 from finetune.model.statedict import fit_state_dict, read_state_dict
 
 BUNDLED = {"resnet18": Path(__file__).parents[1] / "assets" / "resnet18-bundled.safetensors"}

@@ -13,10 +13,9 @@ from torch import nn
 from finetune.choices.given import is_given
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
-from finetune.model.build import HEADS, build_model
+from finetune.model.build import HEADS, build_model, resize
 from finetune.model.head import find_head, replace_head
 from finetune.model.preprocessing import Preprocessing
-from finetune.model.sizes import resize
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
 from finetune.model.weights import enum_of
