@@ -38,17 +38,16 @@ def read_stages(network: nn.Module, head: str, wanted: str | Sequence[str], exam
     if not isinstance(layer, nn.Linear):
         raise RequestError(f"{said}: expected last, as this model's head is a convolution")
     channels = {call.name: call.channels for call in calls}
-    every = {name for name in channels if channels[name] == layer.in_features}
     steps = _before_reductions(calls, example.shape[-1])
-    steps -= {name for name in steps & every if _is_read(network, head, name, example)}
-    if not steps:
-        raise RequestError(f"{said}: expected last, as this model, like transformers, has no stages of maps")
     named = steps if wanted == "all" else {*wanted}
+    wide = [name for name in steps | named if channels.get(name) == layer.in_features]
+    read = {name for name in wide if _is_read(network, head, name, example)}
+    if not steps - read:
+        raise RequestError(f"{said}: expected last, as this model, like transformers, has no stages of maps")
     if strange := sorted(named - channels.keys()):
         there = brief(sorted(channels, key=lambda name: name.count(".")), 12)
         raise RequestError(f"{said}: {strange[0]} gives no feature map; there are {there}")
-    named -= {name for name in named & every if _is_read(network, head, name, example)}
-    if stages := [name for name in channels if name in named]:
+    if stages := [name for name in channels if name in named - read]:
         width = layer.in_features + sum(channels[name] for name in stages)
         network.set_submodule(head, nn.Linear(width, layer.out_features, bias=layer.bias is not None))
         add_stages(network, head, stages)
