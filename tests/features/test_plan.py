@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,6 @@ from torch import nn
 from finetune.data import sources
 from finetune.errors import RequestError
 from finetune.features.plan import (
-    Capacity,
     FeaturePlan,
     FeatureSettings,
     decide,
@@ -20,40 +20,50 @@ from finetune.model.preprocessing import Preprocessing
 from finetune.model.weights import Weights
 
 GB = 10**9
-AMPLE = {"stored": 0, "reused": 0, "limit": 20 * GB, "free": 100 * GB, "memory": 16 * GB}
 
 
 @pytest.mark.parametrize(
-    ("requested", "row_bytes", "rows", "row_macs", "machine", "where"),
+    ("requested", "row_bytes", "rows", "row_macs", "room", "where"),
     [
-        ("auto", 1024, 1000, 1.8e9, {}, "disk"),  # pooled features of resnet18
-        ("auto", 401_408, 1000, 5.8e8, {}, "disk"),  # layer1
-        ("auto", 1_605_632, 1000, 1.2e8, {}, "none"),  # conv1: reading takes as long as computing
-        ("disk", 1_605_632, 1000, 1.2e8, {}, "disk"),  # unless asked for
-        ("memory", 1024, 1000, 1.8e9, {}, "memory"),
-        ("none", 1024, 1000, 1.8e9, {}, "none"),
-        ("auto", 1_000_000, 1000, 1.8e9, {"limit": GB // 2}, "memory"),
-        ("auto", 1_000_000, 1000, 1.8e9, {"stored": 20 * GB - 1}, "memory"),
-        ("auto", 1_000_000, 1000, 1.8e9, {"free": GB}, "memory"),
-        (
-            "auto",
-            1_000_000,
-            1000,
-            1.8e9,
-            {"stored": 20 * GB - 1, "reused": GB},
-            "disk",
-        ),  # it has them already
-        ("auto", 1_000_000, 1000, 1.8e9, {"free": GB // 10, "reused": GB}, "disk"),
-        ("auto", 1_000_000, 1000, 1.8e9, {"stored": 20 * GB - 1, "reused": GB - 3 * 10**8}, "memory"),
-        ("auto", 1_000_000, 30_000, 1.8e9, {}, "none"),  # over the cap and a quarter of the memory
-        ("memory", 1_000_000, 5000, 1.8e9, {}, "none"),
+        ("auto", 1024, 1000, 1.8e9, 20 * GB, "disk"),  # pooled features of resnet18
+        ("auto", 401_408, 1000, 5.8e8, 20 * GB, "disk"),  # layer1
+        ("auto", 1_605_632, 1000, 1.2e8, 20 * GB, "none"),  # conv1: reading takes as long as computing
+        ("disk", 1_605_632, 1000, 1.2e8, 20 * GB, "disk"),  # unless asked for
+        ("memory", 1024, 1000, 1.8e9, 20 * GB, "memory"),
+        ("none", 1024, 1000, 1.8e9, 20 * GB, "none"),
+        ("auto", 1_000_000, 1000, 1.8e9, GB, "disk"),
+        ("auto", 1_000_000, 1000, 1.8e9, GB - 1, "memory"),
+        ("auto", 1_000_000, 30_000, 1.8e9, 20 * GB, "none"),  # nor in a quarter of the memory
+        ("memory", 1_000_000, 5000, 1.8e9, 20 * GB, "none"),
     ],
 )
-def test_the_decision_follows_from_bytes_and_work(requested, row_bytes, rows, row_macs, machine, where):
-    decided, why = decide(requested, row_bytes, rows, row_macs, Capacity(**{**AMPLE, **machine}))
+def test_the_decision_follows_from_bytes_and_work(
+    monkeypatch, requested, row_bytes, rows, row_macs, room, where
+):
+    monkeypatch.setattr("finetune.features.plan.ram", lambda: 16 * GB)
+    decided, why = decide(requested, row_bytes, rows, row_macs, (room, "no more room"))
     assert decided == where
-    if where != "disk" and machine.keys() & {"limit", "stored", "free"}:
-        assert "cache_max_gb" in why
+    assert ("no more room" in why) == (requested == "auto" and row_bytes == 10**6 and where != "disk")
+
+
+@pytest.mark.parametrize(
+    ("stored", "reused", "free", "where"),
+    [
+        (0, 0, 100 * GB, "disk"),
+        (20 * GB - 1, 0, 100 * GB, "memory"),  # cache_max_gb
+        (0, 0, 10**6, "memory"),  # the disk
+        (20 * GB - 1, GB, 100 * GB, "disk"),  # it has them already
+        (0, GB, 10**6, "disk"),
+        (20 * GB - 1, 10**6, 100 * GB, "memory"),  # not all of them
+    ],
+)
+def test_room_in_the_cache(tmp_path, monkeypatch, stored, reused, free, where):
+    monkeypatch.setattr("finetune.features.plan.size_of_all", lambda folder: stored)
+    monkeypatch.setattr("finetune.features.plan.size_of_store", lambda folder, about: reused)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    plan = planned(resnet(["all"]), tmp_path)  # 3.7 MB
+    assert plan.where == where
+    assert (where == "disk") != ("over cache_max_gb or the free disk, so not stored" in plan.why)
 
 
 def resnet(freeze: list[str]) -> Model:

@@ -112,7 +112,7 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        where, why = decide(cache, row_bytes, rows, prefix_macs, space=_measure(wanted, keys, form))
+        where, why = decide(cache, row_bytes, rows, prefix_macs, room=_room(wanted, keys, form))
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())
     return FeaturePlan(
@@ -170,52 +170,37 @@ def known_by(model: Model, device: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """Bytes for features.
-
-    stored: in the cache already, of which `reused` are of these features. limit: `cache_max_gb`.
-    free: on the disk. memory: of this machine, of which a quarter may be taken. full: why no more is stored.
-    """
-
-    stored: int
-    reused: int
-    limit: int
-    free: int
-    memory: int
-    full: str = "over cache_max_gb or the free disk"
-
-
-def _measure(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> Capacity:
+def _room(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> tuple[float, str]:
+    """How many bytes of these features may lie in the cache, those there included, and why no more."""
     folder = wanted.cache_dir
     try:
         private.make_folder(folder)
+        free = 0.9 * shutil.disk_usage(folder).free
     except OSError as error:
         if wanted.cache == "disk":
             raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror}); {WAYS}") from None
-        full = f"cache_dir={folder} cannot be made ({error.strerror})"
-        return Capacity(0, 0, limit=-1, free=0, memory=ram(), full=full)
-    return Capacity(
-        stored=size_of_all(folder),
-        reused=sum(size_of_store(folder, {**key, **asdict(form)}) for key in keys),
-        limit=int(wanted.cache_max_gb * 1e9),
-        free=shutil.disk_usage(folder).free,
-        memory=ram(),
-    )
+        return -1, f"cache_dir={folder} cannot be made ({error.strerror})"
+    reused = sum(size_of_store(folder, {**key, **asdict(form)}) for key in keys)
+    left = wanted.cache_max_gb * 1e9 - size_of_all(folder)
+    return reused + min(left, free), "over cache_max_gb or the free disk"
 
 
-def decide(cache: str, row_bytes: int, rows: int, row_macs: float, space: Capacity) -> tuple[Where, str]:
-    """Where `cache=auto|memory|disk|none` puts so many rows of features, and why."""
+def decide(
+    cache: str, row_bytes: int, rows: int, row_macs: float, room: tuple[float, str]
+) -> tuple[Where, str]:
+    """Where `cache=auto|memory|disk|none` puts so many rows of features, and why.
+
+    room: how many bytes may lie on disk, and why no more.
+    """
     size = row_bytes * rows
     if cache == "none":
         return "none", "cache=none"
     if cache == "auto" and row_macs < WORTH_MACS_PER_BYTE * row_bytes:
         return "none", "computing them again costs no more than reading them"
-    new = max(size - space.reused, 0)
-    fits_disk = space.stored + new <= space.limit and new <= 0.9 * space.free
-    if cache in ("auto", "disk") and fits_disk:
+    most, full = room
+    if cache in ("auto", "disk") and size <= most:
         return "disk", "on disk for the next run"
-    over = "" if cache == "memory" else f"{space.full}, so not stored; "
-    if size <= space.memory / 4:
+    over = "" if cache == "memory" else f"{full}, so not stored; "
+    if size <= ram() / 4:
         return "memory", f"{over}in memory for this run"
     return "none", f"{over}too large for memory"
