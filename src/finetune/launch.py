@@ -6,7 +6,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,7 @@ from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep, 
 from finetune.runs.settings import read_settings
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import HELD, SWEEP
+from finetune.sweep.callback import SWEEP
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
@@ -140,8 +140,7 @@ def run_hydra() -> NoReturn:
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
         # Hydra raises what it refuses, and prints nothing.
-        with ExitStack() as held, env_override({"HYDRA_FULL_ERROR": "1"}):
-            HELD.set(held)
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
             hydras(task)()
     except RequestError:
         _drop_sweep()

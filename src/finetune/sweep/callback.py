@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.atomic import not_written
 from finetune.errors import RequestError, tell
-from finetune.runs.folder import is_sweep, one_writer, refuse_used
-from finetune.sweep.planned import folder_of
+from finetune.runs.folder import refuse_used
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
-# What is let go of when the command ends: the lock of the sweep's folder.
-HELD: ContextVar[ExitStack] = ContextVar("held")
 
 
 class FolderCallback(Callback):
@@ -42,17 +37,6 @@ class FolderCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
-            with _refusing():
-                folder = folder_of(config)
-                if is_sweep(folder) and any(folder.glob("*/settings.json")):
-                    raise RequestError(
-                        f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
-                        f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
-                    )
-                try:
-                    HELD.get().enter_context(one_writer(folder))
-                except OSError as error:
-                    raise RequestError(f"hydra.sweep.dir: {not_written(folder, error)}") from None
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
 
