@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -27,26 +26,19 @@ class FolderCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not config.get("resume"):
-            with _refusing():
-                folder = Path(os.path.relpath(config.hydra.run.dir))
+        if config.get("resume"):
+            return
+        with suppress(OmegaConfBaseException):  # of a folder that cannot be made Hydra tells itself
+            folder = Path(os.path.relpath(config.hydra.run.dir))
+            images = os.path.expanduser(str(config.data.get("root")))
+            try:
                 refuse_used(folder)
-                images = os.path.expanduser(str(config.data.get("root")))
                 if folder.is_dir() and folder.resolve() == Path(images).resolve():
                     raise RequestError(f"hydra.run.dir={folder}: expected another folder than data.root")
+            except RequestError as error:  # of what a callback raises Hydra would make a warning
+                raise SystemExit(tell(error)) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """End the process on a refusal: of what a callback raises Hydra would make a warning."""
-    try:
-        yield
-    except RequestError as error:
-        raise SystemExit(tell(error)) from None
-    except OmegaConfBaseException:
-        pass  # of a folder that cannot be made Hydra tells itself
