@@ -100,18 +100,9 @@ def _folder_of(job: Any) -> Path:
     return folder.relative_to(Path.cwd()) if Path.cwd() in folder.parents else folder
 
 
-def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
-    """Train jobs of a sweep, together where they can be.
-
-    whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep.
-    RequestError: the sweep as a whole is wrong.
-    Interrupted: some jobs have not ended.
-    """
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train jobs of a sweep, together where they can be; raises Interrupted where some have not ended."""
     tell_apart(plans)
-    if whole and plans[0].wrong and len({str(plan.wrong) for plan in plans}) == 1:
-        if sweep := SWEEP.get():
-            (folder_of(sweep) / PLAN).unlink(missing_ok=True)  # nothing is left to resume
-        raise plans[0].wrong
     for plan in plans:
         if plan.wrong:
             plan.fail(plan.wrong)

@@ -24,6 +24,7 @@ from finetune.errors import RequestError, one_line
 from finetune.runs.folder import PLAN
 from finetune.runs.settings import completed
 from finetune.runs.sweeps import job_folders, overrides_of
+from finetune.sweep.plans import refuse_several
 
 NO_PLAN = f"its sweep has no {PLAN}, so nothing but its command can begin it"
 
@@ -95,7 +96,9 @@ def _composed(loader: ConfigLoader, sweep: DictConfig, overrides: list[str], num
     if name != str(number):  # it may tell the time
         overrides.append(f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}")
     try:
-        return Planned(folder / name, asked, settings_from_config(config).model_dump())
+        settings = settings_from_config(config)
+        refuse_several(settings)
+        return Planned(folder / name, asked, settings.model_dump())
     except RequestError as error:
         return Planned(folder / name, asked, wrong=one_line(error))
 

@@ -56,7 +56,10 @@ class ListedSweeper(BasicSweeper):
         assert self.overrides is not None
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        write_plan(folder_of(self.config), plan(self.hydra_context.config_loader, self.config, jobs))
+        found = plan(self.hydra_context.config_loader, self.config, jobs)
+        if (wrong := found[0].wrong) and all(job.wrong == wrong for job in found):  # so the sweep is
+            raise RequestError(wrong)
+        write_plan(folder_of(self.config), found)
 
 
 class BatchedLauncher(Launcher):
@@ -80,9 +83,7 @@ class BatchedLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         plans = [one.return_value for one in returns]
-        # What comes in batches goes on after one that was wrong.
-        whole = self.config.hydra.runtime.choices["hydra/sweeper"] == "basic"
-        train_plans(plans, whole and self.config.hydra.sweeper.max_batch_size is None)
+        train_plans(plans)
         for one, ended in zip(returns, plans, strict=True):
             one.return_value = ended.score
         return returns
