@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from finetune.atomic import read_json, write_sealed
 from finetune.config.compose import settings_from_config
@@ -49,10 +49,6 @@ class Planned:
         if self.settings is None:
             raise RequestError(self.wrong or "its settings are not known")
         return validate(completed(self.settings))
-
-
-class _File(BaseModel):
-    jobs: list[Planned]
 
 
 def folder_of(sweep: DictConfig) -> Path:
@@ -133,8 +129,8 @@ def list_planned(sweep: Path) -> list[Planned]:
 def _read(sweep: Path) -> list[Planned]:
     what = "the jobs of a sweep, each in a folder of its own in there"
     values = read_json(sweep / PLAN, what)
-    with suppress(ValueError):  # of another shape; a name that no folder can have
-        jobs = _File.model_validate(values).jobs
+    with suppress(KeyError, ValueError):  # of another shape; a name that no folder can have
+        jobs = TypeAdapter(list[Planned]).validate_python(values["jobs"])
         if _own_folders(sweep, [sweep / job.folder for job in jobs]):
             return jobs
     raise RequestError(f"{sweep / PLAN}: expected {what}")
