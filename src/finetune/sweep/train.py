@@ -41,7 +41,8 @@ def train_all(plans: Sequence[Plan], console: Screen) -> None:
 
 def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None]) -> None:
     if len(plans) == 1 and not plans[0].together:
-        return _train_alone(plans[0], console)
+        _train_alone(plans[0], console)
+        return
     fresh = []
     with ExitStack() as held:
         for plan in plans:
@@ -50,35 +51,28 @@ def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None
                     folders.refuse_used(plan.folder)
                 held.enter_context(folders.one_writer(plan.folder))
                 fresh.append(plan)
-        if not fresh:
-            return None
-        found = _try_together(fresh, console, reach)
-    if found is not None:
-        prepared, why = found
-        say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
-        for plan in fresh:
-            _train_alone(plan, console, prepared if plan is fresh[0] else None)
-    return None
+        if fresh:
+            with failing(fresh):  # by what they have in common
+                _train_held(fresh, held, console, reach)
 
 
-def _try_together(
-    plans: list[Plan], console: Screen, reach: Callable[[int], None]
-) -> tuple[Prepared, str] | None:
-    """Train them in one group; where that cannot be the first one prepared, and why."""
+def _train_held(plans: list[Plan], held: ExitStack, console: Screen, reach: Callable[[int], None]) -> None:
+    """Train jobs whose folders are held together or, where that cannot be, let go of them: each by itself."""
     first = plans[0]
     assert first.settings is not None
-    with failing(plans):  # by what they have in common
-        options = build_options(first.settings)
-        prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
+    options = build_options(first.settings)
+    prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
+    for plan in plans:
+        resuming.check_origin(plan.resume_state, prepared.origin)
+    if solves(prepared.settings):
+        solve_in_turns(plans, prepared, console, reach)
+    elif why := why_alone(prepared):
+        held.close()
+        say(console, "alone", f"jobs {numbers(plans)}: {why}, so each trains by itself")
         for plan in plans:
-            resuming.check_origin(plan.resume_state, prepared.origin)
-        if solves(prepared.settings):
-            solve_in_turns(plans, prepared, console, reach)
-        elif why := why_alone(prepared):
-            return prepared, why
-        else:
-            train_together(plans, prepared, console, reach)
-    return None
+            _train_alone(plan, console, prepared if plan is first else None)
+    else:
+        train_together(plans, prepared, console, reach)
 
 
 def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) -> None:
