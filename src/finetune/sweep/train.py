@@ -11,7 +11,7 @@ from finetune.prepared import Prepared
 from finetune.run import prepare, run, run_prepared
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
-from finetune.say import Bar, Screen, say
+from finetune.say import Bar, Screen, kept, say
 from finetune.sweep.plans import Plan, alone_because, failing, groups, numbers
 from finetune.sweep.together import solve_in_turns, train_together, why_alone
 
@@ -82,7 +82,7 @@ def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) 
     say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
     with failing([plan]):
         if prepared:
-            with folders.one_writer(plan.folder):
+            with folders.one_writer(plan.folder), kept(console, plan.folder / folders.LOG):
                 plan.finish(run_prepared(prepared, console))
         else:
             plan.finish(run(plan.settings, plan.folder, console))
