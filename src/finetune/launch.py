@@ -6,7 +6,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,7 @@ from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep, 
 from finetune.runs.settings import read_settings
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import HELD, SWEEP
+from finetune.sweep.callback import SWEEP
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
@@ -100,18 +100,9 @@ def _folder_of(job: Any) -> Path:
     return folder.relative_to(Path.cwd()) if Path.cwd() in folder.parents else folder
 
 
-def train_plans(plans: Sequence[Plan], whole: bool = False) -> None:
-    """Train jobs of a sweep, together where they can be.
-
-    whole: these are all of it, so that what is wrong with each of them alike is wrong with the sweep.
-    RequestError: the sweep as a whole is wrong.
-    Interrupted: some jobs have not ended.
-    """
+def train_plans(plans: Sequence[Plan]) -> None:
+    """Train jobs of a sweep, together where they can be; raises Interrupted where some have not ended."""
     tell_apart(plans)
-    if whole and plans[0].wrong and len({str(plan.wrong) for plan in plans}) == 1:
-        if sweep := SWEEP.get():
-            (folder_of(sweep) / PLAN).unlink(missing_ok=True)  # nothing is left to resume
-        raise plans[0].wrong
     for plan in plans:
         if plan.wrong:
             plan.fail(plan.wrong)
@@ -140,8 +131,7 @@ def run_hydra() -> NoReturn:
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
     try:
         # Hydra raises what it refuses, and prints nothing.
-        with ExitStack() as held, env_override({"HYDRA_FULL_ERROR": "1"}):
-            HELD.set(held)
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
             hydras(task)()
     except RequestError:
         _drop_sweep()

@@ -20,7 +20,7 @@ from support.slow import slow
     [
         ["optimizer.lr=0.1,0.01", "seed=2", "epochs=3"],
         slow(["optimizer=sgd,adamw", "experiment=norms,last_stage"]),
-        ["freeze=[all,-layer4],[all,-layer3]", "head_hidden=[8,4]", "data.root='a b'", "~seed"],
+        ["freeze=[all,-layer4],[all,-layer3]", "head_hidden=[8,4]", "data.root='a b'", "++seed=3"],
         pytest.param(
             ["data.image_size=32,64", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
             marks=pytest.mark.slow,

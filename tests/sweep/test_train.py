@@ -175,6 +175,8 @@ def test_what_cannot_train_together_trains_alone_and_shares_the_store(
     assert ended.out.count("(alone: head_dropout=0.5)") == 4
     computed = [summary_of(sweep_of(tmp_path) / str(number))["features"]["computed"] for number in range(8)]
     assert computed == [60, 60, 60, 0, 0, 0, 0, 0]  # of a group all say the same
+    logs = [(sweep_of(tmp_path) / str(number) / "log.txt").read_text() for number in range(8)]
+    assert all("accuracy" in log for log in logs)
 
 
 @pytest.mark.slow

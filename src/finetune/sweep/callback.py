@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.atomic import not_written
 from finetune.errors import RequestError, tell
-from finetune.runs.folder import is_sweep, one_writer, refuse_used
-from finetune.sweep.planned import folder_of
+from finetune.runs.folder import refuse_used
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
-# What is let go of when the command ends: the lock of the sweep's folder.
-HELD: ContextVar[ExitStack] = ContextVar("held")
 
 
 class FolderCallback(Callback):
@@ -32,37 +26,19 @@ class FolderCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not config.get("resume"):
-            with _refusing():
-                folder = Path(os.path.relpath(config.hydra.run.dir))
+        if config.get("resume"):
+            return
+        with suppress(OmegaConfBaseException):  # of a folder that cannot be made Hydra tells itself
+            folder = Path(os.path.relpath(config.hydra.run.dir))
+            images = os.path.expanduser(str(config.data.get("root")))
+            try:
                 refuse_used(folder)
-                images = os.path.expanduser(str(config.data.get("root")))
                 if folder.is_dir() and folder.resolve() == Path(images).resolve():
                     raise RequestError(f"hydra.run.dir={folder}: expected another folder than data.root")
+            except RequestError as error:  # of what a callback raises Hydra would make a warning
+                raise SystemExit(tell(error)) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # a search goes on with new jobs
-            with _refusing():
-                folder = folder_of(config)
-                if is_sweep(folder) and any(folder.glob("*/settings.json")):
-                    raise RequestError(
-                        f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
-                        f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
-                    )
-                try:
-                    HELD.get().enter_context(one_writer(folder))
-                except OSError as error:
-                    raise RequestError(f"hydra.sweep.dir: {not_written(folder, error)}") from None
             config.hydra.sweeper._target_ = "hydra_plugins.finetune.launcher.ListedSweeper"
         SWEEP.set(config)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """End the process on a refusal: of what a callback raises Hydra would make a warning."""
-    try:
-        yield
-    except RequestError as error:
-        raise SystemExit(tell(error)) from None
-    except OmegaConfBaseException:
-        pass  # of a folder that cannot be made Hydra tells itself

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from finetune.atomic import read_json, write_sealed
 from finetune.config.compose import settings_from_config
@@ -24,6 +24,7 @@ from finetune.errors import RequestError, one_line
 from finetune.runs.folder import PLAN
 from finetune.runs.settings import completed
 from finetune.runs.sweeps import job_folders, overrides_of
+from finetune.sweep.plans import refuse_several
 
 NO_PLAN = f"its sweep has no {PLAN}, so nothing but its command can begin it"
 
@@ -48,10 +49,6 @@ class Planned:
         if self.settings is None:
             raise RequestError(self.wrong or "its settings are not known")
         return validate(completed(self.settings))
-
-
-class _File(BaseModel):
-    jobs: list[Planned]
 
 
 def folder_of(sweep: DictConfig) -> Path:
@@ -95,7 +92,9 @@ def _composed(loader: ConfigLoader, sweep: DictConfig, overrides: list[str], num
     if name != str(number):  # it may tell the time
         overrides.append(f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}")
     try:
-        return Planned(folder / name, asked, settings_from_config(config).model_dump())
+        settings = settings_from_config(config)
+        refuse_several(settings)
+        return Planned(folder / name, asked, settings.model_dump())
     except RequestError as error:
         return Planned(folder / name, asked, wrong=one_line(error))
 
@@ -130,8 +129,8 @@ def list_planned(sweep: Path) -> list[Planned]:
 def _read(sweep: Path) -> list[Planned]:
     what = "the jobs of a sweep, each in a folder of its own in there"
     values = read_json(sweep / PLAN, what)
-    with suppress(ValueError):  # of another shape; a name that no folder can have
-        jobs = _File.model_validate(values).jobs
+    with suppress(KeyError, ValueError):  # of another shape; a name that no folder can have
+        jobs = TypeAdapter(list[Planned]).validate_python(values["jobs"])
         if _own_folders(sweep, [sweep / job.folder for job in jobs]):
             return jobs
     raise RequestError(f"{sweep / PLAN}: expected {what}")

@@ -11,7 +11,7 @@ from finetune.prepared import Prepared
 from finetune.run import prepare, run, run_prepared
 from finetune.runs import folder as folders
 from finetune.runs import resume as resuming
-from finetune.say import Bar, Screen, say
+from finetune.say import Bar, Screen, kept, say
 from finetune.sweep.plans import Plan, alone_because, failing, groups, numbers
 from finetune.sweep.together import solve_in_turns, train_together, why_alone
 
@@ -41,7 +41,8 @@ def train_all(plans: Sequence[Plan], console: Screen) -> None:
 
 def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None]) -> None:
     if len(plans) == 1 and not plans[0].together:
-        return _train_alone(plans[0], console)
+        _train_alone(plans[0], console)
+        return
     fresh = []
     with ExitStack() as held:
         for plan in plans:
@@ -50,35 +51,28 @@ def _train_group(plans: list[Plan], console: Screen, reach: Callable[[int], None
                     folders.refuse_used(plan.folder)
                 held.enter_context(folders.one_writer(plan.folder))
                 fresh.append(plan)
-        if not fresh:
-            return None
-        found = _try_together(fresh, console, reach)
-    if found is not None:
-        prepared, why = found
-        say(console, "alone", f"jobs {numbers(fresh)}: {why}, so each trains by itself")
-        for plan in fresh:
-            _train_alone(plan, console, prepared if plan is fresh[0] else None)
-    return None
+        if fresh:
+            with failing(fresh):  # by what they have in common
+                _train_held(fresh, held, console, reach)
 
 
-def _try_together(
-    plans: list[Plan], console: Screen, reach: Callable[[int], None]
-) -> tuple[Prepared, str] | None:
-    """Train them in one group; where that cannot be the first one prepared, and why."""
+def _train_held(plans: list[Plan], held: ExitStack, console: Screen, reach: Callable[[int], None]) -> None:
+    """Train jobs whose folders are held together or, where that cannot be, let go of them: each by itself."""
     first = plans[0]
     assert first.settings is not None
-    with failing(plans):  # by what they have in common
-        options = build_options(first.settings)
-        prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
+    options = build_options(first.settings)
+    prepared = prepare(first.settings, first.folder, console, options, state=first.resume_state)
+    for plan in plans:
+        resuming.check_origin(plan.resume_state, prepared.origin)
+    if solves(prepared.settings):
+        solve_in_turns(plans, prepared, console, reach)
+    elif why := why_alone(prepared):
+        held.close()
+        say(console, "alone", f"jobs {numbers(plans)}: {why}, so each trains by itself")
         for plan in plans:
-            resuming.check_origin(plan.resume_state, prepared.origin)
-        if solves(prepared.settings):
-            solve_in_turns(plans, prepared, console, reach)
-        elif why := why_alone(prepared):
-            return prepared, why
-        else:
-            train_together(plans, prepared, console, reach)
-    return None
+            _train_alone(plan, console, prepared if plan is first else None)
+    else:
+        train_together(plans, prepared, console, reach)
 
 
 def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) -> None:
@@ -88,7 +82,7 @@ def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) 
     say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
     with failing([plan]):
         if prepared:
-            with folders.one_writer(plan.folder):
+            with folders.one_writer(plan.folder), kept(console, plan.folder / folders.LOG):
                 plan.finish(run_prepared(prepared, console))
         else:
             plan.finish(run(plan.settings, plan.folder, console))

@@ -231,10 +231,9 @@ class Learner(pl.LightningModule):
         self._log(split)
 
     def _log(self, split: str) -> None:
-        """For Lightning's own callbacks: train/loss, val/accuracy …, the mean over the jobs."""
-        means = self.epoch_metrics[split].means()
-        each = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
-        named = {f"{split}/{name}": value for name, value in each.items()}
+        """For Lightning's own callbacks, which a run alone has: train/loss, val/accuracy …"""
+        run = self.epoch_metrics[split].means()[0]
+        named = {f"{split}/{name}": value for name, value in run.items()}
         self.logged |= named.keys()
         self.log_dict(named)
 

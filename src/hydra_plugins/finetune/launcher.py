@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -21,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
+from finetune.errors import RequestError
+from finetune.runs.folder import is_sweep, one_writer
 from finetune.sweep.planned import folder_of, plan, write_plan
 
 ConfigStore.instance().store(
@@ -32,9 +35,19 @@ ConfigStore.instance().store(
 
 
 class ListedSweeper(BasicSweeper):
-    """Hydra's `basic`; writes the list of all jobs before the first of them begins."""
+    """Hydra's `basic`; holds the sweep's folder, and lists all jobs in it before the first of them begins."""
 
     config: Any  # from here on it is set
+
+    def sweep(self, arguments: list[str]) -> Any:
+        folder = folder_of(self.config)
+        if is_sweep(folder) and any(folder.glob("*/settings.json")):
+            raise RequestError(
+                f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
+                f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
+            )
+        with one_writer(folder):
+            return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """With the first batch compose all of them: what is wrong with the last is told before one trains."""
@@ -43,7 +56,10 @@ class ListedSweeper(BasicSweeper):
         assert self.overrides is not None
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        write_plan(folder_of(self.config), plan(self.hydra_context.config_loader, self.config, jobs))
+        found = plan(self.hydra_context.config_loader, self.config, jobs)
+        if (wrong := found[0].wrong) and all(job.wrong == wrong for job in found):  # so the sweep is
+            raise RequestError(wrong)
+        write_plan(folder_of(self.config), found)
 
 
 class BatchedLauncher(Launcher):
@@ -67,9 +83,7 @@ class BatchedLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         plans = [one.return_value for one in returns]
-        # What comes in batches goes on after one that was wrong.
-        whole = self.config.hydra.runtime.choices["hydra/sweeper"] == "basic"
-        train_plans(plans, whole and self.config.hydra.sweeper.max_batch_size is None)
+        train_plans(plans)
         for one, ended in zip(returns, plans, strict=True):
             one.return_value = ended.score
         return returns
