@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -57,13 +55,6 @@ class Averages(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, learner: Any) -> None:
         if self.in_place:
             self.swap(learner)
-
-    @contextmanager
-    def swapped(self, learner: Any) -> Iterator[None]:
-        """While this lasts the model has the averages."""
-        self.swap(learner)
-        yield
-        self.swap(learner)
 
     @torch.no_grad()
     def swap(self, learner: Any) -> None:

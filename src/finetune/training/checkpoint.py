@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,11 @@ class RunCheckpoints(Checkpoints):
     def keep(self, trainer: pl.Trainer, learner: Learner, live: list[int], better: list[int]) -> None:
         folder = self.job.folder / self.job.checkpoints
         averages = self.averages if better and self.job.best.averaged else None
-        with averages.swapped(learner) if averages else nullcontext():
-            trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
+        if averages:
+            averages.swap(learner)
+        trainer.save_checkpoint(folder / ("best.ckpt" if better else "last.ckpt"))
+        if averages:
+            averages.swap(learner)
         if better and trainer.is_global_zero:
             copy_best(folder)
         if self.every and not (trainer.current_epoch + 1) % self.every:
