@@ -129,7 +129,7 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str], **how: Any) 
     """
     thresholds = how.pop("thresholds")
     if labels.ndim == 2:
-        return measure_labels(logits, labels, classes, thresholds, how.get("groups"))
+        return measure_labels(logits, labels, classes, thresholds, groups=how.get("groups"))
     two = logits.shape[1] == len(classes) == 2
     apart = separation(logits.diff(dim=1)[:, 0], labels == 1) if two else {}
     return measure_classes(logits, labels, classes, **how) | apart
