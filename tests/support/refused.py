@@ -242,7 +242,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ),
     (
         "data=folder data.root=here",
-        "data.bad_images=error: 1 of 24 here/dog/1.png (not an image",
+        "data.bad_images=error: 1 of 24 here/dog/1.png (the file is empty",
         empty_picture,
     ),
     (
