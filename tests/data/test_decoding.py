@@ -40,7 +40,7 @@ def test_processes_decode_what_one_thread_does(files: list[Path], monkeypatch: p
     one = Reader(files, SIZES, uncropped=frozenset([1, 7]))
     expected, bad = one.all(1)
     monkeypatch.setattr(reader, "MANY", 30)
-    monkeypatch.setattr(reader, "processes", lambda workers: workers)
+    monkeypatch.setattr(decoding, "processes", lambda workers: workers)
     before, done = torch.random.get_rng_state(), list[int]()
     pixels, found = one.all(2, done.append)
     assert torch.equal(pixels, expected)

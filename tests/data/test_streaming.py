@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data import streaming
+from finetune.data import decoding, streaming
 from finetune.data.reader import Reader
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of
@@ -41,7 +41,7 @@ def test_a_streamed_run_has_the_bits_of_one_in_memory(
     asked = (*TRAINS, f"data.augment={augment}")
     assert train(*asked, "hydra.run.dir=held").code == 0
     monkeypatch.setattr("finetune.features.load.ram", lambda: 1000)
-    monkeypatch.setattr(streaming, "processes", lambda workers: processes)
+    monkeypatch.setattr(decoding, "processes", lambda workers: processes)
     assert "\nnote     the decoded images would" in train(*asked, "hydra.run.dir=streamed").out
     held, streamed = (checkpoint(Path(name), "last")["state_dict"] for name in ("held", "streamed"))
     assert all(torch.equal(value, streamed[name]) for name, value in held.items())

@@ -1,4 +1,4 @@
-"""Images decoded by several processes, as threads of one wait for Python's lock from about four on."""
+"""Images decoded ahead, in threads or, as these wait for Python's lock from about four on, in processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,14 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data import limits
 from finetune.data.images import BadImage, ChangedImage
 from finetune.errors import RunError
-from finetune.machine import Budget, ram, training_here
+from finetune.machine import Budget, cores, ram, training_here
 
 MOST_WORKERS = 16  # that decode
 LEAST = 4  # processes; fewer decode no more than threads do
 MEMORY = 1 << 30  # bytes for each: what an image of 50 million pixels takes
+AHEAD = 2  # batches that threads decode before they are asked for
 SET_PDEATHSIG = 1  # of prctl(2)
 T = TypeVar("T")
 Read = Callable[[T], Tensor | BadImage]
+Decoded = Iterator[tuple[list[T], list[Tensor | BadImage]]]
 
 
 def processes(cores: int) -> int:
@@ -37,9 +40,38 @@ def processes(cores: int) -> int:
     return number if sys.platform == "linux" and number >= LEAST else 0
 
 
-def decode_apart(
-    read: Read[T], batches: Iterable[list[T]], workers: int
-) -> Iterator[tuple[list[T], list[Tensor | BadImage]]]:
+def decode_batches(read: Read[T], batches: Iterable[list[T]], workers: int | str, apart: bool) -> Decoded[T]:
+    """Yield batches of rows in their order, each with its images, uint8 (3, H, W), or what is wrong.
+
+    workers: how many images are decoded at a time; auto, as many as there are cores.
+    apart: whether processes may do it, where they are quicker than threads.
+    """
+    number = workers if isinstance(workers, int) else cores()
+    if apart and (several := processes(number)):
+        return decode_apart(read, batches, several)
+    return _decode_in_threads(read, batches, number)
+
+
+def _decode_in_threads(read: Read[T], batches: Iterable[list[T]], workers: int) -> Decoded[T]:
+    waiting: deque[tuple[list[T], list[Future[Tensor | BadImage]]]] = deque()
+
+    def first() -> tuple[list[T], list[Tensor | BadImage]]:
+        rows, images = waiting.popleft()
+        return rows, [one.result() for one in images]
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for rows in batches:
+                waiting.append((rows, [pool.submit(read, row) for row in rows]))
+                if len(waiting) > AHEAD:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def decode_apart(read: Read[T], batches: Iterable[list[T]], workers: int) -> Decoded[T]:
     """Yield batches of rows in their order, each with its images, uint8 (3, H, W), or what is wrong.
 
     read: called in other processes: only what it returns is seen, or that an image has changed.

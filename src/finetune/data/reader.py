@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 
 from finetune.data.dataset import RawImage, readable_elsewhere
-from finetune.data.decoding import decode_apart, processes
+from finetune.data.decoding import decode_batches
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError, counted
-from finetune.machine import cores
 from finetune.model.preprocessing import Preprocessing
 
 NAMED = 10  # bad images in a line
@@ -93,25 +91,13 @@ class Reader:
         use: Callable[[int, Tensor], object] = lambda *_: None,
     ) -> list[BadImage]:
         """Decode every image once, the same; use: is called with each that is not bad, and its index."""
-        bad = []
-
-        def one(index: int, image: Tensor | BadImage) -> None:
-            bad.append(image) if isinstance(image, BadImage) else use(index, image)
-
-        for _ in self._decoded(workers if isinstance(workers, int) else cores(), one):
-            advance(1)
-        return sorted(bad, key=lambda image: image.index)
-
-    def _decoded(self, workers: int, use: Callable[[int, Tensor | BadImage], object]) -> Iterator[object]:
-        """What `use` makes of each image by its index, in order; many are decoded in processes."""
-        count = len(self.images)
-        if count >= MANY and self.pure and (apart := processes(workers)):
-            batches = (list(range(start, min(start + BATCH, count))) for start in range(0, count, BATCH))
-            for chosen, images in decode_apart(self, batches, apart):
-                yield from map(use, chosen, images)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(lambda index: use(index, self(index)), range(count))
+        bad, count = [], len(self.images)
+        batches = (list(range(start, min(start + BATCH, count))) for start in range(0, count, BATCH))
+        for rows, images in decode_batches(self, batches, workers, self.pure and count >= MANY):
+            for index, image in zip(rows, images, strict=True):
+                bad.append(image) if isinstance(image, BadImage) else use(index, image)
+                advance(1)
+        return bad
 
 
 def refuse_bad_images(bad: Sequence[BadImage], total: int, listed: Path | None = None) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from finetune.data.decoding import decode_apart, processes
+from finetune.data.decoding import decode_batches
 from finetune.data.digests import forget
 from finetune.data.images import BadImage, ChangedImage, center_crop
 from finetune.data.reader import Reader
 from finetune.errors import RunError
-from finetune.machine import cores
-
-AHEAD = 2  # batches
 
 
 @dataclass(frozen=True)
@@ -47,30 +42,13 @@ class Stream:
             RunError: one can no longer be decoded.
         """
         rows: Iterator[list[int]] = (self.places[chosen].tolist() for chosen in batches)
-        workers = self.workers if isinstance(self.workers, int) else cores()
-        apart = processes(workers) if self.reader.pure and not alone else 0
         try:
-            if apart:
-                yield from (self._stacked(images) for _, images in decode_apart(self.reader, rows, apart))
-            else:
-                yield from map(self._stacked, self._in_threads(rows, workers))
+            for _, images in decode_batches(self.reader, rows, self.workers, self.reader.pure and not alone):
+                yield self._stacked(images)
         except ChangedImage as error:
             if isinstance(error.image, Path):
                 forget(error.image, self.memo)
             raise
-
-    def _in_threads(self, batches: Iterator[list[int]], workers: int) -> Iterator[list[Tensor | BadImage]]:
-        waiting: deque[list[Future[Tensor | BadImage]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for rows in batches:
-                    waiting.append([pool.submit(self.reader, row) for row in rows])
-                    if len(waiting) > AHEAD:
-                        yield [one.result() for one in waiting.popleft()]
-                while waiting:
-                    yield [one.result() for one in waiting.popleft()]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def _stacked(self, images: Sequence[Tensor | BadImage]) -> Tensor:
         pixels = torch.zeros(len(images), 3, self.size, self.size, dtype=torch.uint8)
