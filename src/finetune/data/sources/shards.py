@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from finetune.data.dataset import Stored
 from finetune.data.images import EXTENSIONS
-from finetune.data.sources.cells import encoding_of
 from finetune.data.sources.labeled import (
     LabeledImages,
     existing_folder,
@@ -58,10 +57,7 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
             f"{setting}: expected images ({', '.join(EXTENSIONS)}) in its shards; there are none"
         )
     _check_names(shards, splits, setting)
-    names = [_text(label) for _, label in samples]
-    classes, labels = number_classes([name for name, _ in names])
-    odd = sum(not utf for _, utf in names)
-    told = f"labels that are not in UTF-8: {odd:,}, read as cp1252, as Windows writes it"
+    classes, labels = number_classes([_text(image, label, setting) for image, label in samples])
     return LabeledImages(
         name=str(folder),
         setting=setting,
@@ -70,7 +66,6 @@ def find_in_shards(root: str, split: str = "auto") -> LabeledImages:
         labels=labels,
         splits=own_splits(splits) if any(splits) else None,
         passed_over=ignored,
-        warnings=(told,) if odd else (),
     )
 
 
@@ -109,12 +104,11 @@ def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], Counter[str]]:
     return samples, without_image
 
 
-def _text(label: bytes) -> tuple[str, bool]:
-    """A label, and whether it is in an encoding that it says or in UTF-8."""
+def _text(image: Stored, label: bytes, setting: str) -> str:
     try:
-        return label.decode(encoding_of(label) or "utf-8").strip(), True
+        return label.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        return label.decode("cp1252", "backslashreplace").strip(), False
+        raise RequestError(f"{setting}: expected a label in UTF-8 for {image}") from None
 
 
 def _grouped(shard: BinaryIO) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
