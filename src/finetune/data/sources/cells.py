@@ -47,30 +47,15 @@ class Cells:
         """
         wrong, places = f"{self.setting}: expected a column {name} ({setting})", self.places(name)
         if not places:
-            evident = self._evident(Stored in kinds) if setting != "data.group_column" else None
-            meant = f"; did you mean {setting}={evident}?" if evident else ""
-            if any(map(_shows, self.header)):
-                meant = "; its first row is to name the columns"
-            raise RequestError(f"{wrong}; there are {brief(self.header)}{meant}")
+            nameless = any(Path(one).suffix.lower() in EXTENSIONS for one in self.header)
+            advice = "; its first row is to name the columns" if nameless else ""
+            raise RequestError(f"{wrong}; there are {brief(self.header)}{advice}")
         if len(places) > 1:
             raise RequestError(f"{wrong}; there are {len(places)} of this name")
         cells = self.columns[places[0]]
         if not all(isinstance(one, kinds) for one in cells):
             raise RequestError(f"{wrong} of another type than it has")
         return cells
-
-    def _evident(self, images: bool) -> str | None:
-        """The one column that has names of image files, or the one beside it that is no split."""
-        pairs = zip(self.header, self.columns, strict=True)
-        named = [name for name, cells in pairs if name and all(map(_shows, cells[:100]))]
-        others = [name for name in self.header if name not in (*named, "", "split")]
-        found = named if images else others
-        return found[0] if len(found) == 1 else None
-
-
-def _shows(cell: Any) -> bool:
-    """Whether a cell has, or names, an image."""
-    return isinstance(cell, Stored) or Path(str(cell)).suffix.lower() in EXTENSIONS
 
 
 def is_table(path: Path) -> bool:
