@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from finetune.data.dataset import readable_elsewhere
 from finetune.data.images import ChangedImage
 from finetune.data.reader import Reader
 from finetune.data.sources.given import Sides, find_given, pixels_of
@@ -82,7 +81,7 @@ def test_one_thread_at_a_time_asks_a_dataset() -> None:
     assert data.most == 1
     assert all(map(np.array_equal, found, IMAGES))
     assert not Reader(images, Preprocessing()).pure  # nor another process
-    assert readable_elsewhere(find_given((IMAGES, COLUMN)).images)
+    assert Reader(find_given((IMAGES, COLUMN)).images, Preprocessing()).pure
 
 
 def test_a_dataset_whose_images_change_is_told_where_that_belongs() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,11 +34,6 @@ class Stored:
 
 
 RawImage = Path | np.ndarray | Stored
-
-
-def readable_elsewhere(images: Iterable[object]) -> bool:
-    """Whether other processes may read images, too."""
-    return not any(isinstance(one, Stored) and one.alone for one in images)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.data.dataset import RawImage, readable_elsewhere
+from finetune.data.dataset import RawImage, Stored
 from finetune.data.decoding import decode_batches
 from finetune.data.images import BadImage, BrokenImage, center_crop, decode
 from finetune.errors import RequestError, counted
@@ -67,7 +67,8 @@ class Reader:
     @property
     def pure(self) -> bool:
         """Whether reading leaves nothing behind but what it returns, so that other processes may do it."""
-        return not self.preprocessing.repair and readable_elsewhere(self.images)
+        alone = any(isinstance(one, Stored) and one.alone for one in self.images)
+        return not self.preprocessing.repair and not alone
 
     def all(
         self, workers: int | str, advance: Callable[[int], None] = lambda _: None
