@@ -41,6 +41,21 @@ ELSEWHERE = {
     "weights (to start from a checkpoint) or finetune resume RUN (to continue a run)": "ckpt_path",
 }
 SYNONYMS = {theirs: ours for ours, others in ELSEWHERE.items() for theirs in others.split()}
+# The same for values; only one that the setting may have is proposed.
+VALUES_ELSEWHERE = {
+    "16": "16-mixed 16-true fp16 half",
+    "32": "32-true fp32",
+    "adamw": "adam",
+    "bce": "binary_cross_entropy",
+    "bf16": "bf16-mixed bf16-true bfloat16",
+    "cosine": "cosine_annealing",
+    "cross_entropy": "ce",
+    "folder": "image_folder imagefolder",
+    "gpu": "cuda",
+    "onecycle": "one_cycle",
+    "step": "multistep",
+}
+VALUES = {theirs: ours for ours, others in VALUES_ELSEWHERE.items() for theirs in others.split()}
 EXPECTED = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
@@ -99,7 +114,12 @@ def _meant(key: str) -> str | None:
 
 def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
     """What to say of a choice that a group of configs does not have."""
-    return f"{group}={choice}: expected one of {', '.join(choices)}"
+    return f"{group}={choice}: expected one of {', '.join(choices)}{_hint(choice, choices)}"
+
+
+def _hint(value: str, choices: Sequence[str]) -> str:
+    meant = VALUES.get(value.lower())
+    return _question(meant if meant in choices else None)
 
 
 def validate(values: dict[str, Any]) -> Settings:
@@ -130,6 +150,7 @@ def _line(error: Any, values: dict[str, Any]) -> str:
     value = _value_at(key, values)
     if kind == "literal_error":
         expected = expected.replace("'", "").lower()  # as the command line has it: true, not True
+        expected += _hint(value, expected.replace(" or ", ", ").split(", "))
     return f"{key}={value}: expected {expected}"
 
 
