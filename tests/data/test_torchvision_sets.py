@@ -77,6 +77,22 @@ def test_cifar_in_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.asarray(found.images[0]).shape == (32, 32, 3)
 
 
+def test_samples_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.fer2013, "check_integrity", lambda *arguments, **options: True)
+    usages, rows = ("Training", "Training", "Training", "PublicTest"), ["emotion,pixels,Usage"]
+    for number in range(40):
+        shades = " ".join(str((number + place) % 256) for place in range(48 * 48))
+        rows.append(f"{number % 2},{shades},{usages[number % 4]}")
+    (tmp_path / "fer2013").mkdir()
+    (tmp_path / "fer2013" / "fer2013.csv").write_text("\n".join(rows))
+    found = load_dataset("torchvision", str(tmp_path), 0.2, 0.15, name="FER2013")
+    assert len(found.split["test"]) == 10
+    assert found.labels[:4].tolist() == [0, 1, 0, 0]
+    assert decode(found.images[0], Preprocessing(48, 48))[:, 0, :3].tolist() == [[0, 1, 2]] * 3
+
+
 def test_pets_as_files(tmp_path: Path) -> None:
     root = tmp_path / "oxford-iiit-pet"
     fill(root / "images", {"Abyssinian": 6, "beagle": 6})

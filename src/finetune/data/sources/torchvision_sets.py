@@ -119,7 +119,8 @@ def _rows(part: Any, name: str) -> tuple[list[RawImage], list[Any]]:
     for files in ("_images", "_image_files"):
         if hasattr(part, files) and hasattr(part, "_labels"):
             return [Path(path) for path in getattr(part, files)], list(part._labels)
-    if samples := getattr(part, "samples", None) or getattr(part, "_samples", None):
+    samples = getattr(part, "samples", None) or getattr(part, "_samples", None)
+    if samples and isinstance(samples[0][0], str | Path):  # FER2013's are tensors
         return [Path(path) for path, _ in samples], [label for _, label in samples]
     labels = next((getattr(part, key) for key in ("targets", "labels") if hasattr(part, key)), None)
     if hasattr(part, "data") and labels is not None:
