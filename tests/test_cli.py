@@ -264,9 +264,16 @@ def test_many_processes_that_start_at_once_have_folders_of_their_own(
 
 
 def test_a_folder_is_chosen_once_however_often_hydra_asks(train: Train, tmp_path: Path) -> None:
-    train("-m", "epochs=0", "seed=0,1,2")
+    assert train("-m", "epochs=0,-1,-2").code == 1
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert jobs == ["0", "1", "2"]
+
+
+def test_a_sweep_that_is_wrong_as_a_whole_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    ended = train("-m", "epochs=0", "seed=0,1,2")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert not [*tmp_path.glob("outputs/sweeps/*/*")]
 
 
 def test_ctrl_c_while_preparing_ends_with_130_and_one_line(
