@@ -1,6 +1,7 @@
 """What `freeze=auto` is worth: on redrawn splits every rung runs, whatever the ladder decides.
 
-    python scripts/check_ladder.py [--stamps FOLDER] [--photographs FOLDER…] [--draws 10] [--only PART…]
+    python scripts/check_ladder.py [--stamps FOLDER] [--fashion FOLDER] [--photographs FOLDER…]
+        [--draws 10] [--only PART…]
 
 Data sets and splits are those of scripts/benchmark_heads.py, bundled weights. A draw tells each rung's
 accuracy and seconds, the seconds that were forecast, how many rungs `freeze=auto` would have climbed and
@@ -99,12 +100,12 @@ def show(row: str, draws: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--photographs", type=Path, nargs="+")
-    parser.add_argument("--stamps", type=Path)
+    for folder in ("stamps", "fashion"):
+        parser.add_argument(f"--{folder}", type=Path)
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names hold one of these")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/check_ladder.json")
     asked = parser.parse_args()
-    asked.fashion = None
     results: dict[str, list[dict[str, Any]]] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     finetune.phases.Ladder = Climber  # type: ignore[misc]
     with TemporaryDirectory() as name:
