@@ -311,7 +311,6 @@ def test_a_sweep_is_ranked_by_what_is_kept(at_pictures: Path, small_weights: str
     overrides = (*QUICK, small_weights, "data.val_fraction=0.3", "best=loss", "seed=0,1", "refit=true")
     ended = command("train", "-m", *(one for one in overrides if one != "weights=random"))
     assert ended.code == 0, ended.err
-    assert "validation loss" in ended.out
     table = read_table(next(Path("outputs/sweeps").glob("*/*/leaderboard.csv")))
     assert "val_loss" in table[0]
     for job in Path("outputs/sweeps").glob("*/*/[01]"):
