@@ -4,6 +4,7 @@ import os
 import shutil
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,6 +119,27 @@ def test_a_store_that_may_only_be_read_serves_several_and_is_not_added_to(tmp_pa
         ):
             pass
     assert {path: path.read_bytes() for path in only_read.iterdir()} == before
+
+
+def test_a_store_that_something_else_writes_into_is_not_added_to(tmp_path):
+    with open_store(tmp_path, {}, LAYOUT) as store:
+        store.append(digests(1), tensors(1))
+        with (store.folder / "data.bin").open("ab") as file:
+            file.write(bytes(LAYOUT.row_bytes))
+        with pytest.raises(RunError, match=r"data\.bin was changed by something else; run again"):
+            store.append(digests(2), tensors(2))
+
+
+def test_rows_that_somebody_still_has_open_never_change(tmp_path):
+    with open_store(tmp_path, {}, LAYOUT) as store:
+        store.append(digests(1, 2), tensors(1, 2))
+        rows = store.mapped()
+    before = rows.copy()
+    (store.folder / "index.bin").unlink()
+    with open_store(tmp_path, {}, LAYOUT) as store:
+        assert not store.place
+        store.append(digests(3, 4), tensors(3, 4))
+    assert np.array_equal(rows, before)
 
 
 def test_a_damaged_entry_costs_its_own_row_alone(tmp_path):

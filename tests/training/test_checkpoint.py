@@ -128,12 +128,13 @@ def test_the_best_checkpoint_and_the_last_are_two_files(tmp_path: Path) -> None:
     assert not best.samefile(last)
 
 
-def test_a_damaged_checkpoint_beside_a_whole_one_is_told(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_told_and_a_whole_one_is_never_to_be_removed(tmp_path: Path) -> None:
     Training(tmp_path).fit(epochs=1)
     best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     whole = last.read_bytes()
     last.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match=r"last\.ckpt: is missing or damaged \(WrongDigest\)$"):
+    way = "without it the run goes on from best.ckpt, if that is whole"
+    with pytest.raises(RunError, match=rf"last\.ckpt: is missing or damaged \(WrongDigest\); {way}$"):
         newest(tmp_path)
     last.unlink()
     assert (newest(tmp_path) or (None,))[0] == best

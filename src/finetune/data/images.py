@@ -188,12 +188,12 @@ def _identified(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError:
-        start = content[:64].lstrip().lower()
-        found = "the file is empty" if not content else None
-        found = next((INSTEAD[one] for one in INSTEAD if start.startswith(one)), found)
-        if found is None:
-            raise
-        raise OSError(found) from None
+        for start, instead in INSTEAD.items():
+            if content[:64].lstrip().lower().startswith(start):
+                raise OSError(instead) from None
+        if not content:
+            raise OSError("the file is empty") from None
+        raise
 
 
 def _read_what_is_there(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:

@@ -49,19 +49,23 @@ class Store:
     def load_index(self) -> None:
         """Read which rows there are; what a killed run left half-written does not count."""
         rows = os.fstat(self.data.fileno()).st_size // self.layout.row_bytes
-        entries = entries_in(self.index.read())[:rows]
+        known = entries_in(self.index.read())[:rows]
+        entries = np.zeros(rows, ENTRY)  # what the index lacks keeps its place: somebody may still read it
+        entries[: len(known)] = known
         digests = entries["digest"].tobytes().hex()
         self.sums = entries["sum"].tolist()
         counting = np.flatnonzero(entries["digest"].any(1)).tolist()
         self.place = {digests[64 * row : 64 * (row + 1)]: row for row in counting}
 
     def append(self, digests: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Add rows, the data first; RunError: they cannot be written."""
+        """Add rows, the data first; RunError: they cannot be written, or somebody else wrote."""
         self.append_rows(digests, self.layout.pack(tensors))
 
     def append_rows(self, digests: Sequence[str], rows: np.ndarray) -> None:
         """The same of rows as bytes (B, row_bytes)."""
         start = len(self.sums)
+        if os.fstat(self.data.fileno()).st_size // self.layout.row_bytes != start:  # where locks do not hold
+            raise self._changed()
         sums = [_sum(digest, row) for digest, row in zip(digests, rows, strict=True)]
         self._write(self.data, start * self.layout.row_bytes, rows.tobytes())
         entries = np.zeros(len(sums), ENTRY)
@@ -88,9 +92,11 @@ class Store:
         try:
             mapping = mmap.mmap(self.data.fileno(), math.prod(shape), access=mmap.ACCESS_COPY)
         except ValueError:  # it is shorter now
-            told = f"cache_dir: {self.folder}/data.bin was changed by something else; run again"
-            raise RunError(told) from None
+            raise self._changed() from None
         return np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
+
+    def _changed(self) -> RunError:
+        return RunError(f"cache_dir: {self.folder}/data.bin was changed by something else; run again")
 
     def _write(self, file: FileIO, offset: int, content: bytes) -> None:
         if not file.writable():

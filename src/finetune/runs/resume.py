@@ -90,7 +90,7 @@ def read_resume_state(folder: Path) -> ResumeState | None:
     try:
         checkpoint = newest(folder)
     except RunError as error:
-        raise RequestError(f"{error}; without last.ckpt the run goes on from a whole best.ckpt") from None
+        raise RequestError(str(error)) from None
     if checkpoint is None:
         return None
     if (read_summary(folder) or {}).get("status") != "finished":  # else more epochs are asked for

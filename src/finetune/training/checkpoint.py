@@ -49,11 +49,16 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     found = list[tuple[Path, dict[str, Any]]]()
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
-        if path.exists() or found:  # last.ckpt is never there without best.ckpt
+        if not (path.exists() or found):  # last.ckpt is never there without best.ckpt
+            continue
+        try:
             content = AtomicCheckpointIO().load_checkpoint(path)
-            if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
-                raise RunError(f"{path}: is no checkpoint of a run")
-            found.append((path, content))
+        except RunError as error:
+            way = "; without it the run goes on from best.ckpt, if that is whole" * (path.stem == "last")
+            raise RunError(f"{error}{way}") from None
+        if not (isinstance(content, dict) and isinstance(content.get("epoch"), int)):
+            raise RunError(f"{path}: is no checkpoint of a run")
+        found.append((path, content))
     return max(found, key=lambda one: one[1]["epoch"], default=None)
 
 
