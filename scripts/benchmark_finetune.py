@@ -1,11 +1,11 @@
 """Recipes that train the backbone, against timm's and fastai's: accuracies on redrawn splits, and seconds.
 
     python scripts/benchmark_finetune.py [--stamps FOLDER] [--photographs FOLDER…] [--fastai PYTHON]
-        [--lite0 FILE] [--draws 5] [--only PART…] [--contenders NAME…]
+        [--lite0 FILE] [--draws 5] [--size 128] [--only PART…] [--contenders NAME…]
 
-Splits, weights and options are those of scripts/benchmark_heads.py. timm's recipe is scripts/timm_recipe.py,
-twenty epochs; fastai's is its fine_tune(10). Writes docs/benchmark_finetune.json; what is there already is
-not run again.
+Splits, weights and options are those of scripts/benchmark_heads.py, and all images are of one size. timm's
+recipe is scripts/timm_recipe.py, twenty epochs; fastai's is its fine_tune(10). Writes
+docs/benchmark_finetune.json; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +73,7 @@ def main() -> None:
     for folder in ("stamps", "lite0", "fastai"):
         parser.add_argument(f"--{folder}", type=Path)
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--size", type=int, default=128, help="the side of the images in pixels")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names hold one of these")
     parser.add_argument("--contenders", nargs="*", default=[], help="those to compare; all by default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmark_finetune.json")
@@ -91,7 +93,7 @@ def main() -> None:
                 row = f"{kind}, {known}"
                 if asked.only and not any(part in row for part in asked.only):
                     continue
-                for draw in data.draws(asked.draws, overrides, work):
+                for draw in replace(data, size=asked.size).draws(asked.draws, overrides, work):
                     lay_out(draw.table, draw.folder / "images")
                     for contender, one in contenders(file, model, asked.fastai).items():
                         done = results.setdefault(row, {}).setdefault(contender, [])
