@@ -60,6 +60,12 @@ def test_a_line_longer_than_the_terminal_is_broken_between_words() -> None:
     assert max(map(len, below)) <= 40
 
 
+def test_a_line_may_have_no_more_than_its_word() -> None:
+    screen = Screen(file=io.StringIO())
+    say(screen, "job 0", "")
+    assert screen.file.getvalue().strip() == "job 0"  # type: ignore[attr-defined]
+
+
 def test_what_is_typed_stays_in_one_piece() -> None:
     terminal = Terminal(40)
     screen = Screen(file=terminal.file, width=40)

@@ -123,9 +123,7 @@ def run_hydra() -> NoReturn:
     parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
-    if "hydra.job.chdir=true" in (one.lstrip("+").lower() for one in parsed.overrides):
-        expected = "expected false; relative paths are those of the folder where the command is typed"
-        raise RequestError(f"hydra.job.chdir=true: {expected}")
+    _refuse_hydras(parsed.overrides)
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
@@ -151,6 +149,20 @@ def run_hydra() -> NoReturn:
     if task.error:
         raise task.error
     sys.exit(_end_sweep())
+
+
+def _refuse_hydras(overrides: Sequence[str]) -> None:
+    """Refuse settings of Hydra's that would move relative paths, or that end in Hydra itself."""
+    for key, _, value in (one.lstrip("+").partition("=") for one in overrides):
+        expected = ""
+        if key == "hydra.job.chdir" and value.lower() == "true":
+            expected = "false; relative paths are those of the folder where the command is typed"
+        if key in ("hydra.sweeper", "hydra.launcher"):
+            expected = f"{key.replace('.', '/')}={value}, as it is a choice"
+        if key == "hydra.sweeper.params":
+            expected = "-m with what to sweep over as on any command line: -m seed=1,2"
+        if expected:
+            raise RequestError(f"{key}={value}: expected {expected}")
 
 
 def _drop_sweep() -> None:

@@ -79,7 +79,7 @@ class Line:
     typed: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        first, *others = filter(None, [*shown(self.text).split(" "), shown(self.typed)])
+        first, *others = [*filter(None, [*shown(self.text).split(" "), shown(self.typed)])] or [""]
         lines, room = [first], console.width - INDENT if console.is_terminal else sys.maxsize
         for one in others:
             longer = f"{lines[-1]} {one}"

@@ -312,6 +312,9 @@ REFUSED_BY_HYDRA = [
     ("--config-name other", "Cannot find primary config 'other'"),
     ("-m --cfg job seed=1,2", "Only one of --run, --multirun, --cfg,"),
     ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false; relative paths"),
+    ("-m hydra.sweeper=optuna", "hydra.sweeper=optuna: expected hydra/sweeper=optuna, as it is a choice"),
+    ("-m +hydra.launcher=4", "hydra.launcher=4: expected hydra/launcher=4, as it is a choice"),
+    ("-m hydra.sweeper.params={seed:1}", "hydra.sweeper.params={seed:1}: expected -m with what to sweep"),
     (
         "optimizer=adamw optimizer.momentum=0.5",
         "optimizer.momentum: the chosen optimizer has no such setting",

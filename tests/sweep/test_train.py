@@ -111,6 +111,13 @@ def test_each_job_is_as_if_it_had_run_alone(
     assert open_run(str(sweep / "3")).summary == summary_of(sweep / "3")
 
 
+def test_a_sweep_of_nothing_is_one_job(train: Train, tmp_path: Path) -> None:
+    ended = train("-m", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=first")
+    assert ended.code == 0, ended.err
+    assert "job 0    no overrides\n" in ended.out
+    assert summary_of(tmp_path / "sweep" / "first")["epochs"] == 20
+
+
 @pytest.mark.slow
 def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Path, knobs: list[str]) -> None:
     solved = ("optimizer=lbfgs", "optimizer.weight_decay=auto,0.01", "refit=true")

@@ -79,7 +79,7 @@ def _train_alone(plan: Plan, console: Screen, prepared: Prepared | None = None) 
     assert plan.settings is not None
     why = f" (alone: {why})" if (why := alone_because(plan.settings)) else ""
     console.print()
-    say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides)}{why}")
+    say(console, f"job {plan.number}", f"{plan.shown or ' '.join(plan.overrides) or 'no overrides'}{why}")
     with failing([plan]):
         if prepared:
             with folders.one_writer(plan.folder), kept(console, plan.folder / folders.LOG):
