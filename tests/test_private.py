@@ -32,6 +32,12 @@ def mode(path: Path) -> int:
 def test_a_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
     private.check_folder(tmp_path / "new" / "cache", shared=False)
     assert mode(tmp_path / "new" / "cache") == 0o700
+    assert (tmp_path / "new" / "cache" / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f59")
+
+
+def test_a_folder_that_is_there_is_not_called_a_cache(tmp_path: Path) -> None:
+    private.check_folder(tmp_path, shared=False)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bits", [0o775, 0o757, 0o1777])

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from finetune.errors import RequestError
 
+TAG = "CACHEDIR.TAG"  # https://bford.info/cachedir/: backups pass over a folder with it, as we do for images
+SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55\n"
+
 
 def check_folder(path: Path, shared: bool) -> None:
     """Make the cache's folder where it is missing, and refuse one that others could have filled.
@@ -20,6 +23,8 @@ def check_folder(path: Path, shared: bool) -> None:
     """
     with suppress(OSError):  # whoever needs it says why it cannot be made
         _make(path, shared)
+        with open_file(path / TAG, path) as file:
+            file.write(SIGNATURE)
     if shared or not path.exists():
         return
     asked, status = f"cache_dir={path}: expected a folder", path.stat()

@@ -8,6 +8,7 @@ import pytest
 
 from finetune.data.sources.walk import SYSTEM, files_below
 from finetune.errors import RequestError
+from finetune.private import check_folder
 from support.folders import fill, folder, save
 from support.privilege import without_privilege
 
@@ -30,6 +31,7 @@ def test_what_commands_leave_among_the_images_is_none_of_them(tmp_path: Path) ->
     fill(tmp_path, 3)
     (tmp_path / "audit-2").mkdir()
     (tmp_path / "audit-2" / "audit.html").touch()
+    check_folder(tmp_path / "cache", shared=False)
     (tmp_path / "cat" / ".hydra").mkdir()  # of the program that made the images
     for run, file in ((tmp_path / "outputs" / "day" / "time", "settings.json"), (tmp_path / "mine", ".lock")):
         save(run / "explain" / "0.png", 90)

@@ -12,6 +12,7 @@ from typing import NoReturn
 from finetune.data.images import EXTENSIONS
 from finetune.data.pixels import HEIF
 from finetune.errors import RequestError, brief
+from finetune.private import TAG
 
 # Bins, previews and rests of archives that macOS, Windows, Linux, Python, Synology and QNAP make.
 SYSTEM = {
@@ -60,9 +61,10 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _gone_through(where: str | Path, names: list[str]) -> list[str]:
-    """Which folders of those in one are no hidden ones, systems' own, or those of runs."""
+    """Which folders of those in one are no hidden ones, systems' own, caches, or those of runs."""
     own = [one for one in sorted(names) if not (one.startswith(".") or CHKDSK.fullmatch(one))]
-    return [one for one in own if one.casefold() not in SYSTEM and not _is_run(f"{where}/{one}")]
+    own = [one for one in own if one.casefold() not in SYSTEM and not _is_run(f"{where}/{one}")]
+    return [one for one in own if not os.path.isfile(f"{where}/{one}/{TAG}")]
 
 
 def _is_run(folder: str) -> bool:
