@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -265,6 +266,18 @@ def test_paths_as_others_write_them(folder: Path, written: str) -> None:
     assert list(found.images) == [folder / "my images" / f"{number}.png" for number in range(12)]
     told = f"no path in it is a file; found 12 of 12 images by the ends of their paths below {folder}"
     assert found.warnings == (() if "my images" in written[:9] or "file:" in written else (told,))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_may_be_coded_otherwise_than_in_the_files_name(folder: Path, form: Any) -> None:
+    for number in (1, 2):  # the others are found as they are written
+        image = folder / "my images" / f"{number}.png"
+        image.rename(image.with_name(normalize("NFC" if number == 1 else "NFD", f"été {number}.png")))
+    names = [f"été {number}" if number in (1, 2) else str(number) for number in range(12)]
+    lines = [normalize(form, f"my images/{name},a") for name in names[:6]]
+    lines += [f"my images\\{name},b" for name in names[6:]]
+    found = csv(table(folder, "path,label", *lines), image_suffix=".png")
+    assert all(Path(str(image)).is_file() for image in found.images)
 
 
 def test_a_folder_and_a_suffix_make_paths_of_ids(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

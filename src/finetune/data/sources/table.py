@@ -204,7 +204,10 @@ def _written(name: str, folder: Path, suffix: str) -> Path:
         name = unquote(name.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
     if "\\" in name and not os.path.lexists(folder / name):
         name = name.replace("\\", "/")
-    return Path(name if name.endswith(suffix) else name + suffix)
+    name = name if name.endswith(suffix) else name + suffix
+    # A letter with an accent is one sign or two: macOS and archives made there have two.
+    forms = () if name.isascii() else (name, normalize("NFC", name), normalize("NFD", name))
+    return Path(next((one for one in forms if os.path.lexists(folder / one)), name))
 
 
 def _moved(names: Sequence[Any], folder: Path) -> list[Path | None]:
