@@ -41,9 +41,7 @@ class Ladder:
     def may_begin(self, prepared: Prepared) -> bool:
         """Whether a rung that stands ready ends within the time limit; says how long it will take."""
         if not len(prepared.dataset.split["val"]) or prepared.dataset.labels.ndim > 1:
-            raise RequestError(
-                "freeze=auto: expected validation images with one label each, by which it chooses"
-            )
+            raise RequestError("expected validation images with one label each, by which it chooses")
         if self.rung == 0:  # solved in seconds
             return True
         expected = forecast(prepared)

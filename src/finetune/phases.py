@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from finetune.atomic import linked, write_atomically
-from finetune.build import find_data, make_model
+from finetune.build import build_options, find_data, make_model, plan_inputs, solves
 from finetune.cells import read_table, table_of
 from finetune.choices.best import score
 from finetune.choices.callbacks import CALLBACKS
 from finetune.choices.given import is_given
-from finetune.config.phases import deltas, phase_settings
+from finetune.config.phases import deltas, named_phase, phase_settings
 from finetune.config.schema import Settings, flat
-from finetune.errors import RequestError
+from finetune.demands import refuse_labels, refuse_unsolvable, refuse_untrainable, refuse_validating
 from finetune.evaluation.overlay import maps
 from finetune.ladder import RUNGS, Ladder
 from finetune.model.freeze import freeze
@@ -64,8 +65,10 @@ def run_phases(
             asked = phase_settings(settings, number).model_copy(update={"resume": again})
             for one, state in zip(given, states, strict=True):  # what counts epochs begins anew
                 _restore(one, copy.deepcopy(state))
-            summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
+            with named_phase(settings, number):
+                summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
         else:
+            folders.check_tables(place, summary["files"])
             say(console, "", "finished before")
         if summary:
             ended.append(summary)
@@ -92,15 +95,23 @@ def _restore(callback: Any, state: dict[str, Any]) -> None:
         callback.load_state_dict(state)
 
 
-def _check_freezes(settings: Settings) -> None:
-    """Refuse before anything is computed what in one of the phases matches no layer."""
+def _refuse_phases(settings: Settings) -> None:
+    """Refuse before anything is computed what a phase would be refused for later."""
     each = [phase_settings(settings, number) for number in range(len(deltas(settings)))]
-    model = make_model(each[0], find_data(each[0]))
+    data, sizes = find_data(each[0]), {one.data.image_size: one for one in each}
+    whole = {size: one.model_copy(update={"freeze": ["all"]}) for size, one in sizes.items()}
+    models = {size: make_model(one, data) for size, one in whole.items()}
     for number, one in enumerate(each):
-        try:
-            freeze(model.network, one.freeze, model.head, model.example)
-        except RequestError as error:
-            raise RequestError(f"phases, number {number}: {error}") from None
+        model = models[one.data.image_size]
+        with named_phase(settings, number):
+            device = build_options(one).device
+            refuse_labels(one, data)
+            model = replace(model, frozen=freeze(model.network, one.freeze, model.head, model.example))
+            refuse_untrainable(one, model, data)
+            if not len(data.split["val"]):
+                refuse_validating(one)
+            if solves(one):
+                refuse_unsolvable(one, model, plan_inputs(one, data, model, device))
 
 
 def _best(ended: list[dict[str, Any]]) -> int:
@@ -116,8 +127,7 @@ def _begin(settings: Settings, folder: Path, console: Console) -> None:
         epochs.differs_in_epochs(settings, folder)
     else:
         folders.refuse_used(folder)
-        if settings.phases:
-            _check_freezes(settings)
+        _refuse_phases(settings)
         folders.begin(folder, settings.model_dump())
     if note := folders.start(folder, (), latest=not settings.fast_dev_run):
         say(console, "note", note)
@@ -140,7 +150,9 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
     columns = list(dict.fromkeys(key for row in rows for key in row))
     curves = table_of([columns, *([row.get(key, "") for key in columns] for row in rows)])
     write_atomically(folder / "metrics.csv", curves)
-    restore_log(folder, int(rows[-1]["step"]), curves.decode())
+    own, steps = read_settings(place), int(rows[-1]["step"])
+    if "tensorboard" in own.logger:
+        restore_log(folder, steps, curves.decode())
     chosen, timing = ended[kept], [one["timing"] for one in ended]
     summary = {
         **chosen,
@@ -148,6 +160,7 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
         "overrides": own_overrides(folder),
         "best_epoch": before + (1 if chosen["solution"] else chosen["best_epoch"]),
         "epochs": len(rows),
+        "steps": steps,
         "timing": {key: sum(one[key] for one in timing) for key in timing[0]},
         "phase": kept,
         "phases": [
@@ -155,7 +168,7 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
         ],
         "files": folders.digests(folder),
     }
-    write_report(folder, summary, find_data(read_settings(place)).images, partial(maps, open_run(str(place))))
+    write_report(folder, summary, find_data(own).images, partial(maps, open_run(str(place))))
     write_summary(folder, summary)
     terminal.result_lines(console, summary, folder)
     return summary
