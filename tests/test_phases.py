@@ -6,9 +6,10 @@ import csv
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finetune.atomic import write_sealed
 from finetune.config.compose import compose
 from finetune.config.phases import phase_settings
 from finetune.errors import Interrupted, RequestError
@@ -253,7 +255,14 @@ def test_a_ladder_ends_where_nothing_is_gained(
     assert len(summary_of(Path("short"))["phases"]) == 1
 
 
-def test_a_rung_is_taken_that_is_better(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("groups", "expected"), [((), [True, True, False]), ("ab", [True, False])])
+def test_a_rung_is_taken_that_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: Sequence[str], expected: list[bool]
+) -> None:
+    """Of two groups, which say less than their images, only one has more right."""
+    digests = [f"{image:064d}"[::-1] for image in range(40)]
+    data = SimpleNamespace(groups=groups, digests=digests, together=lambda rows: rows // 20)
+    monkeypatch.setattr("finetune.ladder.find_data", lambda _: data)
     settings = compose([*QUICK, "freeze=auto", "time_limit=1min"])
     ladder, header = (
         Ladder(settings, tmp_path, QUIET),
@@ -261,9 +270,11 @@ def test_a_rung_is_taken_that_is_better(tmp_path: Path) -> None:
     )
     taken = []
     for rung, right in enumerate((20, 36, 38, 40)):
-        (tmp_path / "phases" / str(rung)).mkdir(parents=True)
+        (tmp_path / "phases" / str(rung) / "checkpoints").mkdir(parents=True)
+        seen = {"val": " ".join(one[:16] for one in digests)}
+        write_sealed(tmp_path / f"phases/{rung}/checkpoints/seen.json", seen)
         lines = [f"val,{image}.png,a,{'a' if image < right else 'b'},0.9,0.9" for image in range(40)]
         (tmp_path / f"phases/{rung}/predictions.csv").write_text("\n".join([header, *lines]) + "\n")
         taken.append(ladder.goes_on({"timing": {"total": 20.0}}))
-    assert taken[:3] == [True, True, False]
-    assert (ladder.kept, ladder.limit, ladder.spent) == (1, 60, 80)
+    assert taken[: len(expected)] == expected
+    assert (ladder.kept, ladder.limit, ladder.spent) == (expected.index(False) - 1, 60, 80)
