@@ -167,7 +167,7 @@ def build_inputs(
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
         raise
-    if not (settings.data.val_fraction if settings.folded else len(inputs.dataset.split["val"])):
+    if not (settings.folded or len(inputs.dataset.split["val"])):
         refuse_validating(settings)
     return replace(inputs, batchnorm=batchnorm)
 
