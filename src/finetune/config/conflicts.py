@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from finetune.choices.fields import names_where
 from finetune.choices.given import is_given
 from finetune.choices.losses import LOSSES
-from finetune.choices.optimizers import OPTIMIZERS
+from finetune.choices.optimizers import LBFGS, OPTIMIZERS
 from finetune.choices.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ STEP = {"step_epochs": 7, "step_gamma": 0.1}
 SCHEDULED = {
     **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
     **{"ema": None, "patience": None, "monitor_gradients": False},
+    **{"trainer.clip_norm": None, "trainer.accumulate_batches": 1},
 }
 
 
@@ -110,8 +112,11 @@ def idle(settings: Settings) -> list[str]:
         if key not in SCHEDULES[settings.schedule].settings and getattr(settings, key) != usual
     ]
     solved = [
-        f"{key}={getattr(settings, key)} has no effect with optimizer={settings.optimizer.name}"
+        f"{key}={asked} has no effect with optimizer={settings.optimizer.name}"
         for key, usual in SCHEDULED.items()
-        if OPTIMIZERS[settings.optimizer.name].solves and getattr(settings, key) != usual
+        if OPTIMIZERS[settings.optimizer.name].solves and (asked := attrgetter(key)(settings)) != usual
     ]
+    chosen = settings.optimizer
+    if isinstance(chosen, LBFGS) and not chosen.chooses_by and chosen.select != "cv":
+        solved.append(f"optimizer.select={chosen.select} has no effect with optimizer.weight_decay, a number")
     return [*solved, *steps]
