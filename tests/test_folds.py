@@ -206,7 +206,10 @@ def test_folds_without_images_to_validate_with_are_left_out_and_a_negative_loss_
         (["data.folds=3", "batchnorm=adapt"], "data.folds=3: expected batchnorm=pretrained"),
         (["data.folds=3", "trainer.devices=2"], "trainer.devices=1 with it, or a data.fold a run"),
         (["data.folds=3", "patience=2", "data.val_fraction=0"], "patience=2: expected images to validate"),
-        (["data.folds=3", "fast_dev_run=true", "batch_size=2"], "larger batch_size, as fold . has no images"),
+        (
+            ["data.folds=3", "fast_dev_run=true", "batch_size=2"],
+            "data.folds: expected fewer, or more images, as fold . has none",
+        ),
         (["data.folds=100"], "data.folds=100: expected fewer folds"),
     ],
 )

@@ -87,24 +87,19 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
 
 
 def refuse_broken(settings: Settings, inputs: ModelInputs, dataset: Dataset, folder: Path | None) -> None:
-    """Raise RequestError for broken images unless they may be skipped, and enough are left for folds.
-
-    folder: gets the list of many.
-    """
+    """Raise RequestError for broken images unless they may be skipped; folder: gets the list of many."""
     listed = folder / "skipped.csv" if folder else None
     if folder and len(inputs.bad) > NAMED:
         folders.list_bad(folder, inputs.bad)
     if settings.data.bad_images == "error":
         refuse_bad_images(inputs.bad, len(dataset.images), listed)
-    if settings.folded:
-        _refuse_folds(settings, inputs.dataset)
 
 
-def _refuse_folds(settings: Settings, dataset: Dataset) -> None:
+def refuse_folds(settings: Settings, dataset: Dataset) -> None:
     """Raise RequestError where a fold has no images, or none to validate with that a setting needs."""
-    for fold in range(settings.data.folds or 0):
-        if not (dataset.folds == fold).any():
-            expected = "expected fewer folds" + " or a larger batch_size" * settings.fast_dev_run
-            raise RequestError(f"data.folds={settings.data.folds}: {expected}, as fold {fold} has no images")
-        if not len(dataset.in_fold(fold, settings.data.val_fraction).split["val"]):
+    for fold in range(settings.data.folds or 0) if settings.folded else ():
+        split = dataset.in_fold(fold, settings.data.val_fraction).split
+        if not len(split["test"]):
+            raise RequestError(f"data.folds: expected fewer, or more images, as fold {fold} has none")
+        if not len(split["val"]):
             refuse_validating(settings)

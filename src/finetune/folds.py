@@ -95,14 +95,11 @@ def _measured(prepared: Prepared, each: list[Fitted]) -> dict[str, Any]:
 def _spreads(each: list[Any]) -> dict[str, Any]:
     """Of each metric the mean over folds, its standard error, and the 95 % interval of Student's t.
 
-    As the folds share most of their training images, it tends to be too narrow. Of the folds that have been
-    measured, as one may have no images to validate with; none where fewer than two have.
+    As folds share most of their training images, it tends to be too narrow. Of two or more measured.
     """
-    measured, spreads = [one for one in each if one], dict[str, Any]()
-    if len(measured) < 2:
-        return spreads
+    spreads, measured = dict[str, Any](), [one for one in each if one]
     quantile = float(stdtrit(len(measured) - 1, 0.975))
-    for name in measured[0]:
+    for name in measured[0] if len(measured) > 1 else ():
         if name != "per_label":
             values = [one[name] for one in measured]
             mean, error = fmean(values), stdev(values) / len(values) ** 0.5

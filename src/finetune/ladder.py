@@ -16,7 +16,7 @@ from finetune.atomic import read_json
 from finetune.build import find_data, is_light
 from finetune.config.phases import phase_settings, seconds
 from finetune.config.schema import Settings
-from finetune.errors import RequestError, counted
+from finetune.errors import RequestError
 from finetune.prepared import Prepared
 from finetune.refit import initial_state, put_back
 from finetune.report.predictions import read_predictions
@@ -60,28 +60,21 @@ class Ladder:
         self.spent += summary["timing"]["total"]
         answers = read_predictions(self.folder / folders.PHASES / str(self.rung))
         self.right.append(np.array([one.right for one in answers if one.split == "val"], float))
-        own, best = self.right[self.rung], self.right[self.kept]
+        name, own, best = RUNGS[self.rung], self.right[self.rung], self.right[self.kept]
         if self.rung and not (own.mean() > best.mean() and told_apart(own, best, self._groups())):
-            self.why = (
-                f"training {RUNGS[self.rung]} cannot be told from before on {len(own)} validation images"
-            )
+            self.why = f"training {name} cannot be told from before on {len(own)} validation images"
             return False
         self.kept, self.rung = self.rung, self.rung + 1
         return True
 
     def _groups(self) -> np.ndarray | None:
         """The number of the group of each validation image, in their order; None without groups."""
-        data = find_data(phase_settings(self.settings, self.rung))
-        if not data.groups:
-            return None
-        seen = read_json(self.folder / folders.PHASES / str(self.rung) / SEEN, "the images of a run")
+        place, data = self.folder / folders.PHASES, find_data(phase_settings(self.settings, self.rung))
+        seen = read_json(place / str(self.rung) / SEEN, "the images of a run")["val"].split()
         rows = {digest[:16]: row for row, digest in enumerate(data.digests)}
-        own = seen["val"].split()
-        if missing := set(own) - rows.keys():
-            raise RequestError(
-                f"data: expected the images of before; {counted(len(missing), 'image')} lacking"
-            )
-        return data.together(np.array([rows[digest] for digest in own]))
+        if missing := set(seen) - rows.keys():
+            raise RequestError(f"data: expected the images of before; {len(missing):,} are not there")
+        return data.together(np.array([rows[digest] for digest in seen]))
 
 
 def forecast(prepared: Prepared) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,10 @@ from finetune.say import say
 
 # Trains one run, where what it is given finds it ready to; else the summary is empty.
 Train = Callable[[Settings, Path, Callable[[Prepared], bool]], dict[str, Any]]
-KEPT = ("best.ckpt", "frozen.safetensors")  # of the phase whose model is the run's
+KEPT = (  # of the phase whose model is the run's
+    *("checkpoints/best.ckpt", "checkpoints/frozen.safetensors", str(SEEN)),
+    *("predictions.csv", "skipped.csv", folders.REFERENCE),
+)
 
 
 def run_phases(
@@ -51,9 +53,8 @@ def run_phases(
     if leads:
         _begin(settings, folder, console)
     changes, ended = deltas(settings), list[dict[str, Any]]()
-    told = [", ".join(f"{key}={value}" for key, value in flat(one).items()) for one in changes]
-    names = RUNGS if settings.freeze == ["auto"] else told
     ladder = Ladder(settings, folder, console) if settings.freeze == ["auto"] else None
+    names = RUNGS if ladder else [", ".join(f"{k}={v}" for k, v in flat(one).items()) for one in changes]
     given = [CALLBACKS[name](folder, "") for name in settings.callbacks if is_given(name)]
     states = [copy.deepcopy(_state(one)) for one in given]
     for number in range(len(changes)):
@@ -89,29 +90,24 @@ def _state(callback: Any) -> dict[str, Any]:
 
 
 def _restore(callback: Any, state: dict[str, Any]) -> None:
-    if isinstance(callback, ModelCheckpoint):
-        vars(callback).update(state)
-    else:
-        callback.load_state_dict(state)
+    vars(callback).update(state) if isinstance(callback, ModelCheckpoint) else callback.load_state_dict(state)
 
 
 def _refuse_phases(settings: Settings) -> None:
     """Refuse before anything is computed what a phase would be refused for later."""
     each = [phase_settings(settings, number) for number in range(len(deltas(settings)))]
-    data, sizes = find_data(each[0]), {one.data.image_size: one for one in each}
-    whole = {size: one.model_copy(update={"freeze": ["all"]}) for size, one in sizes.items()}
-    models = {size: make_model(one, data) for size, one in whole.items()}
+    data = find_data(each[0])
+    model = make_model(each[0].model_copy(update={"freeze": ["all"]}), data)
     for number, one in enumerate(each):
-        model = models[one.data.image_size]
         with named_phase(settings, number):
-            device = build_options(one).device
+            options = build_options(one)
             refuse_labels(one, data)
-            model = replace(model, frozen=freeze(model.network, one.freeze, model.head, model.example))
+            freeze(model.network, one.freeze, model.head, model.example)
             refuse_untrainable(one, model, data)
             if not len(data.split["val"]):
                 refuse_validating(one)
-            if solves(one):
-                refuse_unsolvable(one, model, plan_inputs(one, data, model, device))
+            if solves(one) and one.data.image_size == each[0].data.image_size:
+                refuse_unsolvable(one, model, plan_inputs(one, data, model, options.device))
 
 
 def _best(ended: list[dict[str, Any]]) -> int:
@@ -136,13 +132,7 @@ def _begin(settings: Settings, folder: Path, console: Console) -> None:
 def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Console) -> dict[str, Any]:
     """The model, answers and figures of the phase that is kept as those of the run; all curves as one."""
     place = folder / folders.PHASES / str(kept)
-    for name in (
-        *(f"checkpoints/{one}" for one in KEPT),
-        str(SEEN),
-        "predictions.csv",
-        folders.REFERENCE,
-        "skipped.csv",
-    ):
+    for name in KEPT:
         (folder / name).unlink(missing_ok=True)
         if (place / name).exists() and not linked(place / name, folder / name):
             write_atomically(folder / name, (place / name).read_bytes())

@@ -87,6 +87,7 @@ def conflicts_of_phases(settings: Settings) -> Iterator[str]:
 def conflicts_of_solving(settings: Settings) -> Iterator[str]:
     """What must be so for a linear head to have one best solution that can be found in one process."""
     chosen = f"with optimizer={settings.optimizer.name}, which solves for a linear head"
+    processes = settings.trainer.devices, settings.trainer.nodes
     if not LOSSES[settings.loss].convex:
         yield f"loss={settings.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
     for wrong, line in (
@@ -95,10 +96,7 @@ def conflicts_of_solving(settings: Settings) -> Iterator[str]:
         (settings.standardize is False, f"standardize=false: expected auto or true {chosen}"),
         (settings.fresh, f"{settings.fresh}: expected the same images in every epoch {chosen}"),
         (settings.cache == "none", f"cache=none: expected another {chosen} on features"),
-        (
-            (settings.trainer.devices, settings.trainer.nodes) != (1, 1),
-            f"trainer: expected one process {chosen}",
-        ),
+        (processes != (1, 1), f"trainer: expected one process {chosen}"),
     ):
         if wrong:
             yield line
@@ -116,7 +114,6 @@ def idle(settings: Settings) -> list[str]:
         for key, usual in SCHEDULED.items()
         if OPTIMIZERS[settings.optimizer.name].solves and (asked := attrgetter(key)(settings)) != usual
     ]
-    chosen = settings.optimizer
-    if isinstance(chosen, LBFGS) and not chosen.chooses_by and chosen.select != "cv":
-        solved.append(f"optimizer.select={chosen.select} has no effect with optimizer.weight_decay, a number")
+    if isinstance(one := settings.optimizer, LBFGS) and not one.chooses_by and one.select != "cv":
+        solved.append(f"optimizer.select={one.select} has no effect with optimizer.weight_decay, a number")
     return [*solved, *steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 from finetune.choices.optimizers import OPTIMIZERS
@@ -19,7 +20,8 @@ SHARED = (
     *("seed", "logger", "fast_dev_run", "cache_dir", "cache_max_gb", "cache_shared", "phases", "time_limit"),
 )
 OF_DATA = ("data.augment", "data.image_size", "data.workers")
-JUDGED = ("loss", "label_smoothing", "class_weights")  # what a loss is made of
+PROCESSES = ("trainer.devices", "trainer.nodes")
+JUDGED = dict.fromkeys(("loss", "label_smoothing", "class_weights"), " with best=loss")  # what losses are of
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -51,12 +53,9 @@ def phase_settings(settings: Settings, number: int) -> Settings:
         for key, value in chosen_first:
             _change(values, key, value)
         found = validate(values)
-        one, own = settings.trainer, found.trainer
-        several = ["accelerator"] if (one.devices, one.nodes) != (1, 1) else []
-        for key in ("devices", "nodes", *several):
-            if getattr(own, key) != getattr(one, key):
-                expected = f"expected {getattr(one, key)}, as all phases share the processes"
-                raise RequestError(f"trainer.{key}={getattr(own, key)}: {expected}")
+        for key in (*PROCESSES, *(JUDGED if settings.best == "loss" else ())):
+            if attrgetter(key)(found) != attrgetter(key)(settings):
+                raise RequestError(f"{key}: expected outside phases, as all share it" + JUDGED.get(key, ""))
     return found
 
 
@@ -94,14 +93,8 @@ def _change(values: dict[str, Any], key: str, value: Any) -> None:
 
 def check_phases(settings: Settings) -> Settings:
     """The settings, of which each phase can be had; RequestError names the first that cannot."""
-    each = (
-        [phase_settings(settings, number) for number in range(len(deltas(settings)))]
-        if settings.phased
-        else ()
-    )
-    for key in JUDGED if settings.best == "loss" else ():
-        if len({getattr(one, key) for one in each}) > 1:
-            raise RequestError(f"best=loss: expected one {key} for all phases, whose losses it compares")
+    for number in range(len(deltas(settings)) if settings.phased else 0):
+        phase_settings(settings, number)
     return settings
 
 

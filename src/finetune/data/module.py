@@ -52,8 +52,7 @@ class Loader:
     """Batches of a split, as Lightning takes any iterable with a length.
 
     epoch: says which training epoch a pass is for: it is shuffled by seed and epoch, and a last batch of a
-        single image joins the one before, as BatchNorm cannot learn from one, unless all are of one. None: in
-        order, as it is.
+        single image, unless all are, joins the one before, as BatchNorm cannot learn from it. None: as it is.
     part: of each batch where several processes share it, as (which, of how many).
     """
 

@@ -152,8 +152,7 @@ def refuse_used(folder: Path) -> None:
 
 def has_trained(folder: Path) -> bool:
     """Whether there is a checkpoint of a run, or of one of its folds or phases."""
-    parts = ("", f"{FOLDS}/*/", f"{PHASES}/*/")
-    return any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in parts)
+    return any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/"))
 
 
 def is_phase(folder: Path) -> bool:
