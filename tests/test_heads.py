@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from finetune.build import build_options, find_data
+from finetune.build import build_options, find_data, make_model
 from finetune.cells import read_table
 from finetune.config.compose import compose
 from finetune.errors import Interrupted
@@ -66,6 +66,26 @@ def test_features_that_overflow_are_refused(at_pictures: Path, command: Command,
     ended = command("train", *QUICK, "weights=weights.pt", f"optimizer={optimizer}")
     assert ended.code == 2
     assert "features of some image are infinite or no numbers: expected finite ones" in ended.err
+
+
+@pytest.mark.slow
+def test_a_layer_of_the_backbone_that_reads_the_features_stays_as_it_was_trained(at_pictures: Path) -> None:
+    asked = (
+        "model=mobilenet_v3_small",
+        "weights=random",
+        "freeze=features",
+        "optimizer.lr=1e-12",
+        "epochs=1",
+    )
+    settings = compose([*QUICK, *asked])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    layer = prepared.model.network.get_submodule("classifier.0")
+    assert isinstance(layer, StandardizedLinear)
+    plain = make_model(settings, prepared.dataset).network.get_submodule("classifier.0")
+    varies = layer.scale > 0  # of what does not the bias holds the share
+    torch.testing.assert_close((layer.weight * layer.scale)[:, varies], plain.weight[:, varies])
+    features = prepared.inputs.inputs(torch.from_numpy(prepared.dataset.split["train"]))
+    torch.testing.assert_close(layer(features), plain(features), rtol=1e-3, atol=1e-3)
 
 
 def test_checkpoints_hold_a_plain_layer_that_computes_the_same(at_pictures: Path) -> None:
