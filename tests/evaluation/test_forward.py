@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from finetune.data.dataset import RawImage
 from finetune.data.images import decode
 from finetune.evaluation.forward import Answer, Predictor
+from finetune.features.extract import TOLERANCE
 from finetune.runs.open import Saved
 
 
@@ -107,10 +108,16 @@ def test_nor_does_it_depend_on_the_images_before(
     assert alone.form == after.form == black.form
 
 
-def test_what_was_too_far_from_fp32_for_the_runs_images_is_not_tried_again(saved: Saved) -> None:
-    predictor = Predictor(replace(saved, summary={**(saved.summary or {}), "features": {"form": "fp32"}}))
+@pytest.mark.parametrize("form", ["fp32", "bf16, folded, compiled"])
+def test_the_form_is_that_of_the_runs_features(
+    saved: Saved, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCE, "bf16", 0.0)  # on noise bf16 would be refused
+    summary = {**(saved.summary or {}), "features": {"form": form}}
+    frozen = saved.settings.model_copy(update={"freeze": ["all"]})
+    predictor = Predictor(replace(saved, summary=summary, settings=frozen), "bf16")
     predictor.settle()
-    assert str(predictor.form) == "fp32"
+    assert form.startswith(str(predictor.form))
 
 
 def test_a_repaired_image_is_told_once(saved: Saved, pictures: list[RawImage], tmp_path: Path) -> None:

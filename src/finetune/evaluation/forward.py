@@ -111,9 +111,9 @@ class Predictor:
             return BadImage(0, str(image), str(error))
 
     def settle(self) -> Forward:
-        """Decide the form: fp32 where the fast one is too far from it, for the run's images or for noise.
+        """The form: that of the run's features; or fp32 where the fast one is too far from it on noise.
 
-        It is not decided by the images that are asked for: an answer depends on none of the others.
+        Not on the images that are asked for: an answer depends on none of the others.
         """
         model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
         halves, _ = halve(model)
@@ -123,10 +123,13 @@ class Predictor:
             return self.forward
         assert halves.prefix
         head = HeadInputs(halves.suffix, self.saved.head).to(self.device).eval()
-        if ((self.saved.summary or {}).get("features") or {}).get("form") == str(plain):
-            self.form = plain
-        sample = self.normalise(noise(self.form.batch, self.saved.preprocessing.crop_size))
-        backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
+        known = ((self.saved.summary or {}).get("features") or {}).get("form", "").partition(", compiled")[0]
+        if self.saved.settings.freeze == ["all"] and known in (str(plain), str(self.form)):
+            self.form = plain if known == str(plain) else self.form
+            backbone = accelerate(halves.prefix, self.form, self.device)
+        else:
+            sample = self.normalise(noise(self.form.batch, self.saved.preprocessing.crop_size))
+            backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
 
         def forward(images: Tensor) -> tuple[Tensor, ...]:
             tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
@@ -140,10 +143,11 @@ class Predictor:
 
 
 def noise(images: int, size: int) -> Tensor:
-    """Always the same uint8 (images, 3, size, size): of one colour, of a few patches, to pixels by chance."""
-    drawn = torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0)) * 256
-    patches = [one[None, :, : 2 ** (i % 9), : 2 ** (i % 9)] for i, one in enumerate(drawn)]
-    return torch.cat([interpolate(one, (size, size), mode="bilinear") for one in patches]).byte()
+    """Always the same uint8 (images, 3, size, size): noise of every scale, as photographs have it."""
+    drawn, octaves = torch.Generator().manual_seed(0), range(size.bit_length())
+    scales = [torch.randn(images, 3, 2**octave, 2**octave, generator=drawn) for octave in octaves]
+    every = torch.stack([interpolate(one, (size, size), mode="bilinear") for one in scales])
+    return (128 + 25 * every.sum(0)).clamp(0, 255).byte()
 
 
 def _padded(tensor: Tensor, batch: int) -> Tensor:
