@@ -74,6 +74,11 @@ def test_what_a_later_phase_cannot_freeze_is_told_before_the_first_trains() -> N
     assert not Path("run").exists()
 
 
+def test_a_metric_that_there_is_not_is_told() -> None:
+    with pytest.raises(RequestError, match=r"^callbacks: Early stopping conditioned on metric `val/nope`"):
+        fit(callbacks=[EarlyStopping("val/nope")], epochs=1)
+
+
 def test_an_error_of_a_users_own_files_is_theirs() -> None:
     def transform(image: Any) -> Tensor:
         raise FileNotFoundError(2, "No such file or directory", "/nowhere/background.png")

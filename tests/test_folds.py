@@ -190,6 +190,14 @@ def test_it_is_said_on_the_terminal_and_in_the_report(
     assert "as the run was tested in folds" in again.err
 
 
+def test_folds_without_images_to_validate_with_are_left_out_and_a_negative_loss_is_in_its_interval() -> None:
+    found = folds._spreads([None, {"loss": -2.0, "accuracy": 1.0}, {"loss": -1.0, "accuracy": 0.5}])
+    assert found["loss"]["each"] == [-2.0, -1.0]
+    assert found["loss"]["interval"] == pytest.approx(stats.t.interval(0.95, 1, -1.5, 0.5))
+    assert found["accuracy"]["interval"] == [0, 1]
+    assert folds._spreads([None, {"loss": 1.0}]) == {}
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
@@ -198,6 +206,10 @@ def test_it_is_said_on_the_terminal_and_in_the_report(
         (["data.folds=3", "batchnorm=adapt"], "data.folds=3: expected batchnorm=pretrained"),
         (["data.folds=3", "trainer.devices=2"], "trainer.devices=1 with it, or a data.fold a run"),
         (["data.folds=3", "patience=2", "data.val_fraction=0"], "patience=2: expected images to validate"),
+        (
+            ["data.folds=3", "fast_dev_run=true", "batch_size=2"],
+            "data.folds: expected fewer, or more images, as fold . has none",
+        ),
         (["data.folds=100"], "data.folds=100: expected fewer folds"),
     ],
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,14 +17,17 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from finetune.build import build_options, find_data
+from finetune.build import build_options, find_data, make_model
 from finetune.cells import read_table
 from finetune.config.compose import compose
+from finetune.errors import Interrupted
 from finetune.evaluation.forward import Predictor
 from finetune.learners import stratified_folds
 from finetune.model.standardize import StandardizedLinear, statistics
 from finetune.run import prepare, run_prepared
 from finetune.runs.open import open_run
+from finetune.signals import Signal
+from finetune.training.fit import fit
 from finetune.training.losses import create_loss
 from finetune.training.solve import Problem, follow_path
 from finetune.training.solved import SolvedClassifier
@@ -61,6 +68,26 @@ def test_features_that_overflow_are_refused(at_pictures: Path, command: Command,
     assert "features of some image are infinite or no numbers: expected finite ones" in ended.err
 
 
+@pytest.mark.slow
+def test_a_layer_of_the_backbone_that_reads_the_features_stays_as_it_was_trained(at_pictures: Path) -> None:
+    asked = (
+        "model=mobilenet_v3_small",
+        "weights=random",
+        "freeze=features",
+        "optimizer.lr=1e-12",
+        "epochs=1",
+    )
+    settings = compose([*QUICK, *asked])
+    prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
+    layer = prepared.model.network.get_submodule("classifier.0")
+    assert isinstance(layer, StandardizedLinear)
+    plain = make_model(settings, prepared.dataset).network.get_submodule("classifier.0")
+    varies = layer.scale > 0  # of what does not the bias holds the share
+    torch.testing.assert_close((layer.weight * layer.scale)[:, varies], plain.weight[:, varies])
+    features = prepared.inputs.inputs(torch.from_numpy(prepared.dataset.split["train"]))
+    torch.testing.assert_close(layer(features), plain(features), rtol=1e-3, atol=1e-3)
+
+
 def test_checkpoints_hold_a_plain_layer_that_computes_the_same(at_pictures: Path) -> None:
     settings = compose([*QUICK, "epochs=3"])
     prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
@@ -95,10 +122,12 @@ def test_nothing_is_standardised_that_is_not_constant_or_not_asked_for(finished_
 
 
 def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
-    settings = compose([*QUICK, *SOLVED, "optimizer.weight_decay=0.01"])
+    settings = compose([*QUICK, *SOLVED, "optimizer.weight_decay=0.01", "precision=bf16"])  # of the features
     prepared = prepare(settings, Path("run"), Console(quiet=True), build_options(settings))
     rows = torch.from_numpy(prepared.dataset.split["train"])
     features, labels = prepared.inputs.inputs(rows), torch.from_numpy(prepared.dataset.labels)[rows]
+    assert "bf16" in str(prepared.inputs.features)
+    assert prepared.options.precision == "32-true"
     run_prepared(prepared, Console(quiet=True))
     classifier = prepared.classifier
     assert isinstance(classifier, SolvedClassifier)
@@ -146,8 +175,8 @@ def test_identical_images_are_in_one_fold(few_pictures: Path) -> None:
     folds = stratified_folds(twice, 0)
     digests = np.asarray(twice.digests)[twice.split["train"]]
     assert sorted(int(row) for _, held in folds for row in held) == list(range(60))
-    for fit, held in folds:
-        assert not set(digests[fit]) & set(digests[held])
+    for fitted, held in folds:
+        assert not set(digests[fitted]) & set(digests[held])
 
 
 def test_folds_measure_classes_that_they_know(few_pictures: Path) -> None:
@@ -243,7 +272,8 @@ def test_a_solved_run_answers_as_it_did(finished_run: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [slow(()), slow(("optimizer=lbfgs",)), slow(("best=last", "freeze=[all,-layer4]"))]
+    "overrides",
+    [slow(("max_steps=2",)), slow(("optimizer=lbfgs",)), slow(("best=last", "freeze=[all,-layer4]"))],
 )
 def test_refitted_on_train_and_validation(finished_run: Finished, overrides: tuple[str, ...]) -> None:
     run, once = (finished_run("data.val_fraction=0.3", *overrides, *more) for more in (["refit=true"], []))
@@ -265,12 +295,19 @@ def test_a_refit_that_was_killed_is_done_again(
 ) -> None:
     overrides = ("data.val_fraction=0.3", "refit=true")
     whole = finished_run(*overrides)
+
+    def stopped(*args: Any) -> Any:
+        monkeypatch.setattr("finetune.signals.check", Mock(side_effect=Signal(signal.SIGINT)))
+        return fit(*args)
+
     monkeypatch.setattr("finetune.run.finish", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
     settings = compose([*QUICK, *overrides])
-    with pytest.raises(SystemExit):
-        run_prepared(
-            prepare(settings, Path("cut"), Console(quiet=True), build_options(settings)), Console(quiet=True)
-        )
+    for folder, ends in (("cut", pytest.raises(SystemExit)), ("stopped", pytest.raises(Interrupted))):
+        with ends as ended:
+            prepared = prepare(settings, Path(folder), Console(quiet=True), build_options(settings))
+            run_prepared(prepared, Console(quiet=True))
+        monkeypatch.setattr("finetune.refit.fit", stopped)
+    assert re.search(r"the checkpoint of epoch \d is kept$", str(ended.value))
     monkeypatch.undo()
     monkeypatch.chdir(at_pictures)
     assert command("resume", "cut").code == 0

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finetune.atomic import write_sealed
 from finetune.config.compose import compose
 from finetune.config.phases import phase_settings
 from finetune.errors import Interrupted, RequestError
@@ -59,7 +61,8 @@ def test_a_phase_starts_from_the_one_before(finished_run: Callable[..., Path]) -
 
 
 def test_each_is_refitted_and_the_next_starts_from_before(finished_run: Callable[..., Path]) -> None:
-    phased = finished_run(TWO, "precision=32", "refit=true")
+    phased = finished_run(TWO, "precision=32", "refit=true", "logger=csv")
+    assert not (phased / "tensorboard").exists()
     chosen, refitted = (whole_state(phased / "phases/0", name) for name in ("chosen", "best"))
     slow = whole_state(phased / "phases/1", "chosen")
     for name, value in chosen.items():
@@ -74,6 +77,7 @@ def test_together_they_are_one_run(phased: Path, command: Callable[..., Ended]) 
     assert (summary["status"], summary["phase"], len(summary["phases"])) == ("finished", 1, 2)
     assert summary["weights"]["used"] == "random initialisation"
     assert summary["test"] == last["test"]
+    assert summary["steps"] == sum(summary_of(phased / "phases" / one)["steps"] for one in "01")
     assert summary["timing"]["total"] > last["timing"]["total"]
     with (phased / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -137,8 +141,17 @@ def test_other_images_are_told_in_a_later_phase(
     run(settings, Path("run"), QUIET)
     shutil.rmtree("run/phases/1")
     Path("run/summary.json").unlink()
+    table = Path("run/phases/0/predictions.csv")
+    written = table.read_bytes()
+    table.write_bytes(written[:-20])
+    told = r"phases/0/predictions.csv: .* changed .*, and finetune resume run writes it again"
+    with pytest.raises(RequestError, match=told):
+        run(settings.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
+    table.write_bytes(written)
     next(Path("pictures").rglob("*.png")).unlink()
-    with pytest.raises(RequestError, match=r"data: the images, their labels or their split .* differs"):
+    with pytest.raises(
+        RequestError, match=r"^phases, number 1: data: the images, their labels or their split .* differs"
+    ):
         run(settings.model_copy(update={"resume": "auto"}), Path("run"), QUIET)
 
 
@@ -158,6 +171,8 @@ def test_a_ladder_takes_what_it_can_climb_with(
     assert ended.err.endswith("expected validation images with one label each, by which it chooses\n")
     with pytest.raises(RequestError, match=r"optimizer.name=.*expected optimizer=sgd or adamw"):
         settings_from({"freeze": "auto", "optimizer": torch.optim.Adagrad})
+    with pytest.raises(RequestError, match=r"^phases, number 0: optimizer: expected a name or a number, and"):
+        settings_from({"phases": [{"optimizer": torch.optim.Adagrad}]})
 
 
 @pytest.mark.parametrize(
@@ -176,7 +191,19 @@ def test_a_ladder_takes_what_it_can_climb_with(
             "data.folds=3: expected no phases and no freeze=auto, or a data.fold",
         ),
         ("phases=[{epochs:2}] freeze=auto", "phases: expected another freeze than auto, which makes phases"),
-        ("freeze=auto head_hidden=[8]", "number 0: head_hidden: expected [] with optimizer=lbfgs"),
+        ("freeze=auto head_hidden=[8]", "error: freeze=auto: head_hidden: expected [] with optimizer=lbfgs"),
+        (
+            "phases=[{epochs:1},{trainer.devices:2}]",
+            "number 1: trainer.devices: expected outside phases, as all share it",
+        ),
+        (
+            "trainer=ddp phases=[{trainer:cpu}]",
+            "number 0: trainer.devices: expected outside phases, as all share it",
+        ),
+        (
+            "phases=[{label_smoothing:0.1}] best=loss",
+            "label_smoothing: expected outside phases, as all share it with best=loss",
+        ),
         ("freeze=auto time_limit=10", "time_limit=10: expected a time such as 90s, 10min or 1.5h"),
         ("time_limit=10min", "time_limit=10min: expected freeze=auto with it"),
         ("phases=3", "phases=3: expected a list such as"),
@@ -187,6 +214,21 @@ def test_what_cannot_be_is_told(typed: str, told: str, command: Callable[..., En
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("{precision:16}", "precision=16: expected a GPU"),
+        ("{optimizer:lbfgs,freeze:none}", "optimizer=lbfgs: expected a linear layer on constant features"),
+    ],
+)
+def test_a_later_phase_is_refused_before_any_trains(
+    typed: str, told: str, few_pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=f"^phases, number 1: {told}"):
+        trained(tmp_path, few_pictures, f"phases=[{{epochs:1}},{typed}]", "trainer=cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_optimizer_begins_with_its_own_settings() -> None:
@@ -219,7 +261,14 @@ def test_a_ladder_ends_where_nothing_is_gained(
     assert len(summary_of(Path("short"))["phases"]) == 1
 
 
-def test_a_rung_is_taken_that_is_better(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grouped", "expected"), [(False, [True, True, False]), (True, [True, False])])
+def test_a_rung_is_taken_that_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool, expected: list[bool]
+) -> None:
+    """Of two groups, which say less than their images, only one has more right."""
+    digests = [f"{image:064d}"[::-1] for image in range(40)]
+    data = SimpleNamespace(digests=digests, together=lambda rows: rows // 20 if grouped else None)
+    monkeypatch.setattr("finetune.ladder.find_data", lambda _: data)
     settings = compose([*QUICK, "freeze=auto", "time_limit=1min"])
     ladder, header = (
         Ladder(settings, tmp_path, QUIET),
@@ -227,9 +276,11 @@ def test_a_rung_is_taken_that_is_better(tmp_path: Path) -> None:
     )
     taken = []
     for rung, right in enumerate((20, 36, 38, 40)):
-        (tmp_path / "phases" / str(rung)).mkdir(parents=True)
+        (tmp_path / "phases" / str(rung) / "checkpoints").mkdir(parents=True)
+        seen = {"val": " ".join(one[:16] for one in digests)}
+        write_sealed(tmp_path / f"phases/{rung}/checkpoints/seen.json", seen)
         lines = [f"val,{image}.png,a,{'a' if image < right else 'b'},0.9,0.9" for image in range(40)]
         (tmp_path / f"phases/{rung}/predictions.csv").write_text("\n".join([header, *lines]) + "\n")
         taken.append(ladder.goes_on({"timing": {"total": 20.0}}))
-    assert taken[:3] == [True, True, False]
-    assert (ladder.kept, ladder.limit, ladder.spent) == (1, 60, 80)
+    assert taken[: len(expected)] == expected
+    assert (ladder.kept, ladder.limit, ladder.spent) == (expected.index(False) - 1, 60, 80)

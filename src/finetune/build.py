@@ -104,14 +104,14 @@ def build_options(settings: Settings, rank: Rank = SINGLE) -> Options:
     RequestError: the device asked for is not to be had, or not the precision on it.
     """
     device = devices.accelerator(settings.trainer.accelerator)
-    steps = not solves(settings)
+    steps, precision = not solves(settings), devices.precision(settings.precision, device)
     return Options(
         epochs=settings.epochs if steps else 1,
         max_steps=settings.max_steps if steps else None,
         accumulate_batches=settings.trainer.accumulate_batches if steps else 1,
         clip_norm=settings.trainer.clip_norm if steps else None,
         device=device,
-        precision=devices.precision(settings.precision, device),
+        precision=precision if steps else "32-true",  # features may have been computed in half
         rank=rank,
         checkpoint_every=settings.trainer.checkpoint_every,
         profiler=settings.trainer.profiler,
@@ -167,7 +167,7 @@ def build_inputs(
         if isinstance(error.image, Path):
             forget(error.image, memo(settings))
         raise
-    if not (settings.data.val_fraction if settings.folded else len(inputs.dataset.split["val"])):
+    if not (settings.folded or len(inputs.dataset.split["val"])):
         refuse_validating(settings)
     return replace(inputs, batchnorm=batchnorm)
 

@@ -93,3 +93,13 @@ def refuse_broken(settings: Settings, inputs: ModelInputs, dataset: Dataset, fol
         folders.list_bad(folder, inputs.bad)
     if settings.data.bad_images == "error":
         refuse_bad_images(inputs.bad, len(dataset.images), listed)
+
+
+def refuse_folds(settings: Settings, dataset: Dataset) -> None:
+    """Raise RequestError where a fold has no images, or none to validate with that a setting needs."""
+    for fold in range(settings.data.folds or 0) if settings.folded else ():
+        split = dataset.in_fold(fold, settings.data.val_fraction).split
+        if not len(split["test"]):
+            raise RequestError(f"data.folds: expected fewer, or more images, as fold {fold} has none")
+        if not len(split["val"]):
+            refuse_validating(settings)

@@ -79,10 +79,10 @@ def _prepare_fold(prepared: Prepared, initial: State, fold: int) -> Prepared:
 
 def _measured(prepared: Prepared, each: list[Fitted]) -> dict[str, Any]:
     """The means of the folds' metrics, all that is known of them, and an answer for every image."""
-    parts = [one.test_logits for one in each if one.test_logits is not None]
-    logits = torch.empty(len(prepared.dataset.images), parts[0].shape[1])
-    for fold, part in enumerate(parts):
-        logits[torch.from_numpy(prepared.dataset.folds == fold)] = part
+    logits = torch.empty(len(prepared.dataset.images), prepared.model.outputs)
+    for fold, one in enumerate(each):
+        assert one.test_logits is not None  # as no fold is empty
+        logits[torch.from_numpy(prepared.dataset.folds == fold)] = one.test_logits
     spreads = {"val": _spreads([one.val for one in each]), "test": _spreads([one.test for one in each])}
     means = {side: {key: one["mean"] for key, one in found.items()} for side, found in spreads.items()}
     labels: Any = prepared.classifier.labels
@@ -95,14 +95,15 @@ def _measured(prepared: Prepared, each: list[Fitted]) -> dict[str, Any]:
 def _spreads(each: list[Any]) -> dict[str, Any]:
     """Of each metric the mean over folds, its standard error, and the 95 % interval of Student's t.
 
-    As the folds share most of their training images, it tends to be too narrow.
+    As folds share most of their training images, it tends to be too narrow. Of two or more measured.
     """
-    spreads, quantile = {}, float(stdtrit(len(each) - 1, 0.975))
-    for name in each[0] or ():
+    spreads, measured = dict[str, Any](), [one for one in each if one]
+    quantile = float(stdtrit(len(measured) - 1, 0.975))
+    for name in measured[0] if len(measured) > 1 else ():
         if name != "per_label":
-            values = [one[name] for one in each]
+            values = [one[name] for one in measured]
             mean, error = fmean(values), stdev(values) / len(values) ** 0.5
-            low, most = max(0.0, mean - quantile * error), inf if name == "loss" else 1.0
-            ends = [low, min(most, mean + quantile * error)]
+            least, most = 0.0 if min(values) >= 0 else -inf, inf if name == "loss" else 1.0
+            ends = [max(least, mean - quantile * error), min(most, mean + quantile * error)]
             spreads[name] = {"mean": mean, "standard_error": error, "interval": ends, "each": values}
     return spreads

@@ -49,13 +49,14 @@ def standardize(
 @torch.no_grad()
 def take_statistics(model: Model, inputs: ModelInputs, device: str, *, console: Console) -> None:
     """Standardise by these training images what a standardised layer reads, if there is one."""
-    for layer in standardized_layers(model.network).values():
-        if model.trained:
+    for name, layer in standardized_layers(model.network).items():
+        kept = model.trained or model.head is None or not f"{name}.".startswith(f"{model.head}.")
+        if kept:
             layer.fold()
         mean, scale = statistics(_training_features(inputs, device, console))
         layer.mean.copy_(mean)
         layer.scale.copy_(scale)
-        if model.trained:
+        if kept:
             layer.bias.add_(layer.weight @ layer.mean)
             layer.weight.copy_(torch.where(layer.scale > 0, layer.weight / layer.scale, 0))
 

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from finetune.build import is_light
-from finetune.config.phases import seconds
+from finetune.atomic import read_json
+from finetune.build import find_data, is_light
+from finetune.config.phases import phase_settings, seconds
 from finetune.config.schema import Settings
 from finetune.errors import RequestError
 from finetune.prepared import Prepared
@@ -21,6 +22,7 @@ from finetune.refit import initial_state, put_back
 from finetune.report.predictions import read_predictions
 from finetune.report.terminal import minutes
 from finetune.runs import folder as folders
+from finetune.runs.open import SEEN
 from finetune.say import say
 from finetune.training import device as devices
 from finetune.training.intervals import told_apart
@@ -34,16 +36,14 @@ class Ladder:
 
     def __init__(self, settings: Settings, folder: Path, console: Console) -> None:
         self.limit = seconds(settings.time_limit) if settings.time_limit else None
-        self.folder, self.console = folder, console
+        self.settings, self.folder, self.console = settings, folder, console
         self.kept, self.rung, self.spent, self.why = 0, 0, 0.0, "every rung was better than the one before"
         self.right = list[np.ndarray]()
 
     def may_begin(self, prepared: Prepared) -> bool:
         """Whether a rung that stands ready ends within the time limit; says how long it will take."""
         if not len(prepared.dataset.split["val"]) or prepared.dataset.labels.ndim > 1:
-            raise RequestError(
-                "freeze=auto: expected validation images with one label each, by which it chooses"
-            )
+            raise RequestError("expected validation images with one label each, by which it chooses")
         if self.rung == 0:  # solved in seconds
             return True
         expected = forecast(prepared)
@@ -60,14 +60,21 @@ class Ladder:
         self.spent += summary["timing"]["total"]
         answers = read_predictions(self.folder / folders.PHASES / str(self.rung))
         self.right.append(np.array([one.right for one in answers if one.split == "val"], float))
-        own, best = self.right[self.rung], self.right[self.kept]
-        if self.rung and not (own.mean() > best.mean() and told_apart(own, best)):
-            self.why = (
-                f"training {RUNGS[self.rung]} cannot be told from before on {len(own)} validation images"
-            )
+        name, own, best = RUNGS[self.rung], self.right[self.rung], self.right[self.kept]
+        if self.rung and not (own.mean() > best.mean() and told_apart(own, best, self._groups())):
+            self.why = f"training {name} cannot be told from before on {len(own)} validation images"
             return False
         self.kept, self.rung = self.rung, self.rung + 1
         return True
+
+    def _groups(self) -> np.ndarray | None:
+        """The number of the group of each validation image, in their order; None without groups."""
+        place, data = self.folder / folders.PHASES, find_data(phase_settings(self.settings, self.rung))
+        seen = read_json(place / str(self.rung) / SEEN, "the images of a run")["val"].split()
+        rows = {digest[:16]: row for row, digest in enumerate(data.digests)}
+        if missing := set(seen) - rows.keys():
+            raise RequestError(f"data: expected the images of before; {len(missing):,} are not there")
+        return data.together(np.array([rows[digest] for digest in seen]))
 
 
 def forecast(prepared: Prepared) -> float:

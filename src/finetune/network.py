@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import sys
 import urllib.error
@@ -41,7 +42,7 @@ def hub_offline_unless_reached() -> Iterator[str | None]:
             urllib.request.urlopen(constants.ENDPOINT, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # an answer
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # HF_ENDPOINT may be anything
         why = str(getattr(error, "reason", None) or error)
     try:
         for one in places:

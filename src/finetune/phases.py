@@ -12,14 +12,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from finetune.atomic import linked, write_atomically
-from finetune.build import find_data, make_model
+from finetune.build import build_options, find_data, make_model, plan_inputs, solves
 from finetune.cells import read_table, table_of
 from finetune.choices.best import score
 from finetune.choices.callbacks import CALLBACKS
 from finetune.choices.given import is_given
-from finetune.config.phases import deltas, phase_settings
+from finetune.config.phases import deltas, named_phase, phase_settings
 from finetune.config.schema import Settings, flat
-from finetune.errors import RequestError
+from finetune.demands import refuse_labels, refuse_unsolvable, refuse_untrainable, refuse_validating
 from finetune.evaluation.overlay import maps
 from finetune.ladder import RUNGS, Ladder
 from finetune.model.freeze import freeze
@@ -37,7 +37,10 @@ from finetune.say import say
 
 # Trains one run, where what it is given finds it ready to; else the summary is empty.
 Train = Callable[[Settings, Path, Callable[[Prepared], bool]], dict[str, Any]]
-KEPT = ("best.ckpt", "frozen.safetensors")  # of the phase whose model is the run's
+KEPT = (  # of the phase whose model is the run's
+    *("checkpoints/best.ckpt", "checkpoints/frozen.safetensors", str(SEEN)),
+    *("predictions.csv", "skipped.csv", folders.REFERENCE),
+)
 
 
 def run_phases(
@@ -50,9 +53,8 @@ def run_phases(
     if leads:
         _begin(settings, folder, console)
     changes, ended = deltas(settings), list[dict[str, Any]]()
-    told = [", ".join(f"{key}={value}" for key, value in flat(one).items()) for one in changes]
-    names = RUNGS if settings.freeze == ["auto"] else told
     ladder = Ladder(settings, folder, console) if settings.freeze == ["auto"] else None
+    names = RUNGS if ladder else [", ".join(f"{k}={v}" for k, v in flat(one).items()) for one in changes]
     given = [CALLBACKS[name](folder, "") for name in settings.callbacks if is_given(name)]
     states = [copy.deepcopy(_state(one)) for one in given]
     for number in range(len(changes)):
@@ -64,8 +66,10 @@ def run_phases(
             asked = phase_settings(settings, number).model_copy(update={"resume": again})
             for one, state in zip(given, states, strict=True):  # what counts epochs begins anew
                 _restore(one, copy.deepcopy(state))
-            summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
+            with named_phase(settings, number):
+                summary = train(asked, place, ladder.may_begin if ladder else lambda _: True)
         else:
+            folders.check_tables(place, summary["files"])
             say(console, "", "finished before")
         if summary:
             ended.append(summary)
@@ -86,21 +90,24 @@ def _state(callback: Any) -> dict[str, Any]:
 
 
 def _restore(callback: Any, state: dict[str, Any]) -> None:
-    if isinstance(callback, ModelCheckpoint):
-        vars(callback).update(state)
-    else:
-        callback.load_state_dict(state)
+    vars(callback).update(state) if isinstance(callback, ModelCheckpoint) else callback.load_state_dict(state)
 
 
-def _check_freezes(settings: Settings) -> None:
-    """Refuse before anything is computed what in one of the phases matches no layer."""
+def _refuse_phases(settings: Settings) -> None:
+    """Refuse before anything is computed what a phase would be refused for later."""
     each = [phase_settings(settings, number) for number in range(len(deltas(settings)))]
-    model = make_model(each[0], find_data(each[0]))
+    data = find_data(each[0])
+    model = make_model(each[0].model_copy(update={"freeze": ["all"]}), data)
     for number, one in enumerate(each):
-        try:
+        with named_phase(settings, number):
+            options = build_options(one)
+            refuse_labels(one, data)
             freeze(model.network, one.freeze, model.head, model.example)
-        except RequestError as error:
-            raise RequestError(f"phases, number {number}: {error}") from None
+            refuse_untrainable(one, model, data)
+            if not len(data.split["val"]):
+                refuse_validating(one)
+            if solves(one) and one.data.image_size == each[0].data.image_size:
+                refuse_unsolvable(one, model, plan_inputs(one, data, model, options.device))
 
 
 def _best(ended: list[dict[str, Any]]) -> int:
@@ -116,8 +123,7 @@ def _begin(settings: Settings, folder: Path, console: Console) -> None:
         epochs.differs_in_epochs(settings, folder)
     else:
         folders.refuse_used(folder)
-        if settings.phases:
-            _check_freezes(settings)
+        _refuse_phases(settings)
         folders.begin(folder, settings.model_dump())
     if note := folders.start(folder, (), latest=not settings.fast_dev_run):
         say(console, "note", note)
@@ -126,13 +132,7 @@ def _begin(settings: Settings, folder: Path, console: Console) -> None:
 def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Console) -> dict[str, Any]:
     """The model, answers and figures of the phase that is kept as those of the run; all curves as one."""
     place = folder / folders.PHASES / str(kept)
-    for name in (
-        *(f"checkpoints/{one}" for one in KEPT),
-        str(SEEN),
-        "predictions.csv",
-        folders.REFERENCE,
-        "skipped.csv",
-    ):
+    for name in KEPT:
         (folder / name).unlink(missing_ok=True)
         if (place / name).exists() and not linked(place / name, folder / name):
             write_atomically(folder / name, (place / name).read_bytes())
@@ -140,7 +140,9 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
     columns = list(dict.fromkeys(key for row in rows for key in row))
     curves = table_of([columns, *([row.get(key, "") for key in columns] for row in rows)])
     write_atomically(folder / "metrics.csv", curves)
-    restore_log(folder, int(rows[-1]["step"]), curves.decode())
+    own, steps = read_settings(place), int(rows[-1]["step"])
+    if "tensorboard" in own.logger:
+        restore_log(folder, steps, curves.decode())
     chosen, timing = ended[kept], [one["timing"] for one in ended]
     summary = {
         **chosen,
@@ -148,6 +150,7 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
         "overrides": own_overrides(folder),
         "best_epoch": before + (1 if chosen["solution"] else chosen["best_epoch"]),
         "epochs": len(rows),
+        "steps": steps,
         "timing": {key: sum(one[key] for one in timing) for key in timing[0]},
         "phase": kept,
         "phases": [
@@ -155,7 +158,7 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
         ],
         "files": folders.digests(folder),
     }
-    write_report(folder, summary, find_data(read_settings(place)).images, partial(maps, open_run(str(place))))
+    write_report(folder, summary, find_data(own).images, partial(maps, open_run(str(place))))
     write_summary(folder, summary)
     terminal.result_lines(console, summary, folder)
     return summary

@@ -91,7 +91,7 @@ def refit(
     jobs, chosen: as they have trained, and what they came to; what was measured in validation stays.
     """
     again = [
-        replace(job, writer=None, patience=None, best=Best(until=job.best.epoch), checkpoints=REFIT)
+        replace(job, writer=None, patience=None, best=Best(until=job.best.epoch), steps=0, checkpoints=REFIT)
         for job in jobs
     ]
     for job in jobs:

@@ -19,7 +19,7 @@ from finetune import build, workers
 from finetune.choices.callbacks import CALLBACKS, LOGGERS, make
 from finetune.config.schema import Settings, flat
 from finetune.data.dataset import Dataset
-from finetune.demands import refuse_broken, refuse_untrainable
+from finetune.demands import refuse_broken, refuse_folds, refuse_untrainable
 from finetune.fill import load_in_turn
 from finetune.finish import finish
 from finetune.folds import train_folds
@@ -123,6 +123,7 @@ def prepare(
     terminal.model_lines(console, model, settings, len(dataset.classes))
     inputs = load_in_turn(settings, dataset, model, options, console=console, state=state)
     refuse_broken(settings, inputs, dataset, folder if writes else None)
+    refuse_folds(settings, inputs.dataset)
     standardize(settings, model, inputs, options.device, console=console)
     batches = build.build_batches(settings, inputs, model.outputs, options.rank.world_size)
     terminal.input_lines(console, inputs, model, settings.class_weights)

@@ -147,6 +147,13 @@ def test_what_has_no_effect_is_known() -> None:
     assert told == [
         f"{knob} has no effect with schedule=cosine" for knob in ("step_epochs=2", "step_gamma=0.5")
     ]
+    solved = ["trainer.clip_norm=1.0", "trainer.accumulate_batches=4"]
+    chosen = ["optimizer=lbfgs", "optimizer.select=val"]
+    assert idle(compose([*solved, *chosen])) == [
+        f"{one} has no effect with optimizer=lbfgs" for one in solved
+    ]
+    told = "optimizer.select=val has no effect with optimizer.weight_decay, a number"
+    assert idle(compose([*chosen, "optimizer.weight_decay=0.1"])) == [told]
 
 
 def test_the_groups_have_these_choices() -> None:

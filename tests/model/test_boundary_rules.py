@@ -164,3 +164,21 @@ def test_mixing_the_images_of_a_batch_is_refused() -> None:
 
     with pytest.raises(NotTraceable, match="sub is not computed image by image"):
         check_toy(forward, "d")
+
+
+@pytest.mark.parametrize("place", ["", "a", "d"])
+def test_what_hooks_do_beside_the_graph_is_not_left_out(place: str) -> None:
+    toy = Toy(lambda toy, image: toy.d(toy.a(image)).flatten(1))
+    for name, parameter in toy.named_parameters():
+        parameter.requires_grad = name.startswith("d.")
+    toy.get_submodule(place).register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+    with pytest.raises(NotTraceable, match="what it computes is not what its graph does"):
+        split(toy, images(1, 8))
+
+
+def test_a_forward_that_is_replaced_is_not_split_as_it_was() -> None:
+    toy = Toy(lambda toy, image: toy.a(image).flatten(1))
+    toy.requires_grad_(False)
+    toy.forward = lambda image: 2 * toy.a(image).flatten(1)  # type: ignore[method-assign]
+    with pytest.raises(NotTraceable, match="what it computes is not what its graph does"):
+        split(toy, images(1, 8))

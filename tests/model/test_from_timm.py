@@ -74,6 +74,19 @@ def test_a_hub_that_never_answers_is_given_up(hub: Path, monkeypatch: pytest.Mon
     assert time.monotonic() - began < 20
 
 
+def test_an_address_that_is_none_or_of_no_hub(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "hub.example")
+    with pytest.raises(Unreachable, match=r"could not be fetched .*unknown url type: 'hub.example'"):
+        timm_state_dict(NAME)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        lies_at(monkeypatch, server.getsockname()[1])
+        answer = threading.Thread(target=lambda: server.accept()[0].sendall(b"no HTTP\r\n\r\n"))
+        answer.start()
+        with pytest.raises(Unreachable, match=r"could not be fetched .*no HTTP"):
+            timm_state_dict(NAME)
+        answer.join()
+
+
 class Missing(http.server.BaseHTTPRequestHandler):
     """A hub that answers, but does not have the model."""
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ def test_a_folder_that_a_wrong_request_made_is_gone_again(tmp_path: Path) -> Non
     with one_writer(tmp_path / "new" / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_request_takes_nothing_of_what_has_trained(tmp_path: Path) -> None:
+    for trained in (False, True):
+        with suppress(RequestError), one_writer(tmp_path):
+            (tmp_path / "settings.json").touch()
+            if trained:
+                (tmp_path / "phases/0/checkpoints").mkdir(parents=True)
+                (tmp_path / "phases/0/checkpoints/best.ckpt").touch()
+            raise RequestError("of a later phase")
+        assert (tmp_path / "settings.json").exists() == trained
 
 
 def test_a_second_command_is_refused_while_the_first_trains(

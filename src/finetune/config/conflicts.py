@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from finetune.choices.fields import names_where
 from finetune.choices.given import is_given
 from finetune.choices.losses import LOSSES
-from finetune.choices.optimizers import OPTIMIZERS
+from finetune.choices.optimizers import LBFGS, OPTIMIZERS
 from finetune.choices.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ STEP = {"step_epochs": 7, "step_gamma": 0.1}
 SCHEDULED = {
     **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
     **{"ema": None, "patience": None, "monitor_gradients": False},
+    **{"trainer.clip_norm": None, "trainer.accumulate_batches": 1},
 }
 
 
@@ -85,6 +87,7 @@ def conflicts_of_phases(settings: Settings) -> Iterator[str]:
 def conflicts_of_solving(settings: Settings) -> Iterator[str]:
     """What must be so for a linear head to have one best solution that can be found in one process."""
     chosen = f"with optimizer={settings.optimizer.name}, which solves for a linear head"
+    processes = settings.trainer.devices, settings.trainer.nodes
     if not LOSSES[settings.loss].convex:
         yield f"loss={settings.loss}: expected {names_where(LOSSES, lambda one: one.convex)} {chosen}"
     for wrong, line in (
@@ -93,10 +96,7 @@ def conflicts_of_solving(settings: Settings) -> Iterator[str]:
         (settings.standardize is False, f"standardize=false: expected auto or true {chosen}"),
         (settings.fresh, f"{settings.fresh}: expected the same images in every epoch {chosen}"),
         (settings.cache == "none", f"cache=none: expected another {chosen} on features"),
-        (
-            (settings.trainer.devices, settings.trainer.nodes) != (1, 1),
-            f"trainer: expected one process {chosen}",
-        ),
+        (processes != (1, 1), f"trainer: expected one process {chosen}"),
     ):
         if wrong:
             yield line
@@ -110,8 +110,10 @@ def idle(settings: Settings) -> list[str]:
         if key not in SCHEDULES[settings.schedule].settings and getattr(settings, key) != usual
     ]
     solved = [
-        f"{key}={getattr(settings, key)} has no effect with optimizer={settings.optimizer.name}"
+        f"{key}={asked} has no effect with optimizer={settings.optimizer.name}"
         for key, usual in SCHEDULED.items()
-        if OPTIMIZERS[settings.optimizer.name].solves and getattr(settings, key) != usual
+        if OPTIMIZERS[settings.optimizer.name].solves and (asked := attrgetter(key)(settings)) != usual
     ]
+    if isinstance(one := settings.optimizer, LBFGS) and not one.chooses_by and one.select != "cv":
+        solved.append(f"optimizer.select={one.select} has no effect with optimizer.weight_decay, a number")
     return [*solved, *steps]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 from finetune.choices.optimizers import OPTIMIZERS
@@ -16,6 +20,8 @@ SHARED = (
     *("seed", "logger", "fast_dev_run", "cache_dir", "cache_max_gb", "cache_shared", "phases", "time_limit"),
 )
 OF_DATA = ("data.augment", "data.image_size", "data.workers")
+PROCESSES = ("trainer.devices", "trainer.nodes")
+JUDGED = dict.fromkeys(("loss", "label_smoothing", "class_weights"), " with best=loss")  # what losses are of
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -43,12 +49,24 @@ def phase_settings(settings: Settings, number: int) -> Settings:
     changes = deltas(settings)
     values = settings.model_dump() | {"phases": [], "time_limit": None}
     chosen_first = sorted(changes[number].items(), key=lambda one: one[0] not in SECTIONS)
-    try:
+    with named_phase(settings, number):
         for key, value in chosen_first:
             _change(values, key, value)
-        return validate(values)
+        found = validate(values)
+        for key in (*PROCESSES, *(JUDGED if settings.best == "loss" else ())):
+            if attrgetter(key)(found) != attrgetter(key)(settings):
+                raise RequestError(f"{key}: expected outside phases, as all share it" + JUDGED.get(key, ""))
+    return found
+
+
+@contextmanager
+def named_phase(settings: Settings, number: int) -> Iterator[None]:
+    """Say of a wrong request of which phase it is."""
+    try:
+        yield
     except RequestError as error:
-        raise RequestError(f"phases, number {number}: {error}") from None
+        name = f"phases, number {number}" if settings.phases else "freeze=auto"
+        raise RequestError(f"{name}: {error}") from None
 
 
 def _change(values: dict[str, Any], key: str, value: Any) -> None:
@@ -57,6 +75,10 @@ def _change(values: dict[str, Any], key: str, value: Any) -> None:
         raise RequestError(f"{key}: expected outside phases, as all of them share it")
     if (section and section not in SECTIONS) or (key not in values and not section):
         raise RequestError(unknown_setting(key))
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise RequestError(f"{key}: expected a name or a number, and Python objects outside phases") from None
     if key in SECTIONS and isinstance(value, str):
         if value not in choices_of(key):
             raise RequestError(unknown_choice(key, value, choices_of(key)))

@@ -52,7 +52,7 @@ class Loader:
     """Batches of a split, as Lightning takes any iterable with a length.
 
     epoch: says which training epoch a pass is for: it is shuffled by seed and epoch, and a last batch of a
-        single image joins the one before, as BatchNorm cannot learn from one. None: in order, as it is.
+        single image, unless all are, joins the one before, as BatchNorm cannot learn from it. None: as it is.
     part: of each batch where several processes share it, as (which, of how many).
     """
 
@@ -68,7 +68,7 @@ class Loader:
         self.examples, self.seed, self.epoch, self.part = examples, seed, epoch, part
         self.indices = indices = examples.split[split]
         starts = list(range(0, len(indices), batch_size))
-        least = part[1] * (2 if epoch else 1)  # images of a batch
+        least = part[1] * (2 if epoch and batch_size >= 2 * part[1] else 1)  # images of a batch
         if len(starts) > 1 and len(indices) - starts[-1] < least:
             starts.pop()
         self.ranges = list(zip(starts, [*starts[1:], len(indices)], strict=True))

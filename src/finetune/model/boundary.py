@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from finetune.model.parameters import owners
-from finetune.model.tracing import NotTraceable, Seen, observe, storages, trace, undone
+from finetune.model.tracing import NotTraceable, Seen, computes, observe, storages, trace, undone
 
 
 class Crossing(NamedTuple):
@@ -48,7 +48,8 @@ def split(model: nn.Module, example: Tensor) -> Split:
 
     Of `example` (B, C, H, W) only shape, dtype and device matter. The model is left as it was. Move it to its
     device first: buffers that `forward` reads directly stay where they are.
-    NotTraceable: the model's forward cannot be made a graph, or mixes the images of a batch.
+    NotTraceable: the model's forward cannot be made a graph, mixes the images of a batch, or is not all that
+        calling the model does.
     """
     traced = trace(model)
     with undone(model, example.device):
@@ -62,6 +63,9 @@ def split(model: nn.Module, example: Tensor) -> Split:
     prefix = _prefix(traced, cut, rows)
     suffix = _suffix(traced, cut, rows, {node: (two[node], three[node]) for node in cut.sizes})
     crossings = tuple(_crossing(node, per_image, two[node]) for node, per_image in rows.items())
+    if not computes(model, lambda batch: suffix(prefix(batch)), images[:2]):
+        what = "what it computes is not what its graph does (hooks, a forward that is replaced)"
+        raise NotTraceable(f"{type(model).__name__}: {what}")
     return Split(prefix, suffix, crossings, _outermost(traced, cut))
 
 

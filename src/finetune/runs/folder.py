@@ -52,7 +52,7 @@ def one_writer(folder: Path) -> Iterator[None]:
             file.flush()
             yield
         except RequestError:
-            if not (began or (folder / "skipped.csv").exists()):
+            if not (began or (folder / "skipped.csv").exists() or has_trained(folder)):
                 for name in ("settings.json", LOG):  # nothing is to be resumed
                     (folder / name).unlink(missing_ok=True)
             raise
@@ -143,12 +143,16 @@ def logdir(folder: Path) -> Path:
 def refuse_used(folder: Path) -> None:
     """Raise RequestError where a folder already holds a run, or what a run would write over."""
     wrong = f"hydra.run.dir={folder}: expected a new folder; this one holds"
-    parts = ("", f"{FOLDS}/*/", f"{PHASES}/*/")
-    if any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in parts):
+    if has_trained(folder):
         raise RequestError(f"{wrong} a run's checkpoints")
     for name in ("report.html", "metrics.csv", "predictions.csv"):  # it would write over them
         if (folder / name).is_file() and not (folder / "settings.json").exists():
             raise RequestError(f"{wrong} {name} of no run")
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether there is a checkpoint of a run, or of one of its folds or phases."""
+    return any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/"))
 
 
 def is_phase(folder: Path) -> bool:
@@ -217,9 +221,10 @@ def check_tables(folder: Path, known: Mapping[str, str]) -> None:
     now = digests(folder)
     for name in known:
         if now.get(name) != known[name]:
+            run = shlex.quote(str(folder.parents[1] if is_phase(folder) else folder))
             raise RequestError(
                 f"{folder / name}: expected what the run wrote; it has been changed (SHA-256); delete"
-                f" {folder / 'summary.json'}, and finetune resume {shlex.quote(str(folder))} writes it again"
+                f" {folder / 'summary.json'}, and finetune resume {run} writes it again"
             )
 
 

@@ -55,9 +55,10 @@ class Best:
 
     def __str__(self) -> str:
         """What an early end leaves, in a few words."""
-        if not self.kept:
+        kept = self.kept if self.until is None else self.until  # which the training before a refit came to
+        if not kept:
             return "no epoch was finished, so there is no checkpoint"
-        return f"the checkpoint of epoch {self.kept} is kept"
+        return f"the checkpoint of epoch {kept} is kept"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has of it, beside its own epoch."""

@@ -89,6 +89,7 @@ def fit(
     Interrupted: Ctrl-C or SIGTERM; the last epoch's checkpoints are kept.
     """
     learner.jobs = jobs
+    given = any(not type(one).__module__.startswith("finetune.") for one in callbacks)
     checkpoints: Checkpoints
     path: Path | None = None
     if isinstance(learner, StackedClassifier):
@@ -98,7 +99,7 @@ def fit(
         averages = next((one for one in callbacks if isinstance(one, Averages)), None)
         checkpoints = RunCheckpoints(jobs, options.max_steps, options.checkpoint_every, averages)
     torch.manual_seed(batches.seed + options.rank.rank * 1_000_003)  # for dropout, whatever has drawn before
-    with _quiet_lightning(), _ends_translated(jobs, checkpoints):
+    with _quiet_lightning(), _ends_translated(jobs, checkpoints, given):
         writes = [Curves()] if jobs[0].writer else []
         # A checkpoint says that its epoch is done: all else that is written of the epoch comes before.
         trainer = _trainer(learner, options, [*writes, *callbacks, checkpoints])
@@ -181,7 +182,7 @@ def _evaluate(learner: Learner, batches: Batches, trainer: pl.Trainer) -> list[F
 
 
 @contextmanager
-def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[None]:
+def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints, given: bool) -> Iterator[None]:
     """Each way in which training ends early as an error of ours that says what is kept."""
     first, batched = jobs[0], isinstance(checkpoints, BatchedCheckpoints)
     try:
@@ -194,8 +195,6 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
         raise Interrupted(f"interrupted by {name}; {kept}", 128 + received.number) from None
     except RunError as error:
         raise (error if batched else RunError(f"{error}; {first.best}")) from None
-    except MisconfigurationException as error:
-        raise RequestError(f"callbacks: {str(error).splitlines()[0]}") from None
     except OSError as error:
         if not is_ours(error, *(job.folder for job in jobs)):
             raise
@@ -203,6 +202,11 @@ def _ends_translated(jobs: Sequence[Job], checkpoints: Checkpoints) -> Iterator[
     except torch.OutOfMemoryError:
         way = "hydra/launcher=basic" if batched else f"data.image_size; {first.best}"
         raise RunError(f"the GPU's memory is full, expected a smaller batch_size or {way}") from None
+    except (MisconfigurationException, RuntimeError) as error:
+        told = str(error).partition("\n")[0]
+        if not (isinstance(error, MisconfigurationException) or told.startswith("Early stopping")):
+            raise
+        raise RequestError("callbacks: " * (given and not batched) + told) from None
 
 
 @contextmanager

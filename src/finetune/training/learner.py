@@ -195,7 +195,9 @@ class Learner(pl.LightningModule):
             ) from None
         self.losses = measured.losses.detach()
         self.check_finite(f"the loss of batch {index + 1}", self.losses)  # before the optimiser steps
-        return measured.backward
+        full, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        left = batches % full  # of the epoch's last step, for which Lightning divides by a full one's, too
+        return measured.backward * (full / left) if index >= batches - left else measured.backward
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """The second pass is of the averages, see `averages`."""
