@@ -130,6 +130,13 @@ def test_groups_are_written_and_of_folds_no_sides(command: Callable[..., Ended],
         assert find_data(again).units == first.units
 
 
+def test_a_setting_may_be_longer_than_a_files_name(command: Callable[..., Ended]) -> None:
+    ended = command("audit", "data=folder", f"data.root={'x/' * 200}x" + "y" * 300, "data.split=none")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: data.root=x/x/")
+    assert "expected a folder; there is none" in ended.err
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:
