@@ -534,11 +534,11 @@ def test_a_damaged_file_of_arrow_is_told(folder: Path) -> None:
         (("a", "a\u200b", "x"), r"classes that differ in their spelling alone: 'a' and 'a\u200b'"),
         (
             ("None", "a", "b"),
-            "a class named None: if that is how a missing label is written, empty its cells",
+            "a class named None: if that means a missing label, empty its cells",
         ),
         (
             ("a", r"\N", "N/A"),
-            r"a class named N/A, \N: if that is how a missing label is written, empty its cells",
+            r"a class named N/A, \N: if that means a missing label, empty its cells",
         ),
         (("1.0", "2.0", "3.0"), None),
         (("v1.5", "v2.5", "1.5"), None),

@@ -80,9 +80,7 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
         classes, labels = number_classes([one for (one,) in names])
         warnings += _joint(classes)
     if odd := [one for one in classes if one.lower() in UNKNOWN]:
-        warnings += (
-            f"a class named {brief(odd)}: if that is how a missing label is written, empty its cells",
-        )
+        warnings += (f"a class named {brief(odd)}: if that means a missing label, empty its cells",)
     sides = ["split"] if wanted.split != "none" and cells.places("split") else []
     group = [wanted.group_column] if wanted.group_column else []
     kept = [cells.column(name, "data.group_column", str) for name in group]
