@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_objects_do_what_names_do() -> None:
     again = finetune.load(run, model=Small(), head=head)
     with pytest.raises(RequestError, match=r"^--format safetensors: expected a format that holds the model"):
         export_target(again._saved, "safetensors", None, softmax=False)
+    theirs = again._saved.settings.model_copy(update={"model": "resnet18"})
+    with pytest.raises(RequestError, match=r"expected a format that holds the model, .* as head=python:"):
+        export_target(replace(again._saved, settings=theirs), "safetensors", None, softmax=False)
     assert again.evaluate((IMAGES, LABELS))["accuracy"] == run.load().evaluate((IMAGES, LABELS))["accuracy"]
 
 

@@ -207,6 +207,8 @@ def test_a_ladder_takes_what_it_can_climb_with(
         ("freeze=auto time_limit=10", "time_limit=10: expected a time such as 90s, 10min or 1.5h"),
         ("time_limit=10min", "time_limit=10min: expected freeze=auto with it"),
         ("phases=3", "phases=3: expected a list such as"),
+        ("phases=[1]", "phases=[1]: expected settings for each phase such as '[{freeze: all},{"),
+        ("phases=[{epochs:1},{freeze:auto}]", "number 1: freeze=auto: expected outside phases, as it makes"),
     ],
 )
 def test_what_cannot_be_is_told(typed: str, told: str, command: Callable[..., Ended]) -> None:

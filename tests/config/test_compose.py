@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.compose import compose, free_folder, override_settings, quoted, spelled
+from finetune.config.compose import TABLES, compose, free_folder, override_settings, quoted, spelled
+from finetune.data.sources.cells import READERS
 from finetune.errors import RequestError
 
 
@@ -67,6 +68,16 @@ def test_a_comma_stands_between_the_values_of_a_sweep_and_else_in_a_name() -> No
         for sweeps in (True, False):
             override = quoted(f"data.label_separator={separator}", sweeps)
             assert compose([override]).data.label_separator == separator
+
+
+@pytest.mark.parametrize("name", ["patient (code)", "Größe", "patient,id", "case: 1", "007"])
+def test_a_column_is_named_as_it_stands(name: str) -> None:
+    for key in ("image_column", "label_column", "group_column"):
+        assert getattr(compose([f"data.{key}={name}"]).data, key) == name
+
+
+def test_a_table_that_can_be_read_is_one_by_its_bare_name() -> None:
+    assert (*READERS,) == TABLES
 
 
 def test_a_name_in_bytes_of_another_encoding_is_refused() -> None:

@@ -152,6 +152,13 @@ def test_what_has_no_effect_is_known() -> None:
     assert idle(compose([*solved, *chosen])) == [
         f"{one} has no effect with optimizer=lbfgs" for one in solved
     ]
+    rates = ["optimizer.backbone_lr_factor=0.1", "optimizer.layer_decay=0.5", "data.test_fraction=0.3"]
+    assert idle(compose([*rates, "data.folds=3", "freeze=all"])) == [
+        f"{one} has no effect with {other}"
+        for one, other in zip(rates, ("freeze=all", "freeze=all", "data.folds"), strict=True)
+    ]
+    assert not idle(compose([*rates, "freeze=through:layer3"]))
+    assert not idle(compose([*rates[:2], "freeze=all", "phases=[{epochs: 1},{freeze: none}]"]))
     told = "optimizer.select=val has no effect with optimizer.weight_decay, a number"
     assert idle(compose([*chosen, "optimizer.weight_decay=0.1"])) == [told]
 

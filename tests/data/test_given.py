@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from finetune.data.images import ChangedImage
 from finetune.data.reader import Reader
+from finetune.data.sources import SOURCES, Source, load_dataset
 from finetune.data.sources.given import Sides, find_given, pixels_of
 from finetune.errors import RequestError
 from finetune.model.preprocessing import Preprocessing
@@ -71,6 +73,26 @@ def test_a_data_frame_for_each_side_is_one_with_a_column_split(few_pictures: Pat
     assert np.array(found.classes)[found.labels].tolist() == kinds[::2] + kinds[1::2]
     with pytest.raises(RequestError, match=r"^data=Sides: expected the same columns on every side$"):
         find_given(Sides({"train": frame, "test": frame[["path"]]}))
+
+
+@pytest.mark.parametrize("given", [(iter(IMAGES), COLUMN), (None, COLUMN), (IMAGES, np.array(1)), (IMAGES,)])
+def test_what_has_no_length_is_told(given: Any) -> None:
+    with pytest.raises(RequestError, match=r"^data=arrays: expected as many images as labels, a Dataset of"):
+        find_given(given)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [(["0.25", "1.5", "2.0"], "the labels are decimals"), (["Cat", "cat", "dog"], "classes that differ in")],
+)
+@pytest.mark.parametrize("frame", [True, False])
+def test_odd_names_of_classes_are_told_of_objects_too(
+    few_pictures: Path, monkeypatch: pytest.MonkeyPatch, labels: list[str], told: str, frame: bool
+) -> None:
+    paths = sorted(few_pictures.rglob("*.png"))[:12]
+    data = pd.DataFrame({"path": paths, "label": labels * 4}) if frame else (IMAGES, np.array(labels * 4))
+    monkeypatch.setitem(SOURCES.objects, "python:data", Source(partial(find_given, data)))
+    assert load_dataset("python:data", None, 0, 0).warnings[0].startswith(told)
 
 
 def test_one_thread_at_a_time_asks_a_dataset() -> None:

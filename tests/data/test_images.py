@@ -247,6 +247,8 @@ def test_the_thinnest_pictures_have_a_middle(tmp_path: Path, size: tuple[int, in
     decoded = decode(tmp_path / "a.png", Preprocessing(224, 256))
     assert decoded.shape == (3, 224, 224)
     assert (decoded.permute(1, 2, 0).numpy() == (10, 200, 30)).all()
+    padded = decode(tmp_path / "a.png", Preprocessing(224, 256, fit="pad")).permute(1, 2, 0).numpy()
+    assert (padded == (10, 200, 30)).all(2).sum() == 224 * max(1, round(224 * min(size) / max(size)))
 
 
 def test_a_colour_profile_is_undone(tmp_path: Path) -> None:

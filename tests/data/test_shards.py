@@ -125,6 +125,12 @@ def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
         shards(tmp_path / "set")
 
 
+def test_an_empty_label_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "0.tar", {"a.png": png(0), "a.cls": b" \n", "b.png": png(1), "b.cls": b"bee"})
+    with pytest.raises(RequestError, match=r"expected a label in UTF-8 for .*0.tar/a.png$"):
+        shards(tmp_path / "set")
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write_samples(tmp_path / "set" / "0.tar", range(8))
     content = (tmp_path / "set" / "0.tar").read_bytes()

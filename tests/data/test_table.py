@@ -151,6 +151,9 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
     assert first == second != third
 
 
+WAY = "; data.label_separator='|' takes them as images without any"
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -163,10 +166,10 @@ def test_the_fingerprint_of_several_labels_does_not_depend_on_their_order(folder
             "expected a column label (data.label_column); there are path, kind, age",
         ),
         (["path,label"], "expected rows below the names of its columns; there are none"),
-        (["path,label", "a.png,b", "b.png"], "row 2: expected a path and a label"),
+        (["path,label", "a.png,b", "b.png"], "row 2: expected a path and a label" + WAY),
         (
             ["path,label", "a.png,b", "b.png,nan", "c.png,"],
-            "row 2: expected a path and a label, not 'nan'; 2 of 3 rows have no label",
+            "row 2: expected a path and a label, not 'nan'; 2 of 3 rows have no label" + WAY,
         ),
         (
             ["path,label,label", "a.png,b,c"],
@@ -213,7 +216,9 @@ def test_what_is_wrong_with_a_table_is_told(folder: Path, lines: list[str], told
 def test_what_is_no_table_is_told(folder: Path, name: str) -> None:
     (folder / "folder.csv").mkdir()
     (folder / "labels.txt").touch()
-    with pytest.raises(RequestError, match=r"expected a table, .csv, .tsv, .parquet or .arrow; th"):
+    with pytest.raises(
+        RequestError, match=r"expected a table \(.csv, .tsv, .parquet, .arrow, .feather\); th"
+    ):
         csv(folder / name)
 
 
@@ -389,6 +394,9 @@ def test_a_column_of_marks_for_each_label(folder: Path) -> None:
         label_column=["a", "b"],
     )
     assert one.labels.tolist() == [1, 0] * 6  # a class each, so an image has one of them
+    none = table(folder, "path,a,b,c", *(f"my images/{n}.png,{n % 2},0,{n % 3 == 0}" for n in range(12)))
+    with pytest.raises(RequestError, match=r"or of every column's label; none in b$"):
+        csv(none, label_column=["a", "b", "c"])
     with pytest.raises(RequestError, match=r"row 1: expected 0 or 1 below a, b, not 'yes'$"):
         csv(table(folder, "path,a,b", "1.png,yes,1"), label_column=["a", "b"])
 
@@ -407,6 +415,12 @@ def test_labels_that_seem_to_be_several_are_told(folder: Path, separator: str) -
 def test_a_separator_that_parts_nothing_is_told(folder: Path) -> None:
     found = csv(table(folder, "path,label", *rows(*"ab" * 6)), label_separator=";")
     assert found.warnings == ("data.label_separator=;: no image has several labels",)
+
+
+def test_a_separator_takes_images_of_one_label_or_none(folder: Path) -> None:
+    found = csv(table(folder, "path,label", *rows(*["a", "", "nan", "a"] * 3)), label_separator="|")
+    assert (found.classes, found.warnings) == (("a",), ())
+    assert found.labels.tolist() == [[1], [0], [0], [1]] * 3
 
 
 def test_several_columns_are_of_tables_alone(folder: Path) -> None:
@@ -518,6 +532,14 @@ def test_a_damaged_file_of_arrow_is_told(folder: Path) -> None:
             "the labels are decimals (0.25, 1.5): each is trained as a class of its own, not as a number",
         ),
         (("a", "a\u200b", "x"), r"classes that differ in their spelling alone: 'a' and 'a\u200b'"),
+        (
+            ("None", "a", "b"),
+            "a class named None: if that means a missing label, empty its cells",
+        ),
+        (
+            ("a", r"\N", "N/A"),
+            r"a class named N/A, \N: if that means a missing label, empty its cells",
+        ),
         (("1.0", "2.0", "3.0"), None),
         (("v1.5", "v2.5", "1.5"), None),
         (("-1", "1", "0"), None),

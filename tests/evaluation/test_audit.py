@@ -13,7 +13,9 @@ from PIL import Image, ImageFilter
 
 from finetune.build import find_data
 from finetune.config.compose import compose
-from finetune.evaluation.findings import probably_wrong
+from finetune.data.dataset import Dataset
+from finetune.evaluation.findings import joined, probably_wrong
+from finetune.learners import stratified_folds
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.runs import SMALL
@@ -128,6 +130,13 @@ def test_groups_are_written_and_of_folds_no_sides(command: Callable[..., Ended],
         assert find_data(again).units == first.units
 
 
+def test_a_setting_may_be_longer_than_a_files_name(command: Callable[..., Ended]) -> None:
+    ended = command("audit", "data=folder", f"data.root={'x/' * 200}x" + "y" * 300, "data.split=none")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: data.root=x/x/")
+    assert "expected a folder; there is none" in ended.err
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(
     command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +160,19 @@ def test_a_run_is_audited_with_its_own_model(
     assert ended.code == 0, ended.err
     assert f"weights: {Path('run')}" in ended.out
     assert (tmp_path / "audit" / "audit.html").exists()
+
+
+@pytest.mark.parametrize("units", [(), tuple(f"key {i // 2 * 2}" for i in range(20))])
+def test_near_copies_are_solved_for_together_with_all_that_stays_with_them(units: tuple[str, ...]) -> None:
+    digests = [f"{i:02}" for i in range(20)]
+    split = {"train": np.arange(20)}
+    data = Dataset("toy", ("a", "b"), digests, np.arange(20) % 2, split, digests, units=units)  # type: ignore[arg-type]
+    for near, members in (([(0, 2, 1.0), (1, 2, 1.0)], {0, 1, 2}), ([], {0})):
+        wanted = members | {i ^ 1 for i in members} if units else members
+        kept = joined(data, near)
+        assert {i for i in range(20) if kept.digests[i] == kept.digests[0]} == wanted
+        for _, held in stratified_folds(kept, 0):
+            assert wanted <= {*held.tolist()} or not wanted & {*held.tolist()}
 
 
 def test_wrong_labels_are_told_for_what_their_class_is_usually_sure_of() -> None:

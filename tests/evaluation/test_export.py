@@ -91,6 +91,7 @@ def test_a_state_dict_has_its_labels_and_preprocessing_with_it(run: Path, comman
     Path("mine/labels.json").write_text("another's")
     assert command("export", "run", "--out", "mine/it.SafeTensors").code == 0  # several in one folder
     assert json.loads(Path("mine/it.labels.json").read_text()) == ["blue", "green", "red"]
+    assert Path("mine/it.predict.py").exists()
     assert Path("mine/labels.json").read_text() == "another's"
     with safe_open("mine/model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["classes"]) == ["blue", "green", "red"]

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from finetune.data.dataset import RawImage
 from finetune.data.images import decode
 from finetune.evaluation.forward import Answer, Predictor
+from finetune.features.extract import TOLERANCE
 from finetune.runs.open import Saved
 
 
@@ -91,6 +93,40 @@ def test_an_answer_has_the_same_bits_whatever_it_is_computed_beside(
     together = logits_of(predictor, pictures)
     assert torch.equal(logits_of(predictor, pictures[7:8])[0], together[7])
     assert torch.equal(logits_of(predictor, pictures[::-1]).flip(0), together)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_nor_does_it_depend_on_the_images_before(
+    saved: Saved, pictures: list[RawImage], tmp_path: Path, precision: str
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    alone, after, black = (Predictor(saved, precision) for _ in range(3))
+    expected = logits_of(alone, pictures[:1])
+    assert torch.equal(logits_of(after, [tmp_path / "broken.png"] * 16 + pictures[:1]), expected)
+    dark: RawImage = np.zeros((32, 32, 3), np.uint8)
+    assert torch.equal(logits_of(black, [dark] * 16 + pictures[:1])[16:], expected)
+    assert alone.form == after.form == black.form
+
+
+@pytest.mark.parametrize("form", ["fp32", "bf16, folded, compiled"])
+def test_the_form_is_that_of_the_runs_features(
+    saved: Saved, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCE, "bf16", 0.0)  # on noise bf16 would be refused
+    summary = {**(saved.summary or {}), "features": {"form": form}}
+    frozen = saved.settings.model_copy(update={"freeze": ["all"]})
+    predictor = Predictor(replace(saved, summary=summary, settings=frozen), "bf16")
+    predictor.settle()
+    assert form.startswith(str(predictor.form))
+
+
+def test_a_repaired_image_is_told_once(saved: Saved, pictures: list[RawImage], tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    predictor = Predictor(replace(saved, preprocessing=replace(saved.preprocessing, repair=True)))
+    assert answers(predictor, [tmp_path / "cut.jpg"])[0].logits is not None
+    assert len(predictor.repaired) == 1
 
 
 def test_a_stream_without_end_is_read_no_faster_than_it_is_answered(saved: Saved) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,33 @@ def test_a_draw_is_stratified_and_takes_identical_images_together() -> None:
         assert np.isin(train[10:20], rows).sum() in (0, 10)
         assert abs(np.bincount(labels[rows], minlength=3)[1:3] - 20).max() <= 1
     assert draw_training(data, train, 160, 0).tolist() == train.tolist()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_sizes_are_of_what_is_different_where_images_are_there_several_times(grouped: bool) -> None:
+    """Sixteen different images or groups, the first of them nine times; each class has eight."""
+    unit = np.repeat(np.arange(16), [9] + [2] * 15)
+    data, keys = dataset(unit % 2), [f"{one:02}" for one in unit]
+    data = replace(data, units=keys, groups=keys) if grouped else replace(data, digests=keys)
+    train = np.arange(len(unit))
+    right = solve_parts(torch.randn(len(unit), 4), data, train, train, console=Screen(quiet=True))
+    assert [*right] == [10, 14, 20, 28, 39]
+    for size in right:
+        rows = draw_training(data, train, size, 0)
+        drawn = np.unique(unit[rows])
+        assert np.isin(unit, drawn).sum() == len(rows)
+        assert len(drawn) == round(size / 39 * 16)
+
+
+def test_groups_of_the_images_measured_on_are_resampled_whole() -> None:
+    groups = np.repeat(np.arange(8), 25)
+    right = {size: np.stack([groups % 2 == 0] * 5) for size in (10, 17, 28, 48, 80)}
+    labels = np.arange(200) % 2
+    parted, together = (measure_curve(right, labels, ("a", "b"), some) for some in (None, groups))
+    for one, other in zip(parted["points"], together["points"], strict=True):
+        assert one["value"] == other["value"] == 0.5
+        assert one["high"] - one["low"] < 0.2
+        assert other["high"] - other["low"] > 0.5
 
 
 def test_a_power_law_is_continued_to_twice_the_images() -> None:
@@ -147,7 +175,7 @@ def test_a_run_with_folds_is_refused_with_what_to_do(
         (("data.val_fraction=0", "data.test_fraction=0"), "and others to measure on; there are 60 and 0"),
         (
             ("data.val_fraction=0.4", "data.test_fraction=0.4"),
-            "expected 24 different images to train on, 8 a class",
+            "expected 24 different images to train on, 8 times the classes",
         ),
     ],
 )

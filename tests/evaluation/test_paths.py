@@ -37,6 +37,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["c/[4].png", "c/*.webp"], ["c/[4].png", "c/5.webp"]),
         (["*"], ["a/1.png", "a/b/2.JPG", "c/5.webp", "c/[4].png"]),
         (["**/*.png"], ["a/1.png", "c/[4].png"]),
+        (["a/**"], ["a/1.png", "a/b/2.JPG"]),
+        (["./a/**", "c/**"], ["a/1.png", "a/b/2.JPG", "c/5.webp", "c/[4].png"]),
+        (["**"], ["a/1.png", "a/b/2.JPG", "c/5.webp", "c/[4].png"]),
+        (["a/**/*"], ["a/1.png", "a/b/2.JPG"]),
         (["c", "c/5.webp"], ["c/5.webp", "c/[4].png", "c/5.webp"]),
     ],
 )

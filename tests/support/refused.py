@@ -223,7 +223,11 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
         "data.root=here: expected two classes or more; there is only cat",
         one_class,
     ),
-    ("data=folder data.root=here", "in every class folder; none in fish", class_without_pictures),
+    (
+        "data=folder data.root=here",
+        "in every class folder, or of every column's label; none in fish",
+        class_without_pictures,
+    ),
     (
         "data=folder data.root=here",
         "expected one folder for val; there are Validation and valid",

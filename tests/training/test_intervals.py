@@ -85,3 +85,25 @@ def test_no_interval_reaches_beyond_what_a_measure_can_be() -> None:
     logits = torch.eye(2)[labels.where(torch.arange(33) > 0, 1)]  # one of them is wrong
     found = measure_classes(logits, labels, "ab")["intervals"]
     assert all(0 <= low <= high <= 1 for name, (low, high) in found.items() if name != "log_loss")
+
+
+def test_ends_that_no_draw_tells_are_wilsons_of_shares_and_none_of_other_measures() -> None:
+    wrong = measure_classes(torch.eye(2)[torch.arange(10) % 2], (torch.arange(10) + 1) % 2, "ab")["intervals"]
+    assert wrong["balanced_accuracy"] == wrong["accuracy"] == wilson(0, 10)
+    alone = measure_classes(torch.tensor([[0.3, 0.1]]), torch.tensor([0]), "ab")["intervals"]
+    assert alone == dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), wilson(1, 1))
+
+
+def test_of_two_groups_there_is_students_of_accuracy_alone() -> None:
+    logits, groups = torch.eye(2)[torch.arange(100) % 2], np.repeat([0, 1], 50)
+    labels = torch.from_numpy(np.where(np.arange(100) % 50 < 10 + 20 * groups, 0, 1))
+    assert [*measure_classes(logits, labels, "ab", groups=groups)["intervals"]] == ["accuracy"]
+
+
+def test_the_ends_of_few_groups_hold_what_they_should() -> None:
+    random, holds, groups = np.random.default_rng(0), 0, np.repeat(np.arange(6), 20)
+    for _ in range(200):
+        values = torch.from_numpy(3 + random.normal(0, 1, 6)[groups] + random.normal(0, 1, 120))
+        ((low, high),) = bootstrap(lambda drawn, v=values: {"mean": v @ drawn / 120}, 120, groups).values()
+        holds += low <= 3 <= high
+    assert holds >= 0.9 * 200

@@ -52,6 +52,13 @@ def test_labels_have_their_area_and_what_thresholds_are_worth(
         assert low < found[name] < high < low + 0.3
 
 
+@pytest.mark.parametrize("images", [1, 5])
+def test_where_no_label_is_both_there_and_absent_there_are_no_curves(images: int) -> None:
+    true = torch.tensor([[1.0, 0.0, 0.0]]).expand(images, 3)
+    found = measure(torch.randn(images, 3), true, "abc", softmax=False, temperature=1.0, thresholds=None)
+    assert (found["roc_auc"], found.get("curves")) == (None, None)
+
+
 def test_two_classes_are_set_apart_as_labels_are() -> None:
     logits, labels = torch.randn(100, 2), torch.arange(100) % 2
     found = measure(logits, labels, "ab", softmax=True, temperature=2.0, thresholds=None)

@@ -30,10 +30,10 @@ GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is ch
 # Settings whose values are paths and names, in whatever letters.
 PLACES = (
     *("data.root", "data.name", "data.image_column", "data.label_column", "weights", "cache_dir"),
-    *("data.label_separator", "data.image_folder", "data.image_suffix"),
+    *("data.label_separator", "data.image_folder", "data.image_suffix", "data.group_column"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
-TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
 # What composing raises where the request is wrong; a group's name that is no text is a ValueError.
 REFUSALS = (HydraException, OmegaConfBaseException, OSError, ValueError)
 

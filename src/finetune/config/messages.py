@@ -58,6 +58,7 @@ VALUES_ELSEWHERE = {
 VALUES = {theirs: ours for ours, others in VALUES_ELSEWHERE.items() for theirs in others.split()}
 EXPECTED = {
     "bool_type": "true or false",
+    "dict_type": "settings for each phase such as '[{{freeze: all}},{{freeze: none}}]'",
     "finite_number": "a finite number",
     "float_type": "a number",
     "greater_than": "a number above {gt:.15g}",

@@ -73,6 +73,8 @@ def _change(values: dict[str, Any], key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     if key in SHARED or ((section or key) == "data" and key not in OF_DATA):
         raise RequestError(f"{key}: expected outside phases, as all of them share it")
+    if key == "freeze" and value in ("auto", ["auto"]):
+        raise RequestError("freeze=auto: expected outside phases, as it makes phases of its own")
     if (section and section not in SECTIONS) or (key not in values and not section):
         raise RequestError(unknown_setting(key))
     try:

@@ -8,6 +8,7 @@ from finetune.data.pixels import SCAN, segments
 from finetune.machine import Budget, ram
 
 BYTES = 1 << 30  # of a file, which is held as a whole
+PIXELS = (1 << 28) // 3  # Pillow itself allows twice that, or what a program has set there
 SCANS = 100  # of a JPEG, each a pass over all its pixels; programs write about ten
 TILES = 50_000  # of a TIFF, each decoded by itself
 PIXEL_BYTES = {"JPEG": 10, "MPO": 10, "WEBP": 28}  # of memory a pixel while it is decoded; others: 20
@@ -19,7 +20,7 @@ def check_limits(image: Image.Image, content: bytes) -> None:
 
     image: the same, opened but not yet decoded.
     """
-    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):  # Pillow itself allows twice that
+    if image.width * image.height > PIXELS:
         raise Image.DecompressionBombError
     if len(getattr(image, "tile", ())) > TILES:
         raise ValueError("more tiles than is safe to decode")

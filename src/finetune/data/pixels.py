@@ -139,6 +139,9 @@ def square(
         return np.array(image.resize((crop, crop), FILTERS[interpolation]))
     if fit == "pad":
         ground = tuple(round(255 * level) for level in mean)
+        sides = [max(1, round(side / max(image.size) * crop)) for side in image.size]
+        if 1 in sides:  # Pillow itself leaves nothing of a very thin one
+            image = image.resize((sides[0], sides[1]), FILTERS[interpolation])
         return np.array(ImageOps.pad(image, (crop, crop), FILTERS[interpolation], color=ground))
     shorter = min(width, height)
     across, down = (max(crop, int(resize * side / shorter)) for side in (width, height))

@@ -61,7 +61,7 @@ def audit_images(given: Sequence[str], out: Path | None, write: Path | None, dro
     out: a folder for audit.csv and audit.html; else a new one, named audit. write: a table of the images
     without those of the kinds that `drop` names. Raises RequestError where one of these is not as expected.
     """
-    told = [one for one in given if pointer(one) or (Path(one) / "settings.json").exists()]
+    told = [one for one in given if pointer(one) or os.path.exists(f"{one}/settings.json")]
     runs = told or [one for one in given if "=" not in one and not os.path.exists(one)]
     overrides = [one for one in given if one not in runs]
     if strange := [*runs[1:], *({*drop.split(",")} - {*KINDS})]:

@@ -133,7 +133,7 @@ def export_run(run: str, format: str, out: Path | None, softmax: bool) -> None:
     temperature = temperature_of(saved.summary)
     difference = write_export(saved, format, target, inputs, temperature=temperature if softmax else None)
     script = "predict.py" if target.stem == "model" else f"{target.stem}.predict.py"
-    beside = f", and {script} beside it, which runs it" if target.suffix in RUNS else ""
+    beside = f", and {script} beside it, which runs it" if target.suffix.lower() in RUNS else ""
     say(console, "export", f"{target}{beside}")
     if softmax:
         say(console, "softmax", f"of the logits divided by the temperature {temperature:.4g}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from finetune.atomic import make_out, write_atomically, write_json
 from finetune.choices.fields import names_where
+from finetune.choices.given import is_given
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import Dataset
 from finetune.data.reader import Reader
@@ -58,9 +59,10 @@ def export_target(saved: Saved, format: str, out: Path | None, softmax: bool) ->
             f"--format {format}: expected {', '.join(wanted.packages[:-1])} and {wanted.packages[-1]} to be"
             f" installed: pip install 'finetune-toolkit[{format}]'"
         )
-    if wanted.convert is None and brought(saved.settings.model):
-        told = f"expected a format that holds the model, too, as model={saved.settings.model} is your own"
-        raise RequestError(f"--format {format}: {told}")
+    own = {"model": brought(saved.settings.model), "head": is_given(saved.settings.head)}
+    if wanted.convert is None and (key := next((key for key, mine in own.items() if mine), None)):
+        told = f"expected a format that holds the model, too, as {key}={getattr(saved.settings, key)} is"
+        raise RequestError(f"--format {format}: {told} your own")
     if softmax and wanted.convert is None:
         others = " or ".join(name for name, one in FORMATS.items() if one.convert)
         raise RequestError(f"--softmax: expected --format {others} with it; {format} holds weights only")
@@ -128,7 +130,7 @@ def write_export(
 
 
 def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
-    if target.suffix not in RUNS:
+    if target.suffix.lower() not in RUNS:
         return
     text = recipe(saved, target.name, is_probability=temperature is not None)
     write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())

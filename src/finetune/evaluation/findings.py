@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import laplace
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -93,15 +95,21 @@ def compare_images(
     ends = ends[(hashes[ends[:, 0]] * hashes[ends[:, 1]]).sum(1) >= HASHES]
     cosines = cosine_similarity(features[ends[:, 0]], features[ends[:, 1]]).tolist()
     near = [(a, b, how) for (a, b), how in zip(ends.tolist(), cosines, strict=True) if how >= ALIKE]
-    pairs, digests = near + [pair for pair in same if pair[0] != pair[1]], list(data.digests)
-    for stays, copy, _ in pairs:
-        digests[copy] = digests[stays]  # no copy of an image is solved for while it is held out
-    yield from copies(data, sides, pairs)
-    yield from wrong_labels(replace(data, digests=digests), features, seed)
+    yield from copies(data, sides, near + [pair for pair in same if pair[0] != pair[1]])
+    yield from wrong_labels(joined(data, near), features, seed)
     far = np.log(distances[:, :5].mean(1).clip(1e-12))
     far -= np.median(far)
     for place in np.flatnonzero(far > UNLIKE * np.quantile(far, 0.75) / 0.6745):
         yield Finding("outliers", int(single[place]), float(np.exp(far[place])))
+
+
+def joined(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
+    """The same where no copy of an image is solved for while it is held out, nor what stays with either."""
+    unit = np.unique(data.units or data.digests, return_inverse=True)[1]
+    ends = unit[[pair[:2] for pair in near]] if near else np.zeros((0, 2), int)
+    graph = coo_array((np.ones(len(ends)), ends.T), shape=(unit.max() + 1,) * 2)
+    keys = connected_components(graph, directed=False)[1][unit]
+    return replace(data, digests=[*map(str, keys)], units=())
 
 
 def copies(data: Dataset, sides: Sequence[str], pairs: Sequence[tuple[int, int, float]]) -> Iterator[Finding]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
@@ -73,18 +73,10 @@ class Predictor:
 
     def __call__(self, images: Iterable[RawImage]) -> Iterator[list[Answer]]:
         """The answers to images in their order, a few at a time; memory does not grow with their number."""
-        stream = iter(images)
-        if self.forward is None:
-            first = list(islice(stream, self.form.batch))
-            if not first:
-                return
-            self.settle([one for one in map(self.read, first) if isinstance(one, Tensor)])
-            stream = chain(first, stream)
-        forward, device = self.forward, self.device
-        assert forward is not None
+        forward, device = self.forward or self.settle(), self.device
         batches = extract(
             lambda images: forward(self.normalise(images)),
-            *(self.read, stream),
+            *(self.read, images),
             batch=self.form.batch,
             device=device,
             pure=not self.saved.preprocessing.repair,
@@ -118,21 +110,26 @@ class Predictor:
         except BrokenImage as error:
             return BadImage(0, str(image), str(error))
 
-    def settle(self, decoded: Sequence[Tensor]) -> None:
-        """Decide the form on some images, uint8 (3, H, W): fp32 where the fast one is too far from it."""
+    def settle(self) -> Forward:
+        """The form: that of the run's features; or fp32 where the fast one is too far from it on noise.
+
+        Not on the images that are asked for: an answer depends on none of the others.
+        """
         model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
         halves, _ = halve(model)
         if halves is None:
             whole = HeadInputs(model.network, self.saved.head)
             self.form, self.forward = plain, accelerate(whole, plain, self.device)
-            return
+            return self.forward
         assert halves.prefix
         head = HeadInputs(halves.suffix, self.saved.head).to(self.device).eval()
-        if decoded:
-            sample = self.normalise(torch.stack(list(decoded)))
-            backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
+        known = ((self.saved.summary or {}).get("features") or {}).get("form", "").partition(", compiled")[0]
+        if self.saved.settings.freeze == ["all"] and known in (str(plain), str(self.form)):
+            self.form = plain if known == str(plain) else self.form
+            backbone = accelerate(halves.prefix, self.form, self.device)
         else:
-            self.form, backbone = plain, accelerate(halves.prefix, plain, self.device)
+            sample = self.normalise(noise(self.form.batch, self.saved.preprocessing.crop_size))
+            backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
 
         def forward(images: Tensor) -> tuple[Tensor, ...]:
             tensors = tuple(_padded(tensor.float(), self.form.batch) for tensor in backbone(images))
@@ -142,6 +139,15 @@ class Predictor:
                 )
 
         self.forward = forward
+        return forward
+
+
+def noise(images: int, size: int) -> Tensor:
+    """Always the same uint8 (images, 3, size, size): noise of every scale, as photographs have it."""
+    drawn, octaves = torch.Generator().manual_seed(0), range(size.bit_length())
+    scales = [torch.randn(images, 3, 2**octave, 2**octave, generator=drawn) for octave in octaves]
+    every = torch.stack([interpolate(one, (size, size), mode="bilinear") for one in scales])
+    return (128 + 25 * every.sum(0)).clamp(0, 255).byte()
 
 
 def _padded(tensor: Tensor, batch: int) -> Tensor:

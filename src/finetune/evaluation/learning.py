@@ -20,12 +20,12 @@ from finetune.runs.open import open_run
 from finetune.runs.summary import write_summary
 from finetune.say import Screen, progress, say
 from finetune.training.device import threads
-from finetune.training.intervals import wilson
+from finetune.training.intervals import counted_as, wilson
 from finetune.training.losses import create_loss
 from finetune.training.solve import STRENGTHS, Problem, follow_path
 
 SIZES, DRAWS, RESAMPLED = 5, 5, 500
-RANGE = 8  # all are so many times the smallest part, and so many there must be of a class
+RANGE = 8  # all are so many times the smallest part, and so many times as many as classes
 
 
 def curve_run(run: str) -> None:
@@ -44,7 +44,8 @@ def curve_run(run: str) -> None:
     found = embed(model, settings, dataset, console)
     train, held = _sides(found.dataset, settings.refit)
     right = solve_parts(found.values, found.dataset, train, held, console=console)
-    curve = measure_curve(right, found.dataset.labels[held], found.dataset.classes)
+    labels, groups = found.dataset.labels[held], found.dataset.together(held)
+    curve = measure_curve(right, labels, found.dataset.classes, groups)
     console.print(f"{'images':>9}  accuracy  95 % interval")
     for one in (*curve["points"], curve["twice"]):
         console.print("{images:>9,}  {value:8.3f}  {low:.3f} to {high:.3f}".format(**one))
@@ -64,12 +65,16 @@ def _sides(dataset: Dataset, refit: bool) -> tuple[np.ndarray, np.ndarray]:
     if refit:
         train, val = np.union1d(train, val), val[:0]
     held, fewest = np.concatenate([val, test]), RANGE * len(dataset.classes)
-    if (there := len(np.unique(np.asarray(dataset.digests)[train]))) < fewest or not len(held):
-        wanted = (
-            f"expected {fewest:,} different images to train on, {RANGE} a class, and others to measure on"
-        )
+    if (there := len(np.unique(_units(dataset)[train]))) < fewest or not len(held):
+        what = f"{fewest:,} {'groups' if dataset.groups else 'different images'} to train on"
+        wanted = f"expected {what}, {RANGE} times the classes, and others to measure on"
         raise RequestError(f"data={dataset.name}: {wanted}; there are {there:,} and {len(held):,}")
     return train, held
+
+
+def _units(dataset: Dataset) -> np.ndarray:
+    """Of each image a key that it shares with those which are drawn with it: copies, and its group."""
+    return np.asarray(dataset.units or dataset.digests)
 
 
 def solve_parts(
@@ -82,7 +87,9 @@ def solve_parts(
     mean, scale = statistics([features[train]])
     values, labels = ((features - mean) * scale).float(), torch.from_numpy(dataset.labels)
     loss, outputs, strengths, right = create_loss("cross_entropy"), len(dataset.classes), STRENGTHS, {}
-    sizes = np.geomspace(max(len(train) / RANGE, 2 * outputs), len(train), SIZES).round().astype(int).tolist()
+    units = len(np.unique(_units(dataset)[train]))
+    shares = np.geomspace(max(1 / RANGE, 2 * outputs / units), 1, SIZES)
+    sizes = (shares * len(train)).round().astype(int).tolist()
     with progress(console, "solving", SIZES, unit="sizes") as advance, threads(1):
         for size in sizes:
             parts = [
@@ -103,29 +110,34 @@ def solve_parts(
 
 
 def draw_training(dataset: Dataset, train: np.ndarray, size: int, number: int) -> np.ndarray:
-    """About so many of the training images, stratified, of identical ones all or none."""
+    """About so many of the training images, stratified, of those of a unit all or none."""
     if size == len(train):
         return train
-    digests = np.asarray(dataset.digests)[train]
-    contents, first, content = np.unique(digests, return_index=True, return_inverse=True)
+    units, first, unit = np.unique(_units(dataset)[train], return_index=True, return_inverse=True)
     labels = dataset.labels[train][first]
     counts = np.bincount(labels)
     kinds = np.where(counts[labels] > 1, labels, counts.argmax())  # one image makes no stratum
-    share = size / len(train)
     chosen, _ = train_test_split(
-        np.arange(len(contents)), train_size=share, stratify=kinds, random_state=number
+        np.arange(len(units)),
+        train_size=round(size / len(train) * len(units)),
+        stratify=kinds,
+        random_state=number,
     )
-    return train[np.isin(content, chosen)]
+    return train[np.isin(unit, chosen)]
 
 
-def measure_curve(right: dict[int, np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def measure_curve(
+    right: dict[int, np.ndarray], labels: np.ndarray, classes: Sequence[str], groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """What `solve_parts` found as accuracies, and what twice the images would give.
 
-    The 95 % intervals are over resampled held-out images, with labels (M,), and draws.
+    The 95 % intervals are over resampled held-out images, with labels (M,), or groups of them, and draws.
     """
     random, sizes, scores = np.random.default_rng(0), [*right], []
     counted = np.column_stack([np.ones_like(labels), labels[:, None] == np.arange(len(classes))])
-    weights = _resampled(random, len(labels))
+    places = np.arange(len(labels)) if groups is None else groups
+    weights = _resampled(random, int(places.max()) + 1)[:, places]
+    alone = counted_as(right[sizes[-1]].mean(0), groups)
     for heads in right.values():  # scores: the accuracy and each class's recall, (1 + RESAMPLED, 1 + classes)
         share = _resampled(random, len(heads)) / len(heads)
         scores.append((weights * (share @ heads)) @ counted / (weights @ counted).clip(1))
@@ -136,7 +148,7 @@ def measure_curve(right: dict[int, np.ndarray], labels: np.ndarray, classes: Seq
     twice, gain = (_estimate(2 * sizes[-1], values) for values in (after, after - now))
     points = [_estimate(size, part[:, 0].clip(0, 1)) for size, part in zip(sizes, scores, strict=True)]
     for one in (*points, twice):  # so few images cannot tell more
-        low, high = wilson(one["value"], len(labels))
+        low, high = wilson(one["value"], alone)
         one |= {"low": min(one["low"], low), "high": max(one["high"], high)}
     said = "With twice the images about {value:.2f}, between {low:.2f} and {high:.2f}".format(**twice)
     said += f", against {now[0]:.2f} now"

@@ -65,8 +65,11 @@ class Paths:
     def _found(self, argument: str) -> Iterator[RawImage]:
         """A file whatever its name, images in a folder and below or in a table, or what a glob matches."""
         if not os.path.lexists(argument) and glob.has_magic(argument):
-            for match in sorted(glob.iglob(argument, recursive=True)):
-                yield from self._found(glob.escape(match) if not os.path.lexists(match) else match)
+            matches = sorted(glob.iglob(argument, recursive=True))
+            folders = {Path(one) for one in matches if os.path.isdir(one)}
+            for match in matches:
+                if folders.isdisjoint(Path(match).parents):  # ** matches all that is in a folder, too
+                    yield from self._found(glob.escape(match) if not os.path.lexists(match) else match)
         elif os.path.isdir(argument):
             for path in files_below(Path(argument)):
                 if is_image(path):

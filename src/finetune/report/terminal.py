@@ -73,7 +73,7 @@ def input_lines(console: Console, inputs: ModelInputs, model: Model, class_weigh
 
 def _data_lines(console: Console, inputs: ModelInputs, how: Preprocessing) -> None:
     dataset, skipped, counts = inputs.dataset, inputs.bad, inputs.dataset.counts()
-    classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
+    classes = counted(len(dataset.classes), "label" if dataset.multi_label else "class")
     val, test = (f"{counts[split]:,}" for split in ("val", "test"))
     splits = f"{counted(counts['train'], 'image')} to train, {val} to validate, {test} to test"
     if dataset.folds is not None:

@@ -14,6 +14,8 @@ import numpy as np
 
 DRAWS = 500
 Z, ENDS = 1.959964, (0.025, 0.975)
+FEWEST = 5  # groups whose draws say how far a measure may be off
+SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "map")
 BLOCK = 4_000_000  # counts that are in use at once
 
 
@@ -26,22 +28,31 @@ def wilson(share: float, total: float) -> tuple[float, float]:
 
 
 def of_share(right: Any, groups: np.ndarray | None) -> tuple[float, float]:
-    """Wilson's of a share of images (N,), which count as fewer where those of a group are alike.
+    """Wilson's of a share of images (N,), which count as fewer where those of a group are alike."""
+    right = np.asarray(right, float)
+    return wilson(float(right.mean()), counted_as(right, groups))
+
+
+def counted_as(right: np.ndarray, groups: np.ndarray | None) -> float:
+    """As how many images without groups these (N,) count, each as far right as it says, from 0 to 1.
 
     As many as Korn and Graubard (1998) have it: by the variance between groups, with Student's t of so few.
     """
-    from scipy.special import stdtrit  # a twentieth of a second that who only compares runs does without
-
-    right = np.asarray(right, float)
     share, images = float(right.mean()), len(right)
     if groups is None:
-        return wilson(share, images)
+        return images
     off, count = np.bincount(groups, right - share), int(groups.max()) + 1
     if share in (0, 1) or count == 1:
-        return wilson(share, count)
+        return count
     between = count / (count - 1) * max(float(off @ off), 1e-9)
-    alone = share * (1 - share) * images
-    return wilson(share, images * min(1.0, alone / between * (Z / float(stdtrit(count - 1, 0.975))) ** 2))
+    return images * min(1.0, share * (1 - share) * images / between / _wider(count) ** 2)
+
+
+def _wider(groups: int) -> float:
+    """Student's t of so many groups, in deviations of the normal distribution."""
+    from scipy.special import stdtrit  # a twentieth of a second that who only compares runs does without
+
+    return float(stdtrit(groups - 1, ENDS[1])) / Z
 
 
 @lru_cache(maxsize=2)
@@ -59,22 +70,31 @@ def bootstrap(
     """The interval of each measure, which takes what images weigh, (images, draws), and gives (draws,).
 
     What drawing adds to a measure by itself, as to a calibration error, is taken off twice: of the draws, and
-    of the value, which is of images that were drawn, too. The value is inside, no end above all draws.
+    of the value, which is of images that were drawn, too. The value is inside. Of groups the ends are as much
+    further off as so few want (Hesterberg 2015); of too few, and where no draw differs, there are none, but
+    Wilson's of shares.
     """
     from torch import from_numpy  # whoever has no network to measure does without
 
     step, found, parts = max(1, BLOCK // images), {}, []
     places = np.arange(images) if groups is None else groups
-    units = int(places.max()) + 1
+    units, wider = int(places.max()) + 1, 1.0
+    if groups is not None:
+        if units < FEWEST:
+            return {}
+        wider = _wider(units) * math.sqrt(units / (units - 1))
     for at in range(0, DRAWS, step):
         drawn = draws(units)[places, at : at + step].astype(float)
         parts.append(measure(from_numpy(drawn * (images / drawn.sum(0)))))
     for name, value in measure(from_numpy(np.ones((images, 1)))).items():
         drawn = np.concatenate([part[name] for part in parts])
-        low, high = np.nanquantile(drawn, ENDS) - 2 * (np.nanmean(drawn) - float(value))
-        if low == high and 0 <= value <= 1:  # all answers alike: no draw differs
-            low, high = wilson(float(value), units)
-        found[name] = (float(min(max(low, 0.0), value)), float(max(min(high, np.nanmax(drawn)), value)))
+        value, ends = float(value), np.nanquantile(drawn, ENDS)
+        if ends[0] < ends[1]:
+            low, high = (value + wider * (ends - value - 2 * (np.nanmean(drawn) - value))).tolist()
+            top = 1.0 if name in (*SHARES, "calibration_error") else math.inf
+            found[name] = (min(max(low, 0.0), value), max(min(high, top), value))
+        elif name in SHARES:
+            found[name] = wilson(value, units)
     return found
 
 

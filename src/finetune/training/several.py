@@ -110,7 +110,7 @@ def measure_labels(
     return {
         "pictures": len(labels),
         **as_floats(measures),
-        **separation(logits.flatten(), labels.flatten() == 1),
+        **(separation(logits.flatten(), labels.flatten() == 1) if known else {}),
         "roc_auc": sum(known) / len(known) if known else None,
         "log_loss": float(losses.mean()),
         "at_thresholds": as_floats(several_labels(moved, labels, images)) if thresholds else None,

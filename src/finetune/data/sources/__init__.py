@@ -130,7 +130,7 @@ def gather(
         raise RequestError(f"data.root: expected {entry.root} with data={source}: data.root=path/to/it")
     taken = {name: asked[name] for name in entry.takes if asked.get(name) is not None}
     found = entry.find(root, **taken) if entry.root else entry.find(**taken)
-    if source in ("folder", "csv", "webdataset"):  # the names in others are made with care
+    if source in ("folder", "csv", "webdataset") or is_given(source):  # others' are made with care
         found = replace(found, warnings=found.warnings + odd_names(found.classes))
     if found.digests:
         return found
@@ -196,7 +196,7 @@ def _check_something_trains(dataset: Dataset, found: LabeledImages) -> None:
         why = "".join(f"; {line}" for line in found.warnings)
         raise RequestError(f"{found.setting}: expected two classes or more; {only}{why}")
     if found.empty:
-        expected = "expected images to train on in every class folder"
+        expected = "expected images to train on in every class folder, or of every column's label"
         raise RequestError(f"{found.setting}: {expected}; none in {brief(found.empty)}")
     if not train and dataset.own_split:
         there = " and ".join(side for side, number in dataset.counts().items() if number)

@@ -71,7 +71,7 @@ def read_cells(path: Path, setting: str) -> Cells:
     """
     if not (path.is_file() and is_table(path)):
         there = "this is none" if path.exists() else "there is none"
-        raise RequestError(f"{setting}: expected a table, .csv, .tsv, .parquet or .arrow; {there}")
+        raise RequestError(f"{setting}: expected a table ({', '.join(READERS)}); {there}")
     kind = path.suffix.lower()
     try:
         cells = READERS[kind](path, setting)

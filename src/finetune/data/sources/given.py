@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -118,7 +118,10 @@ def _classes_of(every: dict[str, Any], setting: str) -> tuple[str, ...]:
 
 def _pairs(thing: Any, setting: str) -> Any:
     """What gives (image, label) by its index, and has a length."""
-    if isinstance(thing, tuple) and len(thing) == 2 and len(thing[0]) == len(thing[1]):
+    alike = False
+    with suppress(TypeError):  # of what has no length
+        alike = isinstance(thing, tuple) and len(thing) == 2 and len(thing[0]) == len(thing[1])
+    if alike:
         return list(zip(*thing, strict=True))
     indexed = hasattr(thing, "__len__") and hasattr(thing, "__getitem__") and not hasattr(thing, "to_csv")
     if isinstance(thing, tuple) or not indexed or not len(thing) or not isinstance(thing[0], tuple | list):

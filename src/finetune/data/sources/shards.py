@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -105,10 +106,12 @@ def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], Counter[str]]:
 
 
 def _text(image: Stored, label: bytes, setting: str) -> str:
-    try:
-        return label.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise RequestError(f"{setting}: expected a label in UTF-8 for {image}") from None
+    text = ""
+    with suppress(UnicodeDecodeError):
+        text = label.decode("utf-8-sig").strip()
+    if not text:
+        raise RequestError(f"{setting}: expected a label in UTF-8 for {image}")
+    return text
 
 
 def _grouped(shard: BinaryIO) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:

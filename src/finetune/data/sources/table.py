@@ -32,6 +32,7 @@ from finetune.data.sources.walk import files_below, is_image
 from finetune.errors import RequestError, brief, counted
 
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
+UNKNOWN = ("none", "null", "nil", "na", "n/a", "\\n")  # as databases may write it, and a class may be named
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 # Columns by whose names images seem to belong together.
 TOGETHER = re.compile(r"patient|subject|person|group|case|slide|scene|video|session|animal|camera|site", re.I)
@@ -73,11 +74,13 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
     names = _labels(cells, columns, wanted.label_separator)
     if wanted.label_separator or any(len(some) != 1 for some in names):
         classes, labels = label_vectors(names)
-        if wanted.label_separator and max(map(len, names)) < 2:
+        if wanted.label_separator and {*map(len, names)} == {1}:
             warnings += (f"data.label_separator={wanted.label_separator}: no image has several labels",)
     else:
         classes, labels = number_classes([one for (one,) in names])
         warnings += _joint(classes)
+    if odd := [one for one in classes if one.lower() in UNKNOWN]:
+        warnings += (f"a class named {brief(odd)}: if that means a missing label, empty its cells",)
     sides = ["split"] if wanted.split != "none" and cells.places("split") else []
     group = [wanted.group_column] if wanted.group_column else []
     kept = [cells.column(name, "data.group_column", str) for name in group]
@@ -95,6 +98,7 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
         splits=own_splits(_splits(cells) if sides else ()),
         notes=(f"columns that are not read: {brief(unread)}{advice}",) if unread else (),
         warnings=cells.warnings + warnings,
+        empty=tuple({*columns} - {*classes}) if len(columns) > 1 else (),
         groups=["" if one.lower() in MISSING else one for one in kept[0]] if kept else (),
     )
 
@@ -130,11 +134,13 @@ def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[l
         alone = ([] if str(one).lower() in MISSING else [one] for one in labels)
         return [one if some is None else some for some, one in zip(lists, alone, strict=True)]
     if separator := separator or ("|" if any("|" in one for one in given) else None):
-        return [[part.strip() for part in one.split(separator) if part.strip()] for one in labels]
+        named = ("" if one.lower() in MISSING else one for one in labels)
+        return [[part.strip() for part in one.split(separator) if part.strip()] for one in named]
     if missing := [number for number, one in enumerate(labels) if one.lower() in MISSING]:
         told = f", not {labels[missing[0]]!r}" if labels[missing[0]] else ""
         told += f"; {len(missing):,} of {len(labels):,} rows have no label" if len(missing) > 1 else ""
-        raise RequestError(f"{cells.setting}: row {missing[0] + 1}: expected a path and a label{told}")
+        way = "data.label_separator='|' takes them as images without any"
+        raise RequestError(f"{cells.setting}: row {missing[0] + 1}: expected a path and a label{told}; {way}")
     return [[one] for one in labels]
 
 
