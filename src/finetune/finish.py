@@ -65,7 +65,7 @@ def finish(
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     with devices.threads(1):
         summary["files"] = folders.digests(folder)
-        if not (any(map(is_sweep, folder.parents)) or folders.is_phase(folder)):
+        if not (is_sweep(folder.parent) or folders.is_phase(folder)):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
     write_summary(folder, summary)
     if "tensorboard" not in prepared.settings.logger:

@@ -123,10 +123,6 @@ def run_hydra() -> NoReturn:
     parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
-    if parsed.experimental_rerun:  # it would run whatever a pickle holds
-        raise RequestError(
-            "--experimental-rerun: expected finetune resume RUN, or the settings as typed before"
-        )
     _refuse_hydras(parsed.overrides)
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
@@ -156,23 +152,17 @@ def run_hydra() -> NoReturn:
 
 
 def _refuse_hydras(overrides: Sequence[str]) -> None:
-    """Refuse settings of Hydra's that would move paths, lift what we refuse, or end in Hydra itself."""
-    for one in overrides:
-        key, _, value = one.lstrip("+~").partition("=")
-        plain, choice = value.strip("'\"").lower(), f"{key.replace('.', '/')}={value}, as it is a choice"
-        refused = {
-            "hydra.job.chdir": plain != "false" and "false; relative paths are those of where one types",
-            "hydra.run.dir": plain in ("", "null") and "a folder",
-            "hydra.sweep.dir": plain in ("", "null") and "a folder",
-            "hydra.sweeper": choice,
-            "hydra.launcher": choice,
-            "hydra.sweeper.params": "-m with what to sweep over as on any command line: -m seed=1,2",
-            "hydra.sweeper.max_batch_size": plain in ("0", "-1") and "1 or more",
-            "hydra.callbacks": "nothing; it is what refuses folders that are used",
-            "hydra.callbacks.folder": "nothing; it is what refuses folders that are used",
-        }
-        if expected := refused.get(key):
-            raise RequestError(f"{one.lstrip('+')}: expected {expected}")
+    """Refuse settings of Hydra's that would move relative paths, or that end in Hydra itself."""
+    for key, _, value in (one.lstrip("+").partition("=") for one in overrides):
+        expected = ""
+        if key == "hydra.job.chdir" and value.lower() == "true":
+            expected = "false; relative paths are those of the folder where the command is typed"
+        if key in ("hydra.sweeper", "hydra.launcher"):
+            expected = f"{key.replace('.', '/')}={value}, as it is a choice"
+        if key == "hydra.sweeper.params":
+            expected = "-m with what to sweep over as on any command line: -m seed=1,2"
+        if expected:
+            raise RequestError(f"{key}={value}: expected {expected}")
 
 
 def _drop_sweep() -> None:

@@ -83,9 +83,6 @@ def quoted(override: str, sweeps: bool = False) -> str:
     sweeps: whether a comma stands between several values.
     """
     key, _, value = override.partition("=")
-    if key in ("hydra.run.dir", "hydra.sweep.dir"):  # Hydra would make a folder named ~
-        value = os.path.expanduser(value)
-        override = f"{key}={value}"
     there = os.path.lexists(os.path.expanduser(value))
     if (
         key not in PLACES

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, counted, one_line, shown
-from finetune.runs.folder import FOLDS, PHASES, PLAN, find_run, is_sweep, pointer
+from finetune.runs.folder import FOLDS, PHASES, PLAN, is_sweep, pointer
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -47,9 +46,7 @@ def find_sweep(sweep: str) -> Path:
     folder = Path(sweep)
     if last := pointer(sweep):
         within = last.with_name("sweeps")
-        above = find_run(sweep).parents if last.exists() else ()  # a sweep may lie elsewhere
-        places = [*within.glob("*/*"), *filter(is_sweep, above)]
-        files = [file for name in (PLAN, "multirun.yaml") for one in places if (file := one / name).is_file()]
+        files = [file for name in (PLAN, "multirun.yaml") for file in within.glob(f"*/*/{name}")]
         if not files:
             raise RequestError(f"latest: expected a sweep in {within}; there is none here")
         return max(files, key=lambda file: file.stat().st_mtime).parent
@@ -80,21 +77,15 @@ def name_in_sweep(job: Path) -> str:
     sweep = next(filter(is_sweep, job.parents), job)
     if not (sweep / PLAN).is_file():
         return ""
-    jobs, shared = _asked(sweep, (sweep / PLAN).stat().st_mtime_ns)
-    own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
-    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
-    return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
-
-
-@lru_cache(1)  # of a thousand jobs each asks
-def _asked(sweep: Path, _: int) -> tuple[dict[Path, list[str]], set[str]]:
-    """The overrides of each job, by its folder, and those that all have; anew where the list is another."""
     try:
         planned = read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
         jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
-        return jobs, set.intersection(*map(set, jobs.values()))
+        shared = set.intersection(*map(set, jobs.values()))
     except (KeyError, TypeError):
         raise RequestError(f"{sweep / PLAN}: expected a sweep's jobs; it holds something else") from None
+    own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
+    return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
 
 
 def unescaped(override: str) -> str:
@@ -113,14 +104,14 @@ def read_yaml(file: Path) -> Any:
 def in_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts 2 before 10."""
     parts = re.findall(r"\d+|\D+", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def ranges(names: Iterable[str]) -> str:
     """Jobs by their names, in their order and few words: 0-3, 7, 10; the first where they are many."""
     runs: list[list[str]] = []
     for name in sorted(names, key=in_order):
-        if runs and name.isdecimal() and runs[-1][-1].isdecimal() and int(name) == int(runs[-1][-1]) + 1:
+        if runs and name.isdigit() and runs[-1][-1].isdigit() and int(name) == int(runs[-1][-1]) + 1:
             runs[-1].append(name)
         else:
             runs.append([name])
@@ -150,7 +141,9 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
-    found = (file.parent for file in folder.rglob("settings.json") if not _within(file.relative_to(folder)))
+    found = (
+        file.parent for file in folder.rglob("settings.json") if file.parents[1].name not in (FOLDS, PHASES)
+    )
     runs = sorted(found, key=lambda run: in_order(str(run)))
     if not runs:
         raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
@@ -159,11 +152,6 @@ def read_runs(folder: Path) -> list[SweepJob]:
         replace(read_job(run, []), overrides={key: str(value) for key, value in settings.items()})
         for run, settings in asked.items()
     ]
-
-
-def _within(file: Path) -> bool:
-    """Whether a file lies in a part of a run, or in a hidden folder, as an editor's."""
-    return file.parent.parent.name in (FOLDS, PHASES) or any(one.startswith(".") for one in file.parts)
 
 
 def counts_epochs(curves: list[dict[str, str]]) -> bool:

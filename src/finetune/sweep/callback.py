@@ -27,9 +27,6 @@ class FolderCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.get("resume"):
-            # The run keeps what it began with, whether it is resumed or the request refused.
-            if (Path(config.hydra.run.dir) / ".hydra").is_dir():
-                config.hydra.output_subdir = None
             return
         with suppress(OmegaConfBaseException):  # of a folder that cannot be made Hydra tells itself
             folder = Path(os.path.relpath(config.hydra.run.dir))

@@ -121,11 +121,9 @@ def alone_because(settings: Settings) -> str | None:
 
 def common(settings: Settings) -> str:
     """All that jobs must have in common to train together, as text."""
-    from finetune.model.build import brought  # imports torch
-
     shared: dict[str, Any] = settings.model_dump(exclude=set(OWN))
     shared["optimizer"] = settings.optimizer.name
-    if settings.weights == "random" or brought(settings.model):  # another seed may be another backbone
+    if settings.weights == "random":  # another seed is another backbone, and other features
         shared["seed"] = settings.seed
     return json.dumps(shared)
 

@@ -159,8 +159,8 @@ def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console
     settings = [
         " ".join(f"{name}={cell}" for name, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    ranks = [title for title in shorter if title in metrics][:1]
-    return _table({"#": shorter["#"], "settings": settings, **{title: shorter[title] for title in ranks}})
+    ranks = next(title for title in shorter if title in metrics)
+    return _table({"#": shorter["#"], "settings": settings, ranks: shorter[ranks]})
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
@@ -197,8 +197,7 @@ def _settings(board: Leaderboard, job: SweepJob, *more: str) -> str:
 def _brief(value: str) -> str:
     """A value, its number rounded to four digits where it is a long one."""
     try:
-        long = len(value) > 8 and not value.isdecimal() and "_" not in value  # 2024_01_15 is a name
-        return f"{float(value):.4g}" if long else value
+        return f"{float(value):.4g}" if len(value) > 8 and not value.isdigit() else value
     except ValueError:
         return value
 

@@ -53,7 +53,7 @@ def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
             study.tell(trial.number, state=TrialState.FAIL)
         # A resumed sampler must not draw again what it drew when the study began.
         study.sampler = SAMPLERS[sampler](seed + len(study.trials))
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:  # a driver, or a word
+    except (SQLAlchemyError, StorageInternalError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(
             f"hydra.sweeper.storage={storage}: expected a study's SQLite file ({reason})"

@@ -41,7 +41,7 @@ class ListedSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         folder = folder_of(self.config)
-        if is_sweep(folder) and any(folder.rglob("settings.json")):
+        if is_sweep(folder) and any(folder.glob("*/settings.json")):
             raise RequestError(
                 f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
                 f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
@@ -57,8 +57,6 @@ class ListedSweeper(BasicSweeper):
         assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
         found = plan(self.hydra_context.config_loader, self.config, jobs)
-        if not found:
-            raise RequestError("-m: expected values to sweep over; there are none")
         if (wrong := found[0].wrong) and all(job.wrong == wrong for job in found):  # so the sweep is
             raise RequestError(wrong)
         write_plan(folder_of(self.config), found)

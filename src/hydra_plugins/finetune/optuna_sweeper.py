@@ -19,11 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from finetune.atomic import write_atomically
 from finetune.choices.best import NAMES, deciding
 from finetune.errors import RequestError, counted, shown, tell
-from finetune.runs.folder import is_sweep, one_writer
+from finetune.runs.folder import one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
 from finetune.sweep.planned import folder_of, list_planned, plan, write_plan
-from finetune.sweep.search import recorded
 
 SAMPLERS = ("tpe", "gp", "random")
 
@@ -90,10 +89,6 @@ class OptunaSweeper(Sweeper):
         space = read_space(parser.parse_overrides(arguments))
         self.validate_batch_is_legal(space.examples())  # a choice that Hydra refuses is told now
         folder = folder_of(self.config)
-        if is_sweep(folder) and recorded(folder / "multirun.yaml")[0] == "basic":
-            raise RequestError(
-                f"hydra.sweep.dir={folder}: expected a new folder, or a search's; it holds a sweep"
-            )
         with one_writer(folder):
             return self._search(folder, space)
 
@@ -127,11 +122,9 @@ class OptunaSweeper(Sweeper):
             ) from None
         jobs = [job for trial in trials for job in space.jobs(trial.params)]
         known = list_planned(folder)
-        used = [int(job.name) for job in folder.iterdir() if job.name.isdecimal()]
+        used = [int(job.name) for job in folder.iterdir() if job.name.isdigit()]
         first = max(len(known), 1 + max(used, default=-1))  # a resumed search goes on with new jobs
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
-        if not known and len(new) > 1 and new[0].wrong and len({job.wrong for job in new}) == 1:
-            raise RequestError(new[0].wrong)  # and so are all others
         write_plan(folder, [*known, *new])
         returns = list(self.launcher.launch(jobs, initial_job_idx=first))
         each = len(space.seeds)
