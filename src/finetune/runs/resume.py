@@ -21,6 +21,7 @@ from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
 from finetune.runs.epochs import differs_in_epochs
+from finetune.runs.folder import sweep_of
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import counts_epochs, overrides_of
@@ -73,7 +74,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
     if resume_state is None:
         return None
     if resume_state.together:
-        sweep, job = (shlex.quote(str(path)) for path in (folder.parent, folder))
+        sweep, job = (shlex.quote(str(path)) for path in (sweep_of(folder) or folder.parent, folder))
         raise RequestError(
             f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
             f" {sweep} goes on with its sweep, and weights={job} starts a new run from its weights"

@@ -17,6 +17,8 @@ from finetune.runs.folder import refuse_used
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
+# What Hydra wrote of a run that is to be resumed, before it wrote what is asked for now.
+BEFORE: ContextVar[dict[Path, bytes] | None] = ContextVar("before", default=None)
 
 
 class FolderCallback(Callback):
@@ -26,7 +28,11 @@ class FolderCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        BEFORE.set(None)
         if config.get("resume"):
+            written = Path(str(config.hydra.run.dir)) / ".hydra"
+            if (written.parent / "settings.json").is_file():
+                BEFORE.set({file: file.read_bytes() for file in written.glob("*.yaml")})
             return
         with suppress(OmegaConfBaseException):  # of a folder that cannot be made Hydra tells itself
             folder = Path(os.path.relpath(config.hydra.run.dir))

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter
@@ -104,6 +104,19 @@ def _no_folder(sweep: Path) -> RequestError:
         f"hydra.sweep.subdir: expected for each job a folder of its own within {sweep}, whose name is known"
         " before it begins, as ${hydra.job.num}"
     )
+
+
+def refuse_empty(overrides: Sequence[Override]) -> None:
+    """Raise RequestError where there is nothing to sweep over."""
+    for one in overrides:
+        if one.is_discrete_sweep() and not [*one.sweep_iterator()]:
+            raise RequestError(f"{one.input_line}: expected one value or more to sweep over; this has none")
+
+
+def refuse_alike(jobs: Sequence[Planned]) -> None:
+    """Raise RequestError where the same is wrong with every job by its settings alone: so the sweep is."""
+    if (wrong := jobs[0].wrong) and all(job.wrong == wrong for job in jobs):
+        raise RequestError(wrong)
 
 
 def write_plan(sweep: Path, jobs: Sequence[Planned]) -> None:

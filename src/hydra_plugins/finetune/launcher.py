@@ -24,7 +24,7 @@ from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
 from finetune.errors import RequestError
 from finetune.runs.folder import is_sweep, one_writer
-from finetune.sweep.planned import folder_of, plan, write_plan
+from finetune.sweep.planned import folder_of, plan, refuse_alike, refuse_empty, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -41,24 +41,27 @@ class ListedSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         folder = folder_of(self.config)
-        if is_sweep(folder) and any(folder.glob("*/settings.json")):
+        if is_sweep(folder) and any(folder.rglob("settings.json")):
             raise RequestError(
                 f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
                 f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
             )
+        refuse_empty(OverridesParser.create(config_loader=self._loader()).parse_overrides(arguments))
         with one_writer(folder):
             return super().sweep(arguments)
+
+    def _loader(self) -> ConfigLoader:
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """With the first batch compose all of them: what is wrong with the last is told before one trains."""
         if self.batch_index > 1:
             return
         assert self.overrides is not None
-        assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        found = plan(self.hydra_context.config_loader, self.config, jobs)
-        if (wrong := found[0].wrong) and all(job.wrong == wrong for job in found):  # so the sweep is
-            raise RequestError(wrong)
+        found = plan(self._loader(), self.config, jobs)
+        refuse_alike(found)
         write_plan(folder_of(self.config), found)
 
 
