@@ -58,7 +58,7 @@ def test_jobs_of_their_own_stay_alone_however_alike() -> None:
 
 @pytest.mark.parametrize("override", ["weights=random", "batchnorm=auto", "model=python:net"])
 def test_what_follows_from_the_seed_is_frozen_for_jobs_of_that_seed(override: str) -> None:
-    """A random backbone, the folds that decide on BatchNorm, a model that draws what it brings no weights for."""
+    """A random backbone, the folds that decide on BatchNorm, what a model that is brought draws."""
     jobs = [plan(number, override, f"seed={number % 2}") for number in range(4)]
     assert [[one.number for one in group] for group in groups(jobs)] == [[0, 2], [1, 3]]
 
