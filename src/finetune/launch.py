@@ -20,16 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.atomic import write_atomically
 from finetune.config import compose
-from finetune.config.hydras import refuse_hydras
 from finetune.config.messages import unknown_option
 from finetune.config.shipped import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
 from finetune.runs.folder import drop_unused, find_run, is_sweep, pointer
 from finetune.runs.settings import read_settings
-from finetune.runs.sweeps import newest
+from finetune.runs.sweeps import find_latest
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import BEFORE, SWEEP
+from finetune.sweep.callback import BEFORE, SWEEP, refuse_hydras
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
@@ -81,7 +80,7 @@ class Task:
                 drop_unused(folder)
         except (RequestError, RunError) as error:
             self.error = error
-            for file, content in (BEFORE.get() or {}).items() if isinstance(error, RequestError) else ():
+            for file, content in BEFORE.get({}).items() if isinstance(error, RequestError) else ():
                 write_atomically(file, content)
             drop_unused(folder)
         return None
@@ -131,9 +130,7 @@ def run_hydra() -> NoReturn:
     if unknown:
         raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
     if parsed.experimental_rerun:
-        raise RequestError(
-            "--experimental-rerun: expected the command itself; finetune resume goes on with a run"
-        )
+        raise RequestError("--experimental-rerun: expected the command itself, typed again")
     refuse_hydras(parsed.overrides)
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
@@ -205,7 +202,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     """
     folder = Path(run)
     if last := pointer(run):
-        folder = newest(last)
+        folder = find_latest(last)
     sweep = is_sweep(folder)
     search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:

@@ -55,6 +55,8 @@ def finished(accuracy: float, loss: float = 1.0, test: float = 0.5, seconds: flo
         "val": {"accuracy": accuracy, "loss": loss},
         "test": {"accuracy": test, "loss": 1.5},
         "timing": {"total": seconds},
+        **{"epochs": 1, "best_epoch": 1, "classes": [], "calibration": None, "features": None},
+        **{"data": {}, "weights": {}, "preprocessing": {}},
     }
 
 

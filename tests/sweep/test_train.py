@@ -207,7 +207,7 @@ def test_a_sweep_in_a_folder_that_holds_one_is_refused(
         (["seed=2,3"], "a new folder; this one holds a sweep"),
         (
             ["hydra/sweeper=optuna", "optimizer.lr=0.1,0.2"],
-            "a new folder, or a search's; this one holds a sweep",
+            "a new folder; this one holds another sweep",
         ),
     ):
         ended = train(*again, *more)

@@ -29,11 +29,10 @@ from finetune.errors import RequestError, brief, near, shown
 COMMENTED = ("optimizer", "trainer")  # the other groups' settings stand in config.yaml
 GROUPS = (*SECTIONS, "experiment")  # folders of configs; one file of each is chosen by its name
 # Settings whose values are paths and names, in whatever letters.
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 PLACES = (
-    *FOLDERS,
     *("data.root", "data.name", "data.image_column", "data.label_column", "weights", "cache_dir"),
     *("data.label_separator", "data.image_folder", "data.image_suffix"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
 )
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 # What composing raises where the request is wrong; a group's name that is no text is a ValueError.
@@ -85,10 +84,10 @@ def quoted(override: str, sweeps: bool = False) -> str:
     sweeps: whether a comma stands between several values.
     """
     key, _, value = override.partition("=")
-    if key in FOLDERS:
+    if key in PLACES and key.startswith("hydra."):
         override = f"{key}={(value := os.path.expanduser(value))}"
     there = os.path.lexists(os.path.expanduser(value))
-    if sweeps and key in PLACES and not there and re.fullmatch(r"[^'\"\[\](){}\\]*,[^'\"\[\](){}\\]*", value):
+    if sweeps and key in PLACES and not there and re.fullmatch(r"[^'\"\[\](){}\\]+,[^'\"\[\](){}\\]+", value):
         return f"{key}=" + ",".join(quoted(f"{key}={one}").partition("=")[2] for one in value.split(","))
     if (
         key not in PLACES

@@ -141,8 +141,7 @@ def find_run(run: str) -> Path:
 
 def logdir(folder: Path) -> Path:
     """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
-    alone = LATEST.parent if LATEST.parent in folder.parents else folder
-    return sweep_of(folder) or alone
+    return sweep_of(folder) or (LATEST.parent if LATEST.parent in folder.parents else folder)
 
 
 def refuse_used(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from finetune.atomic import sha256_of
+from finetune.atomic import holds, sha256_of
 from finetune.cells import read_table, table_of
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
@@ -46,6 +46,10 @@ TOLD = {
     "compiled": "compile",
     "processes": "trainer.devices: the number of processes",
 }
+
+# What a checkpoint holds, and it says of where it came from, whichever version wrote it.
+HELD = {"global_step": int, "origin": dict, "state_dict": dict, "optimizer_states": list}
+ORIGIN = {"classes": list, "device": str, "kept": bool, "augment": str, "compiled": bool, "versions": dict}
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         forget_refitted(folder)
     path, content = checkpoint
     together = "together" in content
-    if not {"global_step", "origin", *(() if together else ("loops", "callbacks"))} <= content.keys():
+    kinds = HELD | ({"together": dict} if together else {"loops": dict, "callbacks": dict})
+    told = holds(content, kinds) and holds(content["origin"], ORIGIN) and content["epoch"] >= 0
+    if not (told and str(content.get("curves") or "epoch,").startswith("epoch,")):
         raise RequestError(
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
             " a new run from its weights"

@@ -18,7 +18,7 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, counted, one_line, shown
-from finetune.runs.folder import FOLDS, LATEST, PHASES, PLAN, find_run, is_sweep, pointer, sweep_of
+from finetune.runs.folder import FOLDS, LATEST, PHASES, PLAN, find_run, pointer, sweep_of
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -47,9 +47,6 @@ def find_sweep(sweep: str) -> Path:
     """The folder that `SWEEP` means, a path or `latest`, the one begun last; raises RequestError of none."""
     folder = Path(sweep)
     if last := pointer(sweep):
-        with suppress(RequestError):  # what came last may be a run, or one that has gone
-            if is_sweep(found := newest(last)):
-                return found
         if not (begun := _begun(last)):
             raise RequestError(f"latest: expected a sweep in {last.with_name('sweeps')}; there is none here")
         return begun[max(begun)]
@@ -58,19 +55,22 @@ def find_sweep(sweep: str) -> Path:
     return folder
 
 
-def newest(file: Path) -> Path:
+def find_latest(file: Path) -> Path:
     """What came last, by the file that names the newest run: that run, or the sweep that it is of."""
     begun = _begun(file)
-    if begun and not (file.exists() and file.stat().st_mtime >= max(begun)):
-        return begun[max(begun)]  # stopped before any of its jobs had begun
-    last = find_run("latest" if file == LATEST else str(file))
-    return sweep_of(last) or last
+    if begun and not (file.exists() and file.stat().st_mtime > max(begun)):
+        return begun[max(begun)]
+    return find_run("latest" if file == LATEST else str(file))
 
 
 def _begun(file: Path) -> dict[float, Path]:
-    """The sweeps in folders that were made for them, by when they began."""
+    """The sweeps in folders that were made for them, and that of the newest run, by when they began."""
     plans = (plan for name in (PLAN, "multirun.yaml") for plan in file.parent.glob(f"sweeps/*/*/{name}"))
-    return {plan.stat().st_mtime: plan.parent for plan in plans}
+    begun = {plan.stat().st_mtime: plan.parent for plan in plans}
+    with suppress(RequestError):  # a run that has gone
+        if sweep := sweep_of(find_run("latest" if file == LATEST else str(file))):
+            begun[file.stat().st_mtime] = sweep
+    return begun
 
 
 def job_folders(sweep: Path) -> list[Path]:
@@ -166,15 +166,10 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
-    # Not those of a run's folds and phases; what begins with a dot is other programs'.
-    found = (
-        file.parent
-        for file in folder.rglob("settings.json")
-        if file.parent.parent.name not in (FOLDS, PHASES)
-    )
-    hidden = re.compile(r"(^|/)\.[^/]")
-    runs = [run for run in found if not hidden.search(run.relative_to(folder).as_posix())]
-    runs.sort(key=lambda run: in_order(str(run)))
+    found = [file.parent for file in folder.rglob("settings.json")]
+    found = [run for run in found if run.parent.name not in (FOLDS, PHASES)]  # which are a run's own
+    own = [run for run in found if not any(part[0] == "." for part in run.relative_to(folder).parts)]
+    runs = sorted(own, key=lambda run: in_order(str(run)))
     if not runs:
         raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
     asked = {run: flat(read_settings(run).model_dump()) for run in runs}

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter
@@ -62,9 +62,12 @@ def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], fir
     sweep: its config. first: the number of the first job.
 
     Raises:
-        RequestError: a job has no folder of its own within the sweep's.
+        RequestError: there is none, or a job has no folder of its own within the sweep's.
         HydraException: an override is wrong.
     """
+    if not jobs:
+        typed = " ".join(sweep.hydra.overrides.task)
+        raise RequestError(f"{typed}: expected one value or more of each setting; of one there is none")
     hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
     try:
         composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first)]
@@ -104,13 +107,6 @@ def _no_folder(sweep: Path) -> RequestError:
         f"hydra.sweep.subdir: expected for each job a folder of its own within {sweep}, whose name is known"
         " before it begins, as ${hydra.job.num}"
     )
-
-
-def refuse_empty(overrides: Sequence[Override]) -> None:
-    """Raise RequestError where there is nothing to sweep over."""
-    for one in overrides:
-        if one.is_discrete_sweep() and not [*one.sweep_iterator()]:
-            raise RequestError(f"{one.input_line}: expected one value or more to sweep over; this has none")
 
 
 def refuse_alike(jobs: Sequence[Planned]) -> None:

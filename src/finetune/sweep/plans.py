@@ -125,9 +125,8 @@ def common(settings: Settings) -> str:
     shared["optimizer"] = settings.optimizer.name
     from finetune.model.build import brought  # it imports torch
 
-    # By another seed another backbone is drawn, or other folds decide, and what is frozen is another.
-    drawn = settings.weights == "random" or (settings.weights == "auto" and brought(settings.model))
-    if drawn or settings.batchnorm == "auto":
+    random = settings.weights == "random" or (settings.weights == "auto" and brought(settings.model))
+    if random or settings.batchnorm == "auto":  # another seed is another backbone, or other folds decide
         shared["seed"] = settings.seed
     return json.dumps(shared)
 

@@ -49,8 +49,7 @@ def _unfinished(folder: Path) -> list[Plan]:
     """The jobs without a result, in folders that hold nothing but what Hydra writes there, or a run."""
     plans = []
     for place, job in enumerate(planned(folder)):
-        status = (read_summary(job.folder) or {}).get("status")
-        if status == "finished":
+        if (read_summary(job.folder) or {}).get("status") == "finished":
             continue
         plan = Plan(int(job.folder.name) if job.folder.name.isdecimal() else place, job.folder, job.overrides)
         try:

@@ -24,7 +24,7 @@ from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
 from finetune.errors import RequestError
 from finetune.runs.folder import is_sweep, one_writer
-from finetune.sweep.planned import folder_of, plan, refuse_alike, refuse_empty, write_plan
+from finetune.sweep.planned import folder_of, plan, refuse_alike, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -37,7 +37,8 @@ ConfigStore.instance().store(
 class ListedSweeper(BasicSweeper):
     """Hydra's `basic`; holds the sweep's folder, and lists all jobs in it before the first of them begins."""
 
-    config: Any  # from here on it is set
+    config: Any  # from here on they are set
+    hydra_context: Any
 
     def sweep(self, arguments: list[str]) -> Any:
         folder = folder_of(self.config)
@@ -46,13 +47,8 @@ class ListedSweeper(BasicSweeper):
                 f"hydra.sweep.dir={folder}: expected a new folder; this one holds a sweep's jobs"
                 f" (finetune resume {shlex.quote(str(folder))} goes on with them)"
             )
-        refuse_empty(OverridesParser.create(config_loader=self._loader()).parse_overrides(arguments))
         with one_writer(folder):
             return super().sweep(arguments)
-
-    def _loader(self) -> ConfigLoader:
-        assert self.hydra_context is not None
-        return self.hydra_context.config_loader
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """With the first batch compose all of them: what is wrong with the last is told before one trains."""
@@ -60,7 +56,7 @@ class ListedSweeper(BasicSweeper):
             return
         assert self.overrides is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        found = plan(self._loader(), self.config, jobs)
+        found = plan(self.hydra_context.config_loader, self.config, jobs)
         refuse_alike(found)
         write_plan(folder_of(self.config), found)
 

@@ -22,8 +22,8 @@ from finetune.errors import RequestError, counted, shown, tell
 from finetune.runs.folder import is_sweep, one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import folder_of, list_planned, plan, refuse_alike, refuse_empty, write_plan
-from finetune.sweep.search import sweeper_of
+from finetune.sweep.planned import folder_of, list_planned, plan, refuse_alike, write_plan
+from finetune.sweep.search import recorded
 
 SAMPLERS = ("tpe", "gp", "random")
 
@@ -87,14 +87,14 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins.finetune._study import read_space
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        refuse_empty(overrides := parser.parse_overrides(arguments))
-        space = read_space(overrides)
+        space = read_space(parser.parse_overrides(arguments))
         # What is wrong with a choice, or with every job, is told now.
         refuse_alike(plan(self.hydra_context.config_loader, self.config, space.examples()))
         folder = folder_of(self.config)
-        if is_sweep(folder) and sweeper_of(folder) == "basic":
-            expected = "expected a new folder, or a search's; this one holds a sweep's jobs"
-            raise RequestError(f"hydra.sweep.dir={folder}: {expected}")
+        if is_sweep(folder) and recorded(folder)[0] == "basic":
+            raise RequestError(
+                f"hydra.sweep.dir={folder}: expected a new folder; this one holds another sweep"
+            )
         with one_writer(folder):
             return self._search(folder, space)
 
