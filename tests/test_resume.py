@@ -234,7 +234,9 @@ def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None
         assert again.out == "finished run has ended, after epoch 1; nothing to do\n"
     assert {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()} == before
 
+    asked = {path: path.read_bytes() for path in Path("run/.hydra").iterdir()}
     ended = command("train", *QUICKER, "resume=auto", "freeze=all")
+    assert {path: path.read_bytes() for path in Path("run/.hydra").iterdir()} == asked
     assert ended.code == 2
     assert ended.err.startswith("error: freeze=[all]: expected [through:layer3], as run/settings.json has it")
     assert command("train", *QUICKER).code == 2  # without resume nothing is trained into

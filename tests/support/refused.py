@@ -325,10 +325,14 @@ REFUSED_BY_HYDRA = [
         "hydra.sweeper.max_batch_size=0: expected 1 or more, or null",
     ),
     ("--experimental-rerun here", "--experimental-rerun: expected the command itself"),
-    ("-m seed=range(0,0)", "seed=range(0,0): expected one value or more of each setting; of one"),
+    ("-m seed=range(0,0)", "seed=range(0,0): expected one value or more of each; there is none"),
     ("-m optimizer=glob(x*)", "optimizer=glob(x*): expected one value or more of each"),
     ("-m seed=glob(*)", "seed=glob(*): expected one value or more of each"),
     ("-m hydra/sweeper=optuna seed=1,2 head=auto,10 epochs=0", "epochs=0: expected 1 or more"),
+    (
+        "-m hydra/sweeper=optuna optimizer.lr=0.1,0.2 hydra.sweeper.storage=postgresql://x/y",
+        "hydra.sweeper.storage=postgresql://x/y: expected a study's SQLite file (",
+    ),
     ("-m hydra.sweeper.params={seed:1}", "hydra.sweeper.params={seed:1}: expected -m with what to sweep"),
     (
         "optimizer=adamw optimizer.momentum=0.5",

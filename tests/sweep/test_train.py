@@ -160,14 +160,24 @@ def test_a_job_that_cannot_write_is_told_and_the_others_finish(
 ) -> None:
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "0" / "metrics.csv").mkdir()  # as when the disk refuses
-    ended = train("-m", *knobs, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    (tmp_path / "sweep" / "2" / "predictions.csv").mkdir(parents=True)
+    ended = train("-m", *knobs, "seed=0,1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert ended.code == 1
-    assert ended.err.count("\n") == 1
+    assert ended.err.count("\n") == 2
     assert ended.err.startswith("error: job 0 (seed=0): ")
+    assert "error: job 2 (seed=2): " in ended.err
+    assert "predictions.csv: cannot be written: Is a directory\n" in ended.err
     assert "metrics.csv: cannot be written: Is a directory; no epoch was finished" in ended.err
     assert "together" in ended.out
     assert summary_of(tmp_path / "sweep" / "0")["status"] == "failed"
     assert summary_of(tmp_path / "sweep" / "1")["status"] == "finished"
+    (tmp_path / "sweep" / "2" / "predictions.csv").rmdir()
+    before = checkpoint(tmp_path / "sweep" / "2")["state_dict"]
+    (tmp_path / "sweep" / "2" / "mine.txt").touch()
+    resume_sweep(tmp_path / "sweep", Console(quiet=True))
+    assert summary_of(tmp_path / "sweep" / "2")["status"] == "finished"
+    assert (tmp_path / "sweep" / "2" / "mine.txt").exists()  # it did not begin anew
+    torch.testing.assert_close(checkpoint(tmp_path / "sweep" / "2")["state_dict"], before, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -203,6 +213,7 @@ def test_a_sweep_in_a_folder_that_holds_one_is_refused(
     again = ["-m", *knobs, "epochs=1", "hydra.sweep.dir=here", "hydra.sweep.subdir=deep/${hydra.job.num}"]
     assert train(*again, "seed=0,1").code == 0
     before = {file: file.read_bytes() for file in Path("here").rglob("*") if file.is_file()}
+    assert not [file for file in before if file.name == "report.html" and file.parent != Path("here")]
     for more, expected in (
         (["seed=2,3"], "a new folder; this one holds a sweep"),
         (

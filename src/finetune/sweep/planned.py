@@ -66,8 +66,8 @@ def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], fir
         HydraException: an override is wrong.
     """
     if not jobs:
-        typed = " ".join(sweep.hydra.overrides.task)
-        raise RequestError(f"{typed}: expected one value or more of each setting; of one there is none")
+        sought = " ".join(one for one in sweep.hydra.overrides.task if "(" in one)  # a range, or a pattern
+        raise RequestError(f"{sought}: expected one value or more of each; there is none")
     hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
     try:
         composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first)]
