@@ -176,8 +176,8 @@ def fit(  # noqa: PLR0913  # an editor completes them
         raise RequestError("transform: expected no data.augment with it")
     asked = settings_from({key: one for key, one in told.items() if one is not None} | settings)
     wanted = time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-    brought = folder is not None and Path(folder).exists()
-    place = Path(free_folder(wanted)) if folder is None else Path(folder)
+    brought = folder is not None and Path(folder).expanduser().exists()
+    place = Path(free_folder(wanted)) if folder is None else Path(folder).expanduser()
     try:
         return Run(place, run(asked, place, Screen(quiet=quiet)))
     finally:

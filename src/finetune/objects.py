@@ -131,6 +131,8 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, list | tuple):
         return [*map(_plain, value)]
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 

@@ -123,7 +123,10 @@ def common(settings: Settings) -> str:
     """All that jobs must have in common to train together, as text."""
     shared: dict[str, Any] = settings.model_dump(exclude=set(OWN))
     shared["optimizer"] = settings.optimizer.name
-    if settings.weights == "random":  # another seed is another backbone, and other features
+    from finetune.model.build import brought  # it imports torch
+
+    random = settings.weights == "random" or (settings.weights == "auto" and brought(settings.model))
+    if random or settings.batchnorm == "auto":  # another seed is another backbone, or other folds decide
         shared["seed"] = settings.seed
     return json.dumps(shared)
 

@@ -159,8 +159,8 @@ def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console
     settings = [
         " ".join(f"{name}={cell}" for name, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    ranks = next(title for title in shorter if title in metrics)
-    return _table({"#": shorter["#"], "settings": settings, ranks: shorter[ranks]})
+    ranks = [title for title in shorter if title in metrics][:1]  # without validation and test there is none
+    return _table({"#": shorter["#"], "settings": settings, **{title: shorter[title] for title in ranks}})
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
@@ -195,11 +195,9 @@ def _settings(board: Leaderboard, job: SweepJob, *more: str) -> str:
 
 
 def _brief(value: str) -> str:
-    """A value, its number rounded to four digits where it is a long one."""
-    try:
-        return f"{float(value):.4g}" if len(value) > 8 and not value.isdigit() else value
-    except ValueError:
-        return value
+    """A value, its number rounded to four digits where it is a long one, and a fraction."""
+    long = len(value) > 8 and re.fullmatch(r"[+-]?\d*(\.\d+(e[+-]?\d+)?|e[+-]?\d+)", value.lower())
+    return f"{float(value):.4g}" if long else value
 
 
 def title_of(metric: str) -> str:

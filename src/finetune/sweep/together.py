@@ -79,7 +79,7 @@ def train_together(
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         _take_backbone(job)
         quiet, own = Screen(quiet=True), training / len(jobs)
-        with kept(quiet, job.folder / folders.LOG):
+        with failing([plan]), board, kept(quiet, job.folder / folders.LOG):
             plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
     _say_done(plans, prepared, console)
 
