@@ -96,14 +96,14 @@ def compare_images(
     cosines = cosine_similarity(features[ends[:, 0]], features[ends[:, 1]]).tolist()
     near = [(a, b, how) for (a, b), how in zip(ends.tolist(), cosines, strict=True) if how >= ALIKE]
     yield from copies(data, sides, near + [pair for pair in same if pair[0] != pair[1]])
-    yield from wrong_labels(joined(data, near), features, seed)
+    yield from wrong_labels(copies_together(data, near), features, seed)
     far = np.log(distances[:, :5].mean(1).clip(1e-12))
     far -= np.median(far)
     for place in np.flatnonzero(far > UNLIKE * np.quantile(far, 0.75) / 0.6745):
         yield Finding("outliers", int(single[place]), float(np.exp(far[place])))
 
 
-def joined(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
+def copies_together(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
     """The same where no copy of an image is solved for while it is held out, nor what stays with either."""
     unit = np.unique(data.units or data.digests, return_inverse=True)[1]
     ends = unit[[pair[:2] for pair in near]] if near else np.zeros((0, 2), int)

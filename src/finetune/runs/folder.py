@@ -110,7 +110,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def sweep_of(folder: Path) -> Path | None:
-    """The sweep that a folder is within, of a job or anything of it; None where it is within none."""
+    """The sweep that a job's folder, or one in it, is within; None where it is within none."""
     return next(filter(is_sweep, folder.parents), None)
 
 
@@ -137,11 +137,6 @@ def find_run(run: str) -> Path:
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
-
-
-def logdir(folder: Path) -> Path:
-    """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
-    return sweep_of(folder) or (LATEST.parent if LATEST.parent in folder.parents else folder)
 
 
 def refuse_used(folder: Path) -> None:

@@ -19,7 +19,11 @@ FINISHED = {
     **dict.fromkeys(("val", "test", "calibration", "features"), dict | None),
     **{"epochs": int, "best_epoch": int, "classes": list},
 }
-KINDS = {"finished": FINISHED, "failed": {"reason": str}, "interrupted": {"reason": str}}
+KINDS: dict[str, dict[str, Any]] = {
+    "finished": FINISHED,
+    "failed": {"reason": str},
+    "interrupted": {"reason": str},
+}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -73,6 +73,11 @@ def _begun(file: Path) -> dict[float, Path]:
     return begun
 
 
+def logdir(folder: Path) -> Path:
+    """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
+    return sweep_of(folder) or (LATEST.parent if LATEST.parent in folder.parents else folder)
+
+
 def job_folders(sweep: Path) -> list[Path]:
     """The folders of jobs in a sweep's, in the order of their numbers."""
     # Hydra opens its file before it writes: an empty one is of a process that was killed.
