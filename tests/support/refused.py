@@ -256,7 +256,7 @@ ONE_LINE: list[tuple[str, str, Callable[[Path], None] | None]] = [
     ),
     ("data=torchvision data.root=here", "data.name: expected a data set of torchvision.datasets", None),
     ("data=cifar10", "data.root: expected the folder that torchvision keeps the set in", None),
-    ("data=csv data.root=here", "data.root=here: expected a table, .csv, .tsv or .parquet", None),
+    ("data=csv data.root=here", "data.root=here: expected a table (.csv, .tsv, .parquet,", None),
     ("data.nested=true", "data.nested=true: expected data=folder with it", None),
     ("data.name=CIFAR10", "data.name=CIFAR10: expected data=torchvision or hf with it", None),
     (
