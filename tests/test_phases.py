@@ -24,7 +24,9 @@ from finetune.errors import Interrupted, RequestError
 from finetune.ladder import Ladder
 from finetune.objects import settings_from
 from finetune.run import run
+from finetune.runs.settings import read_settings
 from finetune.runs.sweeps import read_runs
+from finetune.sweep.planned import Planned, write_plan
 from finetune.training.callbacks import Curves
 from support.ended import Ended
 from support.runs import QUICK, checkpoint, summary_of, trained, whole_state
@@ -96,6 +98,20 @@ def test_together_they_are_one_run(phased: Path, command: Callable[..., Ended]) 
         ended = command("evaluate", "run")
     assert "test split: 8 images" in ended.out, ended
     assert command("resume", str(phased)).out.startswith("finished")
+
+
+def test_a_sweeps_job_whose_phases_have_ended_is_finished(
+    phased: Path, tmp_path: Path, command: Callable[..., Ended]
+) -> None:
+    job = Path(shutil.copytree(phased, tmp_path / "sweep" / "0"))
+    (job / "summary.json").unlink()
+    write_plan(job.parent, [Planned(job, [], read_settings(job).model_dump())])
+    noted = {"overrides": {"hydra": [], "task": []}, "runtime": {"choices": {"hydra/sweeper": "basic"}}}
+    (job.parent / "multirun.yaml").write_text(json.dumps({"hydra": noted}))
+    with chdir(phased.parent):
+        ended = command("resume", str(job.parent))
+    assert (ended.code, ended.err) == (0, "")
+    assert summary_of(job)["phase"] == summary_of(phased)["phase"]
 
 
 def test_a_new_run_starts_from_all_of_it(phased: Path, command: Callable[..., Ended]) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load, load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from finetune import build
+from finetune.errors import RequestError
+from finetune.runs.resume import read_resume_state
 from finetune.training.checkpoint import Checkpoints
 from support.ended import Ended
 from support.killed import at_checkpoint, in_phase
@@ -231,7 +234,9 @@ def test_resume_auto_starts_then_says_that_all_is_done(command: Command) -> None
         assert again.out == "finished run has ended, after epoch 1; nothing to do\n"
     assert {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()} == before
 
+    asked = {path: path.read_bytes() for path in Path("run/.hydra").iterdir()}
     ended = command("train", *QUICKER, "resume=auto", "freeze=all")
+    assert {path: path.read_bytes() for path in Path("run/.hydra").iterdir()} == asked
     assert ended.code == 2
     assert ended.err.startswith("error: freeze=[all]: expected [through:layer3], as run/settings.json has it")
     assert command("train", *QUICKER).code == 2  # without resume nothing is trained into
@@ -318,6 +323,27 @@ def test_what_is_no_run_is_one_line(command: Command, run: str, words: str) -> N
     ended = command("resume", run)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert ended.err.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"origin": 5}, {"origin": {}}, {"loops": None}, {"callbacks": 5}, {"state_dict": 3}, {"epoch": -5}),
+        *({"optimizer_states": None}, {"curves": "junk"}),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_without_a_digest_holds_what_a_run_goes_on_with(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    golden = Path(__file__).parent / "golden" / "runs" / "interrupted"
+    run = shutil.copytree(golden, tmp_path / "run")
+    assert read_resume_state(run)
+    last = run / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(last, weights_only=True) | changed, last)
+    shutil.copyfile(last, last.with_name("best.ckpt"))
+    with pytest.raises(RequestError, match=r"last\.ckpt: expected a checkpoint that says how to go on"):
+        read_resume_state(run)
 
 
 @pytest.mark.parametrize(("phase", "code"), [("extraction", signal.SIGTERM), ("checkpoint", signal.SIGINT)])

@@ -148,6 +148,11 @@ def read_json(file: Path, what: str, way: str | None = None) -> dict[str, Any]:
     return value
 
 
+def holds(value: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether a value has such keys, each with a value of such a type."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+
+
 def linked(source: Path, target: Path) -> bool:
     """Give a file a second name, in place of what had it; False on file systems where files have only one."""
     part = part_of(target, PART)

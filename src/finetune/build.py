@@ -27,6 +27,7 @@ from finetune.features.batchnorm import Statistics, find_statistics
 from finetune.features.load import LoadSettings, ModelInputs, load_inputs
 from finetune.features.plan import FeaturePlan, FeatureSettings, plan_features
 from finetune.model.assemble import Model, ModelConfig, assemble
+from finetune.model.build import brought
 from finetune.say import progress, say
 from finetune.training import device as devices
 from finetune.training.device import Device
@@ -159,7 +160,8 @@ def build_inputs(
         refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
         if settings.batchnorm == "adapt":
-            cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
+            kept = settings.cache in ("auto", "disk") and not brought(settings.model)  # whose code may change
+            cache = cache_dir(settings) if kept else None
             statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
         inputs = load_as_planned(settings, dataset, model, device, console=console)

@@ -161,6 +161,6 @@ def _log_loss(settings: Settings, inputs: ModelInputs) -> float | None:
     loss, labels = create_loss(settings.loss), torch.from_numpy(inputs.dataset.labels)[rows]
     outputs = len(inputs.dataset.classes)
     examples = Problem((features - mean) * scale, labels.to(features.device), loss, outputs)
-    if not (folds := stratified_folds(inputs.dataset, 0)):  # jobs of all seeds share what is frozen
+    if not (folds := stratified_folds(inputs.dataset, settings.seed)):
         return None
     return min(point.log_loss for point in follow_path(examples, folds, loss))

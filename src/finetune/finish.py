@@ -30,7 +30,6 @@ from finetune.report.page import write_report
 from finetune.report.predictions import Prediction, write_predictions
 from finetune.report.tensorboard import Board
 from finetune.runs import folder as folders
-from finetune.runs.folder import is_sweep
 from finetune.runs.summary import write_summary
 from finetune.say import say
 from finetune.training import device as devices
@@ -65,7 +64,7 @@ def finish(
     board.finish(summary, fitted.test_logits, test_labels, dataset.classes)
     with devices.threads(1):
         summary["files"] = folders.digests(folder)
-        if not (any(map(is_sweep, folder.parents)) or folders.is_phase(folder)):
+        if not (folders.sweep_of(folder) or folders.is_phase(folder)):
             write_report(folder, summary, dataset.images, partial(maps, as_opened(prepared)))
     write_summary(folder, summary)
     if "tensorboard" not in prepared.settings.logger:

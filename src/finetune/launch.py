@@ -18,15 +18,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.atomic import write_atomically
 from finetune.config import compose
 from finetune.config.messages import unknown_option
 from finetune.config.shipped import configs_folder
 from finetune.errors import RequestError, RunError, one_line, tell
-from finetune.runs.folder import LATEST, PLAN, drop_unused, find_run, is_sweep, pointer
+from finetune.runs.folder import drop_unused, find_run, is_sweep, pointer
 from finetune.runs.settings import read_settings
+from finetune.runs.sweeps import find_latest
 from finetune.say import Screen
 from finetune.sweep import tables
-from finetune.sweep.callback import SWEEP
+from finetune.sweep.callback import BEFORE, SWEEP, refuse_hydras
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.planned import folder_of
 from finetune.sweep.plans import Plan, refuse_several, tell_apart
@@ -49,12 +51,13 @@ def import_torch(module: str = "finetune.run") -> None:
 class Task:
     """What Hydra calls for each job.
 
-    began: whether a job has begun in this process. error: what ended a single run; Hydra would print lines of
-    its own about an exception, and of a sweep's job it would lose the results of the others.
+    began: whether a job has begun in this process. plans: a sweep's, of those that have. error: what ended a
+    single run; Hydra would print lines of its own about an exception, and of a sweep's job it would lose the
+    results of the others.
     """
 
     def __init__(self) -> None:
-        self.began = False
+        self.began, self.plans = False, list[Plan]()
         self.error: RequestError | RunError | None = None
 
     def __call__(self, config: DictConfig) -> float | None:
@@ -77,6 +80,8 @@ class Task:
                 drop_unused(folder)
         except (RequestError, RunError) as error:
             self.error = error
+            for file, content in BEFORE.get({}).items() if isinstance(error, RequestError) else ():
+                write_atomically(file, content)
             drop_unused(folder)
         return None
 
@@ -91,6 +96,7 @@ class Task:
             plan.settings = settings
         except RequestError as error:
             plan.wrong = error
+        self.plans.append(plan)
         return plan
 
 
@@ -123,11 +129,9 @@ def run_hydra() -> NoReturn:
     parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise RequestError(unknown_option(*arguments[arguments.index(unknown[0]) :][:2]))
-    if parsed.experimental_rerun:  # it would run whatever a pickle holds
-        raise RequestError(
-            "--experimental-rerun: expected finetune resume RUN, or the settings as typed before"
-        )
-    _refuse_hydras(parsed.overrides)
+    if parsed.experimental_rerun:
+        raise RequestError("--experimental-rerun: expected the command itself, typed again")
+    refuse_hydras(parsed.overrides)
     options = [one for one in arguments if one not in parsed.overrides]
     sys.argv[1:] = options + [compose.quoted(one, sweeps) for one in compose.spelled(parsed.overrides)]
     hydras = hydra.main(version_base="1.3", config_path=str(configs_folder().resolve()), config_name="config")
@@ -152,27 +156,8 @@ def run_hydra() -> NoReturn:
         raise compose.refused(error, sys.argv[1:]) from None
     if task.error:
         raise task.error
-    sys.exit(_end_sweep())
-
-
-def _refuse_hydras(overrides: Sequence[str]) -> None:
-    """Refuse settings of Hydra's that would move paths, lift what we refuse, or end in Hydra itself."""
-    for one in overrides:
-        key, _, value = one.lstrip("+~").partition("=")
-        plain, choice = value.strip("'\"").lower(), f"{key.replace('.', '/')}={value}, as it is a choice"
-        refused = {
-            "hydra.job.chdir": plain != "false" and "false; relative paths are those of where one types",
-            "hydra.run.dir": plain in ("", "null") and "a folder",
-            "hydra.sweep.dir": plain in ("", "null") and "a folder",
-            "hydra.sweeper": choice,
-            "hydra.launcher": choice,
-            "hydra.sweeper.params": "-m with what to sweep over as on any command line: -m seed=1,2",
-            "hydra.sweeper.max_batch_size": plain in ("0", "-1") and "1 or more",
-            "hydra.callbacks": "nothing; it is what refuses folders that are used",
-            "hydra.callbacks.folder": "nothing; it is what refuses folders that are used",
-        }
-        if expected := refused.get(key):
-            raise RequestError(f"{one.lstrip('+')}: expected {expected}")
+    # A job that could write nothing in its folder is known here alone.
+    sys.exit(max(_end_sweep(), *(plan.code for plan in task.plans), 0))
 
 
 def _drop_sweep() -> None:
@@ -217,7 +202,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     """
     folder = Path(run)
     if last := pointer(run):
-        folder = _latest(last)
+        folder = find_latest(last)
     sweep = is_sweep(folder)
     search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:
@@ -240,12 +225,3 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
         return 0
     code = resume_sweep(folder, console)
     return max(code, int(not show_leaderboard(folder)))
-
-
-def _latest(file: Path) -> Path:
-    """What came last, by the file that names the newest run: that run, or the sweep that it is of."""
-    plans = {plan.stat().st_mtime: plan.parent for plan in file.parent.glob(f"sweeps/*/*/{PLAN}")}
-    if plans and not (file.exists() and file.stat().st_mtime >= max(plans)):
-        return plans[max(plans)]  # stopped before any of its jobs had begun
-    last = find_run("latest" if file == LATEST else str(file))
-    return next(filter(is_sweep, last.parents), last)

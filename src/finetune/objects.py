@@ -131,7 +131,7 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, list | tuple):
         return [*map(_plain, value)]
-    if type(value) is dict:  # of a phase
+    if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return str(value) if isinstance(value, Path) else value
 

@@ -63,6 +63,7 @@ def test_what_is_there_is_meant_whatever_its_name(
 
 def test_a_comma_stands_between_the_values_of_a_sweep_and_else_in_a_name() -> None:
     assert quoted("data.root=a,b", sweeps=True) == "data.root=a,b"
+    assert quoted("data.root=2024_01_15,München,a", sweeps=True) == "data.root='2024_01_15','München',a"
     assert quoted("data.root=a,b") == "data.root='a,b'"
     for separator in (",", " ", ";", "|"):
         for sweeps in (True, False):
@@ -78,6 +79,12 @@ def test_a_column_is_named_as_it_stands(name: str) -> None:
 
 def test_a_table_that_can_be_read_is_one_by_its_bare_name() -> None:
     assert (*READERS,) == TABLES
+
+
+def test_a_run_may_lie_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/mine")
+    assert quoted("hydra.run.dir=~/x") == "hydra.run.dir=/home/mine/x"
+    assert quoted("hydra.sweep.dir=~/x") == "hydra.sweep.dir=/home/mine/x"
 
 
 def test_a_name_in_bytes_of_another_encoding_is_refused() -> None:

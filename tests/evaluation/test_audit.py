@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from finetune.build import find_data
 from finetune.config.compose import compose
 from finetune.data.dataset import Dataset
-from finetune.evaluation.findings import joined_copies, probably_wrong
+from finetune.evaluation.findings import copies_together, probably_wrong
 from finetune.learners import stratified_folds
 from support.ended import Ended
 from support.privilege import without_privilege
@@ -169,7 +169,7 @@ def test_near_copies_are_solved_for_together_with_all_that_stays_with_them(units
     data = Dataset("toy", ("a", "b"), digests, np.arange(20) % 2, split, digests, units=units)  # type: ignore[arg-type]
     for near, members in (([(0, 2, 1.0), (1, 2, 1.0)], {0, 1, 2}), ([], {0})):
         wanted = members | {i ^ 1 for i in members} if units else members
-        kept = joined_copies(data, near)
+        kept = copies_together(data, near)
         assert {i for i in range(20) if kept.digests[i] == kept.digests[0]} == wanted
         for _, held in stratified_folds(kept, 0):
             assert wanted <= {*held.tolist()} or not wanted & {*held.tolist()}

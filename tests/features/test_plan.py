@@ -121,6 +121,26 @@ class Doubling(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Shift(nn.Module):
+    """No graph can be made of it, so it runs as a whole; what it does is in no state dict."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self._by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 1e30 else x + self._by
+
+
+def test_features_by_code_that_no_key_names_are_not_stored(tmp_path):
+    model = resnet(["all"])
+    model.network.layer1.append(Shift(1.0))
+    for cache in ("auto", "disk"):
+        plan = planned(model, tmp_path, cache)
+        assert (plan.where, plan.keys) == ("memory", ())
+        assert plan.why.startswith("layer1.2 (Shift) is code of your own that may change, so not stored")
+
+
 def test_a_model_that_branches_on_its_data_is_not_split_and_says_why(tmp_path):
     network = Doubling()
     network.conv.requires_grad_(False)

@@ -101,7 +101,8 @@ def test_a_summary_without_a_digest_has_a_status_or_is_refused(tmp_path: Path) -
     values = json.loads(golden.read_text(encoding="utf-8"))
     (tmp_path / "summary.json").write_text(json.dumps(values))
     assert read_summary(tmp_path) == values
-    for held in ({}, {"status": "else"}):
+    failed = {"status": "failed", "reason": 5}
+    for held in ({}, {"status": "else"}, {"status": []}, failed, values | {"val": 5}, {"status": "finished"}):
         (tmp_path / "summary.json").write_text(json.dumps(held))
         with pytest.raises(RequestError, match=r"summary\.json: .* else; delete it, and finetune resume"):
             read_summary(tmp_path)

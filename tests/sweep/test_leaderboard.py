@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from finetune.atomic import write_sealed
 from finetune.config.compose import compose
 from finetune.errors import RequestError
 from finetune.runs.folder import LATEST, begin
-from finetune.runs.sweeps import find_sweep, ranges
+from finetune.runs.sweeps import find_latest, find_sweep
 from finetune.sweep.leaderboard import compare
 from finetune.sweep.tables import as_csv, as_markdown, print_leaderboard
 from finetune.training.intervals import wilson
@@ -37,7 +38,7 @@ RUNTIME = {"choices": {"hydra/sweeper": "optuna"}, "config_sources": []}
 SEARCH = {"hydra": {"sweeper": {}, "overrides": {"hydra": [], "task": []}, "runtime": RUNTIME}}
 
 
-def job(sweep: Path, number: int, overrides: list[str], summary: dict[str, Any] | None = None) -> Path:
+def job(sweep: Path, number: int | str, overrides: list[str], summary: dict[str, Any] | None = None) -> Path:
     """A job's folder with what is read of it."""
     folder = sweep / str(number)
     sweep.mkdir(exist_ok=True)
@@ -55,6 +56,8 @@ def finished(accuracy: float, loss: float = 1.0, test: float = 0.5, seconds: flo
         "val": {"accuracy": accuracy, "loss": loss},
         "test": {"accuracy": test, "loss": 1.5},
         "timing": {"total": seconds},
+        **{"epochs": 1, "best_epoch": 1, "classes": [], "calibration": None, "features": None},
+        **{"data": {}, "weights": {}, "preprocessing": {}},
     }
 
 
@@ -195,19 +198,21 @@ def test_what_cannot_be_told_from_the_best_is_marked(tmp_path: Path) -> None:
 
 
 def test_runs_below_any_folder_are_compared_by_all_their_settings(
-    finished_run: Callable[..., Path], tmp_path: Path
+    finished_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those from Python, which have no overrides; what one of them left at its default has its value."""
+    (tmp_path / ".vscode").mkdir()
+    (tmp_path / ".vscode" / "settings.json").write_text("{}")
     for number, overrides in enumerate(((), ("optimizer.lr=1e-9",))):
         folder = Path(shutil.copytree(finished_run(*overrides), tmp_path / "day" / str(number)))
         shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    (tmp_path / ".vscode").mkdir()
-    (tmp_path / ".vscode" / "settings.json").write_text('{"editor.tabSize": 4}')
     board = compare(tmp_path)
     assert board.varying == ["optimizer.lr"]
     assert {row.settings["optimizer.lr"] for row in board.rows} == {"0.01", "1e-09"}
     assert {board.name(row.best) for row in board.rows} == {"day/0", "day/1"}
     assert board.rows[1].level in (True, False)
+    monkeypatch.chdir(tmp_path / "day" / "0")
+    assert len(compare(Path(".")).rows) == 1
 
 
 def test_several_labels_are_ranked_by_mean_average_precision(tmp_path: Path) -> None:
@@ -313,23 +318,35 @@ def test_of_the_same_request_made_twice_the_later_counts(tmp_path: Path) -> None
     assert sorted(one.folder.name for one in row.jobs) == ["1", "2"]
 
 
-def test_numbers_that_are_names_are_left_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["202401011{}", "2024_01_1{}", "1_000.123{}"])
+def test_numbers_that_are_names_are_left_as_they_are(tmp_path: Path, name: str) -> None:
     for number in range(2):
-        job(tmp_path / "a", number, [f"data.root=202401011{number}"], finished(0.5))
-        job(tmp_path / "b", number, [f"data.root=2024_01_1{number}"], finished(0.5))
-    assert all(f"202401011{number}" in shown(tmp_path / "a") for number in range(2))
-    assert all(f"2024_01_1{number}" in shown(tmp_path / "b") for number in range(2))
+        job(tmp_path, number, [f"data.root={name.format(number)}"], finished(0.5))
+    assert all(name.format(number) in shown(tmp_path) for number in range(2))
 
 
-def test_a_superscript_is_no_number_of_a_job() -> None:
-    assert ranges(["10", "3²", "3", "2"]) == "2-3, 3², 10"
+def test_jobs_without_validation_and_test_stand_on_a_narrow_terminal(tmp_path: Path) -> None:
+    for number in ("²", "1"):
+        job(tmp_path, number, [f"freeze={'x' * 50}{number}"], finished(0) | {"val": None, "test": None})
+    text = shown(tmp_path, 40)
+    assert "settings" in text
+    assert "note     Not ranked" in text
 
 
-def test_jobs_without_any_split_to_measure_on_fit_a_narrow_terminal(tmp_path: Path) -> None:
-    for number in range(2):
-        apart = [f"optimizer.lr=0.{number}1", f"optimizer.momentum=0.{number}", f"epochs={number + 1}"]
-        job(tmp_path, number, apart, {**finished(0), "val": None, "test": None})
-    assert "lr=0.01" in shown(tmp_path, width=20)
+def test_the_latest_sweep_is_that_of_the_newest_run_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    older, newer = Path("outputs/sweeps/day/time"), Path("elsewhere")
+    (older.parent).mkdir(parents=True)
+    for sweep in (older, newer):
+        begin(job(sweep, 0, ["seed=0"]), {})
+    LATEST.write_text("elsewhere/0\n")
+    os.utime(older / "multirun.yaml", (0, 0))
+    assert find_sweep("latest") == find_latest(LATEST) == newer
+    os.utime(LATEST, (0, 0))
+    os.utime(older / "multirun.yaml", (1, 1))
+    assert find_sweep("latest") == find_latest(LATEST) == older
 
 
 @pytest.mark.parametrize(
@@ -341,15 +358,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str) -> None:
     (folder / file).write_text(text)
     with pytest.raises(RequestError, match=str(Path("0") / file)):
         compare(tmp_path)
-
-
-def test_the_latest_sweep_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = job(Path("elsewhere"), 0, ["seed=0"], finished(0.5))
-    (folder / "settings.json").write_text("{}")
-    Path("outputs").mkdir()
-    LATEST.write_text("elsewhere/0")
-    assert find_sweep("latest") == Path("elsewhere")
 
 
 def test_what_is_no_sweep_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,11 @@ def test_jobs_of_their_own_stay_alone_however_alike() -> None:
     assert len(groups(alike)) == 2
 
 
-def test_another_seed_is_another_random_backbone() -> None:
-    random = [plan(number, "weights=random", f"seed={number % 2}") for number in range(4)]
-    assert [[one.number for one in group] for group in groups(random)] == [[0, 2], [1, 3]]
+@pytest.mark.parametrize("override", ["weights=random", "batchnorm=auto", "model=python:net"])
+def test_what_follows_from_the_seed_is_frozen_for_jobs_of_that_seed(override: str) -> None:
+    """A random backbone, the folds that decide on BatchNorm, what a model that is brought draws."""
+    jobs = [plan(number, override, f"seed={number % 2}") for number in range(4)]
+    assert [[one.number for one in group] for group in groups(jobs)] == [[0, 2], [1, 3]]
 
 
 def test_a_wrong_request_is_in_no_group_and_a_group_has_an_end() -> None:

@@ -160,52 +160,24 @@ def test_a_job_that_cannot_write_is_told_and_the_others_finish(
 ) -> None:
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "0" / "metrics.csv").mkdir()  # as when the disk refuses
-    ended = train("-m", *knobs, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    (tmp_path / "sweep" / "2" / "predictions.csv").mkdir(parents=True)
+    ended = train("-m", *knobs, "seed=0,1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert ended.code == 1
-    assert ended.err.count("\n") == 1
+    assert ended.err.count("\n") == 2
     assert ended.err.startswith("error: job 0 (seed=0): ")
+    assert "error: job 2 (seed=2): " in ended.err
+    assert "predictions.csv: cannot be written: Is a directory\n" in ended.err
     assert "metrics.csv: cannot be written: Is a directory; no epoch was finished" in ended.err
     assert "together" in ended.out
     assert summary_of(tmp_path / "sweep" / "0")["status"] == "failed"
     assert summary_of(tmp_path / "sweep" / "1")["status"] == "finished"
-
-
-@pytest.mark.slow
-def test_a_job_that_cannot_write_its_answers_keeps_what_it_has_trained(
-    train: Train, command: Train, knobs: list[str]
-) -> None:
-    answers = Path("sweep/0/predictions.csv")
-    answers.mkdir(parents=True)
-    ended = train("-m", *knobs, "seed=0,1", "hydra.sweep.dir=sweep")
-    assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert ended.err.startswith(f"error: job 0 (seed=0): {answers}: cannot be written")
-    assert [summary_of(Path("sweep") / str(job))["status"] for job in range(2)] == ["failed", "finished"]
-    answers.rmdir()
-    ended = command("resume", "sweep")
-    assert (ended.code, ended.err) == (0, "")
-    assert "epoch 1/2" not in ended.out
-
-
-@pytest.mark.slow
-def test_a_phased_job_without_a_summary_is_finished(train: Train, command: Train, knobs: list[str]) -> None:
-    phases = "phases=[{optimizer:lbfgs},{optimizer.lr:0.001,epochs:1}]"
-    assert train("-m", *knobs, phases, "seed=0,1", "hydra.sweep.dir=sweep").code == 0
-    Path("sweep/0/summary.json").unlink()  # as where it was killed while it drew its report
-    ended = command("resume", "sweep")
-    assert (ended.code, ended.err) == (0, "")
-    assert summary_of(Path("sweep/0"))["status"] == "finished"
-
-
-@pytest.mark.slow
-def test_jobs_of_all_seeds_freeze_the_same_statistics_as_alone(
-    train: Train, tmp_path: Path, knobs: list[str]
-) -> None:
-    same = [*knobs, "batchnorm=auto", "epochs=1"]
-    assert train("-m", *same, "seed=0,3", "hydra.sweep.dir=sweep").code == 0
-    assert train(*same, "seed=3", "hydra.run.dir=alone").code == 0
-    together, alone = summary_of(tmp_path / "sweep" / "1"), summary_of(tmp_path / "alone")
-    assert together["frozen_proof"] == alone["frozen_proof"]
-    assert together["batchnorm"]["log_loss"] == alone["batchnorm"]["log_loss"]
+    (tmp_path / "sweep" / "2" / "predictions.csv").rmdir()
+    before = checkpoint(tmp_path / "sweep" / "2")["state_dict"]
+    (tmp_path / "sweep" / "2" / "mine.txt").touch()
+    resume_sweep(tmp_path / "sweep", Console(quiet=True))
+    assert summary_of(tmp_path / "sweep" / "2")["status"] == "finished"
+    assert (tmp_path / "sweep" / "2" / "mine.txt").exists()  # it did not begin anew
+    torch.testing.assert_close(checkpoint(tmp_path / "sweep" / "2")["state_dict"], before, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -238,13 +210,21 @@ def test_the_basic_launcher_trains_one_job_after_the_other(
 def test_a_sweep_in_a_folder_that_holds_one_is_refused(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:
-    again = ["-m", *knobs, "epochs=1", "hydra.sweep.dir=here", "hydra.sweep.subdir=a/${hydra.job.num}"]
+    again = ["-m", *knobs, "epochs=1", "hydra.sweep.dir=here", "hydra.sweep.subdir=deep/${hydra.job.num}"]
     assert train(*again, "seed=0,1").code == 0
     before = {file: file.read_bytes() for file in Path("here").rglob("*") if file.is_file()}
-    ended = train(*again, "seed=2,3")
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith("error: hydra.sweep.dir=here: expected a new folder; this one holds a sweep")
-    assert ended.err.count("\n") == 1
+    assert not [file for file in before if file.name == "report.html" and file.parent != Path("here")]
+    for more, expected in (
+        (["seed=2,3"], "a new folder; this one holds a sweep"),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=0.1,0.2"],
+            "a new folder; this one holds another sweep",
+        ),
+    ):
+        ended = train(*again, *more)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.startswith(f"error: hydra.sweep.dir=here: expected {expected}")
+        assert ended.err.count("\n") == 1
     assert before == {file: file.read_bytes() for file in Path("here").rglob("*") if file.is_file()}
 
 
@@ -268,12 +248,14 @@ def test_resume_trains_what_is_missing_and_ends_where_it_would_have(
     assert train("-m", *knobs, "seed=0,1,2", "hydra.sweep.dir=whole").code == 0
     assert train("-m", *knobs, "seed=0,1,2", "hydra.sweep.dir=cut").code == 0
     kept = (Path("cut/0/checkpoints/last.ckpt")).stat().st_mtime_ns
-    for number, status in ((1, "interrupted"), (2, "failed")):
+    for number, status in ((1, "failed"), (2, "interrupted")):
         (Path("cut") / str(number) / "summary.json").write_text(json.dumps({"status": status, "reason": ""}))
-    (Path("cut") / "2" / "settings.json").unlink()  # it had not begun
+        (Path("cut") / str(number) / "mine.txt").write_text("")
+    shutil.rmtree("cut/2/checkpoints")  # it had finished no epoch
     console = Console(file=sys.stdout)
     assert resume_sweep(Path("cut"), console) == 0
     assert Path("cut/0/checkpoints/last.ckpt").stat().st_mtime_ns == kept
+    assert [Path(f"cut/{number}/mine.txt").exists() for number in (1, 2)] == [True, False]  # it began anew
     for number in range(3):
         ours, theirs = (checkpoint(Path(name) / str(number)) for name in ("cut", "whole"))
         for name, value in theirs["state_dict"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -83,10 +84,11 @@ def quoted(override: str, sweeps: bool = False) -> str:
     sweeps: whether a comma stands between several values.
     """
     key, _, value = override.partition("=")
-    if key in ("hydra.run.dir", "hydra.sweep.dir"):  # Hydra would make a folder named ~
-        value = os.path.expanduser(value)
-        override = f"{key}={value}"
+    if key in PLACES and key.startswith("hydra."):
+        override = f"{key}={(value := os.path.expanduser(value))}"
     there = os.path.lexists(os.path.expanduser(value))
+    if sweeps and key in PLACES and not there and re.fullmatch(r"[^'\"\[\](){}\\]+,[^'\"\[\](){}\\]+", value):
+        return f"{key}=" + ",".join(quoted(f"{key}={one}").partition("=")[2] for one in value.split(","))
     if (
         key not in PLACES
         or value == ""

@@ -95,14 +95,14 @@ def compare_images(
     cosines = cosine_similarity(features[ends[:, 0]], features[ends[:, 1]]).tolist()
     near = [(a, b, how) for (a, b), how in zip(ends.tolist(), cosines, strict=True) if how >= ALIKE]
     yield from copies(data, sides, near + [pair for pair in same if pair[0] != pair[1]])
-    yield from wrong_labels(joined_copies(data, near), features, seed)
+    yield from wrong_labels(copies_together(data, near), features, seed)
     far = np.log(distances[:, :5].mean(1).clip(1e-12))
     far -= np.median(far)
     for place in np.flatnonzero(far > UNLIKE * np.quantile(far, 0.75) / 0.6745):
         yield Finding("outliers", int(single[place]), float(np.exp(far[place])))
 
 
-def joined_copies(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
+def copies_together(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
     """The same where no copy of an image is solved for while it is held out, nor what stays with either."""
     keys, ends = data.units or data.digests, [end for pair in near for end in pair[:2]]
     pairs = [""] * len(keys) + [str(i // 2) for i in range(len(ends))]

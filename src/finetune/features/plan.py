@@ -25,8 +25,7 @@ from finetune.features.store import WAYS
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
-from finetune.model.build import timm_name
-from finetune.model.hashing import digest, fingerprint
+from finetune.model.hashing import digest, fingerprint, own_code
 from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
@@ -107,12 +106,14 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
     if halves and wanted.fresh:
         why = f"{wanted.fresh} shows other images in every epoch"
     elif halves:
-        if cache in ("auto", "disk"):
+        own = own_code(halves.prefix) if halves.prefix else ""
+        if cache in ("auto", "disk") and not own:
             about = _about(model, halves, device)
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        where, why = decide(cache, row_bytes, rows, prefix_macs, room=_room(wanted, keys, form))
+        room = (-1.0, f"{own} is code of your own that may change") if own else _room(wanted, keys, form)
+        where, why = decide(cache, row_bytes, rows, prefix_macs, room=room)
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())
     return FeaturePlan(
@@ -161,7 +162,8 @@ def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
 def known_by(model: Model, device: str) -> dict[str, Any]:
     """What decides all that is computed with a model, beside its weights."""
     processor = torch.backends.cpu.get_cpu_capability()
-    timm = [version("timm")] if timm_name(model.name) else []
+    by_timm = any(type(part).__module__.startswith("timm.") for part in model.network.modules())
+    timm = [version("timm")] if by_timm else []
     return {
         "model": model.name,
         "preprocessing": model.preprocessing.metadata(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import marshal
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,26 @@ def fingerprint(traced: fx.GraphModule) -> str:
     """SHA-256 of what a graph computes: its code, modules and their settings, but no tensor's values."""
     shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(traced.state_dict().items())]
     return hashlib.sha256("\n".join([*shapes, traced.code, structure(traced)]).encode()).hexdigest()
+
+
+def own_code(traced: fx.GraphModule) -> str:
+    """What a graph runs that is neither in it nor in a library whose version is known; empty of nothing.
+
+    What a user's module or function does is not decided by its name, and no digest sees all that it reads.
+    """
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and not _in_library(node.target):
+            return str(node.target.__name__)
+        for part in traced.get_submodule(node.target).modules() if node.op == "call_module" else ():
+            given = [one for one in vars(part).values() if inspect.isroutine(one)]
+            if not all(map(_in_library, (type(part), *given))):
+                return f"{node.target} ({type(part).__name__})"
+    return ""
+
+
+def _in_library(code: Any) -> bool:
+    root = (getattr(code, "__module__", None) or "torch").partition(".")[0]
+    return root in ("torch", "torchvision", "timm", "finetune", "_operator", "operator", "math", "builtins")
 
 
 def structure(network: nn.Module) -> str:

@@ -26,9 +26,9 @@ from finetune.report.predictions import Prediction, read_predictions
 from finetune.report.templates import template
 from finetune.report.terminal import fold_scores
 from finetune.runs import folder as folders
-from finetune.runs.folder import logdir
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import worse_by_temperature
+from finetune.runs.sweeps import logdir
 from finetune.training.intervals import wilson
 from finetune.training.metrics import calibration_bins, calibration_error, measure_answers
 

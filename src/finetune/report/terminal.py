@@ -24,9 +24,10 @@ from finetune.model.parameters import count_parameters
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.staged import Staged
 from finetune.report.advice import advise
-from finetune.runs.folder import is_phase, logdir
+from finetune.runs.folder import is_phase
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import worse_by_temperature
+from finetune.runs.sweeps import logdir
 from finetune.say import say
 from finetune.training.fit import Options
 from finetune.training.solve import SOLVED, STRENGTHS

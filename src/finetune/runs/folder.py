@@ -109,6 +109,11 @@ def is_sweep(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (PLAN, "multirun.yaml"))
 
 
+def sweep_of(folder: Path) -> Path | None:
+    """The sweep that a job's folder, or one in it, is within; None where it is within none."""
+    return next(filter(is_sweep, folder.parents), None)
+
+
 def pointer(run: str) -> Path | None:
     """The file that names the newest run, where a name means that: `latest`, or the file's own path."""
     path = Path(run)
@@ -132,12 +137,6 @@ def find_run(run: str) -> Path:
         what = "settings.json in it" if folder.is_dir() else "there is no such folder"
         raise RequestError(f"{folder}{where}: expected the folder of a run, {what}")
     return folder
-
-
-def logdir(folder: Path) -> Path:
-    """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
-    alone = LATEST.parent if LATEST.parent in folder.parents else folder
-    return next(filter(is_sweep, folder.parents), alone)
 
 
 def refuse_used(folder: Path) -> None:

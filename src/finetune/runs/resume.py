@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from finetune.atomic import sha256_of
+from finetune.atomic import holds, sha256_of
 from finetune.cells import read_table, table_of
 from finetune.config.schema import Settings
 from finetune.data.dataset import Dataset
@@ -21,6 +21,7 @@ from finetune.features.load import ModelInputs
 from finetune.model.assemble import Model
 from finetune.model.statedict import read_frozen
 from finetune.runs.epochs import differs_in_epochs
+from finetune.runs.folder import sweep_of
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 from finetune.runs.sweeps import counts_epochs, overrides_of
@@ -45,6 +46,10 @@ TOLD = {
     "compiled": "compile",
     "processes": "trainer.devices: the number of processes",
 }
+
+# What a checkpoint holds, and it says of where it came from, whichever version wrote it.
+HELD = {"global_step": int, "origin": dict, "state_dict": dict, "optimizer_states": list}
+ORIGIN = {"classes": list, "device": str, "kept": bool, "augment": str, "compiled": bool, "versions": dict}
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def find_resume_state(settings: Settings, folder: Path) -> ResumeState | None:
     if resume_state is None:
         return None
     if resume_state.together:
-        sweep, job = (shlex.quote(str(path)) for path in (folder.parent, folder))
+        sweep, job = (shlex.quote(str(path)) for path in (sweep_of(folder) or folder.parent, folder))
         raise RequestError(
             f"{resume_state.path}: expected the checkpoint of a run that trained by itself; finetune resume"
             f" {sweep} goes on with its sweep, and weights={job} starts a new run from its weights"
@@ -97,7 +102,9 @@ def read_resume_state(folder: Path) -> ResumeState | None:
         forget_refitted(folder)
     path, content = checkpoint
     together = "together" in content
-    if not {"global_step", "origin", *(() if together else ("loops", "callbacks"))} <= content.keys():
+    kinds = HELD | ({"together": dict} if together else {"loops": dict, "callbacks": dict})
+    told = holds(content, kinds) and holds(content["origin"], ORIGIN) and content["epoch"] >= 0
+    if not (told and str(content.get("curves") or "epoch,").startswith("epoch,")):
         raise RequestError(
             f"{path}: expected a checkpoint that says how to go on; weights={shlex.quote(str(folder))} starts"
             " a new run from its weights"

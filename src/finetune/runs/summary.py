@@ -7,11 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import read_json, sha256_of, write_sealed
+from finetune.atomic import holds, read_json, sha256_of, write_sealed
 from finetune.errors import RequestError
 
 DIGESTS = "digests.json"
 APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
+
+# What is read of a finished run, and its types; of another why it has not finished.
+FINISHED = {
+    **dict.fromkeys(("timing", "data", "weights", "preprocessing"), dict),
+    **dict.fromkeys(("val", "test", "calibration", "features"), dict | None),
+    **{"epochs": int, "best_epoch": int, "classes": list},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "finished": FINISHED,
+    "failed": {"reason": str},
+    "interrupted": {"reason": str},
+}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -42,7 +54,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     way = f"delete it, and finetune resume {shlex.quote(str(folder))} writes it again"
     summary = read_json(file, "the summary of a run", way)
-    if summary.get("status") not in ("finished", "failed", "interrupted"):
+    kinds = KINDS.get(str(summary.get("status")))
+    if not (kinds and holds(summary, kinds)):
         raise RequestError(f"{file}: expected the summary of a run; it holds something else; {way}")
     if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
         way = way.replace("it,", f"{file},", 1)

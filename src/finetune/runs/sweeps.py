@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, counted, one_line, shown
-from finetune.runs.folder import FOLDS, PHASES, PLAN, find_run, is_sweep, pointer
+from finetune.runs.folder import FOLDS, LATEST, PHASES, PLAN, find_run, pointer, sweep_of
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -46,16 +47,35 @@ def find_sweep(sweep: str) -> Path:
     """The folder that `SWEEP` means, a path or `latest`, the one begun last; raises RequestError of none."""
     folder = Path(sweep)
     if last := pointer(sweep):
-        within = last.with_name("sweeps")
-        above = find_run(sweep).parents if last.exists() else ()  # a sweep may lie elsewhere
-        places = [*within.glob("*/*"), *filter(is_sweep, above)]
-        files = [file for name in (PLAN, "multirun.yaml") for one in places if (file := one / name).is_file()]
-        if not files:
-            raise RequestError(f"latest: expected a sweep in {within}; there is none here")
-        return max(files, key=lambda file: file.stat().st_mtime).parent
+        if not (begun := _begun(last)):
+            raise RequestError(f"latest: expected a sweep in {last.with_name('sweeps')}; there is none here")
+        return begun[max(begun)]
     if not folder.is_dir():
         raise RequestError(f"{folder}: expected the folder of a sweep; there is no such folder")
     return folder
+
+
+def find_latest(file: Path) -> Path:
+    """What came last, by the file that names the newest run: that run, or the sweep that it is of."""
+    begun = _begun(file)
+    if begun and not (file.exists() and file.stat().st_mtime > max(begun)):
+        return begun[max(begun)]
+    return find_run("latest" if file == LATEST else str(file))
+
+
+def _begun(file: Path) -> dict[float, Path]:
+    """The sweeps in folders that were made for them, and that of the newest run, by when they began."""
+    plans = (plan for name in (PLAN, "multirun.yaml") for plan in file.parent.glob(f"sweeps/*/*/{name}"))
+    begun = {plan.stat().st_mtime: plan.parent for plan in plans}
+    with suppress(RequestError):  # a run that has gone
+        if sweep := sweep_of(find_run("latest" if file == LATEST else str(file))):
+            begun[file.stat().st_mtime] = sweep
+    return begun
+
+
+def logdir(folder: Path) -> Path:
+    """What TensorBoard should show with a run: the sweep it is of, all runs in `outputs`, or it alone."""
+    return sweep_of(folder) or (LATEST.parent if LATEST.parent in folder.parents else folder)
 
 
 def job_folders(sweep: Path) -> list[Path]:
@@ -63,7 +83,7 @@ def job_folders(sweep: Path) -> list[Path]:
     # Hydra opens its file before it writes: an empty one is of a process that was killed.
     found = [file.parents[1] for file in sweep.rglob(".hydra/overrides.yaml") if file.stat().st_size]
     # Hydra makes a folder for a request that is refused, too; in a sweep such a job may wait for its turn.
-    found = [job for job in found if (job / "settings.json").exists() or any(map(is_sweep, job.parents))]
+    found = [job for job in found if (job / "settings.json").exists() or sweep_of(job)]
     return sorted(found, key=lambda job: in_order(str(job.relative_to(sweep))))
 
 
@@ -77,18 +97,19 @@ def overrides_of(job: Path) -> list[str]:
 
 def name_in_sweep(job: Path) -> str:
     """What a job has that not all jobs of its sweep have, as lr=0.1,seed=0; empty of a run by itself."""
-    sweep = next(filter(is_sweep, job.parents), job)
-    if not (sweep / PLAN).is_file():
+    sweep = sweep_of(job)
+    if not (sweep and (sweep / PLAN).is_file()):
         return ""
-    jobs, shared = _asked(sweep, (sweep / PLAN).stat().st_mtime_ns)
+    told = (sweep / PLAN).stat()  # a search writes another with each batch
+    jobs, shared = _planned(sweep, told.st_ino, told.st_mtime_ns)
     own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
     return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
 
 
-@lru_cache(1)  # of a thousand jobs each asks
-def _asked(sweep: Path, _: int) -> tuple[dict[Path, list[str]], set[str]]:
-    """The overrides of each job, by its folder, and those that all have; anew where the list is another."""
+@lru_cache(maxsize=1)
+def _planned(sweep: Path, *_: int) -> tuple[dict[Path, list[str]], set[str]]:
+    """The overrides of a sweep's jobs, and what all share; read once for all jobs, as it may be long."""
     try:
         planned = read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
         jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
@@ -150,8 +171,10 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
-    found = (file.parent for file in folder.rglob("settings.json") if not _within(file.relative_to(folder)))
-    runs = sorted(found, key=lambda run: in_order(str(run)))
+    found = [file.parent for file in folder.rglob("settings.json")]
+    found = [run for run in found if run.parent.name not in (FOLDS, PHASES)]  # which are a run's own
+    own = [run for run in found if not any(part[0] == "." for part in run.relative_to(folder).parts)]
+    runs = sorted(own, key=lambda run: in_order(str(run)))
     if not runs:
         raise RequestError(f"{folder}: expected the folder of a sweep, or of runs; there are no jobs in it")
     asked = {run: flat(read_settings(run).model_dump()) for run in runs}
@@ -159,11 +182,6 @@ def read_runs(folder: Path) -> list[SweepJob]:
         replace(read_job(run, []), overrides={key: str(value) for key, value in settings.items()})
         for run, settings in asked.items()
     ]
-
-
-def _within(file: Path) -> bool:
-    """Whether a file lies in a part of a run, or in a hidden folder, as an editor's."""
-    return file.parent.parent.name in (FOLDS, PHASES) or any(one.startswith(".") for one in file.parts)
 
 
 def counts_epochs(curves: list[dict[str, str]]) -> bool:

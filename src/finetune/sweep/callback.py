@@ -1,8 +1,10 @@
-"""What Hydra calls before a run or a sweep begins: a folder must not be used yet, and a sweep is noted."""
+"""What is refused before Hydra writes anything: a used folder, settings of its own; and a sweep, noted."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,6 +19,28 @@ from finetune.runs.folder import refuse_used
 
 # The config of the sweep that a command runs: Hydra gives it to callbacks and plugins alone.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
+# What Hydra wrote in a run's folder, before it writes there what is asked for now.
+BEFORE: ContextVar[dict[Path, bytes]] = ContextVar("before")
+# What would move relative paths, write over a run or end in Hydra itself, and what is expected.
+HYDRAS = {
+    r"hydra\.job\.chdir=(?!(false|null)$).*": "false; relative paths are those of where the command is typed",
+    r"hydra\.(sweeper|launcher)=.*": "{choice}, as it is a choice",
+    r"hydra\.sweeper\.params=.*": "-m with what to sweep over as on any command line: -m seed=1,2",
+    r"hydra\.sweeper\.max_batch_size=(?!null$|0*[1-9]\d*$).*": "1 or more, or null",
+    r"hydra\.(run|sweep)\.dir=(null)?": "a folder",
+    r"hydra\.mode=(?!RUN$|MULTIRUN$|null$).*": "RUN or MULTIRUN",
+    r"hydra\.callbacks(\.folder.*)?(=.*)?": "it to stay, as it refuses used folders",
+}
+
+
+def refuse_hydras(overrides: Sequence[str]) -> None:
+    """Raise RequestError where one of a command line's overrides is what HYDRAS has."""
+    for override in overrides:
+        plain = re.sub("['\"]", "", override.lstrip("+~"))
+        for pattern, expected in HYDRAS.items():
+            if re.fullmatch(pattern, plain, re.DOTALL | re.IGNORECASE * ("chdir" in pattern)):
+                wanted = expected.format(choice=plain.replace(".", "/", 1))
+                raise RequestError(f"{override.lstrip('+')}: expected {wanted}")
 
 
 class FolderCallback(Callback):
@@ -26,13 +50,12 @@ class FolderCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.get("resume"):
-            # The run keeps what it began with, whether it is resumed or the request refused.
-            if (Path(config.hydra.run.dir) / ".hydra").is_dir():
-                config.hydra.output_subdir = None
-            return
         with suppress(OmegaConfBaseException):  # of a folder that cannot be made Hydra tells itself
             folder = Path(os.path.relpath(config.hydra.run.dir))
+            begun = (folder / "settings.json").is_file()
+            BEFORE.set({file: file.read_bytes() for file in folder.glob(".hydra/*.yaml") if begun})
+            if config.get("resume"):
+                return
             images = os.path.expanduser(str(config.data.get("root")))
             try:
                 refuse_used(folder)

@@ -62,9 +62,12 @@ def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], fir
     sweep: its config. first: the number of the first job.
 
     Raises:
-        RequestError: a job has no folder of its own within the sweep's.
+        RequestError: there is none, or a job has no folder of its own within the sweep's.
         HydraException: an override is wrong.
     """
+    if not jobs:
+        sought = " ".join(one for one in sweep.hydra.overrides.task if "(" in one)  # a range, or a pattern
+        raise RequestError(f"{sought}: expected one value or more of each; there is none")
     hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
     try:
         composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first)]
@@ -104,6 +107,12 @@ def _no_folder(sweep: Path) -> RequestError:
         f"hydra.sweep.subdir: expected for each job a folder of its own within {sweep}, whose name is known"
         " before it begins, as ${hydra.job.num}"
     )
+
+
+def refuse_alike(jobs: Sequence[Planned]) -> None:
+    """Raise RequestError where the same is wrong with every job by its settings alone: so the sweep is."""
+    if (wrong := jobs[0].wrong) and all(job.wrong == wrong for job in jobs):
+        raise RequestError(wrong)
 
 
 def write_plan(sweep: Path, jobs: Sequence[Planned]) -> None:

@@ -121,11 +121,12 @@ def alone_because(settings: Settings) -> str | None:
 
 def common(settings: Settings) -> str:
     """All that jobs must have in common to train together, as text."""
-    from finetune.model.build import brought  # imports torch
-
     shared: dict[str, Any] = settings.model_dump(exclude=set(OWN))
     shared["optimizer"] = settings.optimizer.name
-    if settings.weights == "random" or brought(settings.model):  # another seed may be another backbone
+    from finetune.model.build import brought  # it imports torch
+
+    random = settings.weights == "random" or (settings.weights == "auto" and brought(settings.model))
+    if random or settings.batchnorm == "auto":  # another seed is another backbone, or other folds decide
         shared["seed"] = settings.seed
     return json.dumps(shared)
 

@@ -23,8 +23,8 @@ from finetune.sweep.train import train_all
 def resume_sweep(folder: Path, console: Screen) -> int:
     """Train the jobs of a sweep that have not finished and return the exit code.
 
-    Jobs that were interrupted or failed go on from their checkpoints, together as before; those that finished
-    no epoch or never began, begin in their own folders. Finished jobs stay as they are.
+    Jobs that were interrupted, or failed as by a full disk, go on from their checkpoints, together as before;
+    those that finished no epoch or never began, begin in their own folders. Finished jobs stay as they are.
 
     Raises:
         RequestError: there are no jobs, or what tells of them is damaged.
@@ -49,17 +49,15 @@ def _unfinished(folder: Path) -> list[Plan]:
     """The jobs without a result, in folders that hold nothing but what Hydra writes there, or a run."""
     plans = []
     for place, job in enumerate(planned(folder)):
-        status = (read_summary(job.folder) or {}).get("status")
-        if status == "finished":
+        if (read_summary(job.folder) or {}).get("status") == "finished":
             continue
         plan = Plan(int(job.folder.name) if job.folder.name.isdecimal() else place, job.folder, job.overrides)
         try:
             kept = (job.folder / "settings.json").is_file()
             plan.settings = read_settings(job.folder) if kept else job.checked()
             refuse_several(plan.settings)
-            # What a run of phases has in its own checkpoints is a phase's, which finds it again.
-            apart = plan.settings.phased or (status == "failed" and not kept)
-            resume_state = None if apart else read_resume_state(job.folder)
+            # What phases leave in the job's folder is the last one's.
+            resume_state = None if plan.settings.phased else read_resume_state(job.folder)
             if resume_state is None and not any((job.folder / one).is_dir() for one in (FOLDS, PHASES)):
                 _make_anew(job, plan.settings)
             elif resume_state and resume_state.together:

@@ -28,7 +28,7 @@ def search_again(folder: Path, typed: Sequence[str] = ()) -> list[str] | None:
     typed: where its study is, if it is not in there; None where more than that is typed.
     RequestError: what is stored would do more than set a value, or open a study that lies elsewhere.
     """
-    sweeper, overrides = recorded(folder / "multirun.yaml")
+    sweeper, overrides = recorded(folder)
     if sweeper == "basic" or not all(one.startswith(f"{STORAGE}=") for one in typed):
         return None
     again = [one for one in overrides if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
@@ -48,9 +48,9 @@ def search_again(folder: Path, typed: Sequence[str] = ()) -> list[str] | None:
     return [*(one for one in again if one not in stored), *(typed or stored), f"hydra.sweep.dir='{escaped}'"]
 
 
-def recorded(file: Path) -> tuple[str, list[str]]:
-    """The sweeper and the overrides that Hydra noted; raises RequestError where the file is damaged."""
-    held = read_yaml(file)
+def recorded(folder: Path) -> tuple[str, list[str]]:
+    """The sweeper, `basic` of a list of jobs, and the overrides that Hydra noted; RequestError: damaged."""
+    held = read_yaml(file := folder / "multirun.yaml")
     try:
         overrides = held["hydra"]["overrides"]
         sweeper = held["hydra"]["runtime"]["choices"]["hydra/sweeper"]

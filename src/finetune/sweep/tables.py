@@ -159,7 +159,7 @@ def _fitting(columns: dict[str, list[str]], metrics: list[str], console: Console
     settings = [
         " ".join(f"{name}={cell}" for name, cell in zip(named, row, strict=True) if cell) for row in rows
     ]
-    ranks = [title for title in shorter if title in metrics][:1]
+    ranks = [title for title in shorter if title in metrics][:1]  # without validation and test there is none
     return _table({"#": shorter["#"], "settings": settings, **{title: shorter[title] for title in ranks}})
 
 
@@ -195,12 +195,9 @@ def _settings(board: Leaderboard, job: SweepJob, *more: str) -> str:
 
 
 def _brief(value: str) -> str:
-    """A value, its number rounded to four digits where it is a long one."""
-    try:
-        long = len(value) > 8 and not value.isdecimal() and "_" not in value  # 2024_01_15 is a name
-        return f"{float(value):.4g}" if long else value
-    except ValueError:
-        return value
+    """A value, its number rounded to four digits where it is a long one, and a fraction."""
+    long = len(value) > 8 and re.fullmatch(r"[+-]?\d*(\.\d+(e[+-]?\d+)?|e[+-]?\d+)", value.lower())
+    return f"{float(value):.4g}" if long else value
 
 
 def title_of(metric: str) -> str:

@@ -72,7 +72,6 @@ def train_together(
         fitted = _fit(plans, jobs, written, shown)
     prepared.proof.check_unchanged(prepared.model.network)
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
-    like = None
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
         if isinstance(came_to, RunError):
             close_log(board.writer, STATUS_FAILURE)
@@ -80,9 +79,8 @@ def train_together(
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
         _take_backbone(job)
         quiet, own = Screen(quiet=True), training / len(jobs)
-        with failing([plan]), kept(quiet, job.folder / folders.LOG):
-            plan.finish(finish(share, board, came_to, training=own, console=quiet, like=like))
-            like = like or job.folder
+        with failing([plan]), board, kept(quiet, job.folder / folders.LOG):
+            plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
     _say_done(plans, prepared, console)
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 500
+DRAWS, FEWEST = 500, 5  # samples of the images, or of so many groups or more
 Z, ENDS = 1.959964, (0.025, 0.975)
-FEWEST = 5  # groups whose draws say how far a measure may be off
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "map")
 BLOCK = 4_000_000  # counts that are in use at once
 

@@ -53,8 +53,8 @@ def open_study(storage: str, name: str, sampler: str, seed: int) -> Study:
             study.tell(trial.number, state=TrialState.FAIL)
         # A resumed sampler must not draw again what it drew when the study began.
         study.sampler = SAMPLERS[sampler](seed + len(study.trials))
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:  # a driver, or a word
-        reason = str(error).splitlines()[0]
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:  # no driver for a URL
+        reason = str(error).partition("\n")[0]
         raise RequestError(
             f"hydra.sweeper.storage={storage}: expected a study's SQLite file ({reason})"
         ) from None
@@ -122,9 +122,9 @@ class Space:
         return [[*self.fixed, *searched, *seed] for seed in self.seeds]
 
     def examples(self) -> list[list[str]]:
-        """Jobs in which each choice occurs at least once."""
+        """Jobs in which each choice, and each end of what has ends, occurs at least once."""
         options = {
-            key: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low]
+            key: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
             for key, one in self.distributions.items()
         }
         most = max(map(len, options.values()))

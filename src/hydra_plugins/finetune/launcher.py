@@ -24,7 +24,7 @@ from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
 from finetune.errors import RequestError
 from finetune.runs.folder import is_sweep, one_writer
-from finetune.sweep.planned import folder_of, plan, write_plan
+from finetune.sweep.planned import folder_of, plan, refuse_alike, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -37,7 +37,8 @@ ConfigStore.instance().store(
 class ListedSweeper(BasicSweeper):
     """Hydra's `basic`; holds the sweep's folder, and lists all jobs in it before the first of them begins."""
 
-    config: Any  # from here on it is set
+    config: Any  # from here on they are set
+    hydra_context: Any
 
     def sweep(self, arguments: list[str]) -> Any:
         folder = folder_of(self.config)
@@ -54,13 +55,9 @@ class ListedSweeper(BasicSweeper):
         if self.batch_index > 1:
             return
         assert self.overrides is not None
-        assert self.hydra_context is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
         found = plan(self.hydra_context.config_loader, self.config, jobs)
-        if not found:
-            raise RequestError("-m: expected values to sweep over; there are none")
-        if (wrong := found[0].wrong) and all(job.wrong == wrong for job in found):  # so the sweep is
-            raise RequestError(wrong)
+        refuse_alike(found)
         write_plan(folder_of(self.config), found)
 
 

@@ -22,7 +22,7 @@ from finetune.errors import RequestError, counted, shown, tell
 from finetune.runs.folder import is_sweep, one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import folder_of, list_planned, plan, write_plan
+from finetune.sweep.planned import folder_of, list_planned, plan, refuse_alike, write_plan
 from finetune.sweep.search import recorded
 
 SAMPLERS = ("tpe", "gp", "random")
@@ -88,11 +88,12 @@ class OptunaSweeper(Sweeper):
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_space(parser.parse_overrides(arguments))
-        self.validate_batch_is_legal(space.examples())  # a choice that Hydra refuses is told now
+        # What is wrong with a choice, or with every job, is told now.
+        refuse_alike(plan(self.hydra_context.config_loader, self.config, space.examples()))
         folder = folder_of(self.config)
-        if is_sweep(folder) and recorded(folder / "multirun.yaml")[0] == "basic":
+        if is_sweep(folder) and recorded(folder)[0] == "basic":
             raise RequestError(
-                f"hydra.sweep.dir={folder}: expected a new folder, or a search's; it holds a sweep"
+                f"hydra.sweep.dir={folder}: expected a new folder; this one holds another sweep"
             )
         with one_writer(folder):
             return self._search(folder, space)
@@ -130,8 +131,6 @@ class OptunaSweeper(Sweeper):
         used = [int(job.name) for job in folder.iterdir() if job.name.isdecimal()]
         first = max(len(known), 1 + max(used, default=-1))  # a resumed search goes on with new jobs
         new = plan(self.hydra_context.config_loader, self.config, jobs, first)
-        if not known and len(new) > 1 and new[0].wrong and len({job.wrong for job in new}) == 1:
-            raise RequestError(new[0].wrong)  # and so are all others
         write_plan(folder, [*known, *new])
         returns = list(self.launcher.launch(jobs, initial_job_idx=first))
         each = len(space.seeds)

@@ -210,8 +210,7 @@ def _written(name: str, folder: Path, suffix: str) -> Path:
         name = unquote(name.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
     if "\\" in name and not os.path.lexists(folder / name):
         name = name.replace("\\", "/")
-    name = name if name.endswith(suffix) else name + suffix
-    # A letter with an accent is one sign or two: macOS and archives made there have two.
+    name = name if name.endswith(suffix) else name + suffix  # with accents as signs of their own, or not:
     forms = () if name.isascii() else (name, normalize("NFC", name), normalize("NFD", name))
     return Path(next((one for one in forms if os.path.lexists(folder / one)), name))
 
