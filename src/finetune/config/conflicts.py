@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from finetune.config.schema import Settings
 
 # As configs/config.yaml has them.
-TESTED = 0.15  # data.test_fraction
 STEP = {"step_epochs": 7, "step_gamma": 0.1}
 SCHEDULED = {
     **{"schedule": "cosine", "warmup_epochs": 0, "epochs": 20, "max_steps": None, "batch_size": 64},
@@ -117,11 +116,9 @@ def idle(settings: Settings) -> list[str]:
     ]
     if isinstance(one := settings.optimizer, LBFGS) and not one.chooses_by and one.select != "cv":
         solved.append(f"optimizer.select={one.select} has no effect with optimizer.weight_decay, a number")
-    rates = [
-        f"optimizer.{key}={asked:g} has no effect with freeze=all"
-        for key in ("backbone_lr_factor", "layer_decay")
-        if settings.freeze == ["all"] and (asked := getattr(settings.optimizer, key, 1)) != 1
-    ]
-    if settings.data.folds and (share := settings.data.test_fraction) != TESTED:
-        rates.append(f"data.test_fraction={share:g} has no effect with data.folds")
-    return [*solved, *steps, *(rates if not settings.phases else ())]
+    for key in ("backbone_lr_factor", "layer_decay"):
+        if settings.freeze == ["all"] and (asked := getattr(settings.optimizer, key, 1)) != 1:
+            solved += [f"optimizer.{key}={asked:g} has no effect with freeze=all"] * (not settings.phases)
+    if settings.data.folds and (share := settings.data.test_fraction) != 0.15:
+        solved.append(f"data.test_fraction={share:g} has no effect with data.folds")
+    return [*solved, *steps]

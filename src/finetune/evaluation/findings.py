@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import laplace
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from finetune.data.dataset import SPLITS, Dataset
 from finetune.data.images import opened
+from finetune.data.splits import find_units
 from finetune.errors import RequestError
 from finetune.learners import stratified_folds
 from finetune.model.preprocessing import Preprocessing
@@ -105,11 +104,10 @@ def compare_images(
 
 def copies_together(data: Dataset, near: Sequence[tuple[int, int, float]]) -> Dataset:
     """The same where no copy of an image is solved for while it is held out, nor what stays with either."""
-    unit = np.unique(data.units or data.digests, return_inverse=True)[1]
-    ends = unit[[pair[:2] for pair in near]] if near else np.zeros((0, 2), int)
-    graph = coo_array((np.ones(len(ends)), ends.T), shape=(unit.max() + 1,) * 2)
-    keys = connected_components(graph, directed=False)[1][unit]
-    return replace(data, digests=[*map(str, keys)], units=())
+    keys, ends = data.units or data.digests, [end for pair in near for end in pair[:2]]
+    pairs = [""] * len(keys) + [str(i // 2) for i in range(len(ends))]
+    joined = find_units([*keys, *(keys[end] for end in ends)], pairs, None)
+    return replace(data, digests=joined[: len(keys)], units=())
 
 
 def copies(data: Dataset, sides: Sequence[str], pairs: Sequence[tuple[int, int, float]]) -> Iterator[Finding]:

@@ -111,10 +111,7 @@ class Predictor:
             return BadImage(0, str(image), str(error))
 
     def settle(self) -> Forward:
-        """The form: that of the run's features; or fp32 where the fast one is too far from it on noise.
-
-        Not on the images that are asked for: an answer depends on none of the others.
-        """
+        """Choose the form: the run's, or by noise, as no answer may depend on what else is asked for."""
         model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
         halves, _ = halve(model)
         if halves is None:
@@ -124,9 +121,9 @@ class Predictor:
         assert halves.prefix
         head = HeadInputs(halves.suffix, self.saved.head).to(self.device).eval()
         known = ((self.saved.summary or {}).get("features") or {}).get("form", "").partition(", compiled")[0]
-        if self.saved.settings.freeze == ["all"] and known in (str(plain), str(self.form)):
-            self.form = plain if known == str(plain) else self.form
-            backbone = accelerate(halves.prefix, self.form, self.device)
+        forms = {str(one): one for one in (self.form, plain)}
+        if self.saved.settings.freeze == ["all"] and known in forms:
+            self.form, backbone = forms[known], accelerate(halves.prefix, forms[known], self.device)
         else:
             sample = self.normalise(noise(self.form.batch, self.saved.preprocessing.crop_size))
             backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)

@@ -65,16 +65,12 @@ def _sides(dataset: Dataset, refit: bool) -> tuple[np.ndarray, np.ndarray]:
     if refit:
         train, val = np.union1d(train, val), val[:0]
     held, fewest = np.concatenate([val, test]), RANGE * len(dataset.classes)
-    if (there := len(np.unique(_units(dataset)[train]))) < fewest or not len(held):
+    there = len(np.unique(np.asarray(dataset.units or dataset.digests)[train]))
+    if there < fewest or not len(held):
         what = f"{fewest:,} {'groups' if dataset.groups else 'different images'} to train on"
         wanted = f"expected {what}, {RANGE} times the classes, and others to measure on"
         raise RequestError(f"data={dataset.name}: {wanted}; there are {there:,} and {len(held):,}")
     return train, held
-
-
-def _units(dataset: Dataset) -> np.ndarray:
-    """Of each image a key that it shares with those which are drawn with it: copies, and its group."""
-    return np.asarray(dataset.units or dataset.digests)
 
 
 def solve_parts(
@@ -87,7 +83,7 @@ def solve_parts(
     mean, scale = statistics([features[train]])
     values, labels = ((features - mean) * scale).float(), torch.from_numpy(dataset.labels)
     loss, outputs, strengths, right = create_loss("cross_entropy"), len(dataset.classes), STRENGTHS, {}
-    units = len(np.unique(_units(dataset)[train]))
+    units = len(np.unique(np.asarray(dataset.units or dataset.digests)[train]))
     shares = np.geomspace(max(1 / RANGE, 2 * outputs / units), 1, SIZES)
     sizes = (shares * len(train)).round().astype(int).tolist()
     with progress(console, "solving", SIZES, unit="sizes") as advance, threads(1):
@@ -113,16 +109,13 @@ def draw_training(dataset: Dataset, train: np.ndarray, size: int, number: int) -
     """About so many of the training images, stratified, of those of a unit all or none."""
     if size == len(train):
         return train
-    units, first, unit = np.unique(_units(dataset)[train], return_index=True, return_inverse=True)
+    keys = np.asarray(dataset.units or dataset.digests)[train]
+    units, first, unit = np.unique(keys, return_index=True, return_inverse=True)
     labels = dataset.labels[train][first]
     counts = np.bincount(labels)
     kinds = np.where(counts[labels] > 1, labels, counts.argmax())  # one image makes no stratum
-    chosen, _ = train_test_split(
-        np.arange(len(units)),
-        train_size=round(size / len(train) * len(units)),
-        stratify=kinds,
-        random_state=number,
-    )
+    each, part = np.arange(len(units)), round(size / len(train) * len(units))
+    chosen, _ = train_test_split(each, train_size=part, stratify=kinds, random_state=number)
     return train[np.isin(unit, chosen)]
 
 

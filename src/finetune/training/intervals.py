@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 500
+DRAWS, FEWEST = 500, 5  # samples of the images, or of so many groups or more
 Z, ENDS = 1.959964, (0.025, 0.975)
-FEWEST = 5  # groups whose draws say how far a measure may be off
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "map")
 BLOCK = 4_000_000  # counts that are in use at once
 
@@ -70,19 +69,17 @@ def bootstrap(
     """The interval of each measure, which takes what images weigh, (images, draws), and gives (draws,).
 
     What drawing adds to a measure by itself, as to a calibration error, is taken off twice: of the draws, and
-    of the value, which is of images that were drawn, too. The value is inside. Of groups the ends are as much
-    further off as so few want (Hesterberg 2015); of too few, and where no draw differs, there are none, but
-    Wilson's of shares.
+    of the value, which is of images that were drawn, too. The value is inside. Of groups the ends are further
+    off (Hesterberg 2015), of too few there are none; where no draw differs Wilson's of shares alone.
     """
     from torch import from_numpy  # whoever has no network to measure does without
 
     step, found, parts = max(1, BLOCK // images), {}, []
     places = np.arange(images) if groups is None else groups
-    units, wider = int(places.max()) + 1, 1.0
-    if groups is not None:
-        if units < FEWEST:
-            return {}
-        wider = _wider(units) * math.sqrt(units / (units - 1))
+    units = int(places.max()) + 1
+    if groups is not None and units < FEWEST:
+        return {}
+    wider = 1.0 if groups is None else _wider(units) * math.sqrt(units / (units - 1))
     for at in range(0, DRAWS, step):
         drawn = draws(units)[places, at : at + step].astype(float)
         parts.append(measure(from_numpy(drawn * (images / drawn.sum(0)))))

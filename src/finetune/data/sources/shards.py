@@ -7,7 +7,6 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -106,9 +105,10 @@ def _read_shard(shard: Path, setting: str) -> tuple[list[Sample], Counter[str]]:
 
 
 def _text(image: Stored, label: bytes, setting: str) -> str:
-    text = ""
-    with suppress(UnicodeDecodeError):
+    try:
         text = label.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        text = ""
     if not text:
         raise RequestError(f"{setting}: expected a label in UTF-8 for {image}")
     return text
