@@ -148,9 +148,9 @@ def read_json(file: Path, what: str, way: str | None = None) -> dict[str, Any]:
     return value
 
 
-def holds(value: Any, kinds: Mapping[str, Any]) -> bool:
-    """Whether a value has such keys, each with a value of such a type."""
-    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+def holds(value: Mapping[str, Any], kinds: Mapping[str, Any] | None) -> bool:
+    """Whether there are such keys, each with a value of such a type; never where `kinds` is None."""
+    return kinds is not None and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 def linked(source: Path, target: Path) -> bool:

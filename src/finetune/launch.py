@@ -200,9 +200,7 @@ def resume_any(run: str, overrides: Sequence[str] = ()) -> int:
     overrides: of a run, `epochs` alone; of a search, where its study is.
     RequestError, RunError: as of a run; a sweep's jobs fail by themselves.
     """
-    folder = Path(run)
-    if last := pointer(run):
-        folder = find_latest(last)
+    folder = find_latest(last) if (last := pointer(run)) else Path(run)
     sweep = is_sweep(folder)
     search = search_again(folder, overrides) if sweep else None
     if sweep and overrides and not search:

@@ -89,12 +89,7 @@ def quoted(override: str, sweeps: bool = False) -> str:
     there = os.path.lexists(os.path.expanduser(value))
     if sweeps and key in PLACES and not there and re.fullmatch(r"[^'\"\[\](){}\\]+,[^'\"\[\](){}\\]+", value):
         return f"{key}=" + ",".join(quoted(f"{key}={one}").partition("=")[2] for one in value.split(","))
-    if (
-        key not in PLACES
-        or value == ""
-        or (value == "null" and not there)
-        or (not there and (value[0] in "'\"[{" or "\\" in value))
-    ):
+    if key not in PLACES or (not there and (value in ("", "null") or value[0] in "'\"[{" or "\\" in value)):
         return override
     text = value.replace("${", "\\${") if there else value
     with suppress(HydraException):

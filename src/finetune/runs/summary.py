@@ -14,11 +14,9 @@ DIGESTS = "digests.json"
 APART = (("weights", "sha256"), ("frozen_proof", "sha256"), ("frozen_proof", "each"), ("data", "fingerprint"))
 
 # What is read of a finished run, and its types; of another why it has not finished.
-FINISHED = {
-    **dict.fromkeys(("timing", "data", "weights", "preprocessing"), dict),
-    **dict.fromkeys(("val", "test", "calibration", "features"), dict | None),
-    **{"epochs": int, "best_epoch": int, "classes": list},
-}
+FINISHED: dict[str, Any] = {"epochs": int, "best_epoch": int, "classes": list}
+FINISHED |= dict.fromkeys(("timing", "data", "weights", "preprocessing"), dict)
+FINISHED |= dict.fromkeys(("val", "test", "calibration", "features"), dict | None)
 KINDS: dict[str, dict[str, Any]] = {
     "finished": FINISHED,
     "failed": {"reason": str},
@@ -54,8 +52,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     way = f"delete it, and finetune resume {shlex.quote(str(folder))} writes it again"
     summary = read_json(file, "the summary of a run", way)
-    kinds = KINDS.get(str(summary.get("status")))
-    if not (kinds and holds(summary, kinds)):
+    if not holds(summary, KINDS.get(str(summary.get("status")))):
         raise RequestError(f"{file}: expected the summary of a run; it holds something else; {way}")
     if sha256 := summary.pop(DIGESTS, None):  # older runs have them in the summary
         way = way.replace("it,", f"{file},", 1)

@@ -68,7 +68,7 @@ def _begun(file: Path) -> dict[float, Path]:
     plans = (plan for name in (PLAN, "multirun.yaml") for plan in file.parent.glob(f"sweeps/*/*/{name}"))
     begun = {plan.stat().st_mtime: plan.parent for plan in plans}
     with suppress(RequestError):  # a run that has gone
-        if sweep := sweep_of(find_run("latest" if file == LATEST else str(file))):
+        if sweep := sweep_of(find_run(str(file))):
             begun[file.stat().st_mtime] = sweep
     return begun
 
@@ -97,25 +97,24 @@ def overrides_of(job: Path) -> list[str]:
 
 def name_in_sweep(job: Path) -> str:
     """What a job has that not all jobs of its sweep have, as lr=0.1,seed=0; empty of a run by itself."""
-    sweep = sweep_of(job)
-    if not (sweep and (sweep / PLAN).is_file()):
+    sweep = sweep_of(job) or job
+    if not (file := sweep / PLAN).is_file():
         return ""
-    told = (sweep / PLAN).stat()  # a search writes another with each batch
-    jobs, shared = _planned(sweep, told.st_ino, told.st_mtime_ns)
+    try:
+        planned = _read_plan(file, file.stat().st_ino, file.stat().st_mtime_ns)["jobs"]
+        jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
+        shared = set.intersection(*map(set, jobs.values()))
+    except (KeyError, TypeError):
+        raise RequestError(f"{file}: expected a sweep's jobs; it holds something else") from None
     own = [unescaped(one).partition("=") for one in jobs.get(job, ()) if one not in shared]
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in own)
     return shown(name.replace("/", "_")).encode()[:200].decode(errors="ignore")  # a file system counts bytes
 
 
 @lru_cache(maxsize=1)
-def _planned(sweep: Path, *_: int) -> tuple[dict[Path, list[str]], set[str]]:
-    """The overrides of a sweep's jobs, and what all share; read once for all jobs, as it may be long."""
-    try:
-        planned = read_json(sweep / PLAN, "a sweep's jobs")["jobs"]
-        jobs = {sweep / one["folder"]: one["overrides"] for one in planned}
-        return jobs, set.intersection(*map(set, jobs.values()))
-    except (KeyError, TypeError):
-        raise RequestError(f"{sweep / PLAN}: expected a sweep's jobs; it holds something else") from None
+def _read_plan(file: Path, *_: int) -> dict[str, Any]:
+    """A sweep's plan, which may be long: read once, until it is another."""
+    return read_json(file, "a sweep's jobs")
 
 
 def unescaped(override: str) -> str:

@@ -23,7 +23,7 @@ SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
 BEFORE: ContextVar[dict[Path, bytes]] = ContextVar("before")
 # What would move relative paths, write over a run or end in Hydra itself, and what is expected.
 HYDRAS = {
-    r"hydra\.job\.chdir=(?!(false|null)$).*": "false; relative paths are those of where the command is typed",
+    r"hydra\.job\.chdir=(?!(?i:false|null)$).*": "false; relative paths start where the command is typed",
     r"hydra\.(sweeper|launcher)=.*": "{choice}, as it is a choice",
     r"hydra\.sweeper\.params=.*": "-m with what to sweep over as on any command line: -m seed=1,2",
     r"hydra\.sweeper\.max_batch_size=(?!null$|0*[1-9]\d*$).*": "1 or more, or null",
@@ -38,7 +38,7 @@ def refuse_hydras(overrides: Sequence[str]) -> None:
     for override in overrides:
         plain = re.sub("['\"]", "", override.lstrip("+~"))
         for pattern, expected in HYDRAS.items():
-            if re.fullmatch(pattern, plain, re.DOTALL | re.IGNORECASE * ("chdir" in pattern)):
+            if re.fullmatch(pattern, plain, re.DOTALL):
                 wanted = expected.format(choice=plain.replace(".", "/", 1))
                 raise RequestError(f"{override.lstrip('+')}: expected {wanted}")
 

@@ -56,13 +56,16 @@ def folder_of(sweep: DictConfig) -> Path:
     return Path(os.path.relpath(sweep.hydra.sweep.dir))
 
 
-def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], first: int = 0) -> list[Planned]:
+def plan(
+    loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], first: int | None = None
+) -> list[Planned]:
     """Compose jobs as Hydra will; one whose folder has another name than its number gets it as an override.
 
-    sweep: its config. first: the number of the first job.
+    sweep: its config. first: the number of the first job; None where these stand for all of the sweep.
 
     Raises:
-        RequestError: there is none, or a job has no folder of its own within the sweep's.
+        RequestError: there is none, a job has no folder of its own within the sweep's, or with all that there
+            are the same is wrong by their settings alone.
         HydraException: an override is wrong.
     """
     if not jobs:
@@ -70,11 +73,13 @@ def plan(loader: ConfigLoader, sweep: DictConfig, jobs: Sequence[list[str]], fir
         raise RequestError(f"{sought}: expected one value or more of each; there is none")
     hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
     try:
-        composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first)]
+        composed = [_composed(loader, sweep, overrides, n) for n, overrides in enumerate(jobs, first or 0)]
     finally:
         hydra.cfg = before
     if not _own_folders(folder_of(sweep), [job.folder for job in composed]):
         raise _no_folder(sweep.hydra.sweep.dir)
+    if first is None and (wrong := composed[0].wrong) and all(job.wrong == wrong for job in composed):
+        raise RequestError(wrong)
     return composed
 
 
@@ -107,12 +112,6 @@ def _no_folder(sweep: Path) -> RequestError:
         f"hydra.sweep.subdir: expected for each job a folder of its own within {sweep}, whose name is known"
         " before it begins, as ${hydra.job.num}"
     )
-
-
-def refuse_alike(jobs: Sequence[Planned]) -> None:
-    """Raise RequestError where the same is wrong with every job by its settings alone: so the sweep is."""
-    if (wrong := jobs[0].wrong) and all(job.wrong == wrong for job in jobs):
-        raise RequestError(wrong)
 
 
 def write_plan(sweep: Path, jobs: Sequence[Planned]) -> None:

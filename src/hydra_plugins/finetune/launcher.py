@@ -24,7 +24,7 @@ from finetune.config.messages import known_keys
 from finetune.config.schema import SECTIONS
 from finetune.errors import RequestError
 from finetune.runs.folder import is_sweep, one_writer
-from finetune.sweep.planned import folder_of, plan, refuse_alike, write_plan
+from finetune.sweep.planned import folder_of, plan, write_plan
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -56,9 +56,7 @@ class ListedSweeper(BasicSweeper):
             return
         assert self.overrides is not None
         jobs: list[Any] = list(chain.from_iterable(self.overrides))
-        found = plan(self.hydra_context.config_loader, self.config, jobs)
-        refuse_alike(found)
-        write_plan(folder_of(self.config), found)
+        write_plan(folder_of(self.config), plan(self.hydra_context.config_loader, self.config, jobs))
 
 
 class BatchedLauncher(Launcher):

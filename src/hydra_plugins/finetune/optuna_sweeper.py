@@ -22,7 +22,7 @@ from finetune.errors import RequestError, counted, shown, tell
 from finetune.runs.folder import is_sweep, one_writer
 from finetune.runs.summary import read_summary
 from finetune.say import Screen, say
-from finetune.sweep.planned import folder_of, list_planned, plan, refuse_alike, write_plan
+from finetune.sweep.planned import folder_of, list_planned, plan, write_plan
 from finetune.sweep.search import recorded
 
 SAMPLERS = ("tpe", "gp", "random")
@@ -89,7 +89,7 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_space(parser.parse_overrides(arguments))
         # What is wrong with a choice, or with every job, is told now.
-        refuse_alike(plan(self.hydra_context.config_loader, self.config, space.examples()))
+        plan(self.hydra_context.config_loader, self.config, space.examples())
         folder = folder_of(self.config)
         if is_sweep(folder) and recorded(folder)[0] == "basic":
             raise RequestError(
