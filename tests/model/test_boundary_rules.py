@@ -164,3 +164,23 @@ def test_mixing_the_images_of_a_batch_is_refused() -> None:
 
     with pytest.raises(NotTraceable, match="sub is not computed image by image"):
         check_toy(forward, "d")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(torch.fft.fft2, "complex64"), (lambda x: x > 0, "bool"), (lambda x: x.long(), "int64")],
+)
+def test_what_is_no_real_number_is_not_stored_and_the_model_is_left_as_it_was(make, kind) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 2, 1).requires_grad_(False), nn.BatchNorm2d(2)
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.conv(image)
+            return self.norm(x) * make(x)
+
+    net = Net()
+    with pytest.raises(NotTraceable, match=rf"is {kind}, not of real numbers$"):
+        split(net, images(2, 4))
+    assert net.norm.num_batches_tracked == 0

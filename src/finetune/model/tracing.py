@@ -228,6 +228,8 @@ def undone(model: nn.Module, device: torch.device) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer.copy_(value))
+        try:
+            yield
+        finally:  # a model that is refused trains all the same
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer.copy_(value))
