@@ -129,10 +129,24 @@ class Asks(nn.Module):
         return x.float()
 
 
+class Waves(nn.Module):
+    """Has parameters that are not laid out as those of a convolution: of five dimensions, and complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1))
+        self.weight = nn.Parameter(torch.randn(1, 4, SIZE, SIZE, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(self.conv(x[:, :, None])[:, :, 0]) * self.weight).real
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")
 @pytest.mark.parametrize(
     ("form", "network"),
     [
         (Form("bf16"), nn.Sequential(Asks(), nn.Conv2d(3, 4, 3))),
+        (Form("bf16"), Waves()),
         (Form(), nn.Sequential(nn.Conv2d(3, 4, SIZE), nn.Flatten(2), nn.Linear(1, 6), nn.BatchNorm1d(4))),
     ],
 )

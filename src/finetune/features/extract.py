@@ -20,6 +20,7 @@ from finetune.data.dataset import Stored
 from finetune.data.decoding import MOST_WORKERS, decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import cores, has_compiler
+from finetune.model.parameters import channels_last
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
 # core computes one, and what 16 images make on the way stays in its cache.
@@ -61,7 +62,7 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
     network: nn.Module = copy.deepcopy(prefix).eval()
     if form.folded:
         network = fuse(network, inplace=True, no_trace=True)
-    network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    network = channels_last(network.to(device, None if form.dtype == "fp32" else dtype))
     if form.compiled:
         network.compile(dynamic=False, options={"freezing": True})  # of this network alone: others train
 

@@ -15,6 +15,7 @@ from finetune.model.build import HEADS, build_model, resize
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
 from finetune.model.head import as_logits, find_head, replace_head
+from finetune.model.parameters import channels_last
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
@@ -102,7 +103,7 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         resize(network, preprocessing.crop_size)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
-    network.to(memory_format=torch.channels_last)
+    channels_last(network)
     return Model(
         name=config.name,
         network=network,
