@@ -289,6 +289,15 @@ def floats(image: Tensor) -> Tensor:
         ({"callbacks": [EarlyStopping("val/loss")], "data.folds": 2}, "callbacks=['python:EarlyStopping-"),
         ({"callbacks": ["none"]}, "callbacks=['none']: expected learning_rate or device_stats"),
         ({"logger": "wandb"}, "logger=wandb: "),
+        (
+            {"optimizer": "lbfgs", "head": nn.Linear(6, 3, bias=False)},
+            "optimizer=lbfgs: expected a linear layer on constant features as all that trains; head has no b",
+        ),
+        (
+            {"optimizer": "lbfgs", "model": Constant()},
+            "optimizer=lbfgs: expected a linear layer on constant features as all that trains; there are no"
+            " features: the model cannot be split: Constant: forward assigns a buffer",
+        ),
         ({"data.image_column": "path"}, "data.image_column: expected a DataFrame, or data=csv, with it"),
     ],
 )

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import private
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
@@ -27,7 +26,7 @@ from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
 from finetune.model.build import timm_name
 from finetune.model.hashing import digest, fingerprint
-from finetune.model.tracing import keep_modes
+from finetune.model.hooks import count_flops
 
 Where = Literal["disk", "memory", "none"]
 VIEWS = ("plain", "mirrored")
@@ -142,8 +141,8 @@ def halve(model: Model) -> tuple[Split | None, str]:
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
-    with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(example)
+    with count_flops(network) as counter:
+        network(example)
     return counter.get_total_flops() / 2
 
 
