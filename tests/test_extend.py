@@ -230,6 +230,18 @@ class Projected(Small):
 TAKES = "model=python:|: expected a forward that takes one argument, float32 images (B, 3, 32, 32)"
 
 
+class Single(Small):
+    """A network that takes float32 alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_features_take_the_room_of_the_form_that_they_are_in() -> None:
+    features = fit(model=Single(), precision="bf16", cache="memory").summary["features"]
+    assert (features["form"], features["bytes"]) == ("fp32", 60 * 6 * 4)
+
+
 class Constant(Small):
     """A network whose backbone no gradient reaches, and which counts how often it is run."""
 

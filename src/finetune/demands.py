@@ -86,7 +86,9 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
             f"optimizer={settings.optimizer.name}: expected a linear layer on constant features as all that"
             f" trains; {why}"
         )
-    if (size := SOLVING * plan.size) > ram():
+    crossings = plan.split.crossings if plan.split else ()
+    row_bytes = sum(crossing.size for crossing in crossings)  # in float32, whatever they are kept in
+    if (size := SOLVING * row_bytes * plan.images * len(plan.views)) > ram():
         raise RequestError(
             f"optimizer={settings.optimizer.name}: expected {decimal(size)} of memory, {SOLVING} times the"
             f" features, as it solves for all at once; there are {decimal(ram())}, and optimizer=sgd can do"
