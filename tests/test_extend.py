@@ -203,6 +203,49 @@ class Odd(Small):
         return logits if self.only and not self.training else self.kind({"logits": logits})
 
 
+class Wrong(Small):
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+class HeadFirst(nn.Module):
+    """A network whose head is not its last linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.early = nn.Linear(6, 3), nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.early(x).mean((2, 3)))
+
+
+class Projected(Small):
+    """A network that does not use its last linear layer, of as many outputs as its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = nn.Linear(6, 3)
+
+
+TAKES = "model=python:|: expected a forward that takes one argument, float32 images (B, 3, 32, 32)"
+
+
+class Single(Small):
+    """A network that takes float32 alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_features_take_the_room_of_the_form_that_they_are_in() -> None:
+    features = fit(model=Single(), precision="bf16", cache="memory").summary["features"]
+    assert (features["form"], features["bytes"]) == ("fp32", 60 * 6 * 4)
+
+
 class Constant(Small):
     """A network whose backbone no gradient reaches, and which counts how often it is run."""
 
@@ -285,6 +328,24 @@ def floats(image: Tensor) -> Tensor:
             {"model": Odd(tuple, True), "freeze": "none"},
             "model: expected a forward that returns logits (B, outputs), not a tuple",
         ),
+        ({"model": Wrong(ValueError)}, TAKES),
+        ({"model": Wrong(AssertionError)}, TAKES),
+        ({"model": Small().double()}, TAKES),
+        ({"model": Small().bfloat16()}, TAKES),
+        (
+            {"model": nn.Sequential(nn.LazyConv2d(3, 8), nn.Flatten(), nn.LazyLinear(3))},
+            "model: expected layers th",
+        ),
+        ({"model": torch.jit.script(nn.Linear(2, 3))}, "model: expected layers of Python, not TorchScript's"),
+        ({"head": torch.jit.script(nn.Linear(6, 3))}, "head: expected layers of Python, not TorchScript's"),
+        (
+            {"model": HeadFirst()},
+            "model=python:HeadFirst-|: expected early, its last linear layer or 1x1 conv",
+        ),
+        (
+            {"model": Projected()},
+            "model=python:Projected-|: expected projector, its last linear layer or 1x1 conv",
+        ),
         ({"optimizer": torch.optim.Adam, "optimizer.lr": 1.0}, "optimizer.lr: the chosen optimizer has no"),
         ({"head": nn.Linear(5, 3)}, "head=python:Linear-"),
         ({"head": nn.Linear(6, 2)}, "head=python:Linear-"),
@@ -293,6 +354,15 @@ def floats(image: Tensor) -> Tensor:
         ({"callbacks": [EarlyStopping("val/loss")], "data.folds": 2}, "callbacks=['python:EarlyStopping-"),
         ({"callbacks": ["none"]}, "callbacks=['none']: expected learning_rate or device_stats"),
         ({"logger": "wandb"}, "logger=wandb: "),
+        (
+            {"optimizer": "lbfgs", "head": nn.Linear(6, 3, bias=False)},
+            "optimizer=lbfgs: expected a linear layer on constant features as all that trains; head has no b",
+        ),
+        (
+            {"optimizer": "lbfgs", "model": Constant()},
+            "optimizer=lbfgs: expected a linear layer on constant features as all that trains; there are no"
+            " features: the model cannot be split: Constant: forward assigns a buffer",
+        ),
         ({"data.image_column": "path"}, "data.image_column: expected a DataFrame, or data=csv, with it"),
     ],
 )
@@ -300,7 +370,9 @@ def test_what_cannot_be_is_told_in_a_line(settings: dict[str, Any], line: str) -
     freeze = "none" if "transform" in settings else "all"
     with pytest.raises(RequestError) as error:
         fit(**{"freeze": freeze, **settings})
-    assert str(error.value).startswith(line)
+    begins, _, goes_on = line.partition("|")
+    assert str(error.value).startswith(begins)
+    assert goes_on in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -16,6 +16,7 @@ from finetune.errors import RequestError
 from finetune.features.rows import RowLayout
 from finetune.features.store import open_store
 from support.ended import Ended
+from support.privilege import without_privilege
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,13 @@ def test_a_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_not_called_a_cache(tmp_path: Path) -> None:
     private.check_folder(tmp_path, shared=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_for_whoever_needs_it_to_tell(tmp_path: Path) -> None:
+    private.check_folder(tmp_path / ("n" * 300), shared=False)
+    (tmp_path / "closed").mkdir(mode=0)
+    with without_privilege():
+        private.check_folder(tmp_path / "closed" / "cache", shared=False)
 
 
 @pytest.mark.parametrize("bits", [0o775, 0o757, 0o1777])

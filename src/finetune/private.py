@@ -25,7 +25,7 @@ def check_folder(path: Path, shared: bool) -> None:
         _make(path, shared)
         with open_file(path / TAG, path) as file:
             file.write(SIGNATURE)
-    if shared or not path.exists():
+    if shared or not os.path.exists(path):
         return
     asked, status = f"cache_dir={path}: expected a folder", path.stat()
     if status.st_uid != os.geteuid():
@@ -63,7 +63,7 @@ def open_file(path: Path, cache: Path) -> FileIO:
     try:
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600), "r+")
     except OSError:
-        if not path.exists():
+        if not os.path.exists(path):
             raise
         file = io.FileIO(os.open(path, os.O_RDONLY | flags), "r")
     status = os.fstat(file.fileno())

@@ -141,8 +141,13 @@ def test_they_are_computed_once_for_as_long_as_nothing_changes(
     assert same(first, found(tmp_path, model, dataset).tensors)
     assert len(passes) == 1
     model.network.get_parameter("conv1.0.weight").data[0] += 1
-    assert not same(first, found(tmp_path, model, dataset).tensors)
+    other = found(tmp_path, model, dataset).tensors
+    assert not same(first, other)
     assert len(passes) == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "cache").touch()  # a file, so that nothing can be kept
+    assert same(other, found(tmp_path / "full", model, dataset).tensors)
+    assert len(passes) == 3
 
 
 def test_broken_images_are_left_out(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import fx, nn
@@ -118,6 +120,49 @@ def test_where_bf16_is_too_far_off_fp32_is_used_and_the_difference_told(images):
     assert (form, distance > 0.05) == (Form("fp32", folded=False), True)
     with torch.no_grad():
         assert torch.allclose(forward(sample)[0], network(sample), atol=1e-5)
+
+
+class Asks(nn.Module):
+    """Takes float32 alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
+class Waves(nn.Module):
+    """Has parameters that are not laid out as those of a convolution: of five dimensions, and complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1))
+        self.weight = nn.Parameter(torch.randn(1, 4, SIZE, SIZE, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(self.conv(x[:, :, None])[:, :, 0]) * self.weight).real
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@pytest.mark.parametrize(
+    ("form", "network"),
+    [
+        (Form("bf16"), nn.Sequential(Asks(), nn.Conv2d(3, 4, 3))),
+        (Form("bf16"), Waves()),
+        (Form(), nn.Sequential(nn.Conv2d(3, 4, SIZE), nn.Flatten(2), nn.Linear(1, 6), nn.BatchNorm1d(4))),
+    ],
+)
+def test_a_form_that_a_model_cannot_be_computed_in_is_too_far(images, form, network):
+    sample = PREPARE.normalise(images[:4])
+    network = fx.symbolic_trace(network).eval()
+    forward, actual, distance = settle(network, form, "cpu", sample)
+    assert (actual, distance) == (Form("fp32", folded=False), math.inf)
+    with torch.no_grad():
+        assert torch.allclose(forward(sample)[0], network(sample), atol=1e-5)
+
+
+def test_no_number_is_too_far_whichever_tensor_has_it():
+    one, none = torch.ones(2), torch.full((2,), math.nan)
+    for fast in ((none, one), (one, none)):
+        assert math.isnan(difference((one, one), fast))
 
 
 def test_the_form_kept_is_the_one_asked_for_where_it_is_near(prefix, images):

@@ -59,7 +59,7 @@ def test_the_decision_follows_from_bytes_and_work(
 )
 def test_room_in_the_cache(tmp_path, monkeypatch, stored, reused, free, where):
     monkeypatch.setattr("finetune.features.plan.size_of_all", lambda folder: stored)
-    monkeypatch.setattr("finetune.features.plan.size_of_store", lambda folder, about: reused)
+    monkeypatch.setattr("finetune.features.plan.count_stored", lambda *_: reused // 2048)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     plan = planned(resnet(["all"]), tmp_path)  # 3.7 MB
     assert plan.where == where

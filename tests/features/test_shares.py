@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.features.inventory import contents
+from finetune.features.inventory import contents, count_stored
 from finetune.features.store import PART, entries_in, open_part, open_store
 from support.ended import Ended
 from support.rows import LAYOUT, digests, read, tensors
@@ -58,6 +58,8 @@ def test_what_a_killed_process_has_finished_is_taken_in_and_no_part_in_use(tmp_p
             file.write(b"half a row")
     with open_part(tmp_path, {}, LAYOUT) as busy:
         busy.append(digests(3), tensors(3))
+        for wanted, count in (((1, 2, 3), 3), ((2, 4), 1)):  # of other images there may be any number
+            assert count_stored(tmp_path, {}, set(digests(*wanted))) == count
         with open_store(tmp_path, {}, LAYOUT) as store:
             assert set(store.place) == set(digests(1, 2))
             assert len(store.sums) == 2

@@ -182,3 +182,23 @@ def test_a_forward_that_is_replaced_is_not_split_as_it_was() -> None:
     toy.forward = lambda image: 2 * toy.a(image).flatten(1)  # type: ignore[method-assign]
     with pytest.raises(NotTraceable, match="what it computes is not what its graph does"):
         split(toy, images(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(torch.fft.fft2, "complex64"), (lambda x: x > 0, "bool"), (lambda x: x.long(), "int64")],
+)
+def test_what_is_no_real_number_is_not_stored_and_the_model_is_left_as_it_was(make, kind) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 2, 1).requires_grad_(False), nn.BatchNorm2d(2)
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.conv(image)
+            return self.norm(x) * make(x)
+
+    net = Net()
+    with pytest.raises(NotTraceable, match=rf"is {kind}, not of real numbers$"):
+        split(net, images(2, 4))
+    assert net.norm.num_batches_tracked == 0

@@ -154,6 +154,7 @@ def test_what_holds_a_new_head_beside_backbone_is_no_head(replaced):
         ("through:layer5", r"freeze=through:layer5: expected the name of a module; there is conv1, bn1"),
         ("-through:layer2.7", r"freeze=-through:layer2\.7: .* there is layer2\.0, layer2\.1"),
         ("through:", r"freeze=through:: expected the name of a module"),
+        ("-none", r"^freeze=-none: expected none, or another entry"),
         ("through:layer1.0.conv1.weight", r"the name of a module; there is layer1\.0\.conv1\.weight"),
     ],
 )  # fmt: skip
@@ -161,6 +162,14 @@ def test_an_entry_that_matches_nothing_lists_what_there_is(kept, entry, told):
     with pytest.raises(RequestError, match=told) as refused:
         freeze(kept("resnet18"), ["all", entry], None, PICTURE)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("entry", ["@last", "-@last", "through:0"])
+def test_a_stage_or_a_module_without_parameters_matches_nothing(entry):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2), nn.ReLU(), nn.Linear(2, 2))
+    for model, head in ((flat, "3"), (flat[:2], "1")):
+        with pytest.raises(RequestError, match=f"^freeze={entry}: matches nothing; there is 1"):
+            freeze(model, ["all", entry], head, torch.zeros(1, 3, 64, 64))
 
 
 def test_what_there_is_names_a_modules_own_parameters(kept):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -183,9 +184,9 @@ class FeatureComputer:
         batch = normalise(torch.stack(sample))
         forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
         if actual != form:
-            self.notes.append(
-                f"features in {form} differ by {difference:.1%} from fp32, too much; using fp32"
-            )
+            off = f"differ by {difference:.1%} from fp32, too much"
+            wrong = off if difference < math.inf else "cannot be computed"
+            self.notes.append(f"features in {form} {wrong}; using fp32")
             return actual, difference, 0
         batches = extract(
             lambda images: forward(normalise(images)),

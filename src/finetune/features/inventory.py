@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,29 @@ from rich.filesize import decimal
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError, RunError, brief, counted
-from finetune.features.store import bytes_of, entries_in, key, lock_store, remove_store, store_folder
+from finetune.features.store import (
+    PART,
+    bytes_of,
+    entries_in,
+    key,
+    lock_store,
+    remove_store,
+    store_folder,
+)
 
 
 def _folders(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "features").glob("*") if path.is_dir())
 
 
-def size_of_store(cache: Path, about: dict[str, Any]) -> int:
-    return bytes_of(store_folder(cache, about))
+def count_stored(cache: Path, about: dict[str, Any], digests: set[str]) -> int:
+    """How many of these images have a row in a store or in a part that it will take in."""
+    folder, found = store_folder(cache, about), set[str]()
+    for one in (folder, *folder.parent.glob(f"{folder.name}{PART}*")):
+        with suppress(OSError):
+            entries = entries_in((one / "index.bin").read_bytes())
+            found |= {digest.tobytes().hex() for digest in entries["digest"]}
+    return len(found & digests)
 
 
 def size_of_all(cache: Path) -> int:

@@ -215,7 +215,7 @@ def _summary(computed: list[Features], plan: FeaturePlan) -> dict[str, Any]:
         "computed": sum(features.computed for features in computed),
         "reused": sum(features.reused for features in computed),
         "seconds": sum(features.seconds for features in computed),
-        "bytes": plan.size,
+        "bytes": sum(features.layout.row_bytes for features in computed) * plan.images,
         "shapes": [list(shape) for shape in first.layout.shapes],
     }
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import private
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
@@ -20,13 +19,13 @@ from finetune.data.dataset import Dataset
 from finetune.data.digests import decoders
 from finetune.errors import RequestError
 from finetune.features.extract import DTYPES, Form, choose_form
-from finetune.features.inventory import size_of_all, size_of_store
+from finetune.features.inventory import count_stored, size_of_all
 from finetune.features.store import WAYS
 from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
 from finetune.model.hashing import digest, fingerprint, own_code
-from finetune.model.tracing import keep_modes
+from finetune.model.hooks import count_flops
 
 Where = Literal["disk", "memory", "none"]
 VIEWS = ("plain", "mirrored")
@@ -112,7 +111,9 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        room = (-1.0, f"{own} is code of your own that may change") if own else _room(wanted, keys, form)
+        known = [count_stored(wanted.cache_dir, {**key, **asdict(form)}, {*dataset.digests}) for key in keys]
+        nowhere = (-1.0, f"{own} is code of your own that may change")
+        room = nowhere if own else _room(wanted, sum(known) * row_bytes)
         where, why = decide(cache, row_bytes, rows, prefix_macs, room=room)
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())
@@ -143,8 +144,8 @@ def halve(model: Model) -> tuple[Split | None, str]:
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
-    with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(example)
+    with count_flops(network) as counter:
+        network(example)
     return counter.get_total_flops() / 2
 
 
@@ -172,8 +173,8 @@ def known_by(model: Model, device: str) -> dict[str, Any]:
     }
 
 
-def _room(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form) -> tuple[float, str]:
-    """How many bytes of these features may lie in the cache, those there included, and why no more."""
+def _room(wanted: FeatureSettings, reused: int) -> tuple[float, str]:
+    """How many bytes of these features may lie in the cache, those there (`reused`) too, and why no more."""
     folder = wanted.cache_dir
     try:
         private.make_folder(folder)
@@ -182,7 +183,6 @@ def _room(wanted: FeatureSettings, keys: tuple[dict[str, Any], ...], form: Form)
         if wanted.cache == "disk":
             raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror}); {WAYS}") from None
         return -1, f"cache_dir={folder} cannot be made ({error.strerror})"
-    reused = sum(size_of_store(folder, {**key, **asdict(form)}) for key in keys)
     left = wanted.cache_max_gb * 1e9 - size_of_all(folder)
     return reused + min(left, free), "over cache_max_gb or the free disk"
 

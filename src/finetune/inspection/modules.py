@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.model.hooks import ModuleCall, watch_calls
+from finetune.model.hooks import ModuleCall, count_flops, watch_calls
 from finetune.model.parameters import owners
-from finetune.model.tracing import keep_modes
 
 T = TypeVar("T")
 ROWS = 40  # more modules than this fold into the ones around them
@@ -83,13 +80,8 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
             container = seen[name]
             container.calls, container.macs, container.output = 1, container.macs + macs, module.output
 
-    with (
-        keep_modes(model),
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-        watch_calls(model, begin, end) as inside,
-    ):
-        model.eval()(example)
+    with count_flops(model) as counter, watch_calls(model, begin, end) as inside:
+        model(example)
     return seen
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from finetune.choices.given import is_given
 from finetune.errors import RequestError, brief
-from finetune.model.build import HEADS, build_model, resize
+from finetune.model.build import HEADS, brought, build_model, resize
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
 from finetune.model.head import as_logits, find_head, replace_head
+from finetune.model.parameters import channels_last
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
@@ -83,14 +84,15 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
-    size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
-    outputs = _count_outputs(network, example, size)
+    outputs = _count_outputs(network, example, _cannot_take(config.name, example))
     if config.head != "keep":
         new = _new_head(config, len(classes))
+        if brought(config.name):
+            _check_head(network, head, example, outputs, name=config.name)
         read_stages(network, head, config.head_features, example)
         torch.manual_seed(config.seed)  # the same head, however many random numbers the backbone took
         replace_head(network, head, new, hidden=config.hidden, dropout=config.dropout)
-        wrong = f"head={config.head}: cannot take what the old head took"
+        wrong = f"head={config.head}: cannot take what the old head took; expected another, or auto"
         outputs = new if isinstance(new, int) else _count_outputs(network, example, wrong)
     if outputs < len(names):
         raise RequestError(
@@ -102,7 +104,7 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         resize(network, preprocessing.crop_size)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
-    network.to(memory_format=torch.channels_last)
+    channels_last(network)
     return Model(
         name=config.name,
         network=network,
@@ -157,7 +159,28 @@ def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:
     network.eval()
     try:
         with torch.no_grad():
-            return as_logits(network(example)).shape[1]
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise RequestError(f"{otherwise} ({why}); expected another, or auto") from None
+            output = network(example)
+    except Exception as error:  # a user's forward may fail in any way
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(f"{otherwise} ({why})") from None
+    return as_logits(output).shape[1]
+
+
+def _cannot_take(name: str, example: Tensor) -> str:
+    size = example.shape[-1]
+    if brought(name):
+        return (
+            f"model={name}: expected a forward that takes one argument, float32 images (B, 3, {size}, {size})"
+        )
+    return f"data.image_size={size}: {name} cannot take images of that size; expected another, or auto"
+
+
+def _check_head(network: nn.Module, head: str, example: Tensor, outputs: int, name: str) -> None:
+    """Raise RequestError unless the layer `head`, which is to be replaced, gives a user's model's logits."""
+    wrong = (
+        f"model={name}: expected {head}, its last linear layer or 1x1 convolution, to give the logits; make"
+        " the one that does the last in __init__, or head=keep changes none"
+    )
+    replace_head(network, head, outputs + 1)  # then there are as many
+    if _count_outputs(network, example, wrong) != outputs + 1:
+        raise RequestError(wrong)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
@@ -62,7 +64,9 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     """
     check_model_name(name)
     if brought(name):
-        return MODELS[name]()
+        network = MODELS[name]()
+        check_layers(f"model={name}", network)
+        return network
     if theirs := timm_name(name):
         import timm
 
@@ -74,6 +78,14 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     with warnings.catch_warnings(), nullcontext() if initialised else _Zeros():
         warnings.simplefilter("ignore", FutureWarning)  # their note on slow initialisation
         return torchvision.models.get_model(name, weights=None, **options)
+
+
+def check_layers(setting: str, network: nn.Module) -> None:
+    """Raise RequestError of layers that no graph can be made of, or, but in a new head, without a shape."""
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
+        raise RequestError(f"{setting}: expected layers of Python, not TorchScript's")
+    if setting != "head" and any(map(is_lazy, [*network.parameters(), *network.buffers()])):
+        raise RequestError(f"{setting}: expected layers that have a shape; run the lazy ones once")
 
 
 def resize(network: nn.Module, size: int) -> None:

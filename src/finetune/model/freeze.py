@@ -66,6 +66,12 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
             matched = _last_stage(model, backbone, head, example)
         else:
             matched = _match(model, pattern, backbone, head)
+        if pattern == "-none":
+            raise RequestError(
+                "freeze=-none: expected none, or another entry after -; -none takes out nothing"
+            )
+        if not matched and entry not in ("all", "none"):
+            raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
         frozen = frozen - matched if pattern.startswith("-") or pattern == "none" else frozen | matched
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -89,14 +95,12 @@ def _match(model: nn.Module, pattern: str, backbone: list[str], head: str | None
         raise RequestError(f"freeze={pattern}: expected @norm, @bias or @last")
     else:
         matched = _named(backbone, entry)
-    if matched:
-        return matched
-    if head and (is_below(entry, head) or _named([f"{head}.weight"], entry)):
+    if not matched and head and (is_below(entry, head) or _named([f"{head}.weight"], entry)):
         raise RequestError(
             f"freeze={pattern}: expected a part of the backbone; {head} is the new head, which always"
             f" trains (head=keep keeps the old one, as part of the backbone)"
         )
-    raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
+    return matched
 
 
 def _last_stage(model: nn.Module, backbone: list[str], head: str | None, example: Tensor) -> set[str]:
@@ -106,7 +110,7 @@ def _last_stage(model: nn.Module, backbone: list[str], head: str | None, example
         if any(model.get_parameter(name).dim() == 4 for name in after):
             return after
     depths = find_depths(model, head or "")
-    least = 0.75 * max(depths[name] for name in backbone)
+    least = 0.75 * max((depths[name] for name in backbone), default=0)
     return {name for name in backbone if depths[name] > least}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -110,7 +111,7 @@ def statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def direct_layer(halves: Split) -> str | None:
     """The name of the linear layer that reads the vector that crosses, and alone does; None without one.
 
-    A layer without a bias could not take the map in.
+    One without a bias that trains could not take the map in, nor may one whose parameters are others', too.
     """
     if not isinstance(halves.suffix, fx.GraphModule) or [len(c.shape) for c in halves.crossings] != [1]:
         return None
@@ -118,4 +119,10 @@ def direct_layer(halves: Split) -> str | None:
     if len(readers) != 1 or readers[0].op != "call_module":
         return None
     layer = halves.suffix.get_submodule(str(readers[0].target))
-    return str(readers[0].target) if isinstance(layer, nn.Linear) and layer.bias is not None else None
+    if not isinstance(layer, nn.Linear):
+        return None
+    parts = [part for part in (halves.prefix, halves.suffix) if part]
+    uses = Counter(id(p) for part in parts for _, p in part.named_parameters(remove_duplicate=False))
+    own = (layer.weight, layer.bias)
+    fits = all(p is not None and p.requires_grad and uses[id(p)] == 1 for p in own)
+    return str(readers[0].target) if fits else None

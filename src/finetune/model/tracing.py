@@ -226,8 +226,7 @@ def computes(model: nn.Module, parts: Callable[[Tensor], Any], images: Tensor) -
         model.eval()
         for compute in (model, parts):
             with undone(model, images.device):  # each from the same buffers and the same random numbers
-                leaves = tree_leaves(compute(images.clone()))
-            outputs.append([one for one in leaves if isinstance(one, Tensor)])
+                outputs.append([*filter(torch.is_tensor, tree_leaves(compute(images.clone())))])
     return all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max().nan_to_num()), equal_nan=True)
         for a, b in zip(*outputs, strict=True)
@@ -243,6 +242,8 @@ def undone(model: nn.Module, device: torch.device) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer.copy_(value))
+        try:
+            yield
+        finally:  # a model that is refused trains all the same
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer.copy_(value))

@@ -139,8 +139,8 @@ def _labels(cells: Cells, names: Sequence[str], separator: str | None) -> list[l
     if missing := [number for number, one in enumerate(labels) if one.lower() in MISSING]:
         told = f", not {labels[missing[0]]!r}" if labels[missing[0]] else ""
         told += f"; {len(missing):,} of {len(labels):,} rows have no label" if len(missing) > 1 else ""
-        way = "data.label_separator='|' takes them as images without any"
-        raise RequestError(f"{cells.setting}: row {missing[0] + 1}: expected a path and a label{told}; {way}")
+        told += "; data.label_separator='|' takes them as images without any"
+        raise RequestError(f"{cells.setting}: row {missing[0] + 1}: expected a path and a label{told}")
     return [[one] for one in labels]
 
 
