@@ -34,8 +34,7 @@ from finetune.errors import RequestError, brief, counted
 MISSING = ("", "nan", "<na>", "nat", "#n/a")  # as pandas and spreadsheets write what is not there
 UNKNOWN = ("none", "null", "nil", "na", "n/a", "\\n")  # as databases may write it, and a class may be named
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-# Columns by whose names images seem to belong together.
-TOGETHER = re.compile(r"patient|subject|person|group|case|slide|scene|video|session|animal|camera|site", re.I)
+GROUPING = re.compile(r"patient|subject|person|group|case|slide|scene|video|session|animal|camera|site", re.I)
 ELSEWHERE = re.compile(r"[a-z][\w+.-]*:[\\/]", re.IGNORECASE)  # a drive's letter, or an address
 
 
@@ -86,7 +85,7 @@ def images_of(cells: Cells, name: str, folder: Path, wanted: Columns) -> Labeled
     kept = [cells.column(name, "data.group_column", str) for name in group]
     used = {place for name in (wanted.image_column, *columns, *sides, *group) for place in cells.places(name)}
     unread = [name for i, name in enumerate(cells.header) if i not in used and name]
-    alike = next(filter(TOGETHER.search, unread), None) if not group else None
+    alike = next(filter(GROUPING.search, unread), None) if not group else None
     column = shlex.quote(f"data.group_column={alike}")
     advice = f"; {column} keeps images of one {alike} on one side" if alike else ""
     return LabeledImages(
