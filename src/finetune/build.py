@@ -159,7 +159,8 @@ def build_inputs(
         refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
         if settings.batchnorm == "adapt":
-            cache = cache_dir(settings) if settings.cache in ("auto", "disk") else None
+            folder = cache_dir(settings)  # where it cannot be made, cache=disk is refused for the features
+            cache = folder if settings.cache in ("auto", "disk") and os.path.isdir(folder) else None
             statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
         inputs = load_as_planned(settings, dataset, model, device, console=console)

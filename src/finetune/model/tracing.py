@@ -210,13 +210,16 @@ def _random_states() -> list[Tensor]:
 
 @contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
-    """Put each module back into train or eval mode as it was; `model.train(mode)` would give all the same."""
+    """Put the modes of each module and parameter back; `model.train(mode)` would give all the same."""
     before = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
         for module, training in before:
             module.training = training
+        for parameter, trains in trained:
+            parameter.requires_grad = trains
 
 
 @contextmanager
