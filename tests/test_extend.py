@@ -231,7 +231,7 @@ class Projected(Small):
         self.projector = nn.Linear(6, 3)
 
 
-TAKES = "model=python:|: expected a forward that takes one argument, float32 images (B, 3, 32, 32)"
+TAKES = "model=python:|: expected a forward that takes float32 images (1, 3, 32, 32) alone"
 
 
 class Single(Small):
@@ -334,17 +334,17 @@ def floats(image: Tensor) -> Tensor:
         ({"model": Small().bfloat16()}, TAKES),
         (
             {"model": nn.Sequential(nn.LazyConv2d(3, 8), nn.Flatten(), nn.LazyLinear(3))},
-            "model: expected layers th",
+            "model: expected layers of Python, no TorchScript, which h",
         ),
-        ({"model": torch.jit.script(nn.Linear(2, 3))}, "model: expected layers of Python, not TorchScript's"),
-        ({"head": torch.jit.script(nn.Linear(6, 3))}, "head: expected layers of Python, not TorchScript's"),
+        ({"model": torch.jit.script(nn.Linear(2, 3))}, "model: expected layers of Python, no TorchScript"),
+        ({"head": torch.jit.script(nn.Linear(6, 3))}, "head: expected layers of Python, no TorchScript"),
         (
             {"model": HeadFirst()},
-            "model=python:HeadFirst-|: expected early, its last linear layer or 1x1 conv",
+            "model=python:HeadFirst-|: expected early, the last linear layer in it, t",
         ),
         (
             {"model": Projected()},
-            "model=python:Projected-|: expected projector, its last linear layer or 1x1 conv",
+            "model=python:Projected-|: expected projector, the last linear layer in it, t",
         ),
         ({"optimizer": torch.optim.Adam, "optimizer.lr": 1.0}, "optimizer.lr: the chosen optimizer has no"),
         ({"head": nn.Linear(5, 3)}, "head=python:Linear-"),

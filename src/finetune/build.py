@@ -160,8 +160,9 @@ def build_inputs(
         refuse_unsolvable(settings, model, plan_inputs(settings, dataset, model, device))
     try:
         if settings.batchnorm == "adapt":
-            kept = settings.cache in ("auto", "disk") and not brought(settings.model)  # whose code may change
-            cache = cache_dir(settings) if kept else None
+            folder = cache_dir(settings)  # where it cannot be made, cache=disk is refused for the features
+            kept = settings.cache in ("auto", "disk") and os.path.isdir(folder)
+            cache = folder if kept and not brought(settings.model) else None  # whose code may change
             statistics = statistics or find_statistics(model, dataset, device, cache=cache, loading=loading)
             batchnorm = statistics.put_into(model)
         inputs = load_as_planned(settings, dataset, model, device, console=console)

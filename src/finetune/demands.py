@@ -73,21 +73,16 @@ def refuse_unsolvable(settings: Settings, model: Model, plan: FeaturePlan) -> No
     trained = [name for name, p in model.network.named_parameters() if p.requires_grad]
     others = [name for name in trained if name.rpartition(".")[0] != layer]
     if others or plan.where == "none":
-        owners = {name.rpartition(".")[0] for name in trained}
+        why = f"{brief(others, 3)} would train, too"
         if plan.split is None or not others:
             why = f"there are no features: {plan.why}"
-        elif layer is None and len(owners) == 1:
-            bias = getattr(model.network.get_submodule(*owners), "bias", True)
-            wrong = "has no bias" if bias is None else "does not read them alone, or trains in part"
-            why = f"{owners.pop()} {wrong}"
-        else:
-            why = f"{brief(others, 3)} would train, too"
+        elif len(layers := {name.rpartition(".")[0] for name in trained}) == 1:
+            why = f"{layers.pop()} has no bias that trains with it, or is not alone to read them"
         raise RequestError(
             f"optimizer={settings.optimizer.name}: expected a linear layer on constant features as all that"
             f" trains; {why}"
         )
-    crossings = plan.split.crossings if plan.split else ()
-    row_bytes = sum(crossing.size for crossing in crossings)  # in float32, whatever they are kept in
+    row_bytes = sum(one.size for one in plan.split.crossings) if plan.split else 0  # in float32
     if (size := SOLVING * row_bytes * plan.images * len(plan.views)) > ram():
         raise RequestError(
             f"optimizer={settings.optimizer.name}: expected {decimal(size)} of memory, {SOLVING} times the"

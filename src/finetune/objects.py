@@ -31,7 +31,7 @@ from finetune.data.sources import SOURCES, TABLE, Source
 from finetune.data.sources.given import Sides, find_given
 from finetune.data.sources.labeled import side_of
 from finetune.errors import RequestError, brief
-from finetune.model.build import HEADS, MODELS, check_layers
+from finetune.model.build import HEADS, MODELS, checked
 from finetune.model.hashing import structure
 
 # Of each setting its table, what an object must be, and the entry that it becomes.
@@ -57,9 +57,7 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     if not isinstance(value, kind) or (isinstance(value, type) and setting != "optimizer"):
         told = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise RequestError(f"{setting}: expected a name or {kind.__name__}, not {told}")
-    if isinstance(value, nn.Module):
-        value = _unwrapped(value)
-        check_layers(setting, value)
+    value = checked(_unwrapped(value), setting) if isinstance(value, nn.Module) else value
     if (
         setting == "loss"
         and isinstance(value, nn.Module)

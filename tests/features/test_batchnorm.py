@@ -141,13 +141,8 @@ def test_they_are_computed_once_for_as_long_as_nothing_changes(
     assert same(first, found(tmp_path, model, dataset).tensors)
     assert len(passes) == 1
     model.network.get_parameter("conv1.0.weight").data[0] += 1
-    other = found(tmp_path, model, dataset).tensors
-    assert not same(first, other)
+    assert not same(first, found(tmp_path, model, dataset).tensors)
     assert len(passes) == 2
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "cache").touch()  # a file, so that nothing can be kept
-    assert same(other, found(tmp_path / "full", model, dataset).tensors)
-    assert len(passes) == 3
 
 
 def test_broken_images_are_left_out(tmp_path: Path) -> None:
@@ -198,6 +193,8 @@ def test_a_run_and_all_that_comes_of_it_has_them(
     assert not any(old[name].equal(new[name]) for name in frozen)
     state = open_run("first").network.state_dict()
     assert all(state[name].equal(new[name]) for name in frozen)
+    Path("file").touch()  # where nothing can be kept
+    assert command("train", *run[:-3], *run[-2:], "cache_dir=file", "batchnorm=adapt").code == 0
     assert command("export", "first", "--out", "out").code == 0  # checked against the run's own model
     assert finetune.load("first").predict("pictures/red/0.png")[0].label in ("red", "green", "blue")
 

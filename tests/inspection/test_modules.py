@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.features.plan import macs
 from finetune.inspection.modules import Group, ModuleRow, boundary_index, execute_modules, module_rows
 from finetune.model.assemble import Model, ModelConfig, assemble
 from finetune.model.boundary import split
@@ -50,6 +51,22 @@ def test_the_convolution_costs_what_the_formula_says() -> None:
     with FlopCounterMode(display=False) as counter:
         model.network(torch.zeros(1, 3, 32, 32))
     assert sum(row.macs for row in found) == counter.get_total_flops() / 2
+
+
+def test_a_module_that_is_given_a_parameter_is_counted_and_all_goes_on_training() -> None:
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.layer = nn.Parameter(torch.ones(1, 2)), nn.Linear(2, 2)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.layer(self.query)
+
+    model = Query()
+    model.layer.bias.requires_grad_(False)
+    assert execute_modules(model, torch.zeros(1, 3, 2, 2))["layer"].macs == macs(model, torch.zeros(1)) == 4
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_what_holds_a_new_head_beside_backbone_is_no_head(replaced):
         ("through:layer5", r"freeze=through:layer5: expected the name of a module; there is conv1, bn1"),
         ("-through:layer2.7", r"freeze=-through:layer2\.7: .* there is layer2\.0, layer2\.1"),
         ("through:", r"freeze=through:: expected the name of a module"),
-        ("-none", r"^freeze=-none: expected none, or another entry"),
+        ("-none", r"^freeze=-none: matches nothing; there is conv1"),
         ("through:layer1.0.conv1.weight", r"the name of a module; there is layer1\.0\.conv1\.weight"),
     ],
 )  # fmt: skip

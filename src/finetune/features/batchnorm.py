@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from finetune import private, signals
+from finetune import signals
 from finetune.data.dataset import Dataset
 from finetune.data.digests import content_digest
 from finetune.data.images import BadImage
@@ -70,10 +70,6 @@ def find_statistics(
     """
     if not (names := batchnorm_buffers(model)):
         return Statistics({}, 0)
-    try:
-        _ = cache and private.make_folder(cache)
-    except OSError:
-        cache = None  # as features are kept then; cache=disk is refused for theirs
     reader = plain_reader(model, dataset, loading.memo)
     first = {dataset.digests[index]: index for index in reversed(dataset.split["train"].tolist())}
     sample = [first[one] for one in sorted(first)[:SAMPLE]]  # one of each content

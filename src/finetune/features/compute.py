@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -185,7 +184,7 @@ class FeatureComputer:
         forward, actual, difference = settle(plan.split.prefix, form, plan.device, batch)
         if actual != form:
             off = f"differ by {difference:.1%} from fp32, too much"
-            wrong = off if difference < math.inf else "cannot be computed"
+            wrong = off if difference < np.inf else "cannot be computed"
             self.notes.append(f"features in {form} {wrong}; using fp32")
             return actual, difference, 0
         batches = extract(

@@ -20,7 +20,6 @@ from finetune.data.dataset import Stored
 from finetune.data.decoding import MOST_WORKERS, decode_apart, processes
 from finetune.data.images import BadImage
 from finetune.machine import cores, has_compiler
-from finetune.model.parameters import channels_last
 
 # The bits of a feature depend on the batch it is computed in, so all batches are equally large. On a CPU each
 # core computes one, and what 16 images make on the way stays in its cache.
@@ -62,7 +61,8 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
     network: nn.Module = copy.deepcopy(prefix).eval()
     if form.folded:
         network = fuse(network, inplace=True, no_trace=True)
-    network = channels_last(network.to(device, None if form.dtype == "fp32" else dtype))
+    network = network.to(device, None if form.dtype == "fp32" else dtype)
+    nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
     if form.compiled:
         network.compile(dynamic=False, options={"freezing": True})  # of this network alone: others train
 
@@ -78,29 +78,26 @@ def accelerate(prefix: nn.Module, form: Form, device: str) -> Forward:
 
 
 def difference(exact: Tensors, fast: Tensors) -> float:
-    """Relative distance of two sets of features: the largest over the tensors of |a - b| / |a|."""
+    """Relative distance of two sets of features: the largest over the tensors of |a - b| / |a|, or NaN."""
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(exact, fast, strict=True)]
-    every = torch.stack([(a - b).norm() / a.norm().clamp(min=1e-12) for a, b in pairs])
-    return float(every.max())  # which is NaN where one is
+    return float(torch.stack([(a - b).norm() / a.norm().clamp(min=1e-12) for a, b in pairs]).max())
 
 
 def settle(prefix: nn.Module, form: Form, device: str, sample: Tensor) -> tuple[Forward, Form, float]:
     """The forward in the form asked for or, where that is too far from plain fp32, in that.
 
-    sample: a few normalised images. Returns, too, its form and the relative difference of the form asked for,
-    infinite where the prefix cannot be computed in it.
+    sample: a few normalised images. Returns, too, its form and how far the one asked for is, or inf.
     """
     plain = Form("fp32", folded=False, batch=form.batch)
-    forward = exact = accelerate(prefix, plain, device)
-    expected, distance = exact(sample), math.inf
+    exact, distance = accelerate(prefix, plain, device), math.inf
     threads = torch.get_num_threads()
     if form.compiled and device == "cpu":  # for as many as will compute; for others it is compiled again
         torch.set_num_threads(max(1, cores() // MOST_WORKERS))
     try:
         forward = accelerate(prefix, form, device)
-        distance = difference(expected, forward(sample))
+        distance = difference(exact(sample), forward(sample))
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
-        pass  # a model may ask for float32, or for the layers that folding takes away
+        forward = exact  # a model may ask for float32, or for the layers that folding takes away
     finally:
         torch.set_num_threads(threads)
     return (forward, form, distance) if distance <= TOLERANCE[form.dtype] else (exact, plain, distance)

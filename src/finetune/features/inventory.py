@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,7 @@ from rich.filesize import decimal
 
 from finetune.atomic import read_json
 from finetune.errors import RequestError, RunError, brief, counted
-from finetune.features.store import (
-    PART,
-    bytes_of,
-    entries_in,
-    key,
-    lock_store,
-    remove_store,
-    store_folder,
-)
+from finetune.features.store import bytes_of, entries_in, key, lock_store, remove_store, store_folder
 
 
 def _folders(cache: Path) -> list[Path]:
@@ -28,12 +20,15 @@ def _folders(cache: Path) -> list[Path]:
 
 def count_stored(cache: Path, about: dict[str, Any], digests: set[str]) -> int:
     """How many of these images have a row in a store or in a part that it will take in."""
-    folder, found = store_folder(cache, about), set[str]()
-    for one in (folder, *folder.parent.glob(f"{folder.name}{PART}*")):
-        with suppress(OSError):
-            entries = entries_in((one / "index.bin").read_bytes())
-            found |= {digest.tobytes().hex() for digest in entries["digest"]}
-    return len(found & digests)
+    name = store_folder(cache, about).name
+    stored = [_digests(folder) for folder in _folders(cache) if folder.name.startswith(name)]
+    return len(digests & set[str]().union(*stored))
+
+
+def _digests(folder: Path) -> set[str]:
+    index = folder / "index.bin"
+    entries = entries_in(index.read_bytes() if index.is_file() else b"")
+    return {digest.tobytes().hex() for digest in entries["digest"] if digest.any()}
 
 
 def size_of_all(cache: Path) -> int:
@@ -44,9 +39,7 @@ def contents(cache: Path) -> list[dict[str, Any]]:
     """What each store holds: number of rows, bytes and its description, without this where it is damaged."""
     found = []
     for folder in _folders(cache):
-        index = folder / "index.bin"
-        entries = entries_in(index.read_bytes() if index.is_file() else b"")
-        rows = int(entries["digest"].any(1).sum())
+        rows = len(_digests(folder))
         found.append({"folder": str(folder), "rows": rows, "bytes": bytes_of(folder), **_about(folder)})
     return found
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import private
 from finetune.choices.augmentations import AUGMENTATIONS, Augmentation, automatic
@@ -25,7 +26,7 @@ from finetune.machine import ram
 from finetune.model.assemble import Model
 from finetune.model.boundary import NotTraceable, Split, split
 from finetune.model.hashing import digest, fingerprint, own_code
-from finetune.model.hooks import count_flops
+from finetune.model.tracing import keep_modes
 
 Where = Literal["disk", "memory", "none"]
 VIEWS = ("plain", "mirrored")
@@ -111,9 +112,11 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        known = [count_stored(wanted.cache_dir, {**key, **asdict(form)}, {*dataset.digests}) for key in keys]
-        nowhere = (-1.0, f"{own} is code of your own that may change")
-        room = nowhere if own else _room(wanted, sum(known) * row_bytes)
+        stored, nowhere = (
+            [{**key, **asdict(form)} for key in keys],
+            f"{own} is code of your own that may change",
+        )
+        room = (-1.0, nowhere) if own else _room(wanted, stored, {*dataset.digests}, row_bytes)
         where, why = decide(cache, row_bytes, rows, prefix_macs, room=room)
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())
@@ -144,8 +147,8 @@ def halve(model: Model) -> tuple[Split | None, str]:
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
-    with count_flops(network) as counter:
-        network(example)
+    with keep_modes(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval().requires_grad_(False)(example)  # or the counter asks what made a parameter
     return counter.get_total_flops() / 2
 
 
@@ -173,8 +176,8 @@ def known_by(model: Model, device: str) -> dict[str, Any]:
     }
 
 
-def _room(wanted: FeatureSettings, reused: int) -> tuple[float, str]:
-    """How many bytes of these features may lie in the cache, those there (`reused`) too, and why no more."""
+def _room(wanted: FeatureSettings, stores: list[Any], digests: set[str], row_bytes: int) -> tuple[float, str]:
+    """How many bytes of these features may lie in the cache, those there included, and why no more."""
     folder = wanted.cache_dir
     try:
         private.make_folder(folder)
@@ -183,6 +186,7 @@ def _room(wanted: FeatureSettings, reused: int) -> tuple[float, str]:
         if wanted.cache == "disk":
             raise RequestError(f"cache_dir={folder}: expected a folder ({error.strerror}); {WAYS}") from None
         return -1, f"cache_dir={folder} cannot be made ({error.strerror})"
+    reused = row_bytes * sum(count_stored(folder, about, digests) for about in stores)
     left = wanted.cache_max_gb * 1e9 - size_of_all(folder)
     return reused + min(left, free), "over cache_max_gb or the free disk"
 

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.model.hooks import ModuleCall, count_flops, watch_calls
+from finetune.model.hooks import ModuleCall, watch_calls
 from finetune.model.parameters import owners
+from finetune.model.tracing import keep_modes
 
 T = TypeVar("T")
 ROWS = 40  # more modules than this fold into the ones around them
@@ -80,8 +83,9 @@ def execute_modules(model: nn.Module, example: Tensor) -> dict[str, Executed]:
             container = seen[name]
             container.calls, container.macs, container.output = 1, container.macs + macs, module.output
 
-    with count_flops(model) as counter, watch_calls(model, begin, end) as inside:
-        model(example)
+    counter = FlopCounterMode(display=False)
+    with keep_modes(model), torch.no_grad(), counter, watch_calls(model, begin, end) as inside:
+        model.eval().requires_grad_(False)(example)
     return seen
 
 

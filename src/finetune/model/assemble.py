@@ -15,7 +15,6 @@ from finetune.model.build import HEADS, brought, build_model, resize
 from finetune.model.freeze import Frozen, freeze
 from finetune.model.hashing import digest
 from finetune.model.head import as_logits, find_head, replace_head
-from finetune.model.parameters import channels_last
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
@@ -64,10 +63,8 @@ class Model:
     trained: bool = False
 
     def backbone_trains(self) -> bool:
-        head = f"{self.head}."
-        return any(
-            p.requires_grad and not name.startswith(head) for name, p in self.network.named_parameters()
-        )
+        trained = (name for name, p in self.network.named_parameters() if p.requires_grad)
+        return not all(name.startswith(f"{self.head}.") for name in trained)
 
 
 def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
@@ -84,7 +81,10 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
     head = find_head(network)
     names = _name_outputs(config, weights.classes, classes)
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
-    outputs = _count_outputs(network, example, _cannot_take(config.name, example))
+    takes = f"model={config.name}: expected a forward that takes float32 images {(*example.shape,)} alone"
+    size = f"data.image_size={example.shape[-1]}: {config.name} cannot take images of that size"
+    wrong = takes if brought(config.name) else f"{size}; expected another, or auto"
+    outputs = _count_outputs(network, example, wrong)
     if config.head != "keep":
         new = _new_head(config, len(classes))
         if brought(config.name):
@@ -104,7 +104,7 @@ def assemble(config: ModelConfig, classes: Sequence[str]) -> Model:
         resize(network, preprocessing.crop_size)
     new_head = None if config.head == "keep" else head
     frozen = freeze(network, config.freeze, new_head, example)
-    channels_last(network)
+    nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
     return Model(
         name=config.name,
         network=network,
@@ -166,21 +166,9 @@ def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:
     return as_logits(output).shape[1]
 
 
-def _cannot_take(name: str, example: Tensor) -> str:
-    size = example.shape[-1]
-    if brought(name):
-        return (
-            f"model={name}: expected a forward that takes one argument, float32 images (B, 3, {size}, {size})"
-        )
-    return f"data.image_size={size}: {name} cannot take images of that size; expected another, or auto"
-
-
 def _check_head(network: nn.Module, head: str, example: Tensor, outputs: int, name: str) -> None:
     """Raise RequestError unless the layer `head`, which is to be replaced, gives a user's model's logits."""
-    wrong = (
-        f"model={name}: expected {head}, its last linear layer or 1x1 convolution, to give the logits; make"
-        " the one that does the last in __init__, or head=keep changes none"
-    )
+    wrong = f"model={name}: expected {head}, the last linear layer in it, to give the logits, or head=keep"
     replace_head(network, head, outputs + 1)  # then there are as many
     if _count_outputs(network, example, wrong) != outputs + 1:
         raise RequestError(wrong)

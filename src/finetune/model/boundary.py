@@ -166,8 +166,7 @@ def _upstream(nodes: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
 def _rows_per_image(node: fx.Node, two: Any, three: Any) -> int:
     """How many rows of a crossing tensor belong to an image, checked on images 0, 1 and again on 1, 2, 0."""
     if isinstance(two, Tensor) and not two.is_floating_point():
-        kind = str(two.dtype).removeprefix("torch.")
-        raise NotTraceable(f"{node.meta['owner']}: the constant {node.name} is {kind}, not of real numbers")
+        raise NotTraceable(f"{node.meta['owner']}: the constant {node.name} is no real numbers ({two.dtype})")
     rows = len(two) // 2 if isinstance(two, Tensor) and two.dim() else 0
     if rows and three.shape == (3 * rows, *two.shape[1:]):
         same = torch.cat([three[2 * rows :], three[:rows]])

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
@@ -64,9 +63,7 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
     """
     check_model_name(name)
     if brought(name):
-        network = MODELS[name]()
-        check_layers(f"model={name}", network)
-        return network
+        return checked(MODELS[name](), f"model={name}")
     if theirs := timm_name(name):
         import timm
 
@@ -80,12 +77,12 @@ def build_model(name: str, enum: Any | None = None, initialised: bool = True) ->
         return torchvision.models.get_model(name, weights=None, **options)
 
 
-def check_layers(setting: str, network: nn.Module) -> None:
-    """Raise RequestError of layers that no graph can be made of, or, but in a new head, without a shape."""
-    if any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
-        raise RequestError(f"{setting}: expected layers of Python, not TorchScript's")
-    if setting != "head" and any(map(is_lazy, [*network.parameters(), *network.buffers()])):
-        raise RequestError(f"{setting}: expected layers that have a shape; run the lazy ones once")
+def checked(network: nn.Module, setting: str) -> nn.Module:
+    """A user's network; RequestError: it is TorchScript, or a layer, but of a head, is lazy."""
+    lazy = setting != "head" and any(map(nn.parameter.is_lazy, [*network.parameters(), *network.buffers()]))
+    if lazy or any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
+        raise RequestError(f"{setting}: expected layers of Python, no TorchScript, which have run if lazy")
+    return network
 
 
 def resize(network: nn.Module, size: int) -> None:

@@ -66,11 +66,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], head: str | None, example:
             matched = _last_stage(model, backbone, head, example)
         else:
             matched = _match(model, pattern, backbone, head)
-        if pattern == "-none":
-            raise RequestError(
-                "freeze=-none: expected none, or another entry after -; -none takes out nothing"
-            )
-        if not matched and entry not in ("all", "none"):
+        if pattern == "-none" or (not matched and entry not in ("all", "none")):
             raise RequestError(f"freeze={pattern}: matches nothing; there is {_what_there_is(model, entry)}")
         frozen = frozen - matched if pattern.startswith("-") or pattern == "none" else frozen | matched
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What a forward pass does: the calls of a model's modules, watched, and its operations, counted."""
+"""The calls of a model's modules, watched during a forward pass."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from finetune.model.tracing import keep_modes
 
 
 class ModuleCall(NamedTuple):
@@ -52,17 +48,3 @@ def watch_calls(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def count_flops(model: nn.Module) -> Iterator[FlopCounterMode]:
-    """Count the operations of a model's forward passes, in eval mode; it is left as it was."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with keep_modes(model), torch.no_grad():
-        model.eval().requires_grad_(False)  # of a module that is given a parameter the counter wants its node
-        try:
-            with FlopCounterMode(display=False) as counter:
-                yield counter
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 
@@ -93,14 +92,6 @@ def find_depths(network: nn.Module, head: str) -> dict[str, int]:
         depth += number >= stem and not isinstance(modules.get(layer), NORMS)
         depths |= dict.fromkeys(names, depth)
     return depths
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """A model, in place, with its convolutions laid out as they compute fastest; others may not be so."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-    return model
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str, head: str, half: float) -> str:

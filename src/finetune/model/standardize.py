@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -119,10 +118,7 @@ def direct_layer(halves: Split) -> str | None:
     if len(readers) != 1 or readers[0].op != "call_module":
         return None
     layer = halves.suffix.get_submodule(str(readers[0].target))
-    if not isinstance(layer, nn.Linear):
-        return None
-    parts = [part for part in (halves.prefix, halves.suffix) if part]
-    uses = Counter(id(p) for part in parts for _, p in part.named_parameters(remove_duplicate=False))
-    own = (layer.weight, layer.bias)
-    fits = all(p is not None and p.requires_grad and uses[id(p)] == 1 for p in own)
+    used = [id(p) for half in halves[:2] if half for _, p in half.named_parameters(remove_duplicate=False)]
+    own = (layer.weight, layer.bias) if isinstance(layer, nn.Linear) else (None,)
+    fits = all(p is not None and p.requires_grad and used.count(id(p)) == 1 for p in own)
     return str(readers[0].target) if fits else None

@@ -210,13 +210,14 @@ def _random_states() -> list[Tensor]:
 
 @contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
-    """Put each module back into train or eval mode as it was; `model.train(mode)` would give all the same."""
-    before = [(module, module.training) for module in model.modules()]
+    """Put the modes of each module and parameter back; `model.train(mode)` would give all the same."""
+    before = [(module, "training", module.training) for module in model.modules()]
+    before += [(one, "requires_grad", one.requires_grad) for one in model.parameters()]  # type: ignore[misc]
     try:
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        for part, name, value in before:
+            setattr(part, name, value)
 
 
 def computes(model: nn.Module, parts: Callable[[Tensor], Any], images: Tensor) -> bool:
@@ -224,8 +225,8 @@ def computes(model: nn.Module, parts: Callable[[Tensor], Any], images: Tensor) -
     outputs = []
     with keep_modes(model):
         model.eval()
-        for compute in (model, parts):
-            with undone(model, images.device):  # each from the same buffers and the same random numbers
+        for compute in (model, parts):  # each from the same buffers and the same random numbers
+            with undone(model, images.device):
                 outputs.append([*filter(torch.is_tensor, tree_leaves(compute(images.clone())))])
     return all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max().nan_to_num()), equal_nan=True)

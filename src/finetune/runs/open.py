@@ -15,7 +15,6 @@ from finetune.config.schema import Settings
 from finetune.errors import RequestError
 from finetune.model.build import HEADS, build_model, resize
 from finetune.model.head import find_head, replace_head
-from finetune.model.parameters import channels_last
 from finetune.model.preprocessing import Preprocessing
 from finetune.model.stages import read_stages
 from finetune.model.statedict import read_state_dict
@@ -80,7 +79,7 @@ def open_run(run: str) -> Saved:
     if strange := own.keys() - state.keys():
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")
     network.load_state_dict({name: state[name] for name in own})
-    channels_last(network.eval())
+    nn.utils.convert_conv2d_weight_memory_format(network.eval(), torch.channels_last)
     with torch.no_grad():
         outputs = network(example).shape[1] if isinstance(new, nn.Module) else new
     if summary is None or summary["status"] != "finished":
