@@ -112,7 +112,7 @@ def test_nor_does_it_depend_on_the_images_before(
 def test_the_form_is_that_of_the_runs_features(
     saved: Saved, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TOLERANCE, "bf16", 0.0)  # on noise bf16 would be refused
+    monkeypatch.setitem(TOLERANCE, "bf16", 0.0)  # by clip art bf16 would be refused
     summary = {**(saved.summary or {}), "features": {"form": form}}
     frozen = saved.settings.model_copy(update={"freeze": ["all"]})
     predictor = Predictor(replace(saved, summary=summary, settings=frozen), "bf16")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from finetune.choices.losses import LOSSES
 from finetune.data.dataset import RawImage
 from finetune.data.images import BadImage, BrokenImage, decode
+from finetune.data.sources.builtin import find_clipart
 from finetune.evaluation.calibration import temperature_of
 from finetune.evaluation.embeddings import HeadInputs, model_of
 from finetune.features.extract import Forward, accelerate, choose_form, extract, settle
@@ -20,6 +20,7 @@ from finetune.runs.open import Saved
 from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 
+EVERY = 50  # of the clip art, 16 images; noise would not show what rounding does to images
 Ranked = list[tuple[str, float]]
 
 
@@ -111,7 +112,7 @@ class Predictor:
             return BadImage(0, str(image), str(error))
 
     def settle(self) -> Forward:
-        """Choose the form: the run's, or by noise, as no answer may depend on what else is asked for."""
+        """Choose the form: the run's, or by clip art, as no answer may depend on what else is asked for."""
         model, plain = model_of(self.saved), replace(self.form, dtype="fp32", folded=False)
         halves, _ = halve(model)
         if halves is None:
@@ -125,7 +126,8 @@ class Predictor:
         if self.saved.settings.freeze == ["all"] and known in forms:
             self.form, backbone = forms[known], accelerate(halves.prefix, forms[known], self.device)
         else:
-            sample = self.normalise(noise(self.form.batch, self.saved.preprocessing.crop_size))
+            clipart = [decode(one, self.saved.preprocessing) for one in find_clipart().images[::EVERY]]
+            sample = self.normalise(torch.stack(clipart))
             backbone, self.form, _ = settle(halves.prefix, self.form, self.device, sample)
 
         def forward(images: Tensor) -> tuple[Tensor, ...]:
@@ -137,14 +139,6 @@ class Predictor:
 
         self.forward = forward
         return forward
-
-
-def noise(images: int, size: int) -> Tensor:
-    """Always the same uint8 (images, 3, size, size): noise of every scale, as photographs have it."""
-    drawn, octaves = torch.Generator().manual_seed(0), range(size.bit_length())
-    scales = [torch.randn(images, 3, 2**octave, 2**octave, generator=drawn) for octave in octaves]
-    every = torch.stack([interpolate(one, (size, size), mode="bilinear") for one in scales])
-    return (128 + 25 * every.sum(0)).clamp(0, 255).byte()
 
 
 def _padded(tensor: Tensor, batch: int) -> Tensor:
