@@ -334,17 +334,17 @@ def floats(image: Tensor) -> Tensor:
         ({"model": Small().bfloat16()}, TAKES),
         (
             {"model": nn.Sequential(nn.LazyConv2d(3, 8), nn.Flatten(), nn.LazyLinear(3))},
-            "model: expected layers of Python, no TorchScript, which h",
+            "model: expected layers of Python, not TorchScript; lazy",
         ),
-        ({"model": torch.jit.script(nn.Linear(2, 3))}, "model: expected layers of Python, no TorchScript"),
-        ({"head": torch.jit.script(nn.Linear(6, 3))}, "head: expected layers of Python, no TorchScript"),
+        ({"model": torch.jit.script(nn.Linear(2, 3))}, "model: expected layers of Python, not TorchScript"),
+        ({"head": torch.jit.script(nn.Linear(6, 3))}, "head: expected layers of Python, not TorchScript"),
         (
             {"model": HeadFirst()},
-            "model=python:HeadFirst-|: expected early, the last linear layer in it, t",
+            "model=python:HeadFirst-|: expected the logits from early, its linear layer made last",
         ),
         (
             {"model": Projected()},
-            "model=python:Projected-|: expected projector, the last linear layer in it, t",
+            "model=python:Projected-|: expected the logits from projector, its linear layer made last",
         ),
         ({"optimizer": torch.optim.Adam, "optimizer.lr": 1.0}, "optimizer.lr: the chosen optimizer has no"),
         ({"head": nn.Linear(5, 3)}, "head=python:Linear-"),

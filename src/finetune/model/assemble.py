@@ -168,7 +168,7 @@ def _count_outputs(network: nn.Module, example: Tensor, otherwise: str) -> int:
 
 def _check_head(network: nn.Module, head: str, example: Tensor, outputs: int, name: str) -> None:
     """Raise RequestError unless the layer `head`, which is to be replaced, gives a user's model's logits."""
-    wrong = f"model={name}: expected {head}, the last linear layer in it, to give the logits, or head=keep"
+    wrong = f"model={name}: expected the logits from {head}, its linear layer made last; or head=keep"
     replace_head(network, head, outputs + 1)  # then there are as many
     if _count_outputs(network, example, wrong) != outputs + 1:
         raise RequestError(wrong)

@@ -81,7 +81,7 @@ def checked(network: nn.Module, setting: str) -> nn.Module:
     """A user's network; RequestError: it is TorchScript, or a layer, but of a head, is lazy."""
     lazy = setting != "head" and any(map(nn.parameter.is_lazy, [*network.parameters(), *network.buffers()]))
     if lazy or any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
-        raise RequestError(f"{setting}: expected layers of Python, no TorchScript, which have run if lazy")
+        raise RequestError(f"{setting}: expected layers of Python, not TorchScript; lazy ones must have run")
     return network
 
 
