@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from finetune.errors import Interrupted, RequestError
-from finetune.runs.folder import drop_unused, interruptible, logdir, one_writer
+from finetune.runs.folder import drop_unused, interruptible, one_writer
+from finetune.runs.sweeps import logdir
 from support.ended import Ended
 from support.privilege import without_privilege
 from support.runs import QUICK, summary_of
