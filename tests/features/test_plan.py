@@ -138,7 +138,7 @@ def test_features_by_code_that_no_key_names_are_not_stored(tmp_path):
     for cache in ("auto", "disk"):
         plan = planned(model, tmp_path, cache)
         assert (plan.where, plan.keys) == ("memory", ())
-        assert plan.why.startswith("layer1.2 (Shift) is code of your own that may change, so not stored")
+        assert plan.why.startswith("layer1.2 (Shift) is code whose version is not known, so not stored")
 
 
 def test_a_model_that_branches_on_its_data_is_not_split_and_says_why(tmp_path):

@@ -112,11 +112,10 @@ def plan_features(model: Model, dataset: Dataset, wanted: FeatureSettings) -> Fe
             keys = tuple({**about, "view": view} for view in views)
         row_bytes = sum(crossing.size for crossing in halves.crossings) // 4 * DTYPES[form.dtype].itemsize
         size = row_bytes * rows
-        stored, nowhere = (
-            [{**key, **asdict(form)} for key in keys],
-            f"{own} is code of your own that may change",
-        )
-        room = (-1.0, nowhere) if own else _room(wanted, stored, {*dataset.digests}, row_bytes)
+        stores = [{**key, **asdict(form)} for key in keys]
+        room = _room(wanted, stores, {*dataset.digests}, row_bytes)
+        if own:
+            room = -1, f"{own} is code whose version is not known"
         where, why = decide(cache, row_bytes, rows, prefix_macs, room=room)
     if augment == "auto":
         augment = automatic(where == "none" and model.backbone_trains())

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from finetune.model.agreement import alike, computes
 from finetune.model.parameters import owners
-from finetune.model.tracing import NotTraceable, Seen, computes, observe, storages, trace, undone
+from finetune.model.tracing import NotTraceable, Seen, observe, storages, trace, undone
 
 
 class Crossing(NamedTuple):
@@ -170,8 +171,7 @@ def _rows_per_image(node: fx.Node, two: Any, three: Any) -> int:
     rows = len(two) // 2 if isinstance(two, Tensor) and two.dim() else 0
     if rows and three.shape == (3 * rows, *two.shape[1:]):
         same = torch.cat([three[2 * rows :], three[:rows]])
-        scale = float(two.abs().max().nan_to_num())
-        if torch.allclose(two, same, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        if alike(two, same):
             return rows
     raise NotTraceable(f"{node.meta['owner']}: the constant {node.name} is not computed image by image")
 

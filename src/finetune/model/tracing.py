@@ -220,20 +220,6 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
             setattr(part, name, value)
 
 
-def computes(model: nn.Module, parts: Callable[[Tensor], Any], images: Tensor) -> bool:
-    """Whether parts made of a model's modules compute what it does in eval mode: a graph lacks some hooks."""
-    outputs = []
-    with keep_modes(model):
-        model.eval()
-        for compute in (model, parts):  # each from the same buffers and the same random numbers
-            with undone(model, images.device):
-                outputs.append([*filter(torch.is_tensor, tree_leaves(compute(images.clone())))])
-    return all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max().nan_to_num()), equal_nan=True)
-        for a, b in zip(*outputs, strict=True)
-    )
-
-
 @contextmanager
 def undone(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Undo what running a model leaves behind: statistics in its buffers, and the random state."""
