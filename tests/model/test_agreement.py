@@ -16,10 +16,10 @@ def test_tensors_are_alike_to_a_thousandth_of_the_largest() -> None:
 
 
 def test_parts_are_compared_in_eval_mode_and_the_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(2, 3, 8, 8)
-    assert computes(model, lambda batch: model[1](model[0](batch)), images)
+    assert computes(model, lambda batch: model[1](model[0](batch)).relu(), images)
     assert not computes(model, lambda batch: model[0](batch), images)
     assert not computes(model, lambda batch: (model(batch), batch), images)
     assert all(module.training for module in model.modules())

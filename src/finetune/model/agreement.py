@@ -14,7 +14,7 @@ from finetune.model.tracing import keep_modes, undone
 
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape differ by no more than a thousandth, or one of the largest entry."""
-    largest = float(a.abs().max().nan_to_num())
+    largest = float(a.nan_to_num().abs().max())
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
 
 
