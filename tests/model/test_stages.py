@@ -103,6 +103,17 @@ def test_the_weights_play_no_part_in_which_stages_there_are() -> None:
         assert empty.head_stages == made(name).network.head_stages
 
 
+@pytest.mark.parametrize(
+    ("name", "same"), [("resnet18", "all"), ("timm/test_vit", "last"), ("squeezenet1_1", "last")]
+)
+def test_auto_takes_all_where_there_are_stages(name: str, same: str) -> None:
+    auto, expected = made(name, "auto").network, made(name, same).network
+    assert {key: one.shape for key, one in auto.state_dict().items()} == {
+        key: one.shape for key, one in expected.state_dict().items()
+    }
+    assert getattr(auto, "head_stages", ()) == getattr(expected, "head_stages", ())
+
+
 @pytest.mark.slow
 def test_copies_pickles_and_names_are_a_plain_models() -> None:
     network = made().network.eval()

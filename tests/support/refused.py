@@ -199,9 +199,9 @@ WRONG_VALUES = [
     ("batchnorm=train", "batchnorm=train: expected pretrained, adapt or auto"),
     (
         "head_features=layer3",
-        "head_features=layer3: expected last, all or a list of modules as '[layer3,layer4]'",
+        "head_features=layer3: expected last, all, auto or a list of modules as '[layer3,layer4]'",
     ),
-    ("head_features=[]", "head_features=[]: expected last, all or a list"),
+    ("head_features=[]", "head_features=[]: expected last, all, auto or a list"),
     ("head=keep head_features=all", "head_features: expected last with head=keep"),
 ]
 

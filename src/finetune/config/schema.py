@@ -41,8 +41,8 @@ def _as_patterns(value: Any) -> Any:
 
 def _as_features(value: Any) -> Any:
     named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
-    if not named and value not in ("last", "all"):
-        raise ValueError("last, all or a list of modules as '[layer3,layer4]'")
+    if not named and value not in ("last", "all", "auto"):
+        raise ValueError("last, all, auto or a list of modules as '[layer3,layer4]'")
     return value
 
 

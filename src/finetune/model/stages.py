@@ -1,4 +1,4 @@
-"""Which modules' outputs the head reads beside the last: `head_features=last|all|[layer3,layer4]`."""
+"""Which modules' outputs the head reads beside the last: `head_features=last|all|auto|[layer3,layer4]`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def read_stages(network: nn.Module, head: str, wanted: str | Sequence[str], exam
     """Let the head, before it is replaced, read what `head_features` asks for; eval mode is left behind.
 
     wanted: `last`: only what it reads anyway. `all`: also the last feature map before each reduction of its
-    size, from stride 4 on (C2 to C5 in Lin et al., Feature Pyramid Networks, 2017). Or names of modules. Each
-    is pooled; what the head reads anyway is always there, and no stage twice. The weights play no part.
+    size, from stride 4 on (C2 to C5 in Lin et al., Feature Pyramid Networks, 2017). `auto`: the same where a
+    model has such maps, else `last`. Or names of modules. Each is pooled; what the head reads anyway is
+    always there, and no stage twice. The weights play no part.
     example: one image, (1, 3, S, S). RequestError: the model has no such stages, or its head reads maps.
     """
     if wanted == "last":
@@ -36,13 +37,17 @@ def read_stages(network: nn.Module, head: str, wanted: str | Sequence[str], exam
     layer, calls = network.get_submodule(head), _calls(network.eval(), example)
     said = "head_features=" + (wanted if isinstance(wanted, str) else f"[{','.join(wanted)}]")
     if not isinstance(layer, nn.Linear):
+        if wanted == "auto":
+            return
         raise RequestError(f"{said}: expected last, as this model's head is a convolution")
     channels = {call.name: call.channels for call in calls}
     steps = _before_reductions(calls, example.shape[-1])
-    named = steps if wanted == "all" else {*wanted}
+    named = steps if wanted in ("all", "auto") else {*wanted}
     wide = [name for name in steps | named if channels.get(name) == layer.in_features]
     read = {name for name in wide if _is_read(network, head, name, example)}
     if not steps - read:
+        if wanted == "auto":
+            return
         raise RequestError(f"{said}: expected last, as this model, like transformers, has no stages of maps")
     if strange := sorted(named - channels.keys()):
         there = brief(sorted(channels, key=lambda name: name.count(".")), 12)
