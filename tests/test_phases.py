@@ -120,14 +120,14 @@ def test_a_new_run_starts_from_all_of_it(phased: Path, command: Callable[..., En
     assert ended.code == 0, ended.err
 
 
-@pytest.mark.parametrize("after", [2, 4])
+@pytest.mark.parametrize(("after", "more"), [(2, ()), (4, ("refit=true", "head_features=all"))])
 def test_interrupted_it_goes_on_to_the_same_bits(
-    after: int, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, more: tuple[str, ...], few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the second phase, and in the third; the solve is the first validation."""
-    whole = trained(tmp_path, few_pictures, THAWED, "precision=32")
+    whole = trained(tmp_path, few_pictures, THAWED, "precision=32", *more)
     monkeypatch.chdir(tmp_path)
-    settings = compose([*QUICK, THAWED, "precision=32"])
+    settings = compose([*QUICK, THAWED, "precision=32", *more])
     write, ended = Curves.on_validation_end, list[int]()
 
     def interrupted(self: Any, trainer: Any, learner: Any) -> None:

@@ -23,7 +23,7 @@ BASE = (
 RUN = ("train", *BASE, "freeze=through:stage4", "epochs=4", "hydra.run.dir=run")
 DROPOUT = (*RUN, "head_dropout=0.3")  # draws random numbers, whose state a run takes up again
 PHASES = (
-    *("train", *BASE, "epochs=2", "hydra.run.dir=run"),
+    *("train", *BASE, "epochs=2", "hydra.run.dir=run", "refit=true", "head_features=all"),
     "phases=[{optimizer:lbfgs},{freeze:through:stage4},{freeze:@norm,optimizer.lr:1e-6}]",
 )
 RUNS = {"dropout": DROPOUT, "phases": PHASES}
