@@ -30,10 +30,13 @@ from rich.console import Console
 from finetune.config.compose import compose
 from finetune.run import run
 
-# What a user would type.
+# What a user would type, and what the parts of lp_ft are worth.
 CONTENDERS: dict[str, tuple[str, ...]] = {
     "head, solved": ("optimizer=lbfgs", "refit=true"),
+    "head, all stages": ("optimizer=lbfgs", "refit=true", "head_features=all"),
     "lp_ft": ("experiment=lp_ft",),
+    "lp_ft, last stage": ("experiment=lp_ft", "head_features=last"),
+    "lp_ft, last stage, not refitted": ("experiment=lp_ft", "head_features=last", "refit=false"),
     "freeze=none": ("freeze=none",),
     "freeze=auto": ("freeze=auto",),
 }

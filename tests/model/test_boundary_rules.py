@@ -1,5 +1,7 @@
 """What is a constant and what is stored of it, shown by small networks made for one question each."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -172,15 +174,73 @@ def test_what_hooks_do_beside_the_graph_is_not_left_out(place: str) -> None:
     for name, parameter in toy.named_parameters():
         parameter.requires_grad = name.startswith("d.")
     toy.get_submodule(place).register_forward_pre_hook(lambda _, given: (given[0] * 2,))
-    with pytest.raises(NotTraceable, match="what it computes is not what its graph does"):
+    with pytest.raises(NotTraceable, match="its graph computes something else"):
         split(toy, images(1, 8))
+
+
+class _Straight(torch.autograd.Function):
+    """Signs with the gradient of what they are of, as binary codes are trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class _Reversed(torch.autograd.Function):
+    """Nothing, but for the gradient (Ganin and Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient / 2
+
+
+def _without_gradient(x: Tensor, layer: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return layer(x)
+
+
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda toy, x: _Straight.apply(toy.d(x)),
+        lambda toy, x: _Reversed.apply(toy.d(x)),
+        lambda toy, x: _without_gradient(x, toy.d) + toy.token,
+    ],
+    ids=["straight through", "reversed", "no_grad"],
+)
+def test_gradients_that_are_not_the_graphs_are_not_replaced_by_those(through: Any) -> None:
+    toy = Toy(lambda toy, image: through(toy, toy.a(image)).flatten(1), ("d", "token"))
+    with pytest.raises(NotTraceable, match="its graph computes something else"):
+        split(toy, images(1, 8))
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks")  # of tracing
+def test_a_gradient_changed_by_a_hook_is_not_left_out() -> None:
+    toy = Toy(lambda toy, image: toy.d(toy.a(image)).flatten(1))
+    toy.a.requires_grad_(False)
+    toy.register_full_backward_hook(lambda *_: None)  # changes nothing
+    split(toy, images(1, 8))
+    block = nn.Sequential(
+        nn.Conv2d(3, 2, 1).requires_grad_(False), nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())
+    )
+    block[1].register_full_backward_pre_hook(lambda _, given: (given[0] / 10,))
+    with pytest.raises(NotTraceable, match="its graph computes something else"):
+        split(block, images(1, 8))
 
 
 def test_a_forward_that_is_replaced_is_not_split_as_it_was() -> None:
     toy = Toy(lambda toy, image: toy.a(image).flatten(1))
     toy.requires_grad_(False)
     toy.forward = lambda image: 2 * toy.a(image).flatten(1)  # type: ignore[method-assign]
-    with pytest.raises(NotTraceable, match="what it computes is not what its graph does"):
+    with pytest.raises(NotTraceable, match="its graph computes something else"):
         split(toy, images(1, 8))
 
 

@@ -65,7 +65,7 @@ def split(model: nn.Module, example: Tensor) -> Split:
     suffix = _suffix(traced, cut, rows, {node: (two[node], three[node]) for node in cut.sizes})
     crossings = tuple(_crossing(node, per_image, two[node]) for node, per_image in rows.items())
     if not computes(model, lambda batch: suffix(prefix(batch)), images[:2]):
-        what = "what it computes is not what its graph does (hooks, a forward that is replaced)"
+        what = "its graph computes something else, or other gradients (hooks, no_grad, a replaced forward)"
         raise NotTraceable(f"{type(model).__name__}: {what}")
     return Split(prefix, suffix, crossings, _outermost(traced, cut))
 
