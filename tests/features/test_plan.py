@@ -55,6 +55,7 @@ def test_the_decision_follows_from_bytes_and_work(
         (20 * GB - 1, GB, 100 * GB, "disk"),  # it has them already
         (0, GB, 10**6, "disk"),
         (20 * GB - 1, 10**6, 100 * GB, "memory"),  # not all of them
+        (21 * GB, GB, 100 * GB, "disk"),  # others have filled more than there may be
     ],
 )
 def test_room_in_the_cache(tmp_path, monkeypatch, stored, reused, free, where):

@@ -81,7 +81,7 @@ def test_random_weights_are_the_models_own_and_say_so():
 # --- files
 
 
-def test_a_file_with_its_preprocessing_or_the_architectures(trained, tmp_path: Path):
+def test_a_file_with_its_preprocessing_or_the_architectures(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = Preprocessing(64, 72, (0.5,) * 3, (0.25,) * 3, "bicubic")
     save_file(trained(NAME).state_dict(), tmp_path / "own.safetensors", metadata=own.metadata())
     weights = load_weights(model := fresh(), NAME, str(tmp_path / "own.safetensors"))
@@ -92,6 +92,8 @@ def test_a_file_with_its_preprocessing_or_the_architectures(trained, tmp_path: P
     assert load_weights(fresh(), NAME, str(tmp_path / "plain.safetensors")).preprocessing == Preprocessing()
     torch.save(trained(NAME).state_dict(), tmp_path / "w.pth")
     assert load_weights(fresh(), NAME, str(tmp_path / "w.pth")).preprocessing == Preprocessing()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_weights(fresh(), NAME, "~/w.pth").used == "~/w.pth"
 
 
 def test_a_heads_own_numbers_are_no_part_of_the_fingerprint_where_it_is_left_out(trained, tmp_path: Path):

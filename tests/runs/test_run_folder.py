@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import Interrupted, RequestError
-from finetune.runs.folder import drop_unused, interruptible, one_writer
+from finetune.runs.folder import drop_unused, find_run, interruptible, one_writer, start
 from finetune.runs.sweeps import logdir
 from support.ended import Ended
 from support.privilege import without_privilege
@@ -55,6 +56,26 @@ def test_a_folder_has_one_writer_and_the_second_hears_who_it_is(tmp_path: Path) 
     with one_writer(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_where_nothing_can_be_locked_a_run_begins_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", lacking)
+    with one_writer(tmp_path / "run"):
+        pass
+
+
+def test_latest_names_a_folder_whose_name_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "settings.json").touch()
+    assert start(folder, ()) is None
+    assert find_run("latest") == folder
 
 
 def test_a_lock_of_a_process_that_was_killed_holds_nobody(tmp_path: Path) -> None:

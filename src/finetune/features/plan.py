@@ -187,7 +187,7 @@ def _room(wanted: FeatureSettings, stores: list[Any], digests: set[str], row_byt
         return -1, f"cache_dir={folder} cannot be made ({error.strerror})"
     reused = row_bytes * sum(count_stored(folder, about, digests) for about in stores)
     left = wanted.cache_max_gb * 1e9 - size_of_all(folder)
-    return reused + min(left, free), "over cache_max_gb or the free disk"
+    return reused + max(0, min(left, free)), "over cache_max_gb or the free disk"
 
 
 def decide(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,6 +168,7 @@ def _from_path(architecture: str, model: nn.Module, requested: str) -> tuple[Sta
 
 def _path_and_part(architecture: str, requested: str) -> tuple[Path, str]:
     """A file or a run's folder, and the name of one of several networks in the file, or ''."""
+    requested = os.path.expanduser(requested)
     path, (file, colon, name) = Path(requested), requested.rpartition(":")
     try:
         if path.exists():

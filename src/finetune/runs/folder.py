@@ -81,6 +81,8 @@ def _locked(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError:  # not every file system has locks
+        return True
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def find_run(run: str) -> Path:
         if not file.exists():
             raise RequestError(f"latest: expected {file}, which the first run writes; there is none here")
         try:  # its path is seen from where that run was started
-            folder = file.parents[1] / file.read_text(encoding="utf-8").strip()
+            folder = file.parents[1] / os.fsdecode(file.read_bytes()).strip()
         except (OSError, ValueError) as error:
             raise RequestError(f"{file}: expected the path of the newest run ({error})") from None
         where = f", which {file} names"
@@ -203,7 +205,7 @@ def start(folder: Path, skipped: Sequence[BadImage], latest: bool = True) -> str
         return None
     try:
         LATEST.parent.mkdir(exist_ok=True)
-        write_atomically(LATEST, f"{folder}\n".encode())
+        write_atomically(LATEST, os.fsencode(f"{folder}\n"))
     except (OSError, RunError) as error:
         return f"latest does not mean this run ({error})"
     return None
