@@ -18,6 +18,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.atomic import write_sealed
+from finetune.build import find_data, make_model
 from finetune.config.compose import compose
 from finetune.config.phases import phase_settings
 from finetune.errors import Interrupted, RequestError
@@ -29,7 +30,7 @@ from finetune.runs.sweeps import read_runs
 from finetune.sweep.planned import Planned, write_plan
 from finetune.training.callbacks import Curves
 from support.ended import Ended
-from support.runs import QUICK, checkpoint, summary_of, trained, whole_state
+from support.runs import QUICK, checkpoint, newest, summary_of, trained, whole_state
 
 QUIET = Console(quiet=True)
 # The second goes on from what was solved for, so slowly that it stays there.
@@ -62,7 +63,9 @@ def test_a_phase_starts_from_the_one_before(finished_run: Callable[..., Path]) -
     assert summary_of(phased)["phase"] == 0  # the second is no better
 
 
-def test_each_is_refitted_and_the_next_starts_from_before(finished_run: Callable[..., Path]) -> None:
+def test_each_is_refitted_and_the_next_starts_from_before(
+    finished_run: Callable[..., Path], few_pictures: Path
+) -> None:
     phased = finished_run(TWO, "precision=32", "refit=true", "logger=csv")
     assert not (phased / "tensorboard").exists()
     chosen, refitted = (whole_state(phased / "phases/0", name) for name in ("chosen", "best"))
@@ -70,8 +73,12 @@ def test_each_is_refitted_and_the_next_starts_from_before(finished_run: Callable
     for name, value in chosen.items():
         torch.testing.assert_close(value, slow[name], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(chosen["fc.weight"], refitted["fc.weight"], rtol=1e-2)
-    assert torch.equal(whole_state(phased)["fc.weight"], refitted["fc.weight"])
-    assert summary_of(phased)["phase"] == 0
+    solved = summary_of(phased / "phases/0")
+    assert summary_of(phased)["solution"]["iterations"] == solved["steps"] < summary_of(phased)["steps"]
+    (phased / "phases/0/checkpoints/chosen.ckpt").unlink()
+    asked = phase_settings(compose([*QUICK, TWO, "refit=true", f"data.root={few_pictures}"]), 1)
+    with pytest.raises(RequestError, match=r"chosen.ckpt: expected the model before it was refitted"):
+        make_model(asked, find_data(asked), phased / "phases/0")
 
 
 def test_together_they_are_one_run(phased: Path, command: Callable[..., Ended]) -> None:
@@ -185,6 +192,7 @@ def test_a_ladder_takes_what_it_can_climb_with(
     ended = command("train", *table, "freeze=auto")
     assert ended.code == 2
     assert ended.err.endswith("expected validation images with one label each, by which it chooses\n")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(RequestError, match=r"optimizer.name=.*expected optimizer=sgd or adamw"):
         settings_from({"freeze": "auto", "optimizer": torch.optim.Adagrad})
     with pytest.raises(RequestError, match=r"^phases, number 0: optimizer: expected a name or a number, and"):
@@ -239,13 +247,17 @@ def test_what_cannot_be_is_told(typed: str, told: str, command: Callable[..., En
     [
         ("{precision:16}", "precision=16: expected a GPU"),
         ("{optimizer:lbfgs,freeze:none}", "optimizer=lbfgs: expected a linear layer on constant features"),
+        (
+            "{data.image_size:8}",
+            "data.image_size=8: expected a size where the head reads layer1, layer2, layer3",
+        ),
     ],
 )
 def test_a_later_phase_is_refused_before_any_trains(
     typed: str, told: str, few_pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=f"^phases, number 1: {told}"):
-        trained(tmp_path, few_pictures, f"phases=[{{epochs:1}},{typed}]", "trainer=cpu")
+        trained(tmp_path, few_pictures, f"phases=[{{epochs:1}},{typed}]", "trainer=cpu", "head_features=all")
     assert not (tmp_path / "run").exists()
 
 
@@ -254,6 +266,40 @@ def test_another_optimizer_begins_with_its_own_settings() -> None:
     _, other, same = (phase_settings(compose([typed]), number).optimizer.model_dump() for number in range(3))
     assert (other["lr"], other["layer_decay"], "momentum" in other) == (0.001, 0.75, False)
     assert (same["name"], same["lr"], same["momentum"]) == ("sgd", 0.01, 0.5)
+
+
+def test_the_rungs_keep_what_was_asked_of_the_head() -> None:
+    asked = compose(["freeze=auto", "optimizer=lbfgs", "optimizer.weight_decay=0.5", "data.augment=flip"])
+    first, second, _ = (phase_settings(asked, number) for number in range(3))
+    assert (first.optimizer.model_dump(), first.data.augment) == (asked.optimizer.model_dump(), "flip")
+    assert (second.optimizer.name, second.data.augment) == ("sgd", "flip")
+    for typed, kept in (("pretrained", "auto"), ("adapt", "adapt"), ("auto", "auto")):
+        asked = compose(["freeze=auto", f"batchnorm={typed}", "data.augment=standard"])
+        rungs = [phase_settings(asked, number) for number in range(3)]
+        assert [one.batchnorm for one in rungs] == [kept, "pretrained", "pretrained"]  # of the one before
+        assert [one.data.augment for one in rungs] == ["none", "standard", "standard"]
+
+
+def test_runs_in_a_folder_called_phases_are_none(
+    few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    monkeypatch.chdir(tmp_path)
+    for name in ("1", "mine"):
+        run(compose([*QUICK, "epochs=1"]), Path("phases") / name, QUIET)
+        assert summary_of(Path("phases") / name)["weights"]["used"] == "random initialisation"
+        assert (Path("phases") / name / "report.html").exists()
+        assert newest() == Path("phases") / name
+    assert len(read_runs(Path("phases"))) == 2
+
+
+def test_all_phases_are_tried_on_a_batch(
+    command: Callable[..., Ended], few_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").symlink_to(few_pictures)
+    ended = command("train", *QUICK, "fast_dev_run=true", "phases=[{optimizer:lbfgs},{batch_size:8}]")
+    assert ended.code == 0, ended.err
+    assert ended.out.endswith("every phase ran; nothing is kept (fast_dev_run)\n")
 
 
 def test_more_epochs_are_a_phases_own(phased: Path, command: Callable[..., Ended]) -> None:

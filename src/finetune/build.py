@@ -81,6 +81,8 @@ def make_model(settings: Settings, dataset: Dataset, start: Path | None = None) 
     if settings.phased:
         several = "phases" if settings.phases else "freeze=auto"
         raise RequestError(f"{several}: expected in training alone; here say what is frozen")
+    if start and settings.refit and not (chosen := start / "checkpoints" / "chosen.ckpt").exists():
+        raise RequestError(f"{chosen}: expected the model before it was refitted, from which the next starts")
     config = ModelConfig(
         settings.model,
         weights=settings.weights,
@@ -88,7 +90,7 @@ def make_model(settings: Settings, dataset: Dataset, start: Path | None = None) 
         head=settings.head,
         hidden=settings.head_hidden,
         dropout=settings.head_dropout,
-        head_features=settings.head_features,
+        head_features=settings.stages,
         image_size=settings.data.image_size,
         seed=settings.seed,
         start=start,

@@ -110,13 +110,14 @@ def _data(inputs: ModelInputs) -> dict[str, Any]:
     }
 
 
-def _solution(classifier: Any) -> dict[str, Any] | None:
+def _solution(classifier: Any, iterations: int) -> dict[str, Any] | None:
     """The strength of a solved head's penalty, and the path that it was chosen on."""
     if not isinstance(classifier, SolvedClassifier):
         return None
     names = ("strength", "log_loss", "accuracy")
     path = [{name: getattr(point, name) for name in names} for point in classifier.points]
-    return {"weight_decay": classifier.strength, "gradient": classifier.gradient, "path": path}
+    found = {"weight_decay": classifier.strength, "gradient": classifier.gradient, "path": path}
+    return {**found, "iterations": iterations}
 
 
 def _held_out(prepared: Prepared, fitted: Fitted) -> tuple[Tensor | None, Tensor]:
@@ -174,7 +175,7 @@ def summarise(prepared: Prepared, fitted: Fitted, timing: dict[str, float]) -> d
         "best": settings.best,
         "folds": fitted.folds,
         "refit": len(dataset.split["train"]) + len(dataset.split["val"]) if settings.refit else None,
-        "solution": _solution(prepared.classifier),
+        "solution": _solution(prepared.classifier, fitted.steps),
         "best_epoch": fitted.best_epoch,
         "averaged": fitted.averaged,
         "epochs": fitted.epochs,

@@ -16,6 +16,7 @@ from finetune.atomic import read_json
 from finetune.build import find_data, is_light
 from finetune.config.phases import phase_settings, seconds
 from finetune.config.schema import Settings
+from finetune.data.dataset import Dataset
 from finetune.errors import RequestError
 from finetune.prepared import Prepared
 from finetune.refit import initial_state, put_back
@@ -42,8 +43,7 @@ class Ladder:
 
     def may_begin(self, prepared: Prepared) -> bool:
         """Whether a rung that stands ready ends within the time limit; says how long it will take."""
-        if not len(prepared.dataset.split["val"]) or prepared.dataset.labels.ndim > 1:
-            raise RequestError("expected validation images with one label each, by which it chooses")
+        refuse_undecided(prepared.dataset)
         if self.rung == 0:  # solved in seconds
             return True
         expected = forecast(prepared)
@@ -75,6 +75,12 @@ class Ladder:
         if missing := set(seen) - rows.keys():
             raise RequestError(f"data: expected the images of before; {len(missing):,} are not there")
         return data.together(np.array([rows[digest] for digest in seen]))
+
+
+def refuse_undecided(dataset: Dataset) -> None:
+    """Raise RequestError of images by which no rung can be told from another."""
+    if not len(dataset.split["val"]) or dataset.labels.ndim > 1:
+        raise RequestError("expected validation images with one label each, by which it chooses")
 
 
 def forecast(prepared: Prepared) -> float:

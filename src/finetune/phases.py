@@ -20,8 +20,9 @@ from finetune.choices.given import is_given
 from finetune.config.phases import deltas, named_phase, phase_settings
 from finetune.config.schema import Settings, flat
 from finetune.demands import refuse_labels, refuse_unsolvable, refuse_untrainable, refuse_validating
+from finetune.errors import RequestError
 from finetune.evaluation.overlay import maps
-from finetune.ladder import RUNGS, Ladder
+from finetune.ladder import RUNGS, Ladder, refuse_undecided
 from finetune.model.freeze import freeze
 from finetune.prepared import Prepared
 from finetune.report import terminal
@@ -97,16 +98,28 @@ def _refuse_phases(settings: Settings) -> None:
     """Refuse before anything is computed what a phase would be refused for later."""
     each = [phase_settings(settings, number) for number in range(len(deltas(settings)))]
     data = find_data(each[0])
-    model = make_model(each[0].model_copy(update={"freeze": ["all"]}), data)
+    sizes = {one.data.image_size: one for one in reversed(each)}
+    models = {
+        size: make_model(one.model_copy(update={"freeze": ["all"]}), data) for size, one in sizes.items()
+    }
+    stages = [getattr(models[one.data.image_size].network, "head_stages", ()) for one in each]
     for number, one in enumerate(each):
         with named_phase(settings, number):
             options = build_options(one)
             refuse_labels(one, data)
+            if settings.freeze == ["auto"]:
+                refuse_undecided(data)
+            model = models[one.data.image_size]
+            if stages[number] != stages[0]:
+                read = f"reads {', '.join(stages[0])} as before (head_features)"
+                raise RequestError(
+                    f"data.image_size={one.data.image_size}: expected a size where the head {read}"
+                )
             freeze(model.network, one.freeze, model.head, model.example)
             refuse_untrainable(one, model, data)
             if not len(data.split["val"]):
                 refuse_validating(one)
-            if solves(one) and one.data.image_size == each[0].data.image_size:
+            if solves(one):
                 refuse_unsolvable(one, model, plan_inputs(one, data, model, options.device))
 
 
@@ -160,7 +173,10 @@ def _finish(folder: Path, ended: list[dict[str, Any]], kept: int, console: Conso
     }
     write_report(folder, summary, find_data(own).images, partial(maps, open_run(str(place))))
     write_summary(folder, summary)
-    terminal.result_lines(console, summary, folder)
+    if own.fast_dev_run:
+        say(console, "done", "every phase ran; nothing is kept (fast_dev_run)")
+    else:
+        terminal.result_lines(console, summary, folder)
     return summary
 
 

@@ -159,7 +159,7 @@ def _find_model_and_data(
     model = build.make_model(settings, dataset, start)
     dataset = dataset.numbered_as(resume_state.origin["classes"] if resume_state else model.classes)
     refuse_untrainable(settings, model, dataset)
-    if start:
+    if start and not settings.fast_dev_run:  # which has a batch of images, as large as the phase's
         now = {"data": dataset.fingerprint(), "classes": list(dataset.classes)}
         resuming.check_origin(resuming.read_resume_state(start), now)
     return model, dataset

@@ -81,7 +81,9 @@ def test_random_weights_are_the_models_own_and_say_so():
 # --- files
 
 
-def test_a_file_with_its_preprocessing_or_the_architectures(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_with_its_preprocessing_or_the_architectures(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     own = Preprocessing(64, 72, (0.5,) * 3, (0.25,) * 3, "bicubic")
     save_file(trained(NAME).state_dict(), tmp_path / "own.safetensors", metadata=own.metadata())
     weights = load_weights(model := fresh(), NAME, str(tmp_path / "own.safetensors"))

@@ -46,7 +46,7 @@ def conflicts(settings: Settings) -> Iterator[str]:
     for key in ("head_hidden", "head_dropout"):
         if (settings.head == "keep" or is_given(settings.head)) and getattr(settings, key):
             yield f"{key}: expected a new head with it; head={settings.head} has its own layers"
-    if settings.head == "keep" and settings.head_features != "last":
+    if settings.head == "keep" and settings.stages != "last":
         yield "head_features: expected last with head=keep, which reads what it was trained on"
     if not loss.is_mean and not one_process:
         yield f"loss={settings.loss}: expected trainer.devices=1 with it, as it is no mean over a batch"

@@ -29,16 +29,21 @@ def deltas(settings: Settings) -> list[dict[str, Any]]:
     """What each phase changes; of `freeze=auto` the rungs, from the cheapest to the dearest."""
     if settings.phases:
         return settings.phases
-    still: dict[str, Any] = {"data.augment": "none", **dict.fromkeys(MIXING, 0), "ema": None}
-    steps: dict[str, Any] = {"optimizer": "sgd"} if OPTIMIZERS[settings.optimizer.name].solves else {}
-    stepped = shipped("optimizer/sgd.yaml") if steps else settings.optimizer.model_dump()
+    first: dict[str, Any] = {"freeze": "all", **dict.fromkeys(MIXING, 0), "ema": None}
+    if settings.data.augment != "flip":
+        first["data.augment"] = "none"
+    if settings.batchnorm == "pretrained":
+        first["batchnorm"] = "auto"
+    solves = OPTIMIZERS[settings.optimizer.name].solves
+    steps: dict[str, Any] = {"optimizer": "sgd"} if solves else {}
+    stepped = shipped("optimizer/sgd.yaml") if solves else settings.optimizer.model_dump()
     if "lr" not in stepped:
         expected = "expected optimizer=sgd or adamw with it, of which it takes a tenth of the rate"
         raise RequestError(f"optimizer.name={stepped['name']}: {expected}")
     # A solved head was made for the statistics of frozen norms; where these move, or quickly, it is lost.
-    steps = {**steps, "optimizer.lr": stepped["lr"] / 10}
+    steps = {**steps, "optimizer.lr": stepped["lr"] / 10, "batchnorm": "pretrained"}
     return [
-        {"freeze": "all", "optimizer": "lbfgs", "batchnorm": "auto", **still},
+        first if solves else {**first, "optimizer": "lbfgs"},
         {"freeze": ["all", "-@last", "@norm"], **steps},
         {"freeze": "@norm", **steps},
     ]

@@ -189,6 +189,12 @@ class Settings(Strict):
             return f"data.augment={augment}"
         return next((f"{key}={value:g}" for key in MIXING if (value := getattr(self, key))), None)
 
+    @property
+    def stages(self) -> str | list[str]:
+        """What the head reads; `auto` is `last` for a head that was made for it."""
+        made = self.head == "keep" or is_given(self.head)
+        return "last" if made and self.head_features == "auto" else self.head_features
+
     def given(self) -> list[str]:
         """The settings that are Python objects, as key=value."""
         told = flat(self.model_dump()).items()

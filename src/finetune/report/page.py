@@ -63,7 +63,8 @@ def write_report(
             **mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
-    overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)
+    overrides, settings = summary.get("overrides"), read_settings(folder)
+    solution, phases = summary.get("solution"), summary.get("phases")
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
@@ -73,12 +74,13 @@ def write_report(
         "advice": advise(folder, summary, settings),
         "folder": shlex.quote(str(folder)),
         "command": None if overrides is None else shlex.join(["finetune", "train", *as_typed(overrides)]),
-        "curves": _curves(folder / "metrics.csv", None if solution else summary["best_epoch"]),
+        "curves": _curves(folder / "metrics.csv", None if solution and not phases else summary["best_epoch"]),
         "solution": solution,
         "path": _path(solution),
         "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
         "learning": _learning(summary.get("curve")),
-        **{key: summary.get(key) for key in ("refit", "phases")},  # older runs have neither, nor folds
+        "phases": phases,
+        "refit": summary.get("refit"),  # older runs have neither, nor folds
         "folds": folds and fold_scores(folds),
         "result": result,
         "labels": _labels(summary),

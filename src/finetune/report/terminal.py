@@ -172,7 +172,7 @@ def result_lines(console: Console, summary: dict[str, Any], folder: Path) -> Non
     best += ", the averages" * summary["averaged"]
     if solution := summary["solution"]:
         best = f"solved with weight_decay {solution['weight_decay']:.3g}"
-        best += f" in {counted(summary['steps'], 'iteration')}"
+        best += f" in {counted(solution['iterations'], 'iteration')}"
         if path := solution["path"]:
             lowest = min(path, key=lambda point: point["log_loss"])
             text = f"the lowest log-loss of {len(path)} strengths, {lowest['log_loss']:.4f}"

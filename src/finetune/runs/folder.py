@@ -37,10 +37,14 @@ LOCK = ".lock"  # in a folder while a process writes there
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where missing, while this process writes; raises RequestError if another does."""
+    """Hold a folder, made where missing, while this process writes; raises RequestError if another does.
+
+    Of a phase or a fold the whole run's.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path, began = folder / LOCK, (folder / "settings.json").exists()
+    whole = folder.parents[1] if is_part(folder, FOLDS, PHASES) else folder
+    path, began = whole / LOCK, (folder / "settings.json").exists()
     with _opened(path) as file:
         if not _locked(file, path):
             file.seek(0)
@@ -157,7 +161,12 @@ def has_trained(folder: Path) -> bool:
 
 
 def is_phase(folder: Path) -> bool:
-    return folder.parent.name == PHASES
+    return is_part(folder, PHASES)
+
+
+def is_part(folder: Path, *kinds: str) -> bool:
+    """Whether a folder is one of a run's phases or folds, and not a run's in a folder of that name."""
+    return folder.parent.name in kinds and (folder.parents[1] / "settings.json").is_file()
 
 
 def phase_before(folder: Path) -> Path | None:

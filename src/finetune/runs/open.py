@@ -73,7 +73,7 @@ def open_run(run: str) -> Saved:
     weights = [value for name, value in state.items() if name.startswith(f"{head}.") and value.dim() > 1]
     new = HEADS[str(settings.head)] if is_given(settings.head) else len(weights[-1])  # of the last layer
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
-    read_stages(network, head, settings.head_features, example)
+    read_stages(network, head, settings.stages, example)
     replace_head(network, head, new, hidden=settings.head_hidden, dropout=settings.head_dropout)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
