@@ -37,14 +37,11 @@ LOCK = ".lock"  # in a folder while a process writes there
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where missing, while this process writes; raises RequestError if another does.
-
-    Of a phase or a fold the whole run's.
-    """
+    """Hold a folder, of a phase the run's, while this process writes; RequestError if another does."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder.parents[1] if is_part(folder, FOLDS, PHASES) else folder
-    path, began = whole / LOCK, (folder / "settings.json").exists()
+    path = (folder.parents[1] if is_phase(folder, FOLDS) else folder) / LOCK
+    began = (folder / "settings.json").exists()
     with _opened(path) as file:
         if not _locked(file, path):
             file.seek(0)
@@ -160,13 +157,9 @@ def has_trained(folder: Path) -> bool:
     return any(any(folder.glob(f"{part}checkpoints/*.ckpt")) for part in ("", f"{FOLDS}/*/", f"{PHASES}/*/"))
 
 
-def is_phase(folder: Path) -> bool:
-    return is_part(folder, PHASES)
-
-
-def is_part(folder: Path, *kinds: str) -> bool:
-    """Whether a folder is one of a run's phases or folds, and not a run's in a folder of that name."""
-    return folder.parent.name in kinds and (folder.parents[1] / "settings.json").is_file()
+def is_phase(folder: Path, *others: str) -> bool:
+    """Whether a folder is one of a run's phases, or of `others`, and not a run's in a folder of that name."""
+    return folder.parent.name in (PHASES, *others) and (folder.parents[1] / "settings.json").is_file()
 
 
 def phase_before(folder: Path) -> Path | None:
@@ -176,10 +169,7 @@ def phase_before(folder: Path) -> Path | None:
 
 
 def drop_unused(folder: Path) -> None:
-    """Remove a folder that holds nothing but what Hydra writes first.
-
-    Those above it that then are empty go, too, up to the working folder.
-    """
+    """Remove a folder that holds nothing but what Hydra writes first, and those above that then are empty."""
     here, folder = Path.cwd(), folder.resolve()
     if folder != here and {path.name for path in folder.glob("*")} <= {".hydra", "multirun.yaml"}:
         shutil.rmtree(folder, ignore_errors=True)

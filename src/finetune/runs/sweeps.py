@@ -18,7 +18,7 @@ from finetune.atomic import read_json
 from finetune.cells import read_table
 from finetune.config.schema import flat
 from finetune.errors import RequestError, brief, counted, one_line, shown
-from finetune.runs.folder import FOLDS, LATEST, PHASES, PLAN, find_run, is_part, pointer, sweep_of
+from finetune.runs.folder import FOLDS, LATEST, PHASES, PLAN, find_run, is_phase, pointer, sweep_of
 from finetune.runs.settings import read_settings
 from finetune.runs.summary import read_summary
 
@@ -171,7 +171,7 @@ def read_job(folder: Path, asked: list[str]) -> SweepJob:
 def read_runs(folder: Path) -> list[SweepJob]:
     """Every run below a folder that is no sweep's, by all its settings; raises RequestError of none."""
     found = [file.parent for file in folder.rglob("settings.json")]
-    found = [run for run in found if not is_part(run, FOLDS, PHASES)]  # which are a run's own
+    found = [run for run in found if not is_phase(run, FOLDS)]  # which are a run's own
     own = [run for run in found if not any(part[0] == "." for part in run.relative_to(folder).parts)]
     runs = sorted(own, key=lambda run: in_order(str(run)))
     if not runs:
