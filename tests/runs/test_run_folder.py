@@ -53,6 +53,8 @@ def test_a_folder_has_one_writer_and_the_second_hears_who_it_is(tmp_path: Path) 
             pass
         (folder / "settings.json").touch()
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "settings.json"]
+    with one_writer(folder / "phases" / "1"), pytest.raises(RequestError), one_writer(folder):
+        pass
     with one_writer(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
