@@ -30,7 +30,7 @@ def is_ours(error: OSError, *folders: Path) -> bool:
 
 def not_written(place: Path, error: OSError) -> str:
     """What to say of an error of the system while a file at or below a place was written."""
-    return f"{error.filename or place}: cannot be written: {error.strerror}"
+    return f"{os.fsdecode(error.filename or place)}: cannot be written: {error.strerror}"
 
 
 def write_atomically(target: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -94,9 +94,10 @@ def refit(
         replace(job, writer=None, patience=None, best=Best(until=job.best.epoch), steps=0, checkpoints=REFIT)
         for job in jobs
     ]
-    for job in jobs:
+    whole = [job for job in jobs if job.error is None]
+    for job in whole:
         (job.folder / REFIT).mkdir(exist_ok=True)
-    epochs = max(job.best.epoch for job in jobs)
+    epochs = max(job.best.epoch for job in whole)
     found = fit(learner, batches, again, replace(options, epochs=epochs))
     merged: list[Fitted | RunError] = []
     for job, before, after in zip(jobs, chosen, found, strict=False):  # none where another process leads

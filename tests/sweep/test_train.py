@@ -24,6 +24,7 @@ from finetune.runs.open import open_run
 from finetune.say import Bar, progress
 from finetune.sweep.resume import resume_sweep
 from finetune.training import device as devices
+from finetune.training.callbacks import Curves
 from support.ended import Ended
 from support.processes import Started
 from support.runs import SMALL, checkpoint, summary_of, whole_state
@@ -144,14 +145,37 @@ def test_heads_are_solved_in_turns_on_shared_features(train: Train, tmp_path: Pa
 def test_a_job_that_diverges_is_told_at_once_and_the_others_finish(
     train: Train, tmp_path: Path, knobs: list[str]
 ) -> None:
-    ended = train("-m", *knobs, "optimizer.lr=0.01,1e38", "seed=0,1")
+    ended = train("-m", *knobs, "optimizer.lr=0.01,1e38", "seed=0,1", "refit=true")
     assert ended.code == 1
     sweep = sweep_of(tmp_path)
+    assert not [*sweep.glob("*/checkpoints/refit")]
     summaries = [summary_of(sweep / str(number)) for number in range(4)]
     assert [one["status"] for one in summaries] == ["finished", "finished", "failed", "failed"]
     assert "job 3 (optimizer.lr=1e+38 seed=1): the loss of batch 2 became" in ended.err
     assert summaries[2]["reason"] in ended.err
     assert "2 of 4 jobs" in ended.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refit", ["false", "true"])
+def test_a_job_whose_folder_goes_takes_no_other_with_it(
+    train: Train, knobs: list[str], tmp_path: Path, refit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Curves.on_train_epoch_end
+
+    def removed(self: Curves, trainer: Any, learner: Any) -> None:
+        if trainer.current_epoch == 1 and len(learner.jobs) > 1 and learner.jobs[1].writer:
+            shutil.rmtree(learner.jobs[1].folder)
+        write(self, trainer, learner)
+
+    monkeypatch.setattr(Curves, "on_train_epoch_end", removed)
+    ended = train("-m", *knobs, "seed=0,1,2", f"refit={refit}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert ended.code == 1
+    assert ended.err.startswith("error: job 1 (seed=1): ")
+    assert ended.err.count("\n") == 1
+    assert "b'" not in ended.err
+    for number in (0, 2):
+        assert summary_of(tmp_path / "sweep" / str(number))["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -138,6 +138,12 @@ def test_a_damaged_checkpoint_is_told_and_a_whole_one_is_never_to_be_removed(tmp
         newest(tmp_path)
     last.unlink()
     assert (newest(tmp_path) or (None,))[0] == best
+    refitted = torch.load(best, weights_only=True) | {"epoch": 7}
+    best.rename(best.with_name("chosen.ckpt"))
+    sealed.write_checkpoint(best, refitted)
+    path, content = newest(tmp_path) or (None, {})
+    assert (path, content["epoch"]) == (best, 0)  # of the run, which chosen.ckpt has
+    best.with_name("chosen.ckpt").rename(best)
     last.write_bytes(whole)
     best.write_bytes(whole[:-1])
     for kind in ("WrongDigest", "FileNotFoundError"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -25,7 +26,7 @@ def _csv(folder: Path) -> Any:
 # What makes each, of the run's folder and name; the run itself writes for TensorBoard.
 CALLBACKS: Table[Callable[[Path, str], Any]] = Table(
     learning_rate=lambda *_: _lightning("callbacks.LearningRateMonitor"),
-    device_stats=lambda *_: _lightning("callbacks.DeviceStatsMonitor"),
+    device_stats=lambda *_: import_module("psutil") and _lightning("callbacks.DeviceStatsMonitor"),
 )
 LOGGERS: Table[Callable[[Path, str], Any]] = Table(
     tensorboard=lambda *_: None,

@@ -52,7 +52,7 @@ def load_plugins() -> None:
         try:
             file = os.path.expanduser(name)
             runpy.run_path(file) if name.endswith(".py") else importlib.import_module(name)
-        except (ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever somebody else's code does
             raise RequestError(f"--plugin {name}: expected a module, or a file of Python: {error}") from None
         _loaded.add(name)
 

@@ -112,6 +112,7 @@ def idle(settings: Settings) -> list[str]:
     solved = [
         f"{key}={asked} has no effect with optimizer={settings.optimizer.name}"
         for key, usual in SCHEDULED.items()
+        if key != "epochs" or not settings.fast_dev_run  # which has one of each
         if OPTIMIZERS[settings.optimizer.name].solves and (asked := attrgetter(key)(settings)) != usual
     ]
     if isinstance(one := settings.optimizer, LBFGS) and not one.chooses_by and one.select != "cv":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pytorch_lightning.callbacks import Callback, LambdaCallback
@@ -74,12 +75,13 @@ def train_together(
     training, total_time = time.perf_counter() - ready_at, time.perf_counter() - prepared.started
     for plan, job, board, came_to in zip(plans, jobs, boards, fitted, strict=True):
         if isinstance(came_to, RunError):
-            close_log(board.writer, STATUS_FAILURE)
+            with suppress(OSError):  # the disk may be what failed
+                close_log(board.writer, STATUS_FAILURE)
             continue
         share = replace(job, started=time.perf_counter() - total_time / len(jobs))
-        _take_backbone(job)
         quiet, own = Screen(quiet=True), training / len(jobs)
         with failing([plan]), board, kept(quiet, job.folder / folders.LOG):
+            _take_backbone(job)
             plan.finish(finish(share, board, came_to, training=own, console=quiet, like=jobs[0].folder))
     _say_done(plans, prepared, console)
 

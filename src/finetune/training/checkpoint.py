@@ -45,14 +45,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint of a run's last whole epoch, and its content; None where no epoch was finished.
 
-    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt. RunError: damage.
+    A run that was killed between writing best.ckpt and last.ckpt has it in best.ckpt; of a refitted one that
+    is chosen.ckpt until `forget_refitted`. RunError: damage.
     """
     found = list[tuple[Path, dict[str, Any]]]()
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")):
         if not (path.exists() or found):  # last.ckpt is never there without best.ckpt
             continue
         try:
-            content = AtomicCheckpointIO().load_checkpoint(path)
+            chosen = path.with_name("chosen.ckpt")
+            refitted = path.stem == "best" and chosen.exists()
+            content = AtomicCheckpointIO().load_checkpoint(chosen if refitted else path)
         except RunError as error:
             way = "; without it the run goes on from best.ckpt, if that is whole" * (path.stem == "last")
             raise RunError(f"{error}{way}") from None
