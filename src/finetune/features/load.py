@@ -100,14 +100,12 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     prepare = _prepare(plan, model, loading)
     pixels, bad = _decode(reader, dataset, loading)
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))
-    repaired, digests = _repaired(reader, dataset, bad), dataset.digests
+    repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, loading.memo)
     stream: Stream | None = None
     plain: Callable[[Tensor], Tensor]
     if pixels is None:
         stream = plain = Stream(reader, places, reader.size, workers=loading.workers, memo=loading.memo)
-        if all(one.lasting for one in bad):  # else the next run looks again
-            remember_decoded(digests, {digests[one.index]: one.reason for one in bad}, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
         held, rows = pixels.to(device), places.to(device)
@@ -150,6 +148,8 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
     computer = _computer(plan, model, dataset, loading)
     reader = computer.reader
     every = [computer.compute(view, plan.form) for view in plan.views]
+    if reader.preprocessing.repair and any(one.reused for one in every):
+        _find_repaired(reader, dataset, loading)
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
@@ -192,6 +192,13 @@ def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
     return replace(reader, repaired=known) if model.preprocessing.repair else replace(reader, known=known)
 
 
+def _find_repaired(reader: Reader, dataset: Dataset, loading: LoadSettings) -> None:
+    """Have the reader know the images that are repaired, once: their stored features do not tell."""
+    if not were_decoded(dataset.digests, loading.memo):
+        with loading.progress("checking images", len(dataset.images)) as advance:
+            reader.find_bad(loading.workers, advance)
+
+
 def _repaired(reader: Reader, dataset: Dataset, bad: list[BadImage]) -> tuple[str, ...]:
     """The images that are shown although they are broken."""
     shown = {dataset.digests[i] for i in reader.repaired} - {dataset.digests[one.index] for one in bad}
@@ -200,9 +207,16 @@ def _repaired(reader: Reader, dataset: Dataset, bad: list[BadImage]) -> tuple[st
 
 
 def _leave_out(bad: list[BadImage], reader: Reader, dataset: Dataset, memo: Path) -> Dataset:
-    """The data set without images that are broken, which are remembered, as are those repaired."""
-    lasting = [one for one in [*reader.repaired.values(), *bad] if one.lasting]
-    remember_bad({dataset.digests[one.index]: one.reason for one in lasting}, memo)
+    """The data set without images that are broken, which are remembered, as are those repaired.
+
+    So is that no others are, if that is sure: what is in the store was decoded, too.
+    """
+    found = [*reader.repaired.values(), *bad]
+    reasons = {dataset.digests[one.index]: one.reason for one in found if one.lasting}
+    if all(one.lasting for one in bad):
+        remember_decoded(dataset.digests, reasons, memo)
+    else:
+        remember_bad(reasons, memo)
     return dataset.without([one.index for one in bad], bad[0].reason) if bad else dataset
 
 
