@@ -40,10 +40,13 @@ PASSING = (
 
 
 class Content(NamedTuple):
-    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent` as JSON."""
+    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent` as JSON.
+
+    extent: None where it could not be found now, though it may be another time.
+    """
 
     sha256: str
-    extent: str = ""
+    extent: str | None = ""
 
 
 def file_contents(
@@ -64,9 +67,9 @@ def file_contents(
     contents |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
     before = time.time_ns() - SETTLED_NS
     rows = [
-        _row(*fact, *contents[i])
+        _row(*fact, contents[i].sha256, contents[i].extent or "")
         for i, fact in facts.items()
-        if fact and fact[2] < before and fact == _facts(paths[i], folders)
+        if fact and contents[i].extent is not None and fact[2] < before and fact == _facts(paths[i], folders)
     ]
     if rows:
         _write(rows, "known", memo)
@@ -198,7 +201,7 @@ def _digest(path: Path) -> Content:
         if path.is_file():  # a named pipe would be waited for
             with path.open("rb") as file:
                 return Content(hashlib.file_digest(file, "sha256").hexdigest(), extent(file))
-    return Content(name_digest(path))
+    return Content(name_digest(path), None)
 
 
 def name_digest(path: Path) -> str:

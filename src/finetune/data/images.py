@@ -165,14 +165,13 @@ def _open(
             memory.close()
             if lacks_end:
                 return _read(content + END, preprocessing, memory)
-            if not preprocessing.repair or isinstance(error, MemoryError):
+            if not preprocessing.repair or limits.of_the_system(error):
                 raise
             shown = _read_what_is_there(content, preprocessing, memory)
             repaired(reason(error))
             return shown
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
-        of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
-        raise BrokenImage(reason(error), lasting=not of_the_system) from error
+        raise BrokenImage(reason(error), lasting=not limits.of_the_system(error)) from error
 
 
 def _read(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:
