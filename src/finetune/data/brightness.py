@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,8 @@ DEEP_PNG = b"\x10\x00"  # 16 bits, grey
 def extent(file: BinaryIO) -> str | None:
     """The darkest and the brightest pixel of an image of more than 8 bits, but for strays, and their kind.
 
-    Returns: JSON, `["I", 0, 4095]` for whole numbers, `["F", 0.1, 0.9]` for floats; else nothing. None: memory lacks.
+    Returns: JSON, `["I", 0, 4095]` for whole numbers, `["F", 0.1, 0.9]` for floats; else nothing.
+        None where memory lacks.
     """
     file.seek(0)
     head = file.read(26)
@@ -33,12 +34,18 @@ def extent(file: BinaryIO) -> str | None:
                 return ""
             limits.check_limits(image, b"")
             with limits.DECODING.taking(limits.memory(image)):
-                pixels = np.asarray(image).ravel()
-                transparent = image.info.get("transparency")
-                ends = _ends(pixels[np.isfinite(pixels) & (pixels != transparent)])
-                return json.dumps([image.mode[0], *ends]) if ends else ""
+                return extent_of(np.asarray(image), image.info.get("transparency"))
     except Exception as error:  # whatever a decoder raises: it is told where the image is used
         return None if limits.of_the_system(error) else ""
+
+
+def extent_of(image: np.ndarray, transparent: Any = None) -> str:
+    """The same of an array (H, W) but for the pixels of one value."""
+    if image.dtype == np.uint8:
+        return ""
+    pixels = image.ravel()
+    ends = _ends(pixels[np.isfinite(pixels) & (pixels != transparent)])
+    return json.dumps(["F" if pixels.dtype.kind == "f" else "I", *ends]) if ends else ""
 
 
 def _ends(pixels: np.ndarray) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ import PIL
 
 from finetune import private
 from finetune.data import pixels
-from finetune.data.brightness import extent
+from finetune.data.brightness import extent, extent_of
 from finetune.say import Screen, say
 
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
@@ -85,7 +85,8 @@ def content_digest(content: bytes | np.ndarray) -> str:
 
 def stored_content(image: bytes | np.ndarray) -> Content:
     """The same of an image that is no file."""
-    return Content(content_digest(image), extent(io.BytesIO(image)) if isinstance(image, bytes) else "")
+    known = extent(io.BytesIO(image)) if isinstance(image, bytes) else extent_of(image)
+    return Content(content_digest(image), known)
 
 
 def decoders() -> str:

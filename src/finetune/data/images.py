@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.data import limits
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest, name_digest
-from finetune.data.pixels import END, FORMATS, JPEG, as_rgb, ends_in_zeros, lacks_only_its_end, rgb, square
+from finetune.data.pixels import END, FORMATS, JPEG, ends_in_zeros, lacks_only_its_end, on_white, rgb, square
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
@@ -157,7 +157,7 @@ def _open(
     """The image in RGB; `memory` holds what decoding takes of all threads' budget."""
     try:
         if isinstance(content, np.ndarray):
-            return as_rgb(Image.fromarray(content))
+            return on_white(Image.fromarray(content), preprocessing.brightness)
         try:
             return _read(content, preprocessing, memory)
         except Exception as error:
