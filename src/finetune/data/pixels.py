@@ -207,6 +207,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     undated = profile and profile[:24] + bytes(12) + profile[36:]
     if not undated or (transform := _transform(undated, image.mode)) is None:
         return image
+    return _applied(transform, image)
+
+
+def _applied(transform: Any, image: Image.Image) -> Image.Image:
     converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # it would be in place only
     return converted
@@ -215,8 +219,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _moves_little(transform: Any, mode: str) -> bool:
     colours = Image.frombytes("RGB", (len(COLOURS) // 3, 1), COLOURS).convert(mode)
     before, after = (
-        np.asarray(image.convert("RGB"), np.int16)
-        for image in (colours, ImageCms.applyTransform(colours, transform))
+        np.asarray(image.convert("RGB"), np.int16) for image in (colours, _applied(transform, colours))
     )
     return bool(np.abs(after - before).max() <= ROUNDED)
 

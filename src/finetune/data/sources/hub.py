@@ -156,10 +156,11 @@ def _images(part: Any, column: str, setting: str, split: str) -> list[RawImage]:
     raw = part.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     images: list[RawImage] = []
     for index, row in enumerate(raw):
-        content, path = (row[column] or {}).get("bytes"), (row[column] or {}).get("path")
-        if content is None and path is None:
+        stored = row[column] or {"bytes": None, "path": None}
+        path = stored["path"]
+        if stored["bytes"] is None and path is None:
             raise RequestError(f"{setting}: expected an image in every row; row {index} of {split} has none")
-        if content is None:
+        if stored["bytes"] is None:
             images.append(Path(path))
         else:
             images.append(Stored(f"{split} {index}: {path or column}", partial(_content, raw, column, index)))
