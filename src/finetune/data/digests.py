@@ -33,17 +33,11 @@ TABLES = (
     " (sha256 TEXT, decoders TEXT, reason TEXT, crc32 INT, PRIMARY KEY (sha256, decoders))",
 )
 # What SQLite reports of a file that may be whole.
-PASSING = (
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL),
-    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM),
-)
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IO")
 
 
 class Content(NamedTuple):
-    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent` as JSON.
-
-    extent: None where it could not be found now, though it may be another time.
-    """
+    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent`; None: unknown."""
 
     sha256: str
     extent: str | None = ""
@@ -71,8 +65,7 @@ def file_contents(
         for i, fact in facts.items()
         if fact and contents[i].extent is not None and fact[2] < before and fact == _facts(paths[i], folders)
     ]
-    if rows:
-        _write(rows, "known", memo)
+    _write(rows, "known", memo)
     return [contents[i] for i in range(len(paths))]
 
 
@@ -103,21 +96,16 @@ def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
     return {digest: reasons[digest] for digest in digests if digest in reasons}
 
 
-def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
-    """Remember why images cannot be decoded, by their digests."""
-    rows = [_row(digest, decoders(), reason) for digest, reason in reasons.items()]
-    if rows:
-        _write(rows, "undecodable", memo)
+def remember_bad(reasons: Mapping[str, str], memo: Path, among: Sequence[str] = ()) -> None:
+    """Remember why images cannot be decoded, by their digests; among: of a set whose others all can."""
+    whole = {_set_digest(among): "a set of images"} if among else {}
+    rows = [_row(digest, decoders(), reason) for digest, reason in {**reasons, **whole}.items()]
+    _write(rows, "undecodable", memo)
 
 
 def were_decoded(digests: Sequence[str], memo: Path) -> bool:
     """Whether all images of this set were decoded before, but for those that are known to be broken."""
     return bool(known_bad([whole := _set_digest(digests)], memo).get(whole))
-
-
-def remember_decoded(digests: Sequence[str], broken: Mapping[str, str], memo: Path) -> None:
-    """Remember that all of a set were decoded but the broken ones; both or neither is written."""
-    remember_bad({**broken, _set_digest(digests): "a set of images"}, memo)
 
 
 def _set_digest(digests: Sequence[str]) -> str:
@@ -135,8 +123,9 @@ def _row(*fields: str | bytes | int) -> tuple[str | bytes | int, ...]:
 
 
 def _write(rows: Sequence[tuple[str | bytes | int, ...]], table: str, memo: Path) -> None:
-    places = ", ".join("?" * len(rows[0]))
-    _using(memo, lambda base: base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows))
+    if rows:
+        query = f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})"
+        _using(memo, lambda base: base.executemany(query, rows))
 
 
 def _using(memo: Path, use: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -149,8 +138,8 @@ def _using(memo: Path, use: Callable[[sqlite3.Connection], Any]) -> Any:
                 base.execute(table)
             return use(base)
     except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # sqlite3's own have none
-        if memo.is_dir() or not (isinstance(error, OSError) or code in PASSING):
+        name = getattr(error, "sqlite_errorname", "")  # errors of Python's own module have none
+        if memo.is_dir() or not (isinstance(error, OSError) or name.startswith(PASSING)):
             with suppress(OSError):
                 memo.unlink()
             say(Screen(stderr=True), "note", f"{memo}: is damaged ({error}); every image file is read again")

@@ -207,21 +207,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     undated = profile and profile[:24] + bytes(12) + profile[36:]
     if not undated or (transform := _transform(undated, image.mode)) is None:
         return image
-    return _applied(transform, image)
-
-
-def _applied(transform: Any, image: Image.Image) -> Image.Image:
     converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # it would be in place only
     return converted
-
-
-def _moves_little(transform: Any, mode: str) -> bool:
-    colours = Image.frombytes("RGB", (len(COLOURS) // 3, 1), COLOURS).convert(mode)
-    before, after = (
-        np.asarray(image.convert("RGB"), np.int16) for image in (colours, _applied(transform, colours))
-    )
-    return bool(np.abs(after - before).max() <= ROUNDED)
 
 
 @lru_cache(maxsize=64)
@@ -232,8 +220,11 @@ def _transform(profile: bytes, mode: str) -> Any:
             return None
         to = mode if mode == "RGBA" else "RGB"
         transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, to)
-        # There are linear ones of that name, and ones of other colours.
-        same = "sRGB" in (own.profile.profile_description or "") and _moves_little(transform, mode)
-        return None if same else transform
+        if "sRGB" in (own.profile.profile_description or "") and mode in SPACES["RGB"]:
+            # There are linear ones of that name, and ones of other colours.
+            colours = Image.frombytes("RGB", (len(COLOURS) // 3, 1), COLOURS).convert(mode)
+            moved = np.asarray(ImageCms.applyTransform(colours, transform), np.int16) - np.asarray(colours)
+            return None if np.abs(moved).max() <= ROUNDED else transform
+        return transform
     except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile: viewers leave it aside
         return None

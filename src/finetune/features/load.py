@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
-from finetune.data.digests import known_bad, remember_bad, remember_decoded, were_decoded
+from finetune.data.digests import known_bad, remember_bad, were_decoded
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
@@ -148,8 +148,10 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
     computer = _computer(plan, model, dataset, loading)
     reader = computer.reader
     every = [computer.compute(view, plan.form) for view in plan.views]
-    if reader.preprocessing.repair and any(one.reused for one in every):
-        _find_repaired(reader, dataset, loading)
+    reused = any(one.reused for one in every)
+    if reused and reader.preprocessing.repair and not were_decoded(dataset.digests, loading.memo):
+        with loading.progress("checking images", len(dataset.images)) as advance:
+            reader.find_bad(loading.workers, advance)  # stored features do not tell which are repaired
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
@@ -192,13 +194,6 @@ def plain_reader(model: Model, dataset: Dataset, memo: Path) -> Reader:
     return replace(reader, repaired=known) if model.preprocessing.repair else replace(reader, known=known)
 
 
-def _find_repaired(reader: Reader, dataset: Dataset, loading: LoadSettings) -> None:
-    """Have the reader know the images that are repaired, once: their stored features do not tell."""
-    if not were_decoded(dataset.digests, loading.memo):
-        with loading.progress("checking images", len(dataset.images)) as advance:
-            reader.find_bad(loading.workers, advance)
-
-
 def _repaired(reader: Reader, dataset: Dataset, bad: list[BadImage]) -> tuple[str, ...]:
     """The images that are shown although they are broken."""
     shown = {dataset.digests[i] for i in reader.repaired} - {dataset.digests[one.index] for one in bad}
@@ -213,10 +208,7 @@ def _leave_out(bad: list[BadImage], reader: Reader, dataset: Dataset, memo: Path
     """
     found = [*reader.repaired.values(), *bad]
     reasons = {dataset.digests[one.index]: one.reason for one in found if one.lasting}
-    if all(one.lasting for one in bad):
-        remember_decoded(dataset.digests, reasons, memo)
-    else:
-        remember_bad(reasons, memo)
+    remember_bad(reasons, memo, dataset.digests if all(one.lasting for one in bad) else ())
     return dataset.without([one.index for one in bad], bad[0].reason) if bad else dataset
 
 
