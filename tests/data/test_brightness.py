@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from finetune.data import brightness
 from finetune.data.brightness import find_scales, scale
@@ -122,6 +123,19 @@ def test_what_was_found_once_is_remembered(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("finetune.data.digests.extent", None)
     again = load_dataset("folder", str(tmp_path / "images"), 0, 0, memo)
     assert again.brightness == first.brightness == {"I": (0.0, 1023.0)}
+
+
+def test_what_memory_did_not_suffice_for_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo = tmp_path / "memo.sqlite"
+    monkeypatch.setattr("finetune.data.digests.SETTLED_NS", -(10**12))
+    for short in (MemoryError(), ImageFile._get_oserror(-9, encoder=False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(brightness, "_ends", Mock(side_effect=short))
+            assert stored(tmp_path / "images", KINDS["ten"](GREY), memo=memo).brightness == {}
+    again = load_dataset("folder", str(tmp_path / "images"), 0, 0, memo)
+    assert again.brightness == {"I": (0.0, 1023.0)}
 
 
 def test_transparent_grey_of_sixteen_bits_lies_on_white(tmp_path: Path) -> None:

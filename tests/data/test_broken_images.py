@@ -7,11 +7,12 @@ import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFile, ImageFilter
 from torch import Tensor
 
 from finetune.data.dataset import Stored
@@ -45,6 +46,18 @@ def test_what_the_content_says_lasts_and_what_the_system_says_does_not(tmp_path:
     assert bad(tmp_path / "empty.png").lasting
     assert not bad(tmp_path / "folder.png").lasting
     assert not bad(tmp_path / "gone.png").lasting
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_lack_of_memory_is_none_of_the_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repair: bool
+) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
+    for short in (MemoryError(), ImageFile._get_oserror(-9, encoder=False)):
+        monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=[short, None]))
+        found = Reader([tmp_path / "a.png"], Preprocessing(8, 8, repair=repair))(0)
+        assert isinstance(found, BadImage)
+        assert not found.lasting
 
 
 def test_what_is_known_to_be_bad_is_not_tried_again(tmp_path: Path) -> None:

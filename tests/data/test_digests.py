@@ -70,6 +70,42 @@ def test_no_flipped_bit_of_the_memo_gives_another_digest_or_reason(tmp_path: Pat
         assert all(reason == f"cut off after {digest[:9]} bytes" for digest, reason in reasons.items()), place
 
 
+def test_a_flipped_bit_costs_one_run_whatever_it_is_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, read, digest = tmp_path / "memo.sqlite", list[Path](), digests._digest
+    paths = [write(tmp_path / str(number), bytes([number])) for number in range(10)]
+    right = file_digests(paths, memo)
+    remember_bad({right[0]: "cut off"}, memo)
+    whole = memo.read_bytes()
+    monkeypatch.setattr(digests, "_digest", lambda path: read.append(path) or digest(path))
+    for text in ("CREATE TABLE known", "TABLE undecodable", "path BLOB", right[3], "cut off"):
+        flipped = bytearray(whole)
+        flipped[whole.index(text.encode()) + 2] ^= 0x80  # no letter of any text
+        memo.write_bytes(flipped)
+        known_bad(right, memo)
+        assert file_digests(paths, memo) == right, text
+        remember_bad({right[1]: "empty"}, memo)
+        read.clear()
+        assert file_digests(paths, memo) == right, text
+        assert read == [], text
+        assert known_bad(right, memo)[right[1]] == "empty", text
+    assert "is damaged (" in capsys.readouterr().err
+
+
+def test_a_memo_that_cannot_be_written_still_tells_what_it_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, read, done, digest = tmp_path / "memo.sqlite", list[Path](), list[int](), digests._digest
+    paths = [write(tmp_path / name, name.encode()) for name in "abc"]
+    file_digests(paths[:2], memo)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **_: connect(f"file:{path}?mode=ro", uri=True))
+    monkeypatch.setattr(digests, "_digest", lambda path: read.append(path) or digest(path))
+    file_digests(paths, memo, done.append)
+    assert (read, sum(done), capsys.readouterr().err) == (paths[2:], 3, "")
+
+
 def test_a_file_that_changed_unseen_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo, path = tmp_path / "memo.sqlite", write(tmp_path / "a", b"a")
     facts = digests._facts(path, {})

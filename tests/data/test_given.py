@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
-from finetune.data.images import ChangedImage
+from finetune.data.images import ChangedImage, decode
 from finetune.data.reader import Reader
 from finetune.data.sources import SOURCES, Source, load_dataset
 from finetune.data.sources.given import Sides, find_given, pixels_of
@@ -111,6 +112,20 @@ def test_a_dataset_whose_images_change_is_told_where_that_belongs() -> None:
     what = r"^Labelled \[0\]: changed since .*; expected the same image each time; .* into transform=$"
     with pytest.raises(ChangedImage, match=what):
         Reader(found.images, Preprocessing(), digests=found.digests)(0)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_have_one_scale_as_files_have_it(tmp_path: Path, kind: Any) -> None:
+    deep = [Image.fromarray((16 * IMAGES[i, ..., 0].astype(int) + 15).astype(kind)) for i in range(12)]
+    for number, image in enumerate(deep):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        image.save(tmp_path / str(number % 2) / f"{number:02}.tiff")
+    found, files = find_given((deep, np.arange(12) % 2)), load_dataset("folder", str(tmp_path), 0, 0)
+    assert found.brightness == files.brightness != {}
+    how = Preprocessing(8, 8, brightness=found.brightness)
+    for number in range(12):
+        shown = decode(found.images[number], how, found.digests[number])
+        assert torch.equal(shown, decode(tmp_path / str(number % 2) / f"{number:02}.tiff", how))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

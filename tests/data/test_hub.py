@@ -114,6 +114,50 @@ def test_a_side_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([0, 1, -1, 0], NAMES),
+        ([0, 1, None, 0], NAMES),
+        (["a", "b", "", "a"], datasets.Value("string")),
+        ([0.0, 1.0, float("nan"), 0.0], datasets.Value("float32")),
+        ([[0], [1, 0], [0, -1], []], datasets.Sequence(NAMES)),
+        ([[0], [1, 0], None, []], datasets.Sequence(NAMES)),
+    ],
+)
+def test_a_row_without_its_label_is_told(tmp_path: Path, labels: list[Any], kind: Any) -> None:
+    table(labels, kind).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(RequestError, match=r"expected a label for every image; row 2 of train has none$"):
+        hf(tmp_path / "saved")
+
+
+def test_a_row_without_its_image_is_told(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": png(0), "path": None}, None], "label": [0, 1]}
+    kinds = datasets.Features({"image": datasets.Image(), "label": NAMES})
+    datasets.Dataset.from_dict(rows, kinds).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(RequestError, match=r"expected an image in every row; row 1 of train has none$"):
+        hf(tmp_path / "saved")
+
+
+def test_minus_one_is_a_number_like_others_where_numbers_are_no_classes(tmp_path: Path) -> None:
+    table([-1, 1] * 10, datasets.Value("int64")).save_to_disk(str(tmp_path / "saved"))
+    assert hf(tmp_path / "saved").classes == ("-1", "1")
+
+
+def test_sides_may_name_classes_in_another_order_but_none_of_their_own(tmp_path: Path) -> None:
+    def turned(label: int) -> Any:
+        names = datasets.ClassLabel(names=["ape", "zebra", "new"])
+        parts = {"train": table([0, 1] * 5, NAMES), "test": table([0, label], names, 10)}
+        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / str(label)))
+        return hf(tmp_path / str(label))
+
+    found = turned(1)
+    assert found.classes == ("zebra", "ape", "never", "new")
+    assert found.labels[-2:].tolist() == [1, 0]
+    with pytest.raises(RequestError, match=r"expected images to train on for every class; none for new$"):
+        turned(2)
+
+
+@pytest.mark.parametrize(
     ("knobs", "told"),
     [
         ({"label_column": "kind"}, "data.label_column=kind: expected one of its columns, image, label"),

@@ -251,16 +251,25 @@ def test_the_thinnest_pictures_have_a_middle(tmp_path: Path, size: tuple[int, in
     assert (padded == (10, 200, 30)).all(2).sum() == 224 * max(1, round(224 * min(size) / max(size)))
 
 
-def test_a_colour_profile_is_undone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b"Display P3", b"sRGB wider"])
+def test_a_colour_profile_is_undone_whatever_its_name(tmp_path: Path, name: bytes) -> None:
     """Display P3's full red lies outside sRGB; its half green is a stronger one there."""
-    profile = display_p3()
+    profile = display_p3().replace(b"Display P3", name)
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4], pixels[4:] = (255, 0, 0), (100, 150, 100)
-    for name in ("a.png", "b.tiff", "c.webp"):
-        Image.fromarray(pixels).save(tmp_path / name, icc_profile=profile, lossless=True)
-        found = seen(tmp_path / name, 8).astype(int)
+    for file in ("a.png", "b.tiff", "c.webp"):
+        Image.fromarray(pixels).save(tmp_path / file, icc_profile=profile, lossless=True)
+        found = seen(tmp_path / file, 8).astype(int)
         assert np.abs(found[0, 0] - (255, 0, 0)).max() <= 3
         assert np.abs(found[7, 7] - (80, 151, 92)).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_is_undone_with_transparency_and_without(tmp_path: Path, mode: str) -> None:
+    linear = display_p3().replace(b"mntrRGB ", b"mntrGRAY").replace(b"rTRC", b"kTRC")
+    linear = linear.replace((1).to_bytes(4) + (563).to_bytes(2), (1).to_bytes(4) + (256).to_bytes(2))
+    Image.new(mode, (8, 8), 100 if mode == "L" else (100, 255)).save(tmp_path / "a.png", icc_profile=linear)
+    assert np.abs(seen(tmp_path / "a.png", 8).astype(int) - 168).max() <= 1
 
 
 def test_transparency_stays_under_a_profile(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -18,10 +18,11 @@ DEEP = (b"II", b"MM", b"P2", b"P5", b"Pf")  # how TIFF and Netpbm begin, which m
 DEEP_PNG = b"\x10\x00"  # 16 bits, grey
 
 
-def extent(file: BinaryIO) -> str:
+def extent(file: BinaryIO) -> str | None:
     """The darkest and the brightest pixel of an image of more than 8 bits, but for strays, and their kind.
 
     Returns: JSON, `["I", 0, 4095]` for whole numbers, `["F", 0.1, 0.9]` for floats; else nothing.
+        None where memory lacks.
     """
     file.seek(0)
     head = file.read(26)
@@ -33,12 +34,18 @@ def extent(file: BinaryIO) -> str:
                 return ""
             limits.check_limits(image, b"")
             with limits.DECODING.taking(limits.memory(image)):
-                pixels = np.asarray(image).ravel()
-                transparent = image.info.get("transparency")
-                ends = _ends(pixels[np.isfinite(pixels) & (pixels != transparent)])
-                return json.dumps([image.mode[0], *ends]) if ends else ""
-    except Exception:  # whatever a decoder raises: it is told where the image is used
+                return extent_of(np.asarray(image), image.info.get("transparency"))
+    except Exception as error:  # whatever a decoder raises: it is told where the image is used
+        return None if limits.of_the_system(error) else ""
+
+
+def extent_of(image: np.ndarray, transparent: Any = None) -> str:
+    """The same of an array (H, W) but for the pixels of one value."""
+    if image.dtype == np.uint8:
         return ""
+    pixels = image.ravel()
+    ends = _ends(pixels[np.isfinite(pixels) & (pixels != transparent)])
+    return json.dumps(["F" if pixels.dtype.kind == "f" else "I", *ends]) if ends else ""
 
 
 def _ends(pixels: np.ndarray) -> tuple[float, float] | None:
@@ -50,7 +57,7 @@ def _ends(pixels: np.ndarray) -> tuple[float, float] | None:
     return float(ordered[stray]), float(ordered[-1 - stray])
 
 
-def find_scales(extents: Iterable[str]) -> dict[str, tuple[float, float]]:
+def find_scales(extents: Iterable[str | None]) -> dict[str, tuple[float, float]]:
     """What is to be black and white for each kind of pixels, from the extents of the images of a set."""
     ends: dict[str, list[tuple[float, float]]] = {}
     for kind, low, high in map(json.loads, filter(None, extents)):

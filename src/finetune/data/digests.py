@@ -8,36 +8,39 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from stat import S_ISLNK
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 
 from finetune import private
 from finetune.data import pixels
-from finetune.data.brightness import extent
+from finetune.data.brightness import extent, extent_of
 from finetune.say import Screen, say
 
 SETTLED_NS = 2_000_000_000  # a file changed a moment ago may change again within the clock's grain
-# Each row ends with a checksum of all before it. Tables of other names are of versions that had none.
+# Each row ends with a checksum of all before it. Earlier versions left tables of other columns behind, whose
+# names are not used again: hashed, files, digests, broken, bad.
 TABLES = (
     "CREATE TABLE IF NOT EXISTS known"
     " (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT, extent TEXT, crc32 INT)",
-    "CREATE TABLE IF NOT EXISTS bad"
+    "CREATE TABLE IF NOT EXISTS undecodable"
     " (sha256 TEXT, decoders TEXT, reason TEXT, crc32 INT, PRIMARY KEY (sha256, decoders))",
 )
+# What SQLite reports of a file that may be whole.
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IO")
 
 
 class Content(NamedTuple):
-    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent` as JSON."""
+    """An image's content: its SHA-256 and, of more than 8 bits, its `brightness.extent`; None: unknown."""
 
     sha256: str
-    extent: str = ""
+    extent: str | None = ""
 
 
 def file_contents(
@@ -50,15 +53,20 @@ def file_contents(
     """
     if memo is None:
         return _hash_files(paths, advance)
-    try:
-        with _opened(memo) as base:
-            return _remembered(paths, base, advance)
-    except (OSError, sqlite3.Error) as error:
-        if type(error) is sqlite3.DatabaseError or memo.is_dir():  # others, as a lock, pass
-            with suppress(OSError):
-                memo.unlink()
-            say(Screen(stderr=True), "note", f"{memo}: is damaged ({error}); every image file is read again")
-        return _hash_files(paths, advance)
+    folders: dict[str, str] = {}
+    found = _using(memo, lambda base: _known(base, paths, folders))
+    contents, facts = found or ({}, {i: _facts(path, folders) for i, path in enumerate(paths)})
+    advance(len(contents))
+    new = [i for i in range(len(paths)) if i not in contents]
+    contents |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
+    before = time.time_ns() - SETTLED_NS
+    rows = [
+        _row(*fact, contents[i].sha256, contents[i].extent or "")
+        for i, fact in facts.items()
+        if fact and contents[i].extent is not None and fact[2] < before and fact == _facts(paths[i], folders)
+    ]
+    _write(rows, "known", memo)
+    return [contents[i] for i in range(len(paths))]
 
 
 def content_digest(content: bytes | np.ndarray) -> str:
@@ -70,7 +78,8 @@ def content_digest(content: bytes | np.ndarray) -> str:
 
 def stored_content(image: bytes | np.ndarray) -> Content:
     """The same of an image that is no file."""
-    return Content(content_digest(image), extent(io.BytesIO(image)) if isinstance(image, bytes) else "")
+    known = extent(io.BytesIO(image)) if isinstance(image, bytes) else extent_of(image)
+    return Content(content_digest(image), known)
 
 
 def decoders() -> str:
@@ -81,30 +90,22 @@ def decoders() -> str:
 
 def known_bad(digests: Sequence[str], memo: Path) -> dict[str, str]:
     """The digests of images that an earlier run could not decode, and why; with these decoders."""
-    try:
-        with _opened(memo) as base:
-            rows = base.execute("SELECT * FROM bad WHERE decoders = ?", (decoders(),)).fetchall()
-    except (OSError, sqlite3.Error):
-        return {}
+    query = "SELECT * FROM undecodable WHERE decoders = ?"
+    rows = _using(memo, lambda base: base.execute(query, (decoders(),)).fetchall()) or []
     reasons = {row[0]: row[2] for row in rows if row == _row(*row[:-1])}
     return {digest: reasons[digest] for digest in digests if digest in reasons}
 
 
-def remember_bad(reasons: Mapping[str, str], memo: Path) -> None:
-    """Remember why images cannot be decoded, by their digests."""
-    rows = [_row(digest, decoders(), reason) for digest, reason in reasons.items()]
-    with suppress(OSError, sqlite3.Error), _opened(memo) as base:
-        base.executemany("INSERT OR REPLACE INTO bad VALUES (?, ?, ?, ?)", rows)
+def remember_bad(reasons: Mapping[str, str], memo: Path, among: Sequence[str] = ()) -> None:
+    """Remember why images cannot be decoded, by their digests; among: of a set whose others all can."""
+    whole = {_set_digest(among): "a set of images"} if among else {}
+    rows = [_row(digest, decoders(), reason) for digest, reason in {**reasons, **whole}.items()]
+    _write(rows, "undecodable", memo)
 
 
 def were_decoded(digests: Sequence[str], memo: Path) -> bool:
     """Whether all images of this set were decoded before, but for those that are known to be broken."""
     return bool(known_bad([whole := _set_digest(digests)], memo).get(whole))
-
-
-def remember_decoded(digests: Sequence[str], broken: Mapping[str, str], memo: Path) -> None:
-    """Remember that all of a set were decoded but the broken ones; both or neither is written."""
-    remember_bad({**broken, _set_digest(digests): "a set of images"}, memo)
 
 
 def _set_digest(digests: Sequence[str]) -> str:
@@ -113,29 +114,41 @@ def _set_digest(digests: Sequence[str]) -> str:
 
 def forget(path: Path, memo: Path) -> None:
     """Have a file hashed again next time, in case it changed although its size and times did not."""
-    with suppress(OSError, sqlite3.Error), _opened(memo) as base:
-        base.execute("DELETE FROM known WHERE path = ?", (os.fsencode(path.resolve()),))
+    query = "DELETE FROM known WHERE path = ?"
+    _using(memo, lambda base: base.execute(query, (os.fsencode(path.resolve()),)))
 
 
 def _row(*fields: str | bytes | int) -> tuple[str | bytes | int, ...]:
     return (*fields, zlib.crc32(repr(fields).encode()))
 
 
-@contextmanager
-def _opened(memo: Path) -> Iterator[sqlite3.Connection]:
-    private.make_folder(memo.parent)
-    private.open_file(memo, memo.parent).close()
-    with closing(sqlite3.connect(memo, timeout=30)) as base, base:
-        for table in TABLES:
-            base.execute(table)
-        yield base
+def _write(rows: Sequence[tuple[str | bytes | int, ...]], table: str, memo: Path) -> None:
+    if rows:
+        query = f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})"
+        _using(memo, lambda base: base.executemany(query, rows))
 
 
-def _remembered(
-    paths: Sequence[Path], base: sqlite3.Connection, advance: Callable[[int], None]
-) -> list[Content]:
+def _using(memo: Path, use: Callable[[sqlite3.Connection], Any]) -> Any:
+    """What a use of the memo returns, None where it cannot be used; one that is damaged is deleted."""
+    try:
+        private.make_folder(memo.parent)
+        private.open_file(memo, memo.parent).close()
+        with closing(sqlite3.connect(memo, timeout=30)) as base, base:
+            for table in TABLES:
+                base.execute(table)
+            return use(base)
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
+        name = getattr(error, "sqlite_errorname", "")  # errors of Python's own module have none
+        if memo.is_dir() or not (isinstance(error, OSError) or name.startswith(PASSING)):
+            with suppress(OSError):
+                memo.unlink()
+            say(Screen(stderr=True), "note", f"{memo}: is damaged ({error}); every image file is read again")
+        return None
+
+
+def _known(base: sqlite3.Connection, paths: Sequence[Path], folders: dict[str, str]) -> tuple[Any, Any]:
+    """The contents that are remembered, by index, and the facts of the other files."""
     contents: dict[int, Content] = {}
-    folders: dict[str, str] = {}
     facts: dict[int, tuple[bytes, int, int, int] | None] = {}  # of the new ones alone: there may be millions
     query = "SELECT sha256, extent, crc32 FROM known WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
     for i, path in enumerate(paths):
@@ -144,17 +157,7 @@ def _remembered(
             contents[i] = Content(*row[:2])
         else:
             facts[i] = fact
-    new = list(facts)
-    advance(len(contents))
-    contents |= dict(zip(new, _hash_files([paths[i] for i in new], advance), strict=True))
-    before = time.time_ns() - SETTLED_NS
-    rows = [
-        _row(*fact, *contents[i])
-        for i in new
-        if (fact := facts[i]) and fact[2] < before and fact == _facts(paths[i], folders)
-    ]
-    base.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    return [contents[i] for i in range(len(paths))]
+    return contents, facts
 
 
 def _facts(path: Path, folders: dict[str, str]) -> tuple[bytes, int, int, int] | None:
@@ -188,7 +191,7 @@ def _digest(path: Path) -> Content:
         if path.is_file():  # a named pipe would be waited for
             with path.open("rb") as file:
                 return Content(hashlib.file_digest(file, "sha256").hexdigest(), extent(file))
-    return Content(name_digest(path))
+    return Content(name_digest(path), None)
 
 
 def name_digest(path: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.data import limits
 from finetune.data.dataset import RawImage, Stored
 from finetune.data.digests import content_digest, name_digest
-from finetune.data.pixels import END, FORMATS, JPEG, as_rgb, ends_in_zeros, lacks_only_its_end, rgb, square
+from finetune.data.pixels import END, FORMATS, JPEG, ends_in_zeros, lacks_only_its_end, on_white, rgb, square
 from finetune.errors import RunError
 from finetune.model.preprocessing import Preprocessing
 
@@ -157,7 +157,7 @@ def _open(
     """The image in RGB; `memory` holds what decoding takes of all threads' budget."""
     try:
         if isinstance(content, np.ndarray):
-            return as_rgb(Image.fromarray(content))
+            return on_white(Image.fromarray(content), preprocessing.brightness)
         try:
             return _read(content, preprocessing, memory)
         except Exception as error:
@@ -165,14 +165,13 @@ def _open(
             memory.close()
             if lacks_end:
                 return _read(content + END, preprocessing, memory)
-            if not preprocessing.repair or isinstance(error, MemoryError):
+            if not preprocessing.repair or limits.of_the_system(error):
                 raise
             shown = _read_what_is_there(content, preprocessing, memory)
             repaired(reason(error))
             return shown
     except Exception as error:  # there is no telling what a decoder raises on foreign bytes
-        of_the_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
-        raise BrokenImage(reason(error), lasting=not of_the_system) from error
+        raise BrokenImage(reason(error), lasting=not limits.of_the_system(error)) from error
 
 
 def _read(content: bytes, preprocessing: Preprocessing, memory: ExitStack) -> Image.Image:

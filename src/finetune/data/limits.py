@@ -35,6 +35,12 @@ def scans(content: bytes) -> int:
     return sum(kind == SCAN for kind, _ in segments(content))
 
 
+def of_the_system(error: Exception) -> bool:
+    """Whether an error lies in the machine at this moment, not in an image's content."""
+    told = isinstance(error, OSError) and str(error).startswith("out of memory")  # by Pillow's decoders
+    return told or isinstance(error, MemoryError) or bool(getattr(error, "errno", None))
+
+
 def memory(image: Image.Image) -> int:
     """The bytes that decoding takes at most, whatever is kept of it."""
     return image.width * image.height * PIXEL_BYTES.get(image.format or "", 20)

@@ -39,6 +39,8 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+COLOURS = bytes((64, 64, 64, 128, 128, 128, 192, 192, 192, 160, 96, 96, 96, 160, 96, 96, 96, 160))
+ROUNDED = 8  # levels that profiles of sRGB may differ by in these
 SPACES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 
 JPEG, END = b"\xff\xd8", b"\xff\xd9"
@@ -162,9 +164,9 @@ def on_white(image: Image.Image, brightness: Brightness) -> Image.Image:
         return Image.fromarray(_in_eight_bits(image, brightness)).convert("RGB")
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        rgba = to_srgb(rgba, image.info.get("icc_profile"))
+        shown = image.convert("L") if image.mode in ("L", "LA") else rgba  # as the profile is of
         white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba)
+        white.paste(to_srgb(shown, image.info.get("icc_profile")), mask=rgba)
         return white
     if image.mode in ("P", "1", "PA"):
         image = image.convert("RGB")
@@ -201,8 +203,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The image in sRGB; as it is where it has no profile, sRGB's, or one that does not fit."""
-    transform = _transform(profile, image.mode) if profile else None
-    if transform is None:
+    # Some programs write a profile anew for each image, which differs in its date alone.
+    undated = profile and profile[:24] + bytes(12) + profile[36:]
+    if not undated or (transform := _transform(undated, image.mode)) is None:
         return image
     converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # it would be in place only
@@ -213,10 +216,15 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _transform(profile: bytes, mode: str) -> Any:
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = own.profile.profile_description or ""
-        if "sRGB" in name or mode not in SPACES.get(own.profile.xcolor_space.strip(), ()):
+        if mode not in SPACES.get(own.profile.xcolor_space.strip(), ()):
             return None
         to = mode if mode == "RGBA" else "RGB"
-        return ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, to)
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, to)
+        if "sRGB" in (own.profile.profile_description or "") and mode in SPACES["RGB"]:
+            # There are linear ones of that name, and ones of other colours.
+            colours = Image.frombytes("RGB", (len(COLOURS) // 3, 1), COLOURS).convert(mode)
+            moved = np.asarray(ImageCms.applyTransform(colours, transform), np.int16) - np.asarray(colours)
+            return None if np.abs(moved).max() <= ROUNDED else transform
+        return transform
     except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile: viewers leave it aside
         return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.choices.augmentations import AUGMENTATIONS
 from finetune.data.augment import Prepare
 from finetune.data.dataset import Dataset
-from finetune.data.digests import known_bad, remember_bad, remember_decoded, were_decoded
+from finetune.data.digests import known_bad, remember_bad, were_decoded
 from finetune.data.images import BadImage
 from finetune.data.reader import Reader
 from finetune.data.sources.labeled import Progress
@@ -100,14 +100,12 @@ def _load_images(plan: FeaturePlan, model: Model, dataset: Dataset, loading: Loa
     prepare = _prepare(plan, model, loading)
     pixels, bad = _decode(reader, dataset, loading)
     places = torch.from_numpy(dataset.kept([one.index for one in bad]))
-    repaired, digests = _repaired(reader, dataset, bad), dataset.digests
+    repaired = _repaired(reader, dataset, bad)
     dataset = _leave_out(bad, reader, dataset, loading.memo)
     stream: Stream | None = None
     plain: Callable[[Tensor], Tensor]
     if pixels is None:
         stream = plain = Stream(reader, places, reader.size, workers=loading.workers, memo=loading.memo)
-        if all(one.lasting for one in bad):  # else the next run looks again
-            remember_decoded(digests, {digests[one.index]: one.reason for one in bad}, loading.memo)
     else:
         device = plan.device if fits_on_gpu(plan.device, pixels) else "cpu"
         held, rows = pixels.to(device), places.to(device)
@@ -150,6 +148,10 @@ def _load_features(plan: FeaturePlan, model: Model, dataset: Dataset, loading: L
     computer = _computer(plan, model, dataset, loading)
     reader = computer.reader
     every = [computer.compute(view, plan.form) for view in plan.views]
+    reused = any(one.reused for one in every)
+    if reused and reader.preprocessing.repair and not were_decoded(dataset.digests, loading.memo):
+        with loading.progress("checking images", len(dataset.images)) as advance:
+            reader.find_bad(loading.workers, advance)  # stored features do not tell which are repaired
     bad = computer.every_bad_image()
     kept = dataset.kept([one.index for one in bad])
     repaired = _repaired(reader, dataset, bad)
@@ -200,9 +202,13 @@ def _repaired(reader: Reader, dataset: Dataset, bad: list[BadImage]) -> tuple[st
 
 
 def _leave_out(bad: list[BadImage], reader: Reader, dataset: Dataset, memo: Path) -> Dataset:
-    """The data set without images that are broken, which are remembered, as are those repaired."""
-    lasting = [one for one in [*reader.repaired.values(), *bad] if one.lasting]
-    remember_bad({dataset.digests[one.index]: one.reason for one in lasting}, memo)
+    """The data set without images that are broken, which are remembered, as are those repaired.
+
+    So is that no others are, if that is sure: what is in the store was decoded, too.
+    """
+    found = [*reader.repaired.values(), *bad]
+    reasons = {dataset.digests[one.index]: one.reason for one in found if one.lasting}
+    remember_bad(reasons, memo, dataset.digests if all(one.lasting for one in bad) else ())
     return dataset.without([one.index for one in bad], bad[0].reason) if bad else dataset
 
 

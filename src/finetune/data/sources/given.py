@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from finetune.data.brightness import find_scales
 from finetune.data.dataset import Stored
-from finetune.data.digests import content_digest
+from finetune.data.digests import stored_content
 from finetune.data.pixels import Brightness, on_white
 from finetune.data.sources.cells import Cells
 from finetune.data.sources.labeled import LabeledImages, number_classes
@@ -53,7 +54,7 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
         for side, part, i in rows
     ]
     items = (part[i] for _, part, i in rows)
-    seen = [(content_digest(pixels_of(one, setting, {})), np.asarray(label)) for one, label, *_ in items]
+    seen = [(stored_content(pixels_of(one, setting, None)), np.asarray(label)) for one, label, *_ in items]
     names, numbers = _labels([label for _, label in seen], _classes_of(every, setting), setting)
     splits = [side for side, _, _ in rows] if parts else None
     return LabeledImages(
@@ -64,7 +65,8 @@ def find_given(thing: Any, **columns: Any) -> LabeledImages:
         labels=numbers,
         splits=splits,
         declared=tuple(parts),
-        digests=[digest for digest, _ in seen],
+        digests=[content.sha256 for content, _ in seen],
+        brightness=find_scales(content.extent for content, _ in seen),
     )
 
 
@@ -132,17 +134,22 @@ def _pairs(thing: Any, setting: str) -> Any:
 
 def _read(part: Any, index: int, setting: str) -> np.ndarray:
     with nullcontext() if type(part) is list else ONE_AT_A_TIME:
-        return pixels_of(part[index][0], f"{setting}: image {index}", {})
+        return pixels_of(part[index][0], f"{setting}: image {index}", None)
 
 
-def pixels_of(given: Any, where: str, brightness: Brightness) -> np.ndarray:
+def pixels_of(given: Any, where: str, brightness: Brightness | None) -> np.ndarray:
     """An image as an array (H, W) or (H, W, 3); else RequestError.
 
     given: a PIL image, or uint8 of these shapes, (H, W, 1) or (C, H, W), as a tensor is where both fit.
+    brightness: None: grey of more than 8 bits is left as it is, (H, W), until the scale of all is known.
     """
     if isinstance(given, Image.Image):
         try:
-            return np.asarray(on_white(ImageOps.exif_transpose(given), brightness))
+            upright = ImageOps.exif_transpose(given)
+            deep = upright.mode.startswith(("I", "F")) and "transparency" not in upright.info
+            if brightness is None and deep:
+                return np.asarray(upright)
+            return np.asarray(on_white(upright, brightness or {}))
         except (OSError, ValueError) as error:  # it is decoded only now
             name = getattr(given, "filename", "") or where
             raise RequestError(f"{name}: expected an image; {error}") from None

@@ -44,18 +44,22 @@ def find_in_hub(
     images: list[RawImage] = []
     names: list[list[str]] = []
     splits: list[str] = []
-    several, known = False, None
+    several, orders = False, list[list[str]]()
     for split, part in parts.items():
         image, label = _columns(part.features, image_column, label_column, setting)
-        several, known, told = _labels(part, label, setting, split)
+        kind = part.features[label]
+        told = _labels(list(part[label]), kind, setting, split)
         if told is None:
             warnings += (f"{split} has no labels and is left out",)
             continue
-        images += _images(part, image, split)
+        several |= inner(kind) is not kind
+        orders.append(getattr(inner(kind), "names", None) or [])
+        images += _images(part, image, setting, split)
         names += told
         splits += [split] * len(told)
     if not images:
         raise RequestError(f"{setting}: expected images with labels; there are none")
+    known = [*dict.fromkeys(chain(*orders))] if all(orders) else None
     classes, labels = label_vectors(names, known) if several else number_classes([*chain(*names)], known)
     return LabeledImages(
         name=name or str(root),
@@ -126,36 +130,37 @@ def inner(kind: Any) -> Any:
     return getattr(kind, "feature", kind)
 
 
-def _labels(
-    part: Any, column: str, setting: str, split: str
-) -> tuple[bool, list[str] | None, list[list[str]] | None]:
-    """Whether there are several an image, the classes the set itself names, and each image's labels.
-
-    Where the set has none for this split (-1 or nothing), the last is None.
-    """
-    kind, values = part.features[column], part[column]
-    values = list(values)
-    several = inner(kind) is not kind
+def _labels(values: list[Any], kind: Any, setting: str, split: str) -> list[list[str]] | None:
+    """Each image's labels; None where the set has none for this split: nothing, NaN, or -1 for a class."""
+    lists = values if inner(kind) is not kind else [[value] for value in values]
     known = getattr(inner(kind), "names", None)
-    if not several:
-        missing = sum(value is None or value == -1 for value in values)
-        if missing == len(values):
-            return several, known, None
-        if missing:
-            raise RequestError(f"{setting}: expected a label for every image; {missing} of {split} have none")
-    lists = values if several else [[value] for value in values]
-    return several, known, [[known[one] if known else str(one) for one in some] for some in lists]
+    nothing = (None, "", -1) if known else (None, "")
+    missing = [
+        row
+        for row, some in enumerate(lists)
+        if some is None or any(one in nothing or one != one for one in some)
+    ]
+    if len(missing) == len(lists):
+        return None
+    if missing:
+        raise RequestError(
+            f"{setting}: expected a label for every image; row {missing[0]} of {split} has none"
+        )
+    return [[known[one] if known else str(one) for one in some] for some in lists]
 
 
-def _images(part: Any, column: str, split: str) -> list[RawImage]:
+def _images(part: Any, column: str, setting: str, split: str) -> list[RawImage]:
     """Files where the set refers to them, else images stored in it."""
     import datasets
 
     raw = part.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     images: list[RawImage] = []
     for index, row in enumerate(raw):
-        path = row[column]["path"]
-        if row[column]["bytes"] is None:
+        stored = row[column] or {"bytes": None, "path": None}
+        path = stored["path"]
+        if stored["bytes"] is None and path is None:
+            raise RequestError(f"{setting}: expected an image in every row; row {index} of {split} has none")
+        if stored["bytes"] is None:
             images.append(Path(path))
         else:
             images.append(Stored(f"{split} {index}: {path or column}", partial(_content, raw, column, index)))
