@@ -63,8 +63,7 @@ def write_report(
             **mistakes(result["wrong"][:MISTAKES], images, maps, how, folder=folder),
             "examples": _examples([row["name"] for row in result["table"]], answers, images, how),
         }
-    overrides, settings = summary.get("overrides"), read_settings(folder)
-    solution, phases = summary.get("solution"), summary.get("phases")
+    overrides, solution, settings = summary.get("overrides"), summary.get("solution"), read_settings(folder)
     page = {
         "run": folder.name,
         "logdir": shlex.quote(str(logdir(folder))),
@@ -74,13 +73,12 @@ def write_report(
         "advice": advise(folder, summary, settings),
         "folder": shlex.quote(str(folder)),
         "command": None if overrides is None else shlex.join(["finetune", "train", *as_typed(overrides)]),
-        "curves": _curves(folder / "metrics.csv", None if solution and not phases else summary["best_epoch"]),
+        "curves": _curves(folder / "metrics.csv", summary),
         "solution": solution,
         "path": _path(solution),
         "apart": _apart((summary["test"] or summary["val"] or {}).get("curves")),
         "learning": _learning(summary.get("curve")),
-        "phases": phases,
-        "refit": summary.get("refit"),  # older runs have neither, nor folds
+        **{key: summary.get(key) for key in ("refit", "phases")},  # older runs have neither, nor folds
         "folds": folds and fold_scores(folds),
         "result": result,
         "labels": _labels(summary),
@@ -192,9 +190,10 @@ def _path(solution: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     return drawn
 
 
-def _curves(file: Path, best: int | None) -> list[tuple[str, Any, list[str]]]:
+def _curves(file: Path, summary: Mapping[str, Any]) -> list[tuple[str, Any, list[str]]]:
     """Loss and accuracy over epochs, drawn, and the sides that have a line."""
     rows, drawn = read_table(file), []
+    best = None if summary.get("solution") and not summary.get("phases") else summary["best_epoch"]
     for what, top in (("loss", None), ("accuracy", 1.0)):
         splits = [split for split in ("train", "val") if rows and rows[0].get(f"{what}/{split}")]
         try:
