@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,20 @@ def test_a_model_that_has_answered_travels_to_other_processes(run: finetune.Run,
     assert copy.deepcopy(model).predict(paths) == model.predict(paths) == found
 
 
+def test_a_model_answers_several_threads_and_leaves_torch_as_it_was(
+    run: finetune.Run, few_pictures: Path
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    models, paths = [run.load(), run.load()], sorted((few_pictures / "blue").iterdir())
+    assert torch.rand(1) == expected  # the program's random numbers are its own
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda model: model.predict(paths), models * 3))
+    assert found == [found[0]] * 6
+    assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).shape == (1, 2)
+
+
 @pytest.mark.parametrize(
     "strange",
     [
@@ -158,6 +173,7 @@ def test_values_may_be_numpys_and_paths_hold_anything() -> None:
         {
             "optimizer": {"lr": np.float64(0.5), "momentum": np.float32(0.5)},
             "seed": np.int64(3),
+            "head": np.int64(7),
             "freeze": ("all", "-layer4"),
             "head_hidden": (8,),
             "data": {"source": "folder", "root": Path("a${b}")},
@@ -166,6 +182,7 @@ def test_values_may_be_numpys_and_paths_hold_anything() -> None:
     )
     assert settings.phases[0] == {"epochs": 2, "freeze": ["all"]}
     assert (settings.optimizer.lr, settings.optimizer.momentum, settings.seed) == (0.5, 0.5, 3)
+    assert settings.head == 7
     assert (settings.freeze, settings.head_hidden) == (["all", "-layer4"], [8])
     assert settings.data.root == "a${b}"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -546,6 +548,53 @@ class Scaled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc((self.layer(images) * self.factor).relu().mean((2, 3)))
+
+
+class Hidden(Scaled):
+    """The same with the factor where neither the state dict nor a public attribute has it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(1.0)
+        self._factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * self._factor)
+
+
+class Unsaved(Scaled):
+    """The same with the factor in a buffer that is not saved."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(1.0)
+        self.register_buffer("by", torch.tensor(factor), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * self.by)
+
+
+@pytest.mark.parametrize("kind", [Hidden, Unsaved])
+def test_what_no_state_dict_tells_makes_another_network(kind: type[Scaled]) -> None:
+    one, two = kind(1.0), kind(7.0)
+    two.load_state_dict(one.state_dict())
+    assert named("model", one) != named("model", two)
+    assert named("model", one) == named("model", copy.deepcopy(one))
+    stored = {"cache": "disk", "data.image_size": 16, "epochs": 1, "quiet": True, "cache_dir": "cache"}
+    runs = [finetune.fit(images_of_two(0), model=net, **stored) for net in (one, two)]
+    assert [run.summary["features"]["reused"] for run in runs] == [0, 0]
+
+
+@pytest.mark.slow
+def test_fits_in_threads_have_data_of_their_own() -> None:
+    def count(images: int) -> int:
+        pixels, labels = images_of_two(images)
+        given = np.concatenate([pixels] * images), np.concatenate([labels] * images)
+        run = finetune.fit(
+            given, model=Scaled(1.0), folder=f"of {images}", epochs=1, quiet=True, cache="none"
+        )
+        return len(given[1]) - sum(run.summary["data"][side] for side in ("train", "val", "test"))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(count, (1, 2, 3))] == [0, 0, 0]
 
 
 def images_of_two(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -139,7 +139,9 @@ def test_the_solution_is_the_optimum_and_is_kept(at_pictures: Path) -> None:
     assert max(float(value.grad.abs().max()) for value in (weight, bias)) < 1e-5  # type: ignore[union-attr]
     torch.testing.assert_close(raw["weight"], weight.detach().float())
     summary = summary_of(Path("run"))
-    assert summary["solution"] == {"weight_decay": 0.01, "gradient": classifier.gradient, "path": []}
+    assert summary["solution"] == {"weight_decay": 0.01, "gradient": classifier.gradient, "path": []} | {
+        "iterations": summary["steps"]
+    }
     curve = read_table(Path("run") / "metrics.csv")
     assert [row["epoch"] for row in curve] == [str(number + 1) for number in range(summary["steps"])]
     assert float(curve[-1]["gradient_norm"]) < 1e-4 < float(curve[0]["gradient_norm"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -33,6 +35,20 @@ from finetune.runs.open import Saved, open_run
 from finetune.say import Screen
 
 Given = str | Path | Image.Image | np.ndarray | Tensor
+P = ParamSpec("P")
+T = TypeVar("T")
+_ALONE = threading.RLock()
+
+
+def _one_at_a_time(function: Callable[P, T]) -> Callable[P, T]:
+    """Other threads wait: objects have their names, and Hydra its settings, once in a process."""
+
+    @wraps(function)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _ALONE:
+            return function(*args, **kwargs)
+
+    return waiting
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,7 @@ class Model:
         return copy.deepcopy(self._saved.network)
 
 
+@_one_at_a_time
 def fit(  # noqa: PLR0913  # an editor completes them
     data: Any = "clipart",
     freeze: str | list[str] = "all",

@@ -32,7 +32,7 @@ from finetune.data.sources.given import Sides, find_given
 from finetune.data.sources.labeled import side_of
 from finetune.errors import RequestError, brief
 from finetune.model.build import HEADS, MODELS, checked
-from finetune.model.hashing import structure
+from finetune.model.hashing import left_out, structure
 
 # Of each setting its table, what an object must be, and the entry that it becomes.
 ENTRIES: dict[str, tuple[Table[Any], Any, Callable[[Any], Any]]] = {
@@ -51,7 +51,7 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     """A setting's value, names in the place of Python objects; RequestError: it may have none of the kind."""
     if setting in ("callbacks", "logger") and isinstance(value, list | tuple):
         return [named(setting, one, f"-{number}") for number, one in enumerate(value)]
-    if setting not in ENTRIES or isinstance(value, str | int | dict | Path):
+    if setting not in ENTRIES or isinstance(value, str | int | dict | Path | np.generic):
         return value
     table, kind, entry = ENTRIES[setting]
     if not isinstance(value, kind) or (isinstance(value, type) and setting != "optimizer"):
@@ -67,7 +67,7 @@ def named(setting: str, value: Any, more: str = "") -> Any:
     made_of = getattr(value, "func", value)  # a partial's
     name = PYTHON + getattr(made_of, "__name__", type(made_of).__name__)
     if isinstance(value, nn.Module):  # networks of other layers have other names
-        name += f"-{hashlib.sha256(structure(value).encode()).hexdigest()[:8]}"
+        name += f"-{hashlib.sha256((structure(value) + left_out(value)).encode()).hexdigest()[:8]}"
     table.objects[name + more] = entry(value)
     return name + more
 

@@ -183,6 +183,17 @@ def test_a_program_is_loaded_without_the_model(run: Path, command: Command) -> N
 
 
 @pytest.mark.slow
+def test_a_script_of_somebodys_own_is_not_written_over(run: Path, command: Command) -> None:
+    Path("predict.py").write_text("print('my own')")
+    ended = command("export", str(run), "--out", ".")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "predict.py: expected none but one of finetune's" in ended.err
+    assert Path("predict.py").read_text() == "print('my own')"
+    assert not Path("model.safetensors").exists()
+    for _ in range(2):  # its own it does
+        assert command("export", str(run), "--out", "mine").code == 0
+
+
 def test_what_differs_is_not_written(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.evaluation.export.TOLERANCE", -1.0)
     ended = command("export", "run", "--format", "torch")

@@ -140,9 +140,7 @@ def test_the_command_answers_and_the_report_shows_it(
     with without_privilege():
         ended = command("curve", "run")
     assert (ended.code, ended.out.splitlines()[-1]) == (1, f"answer   {curve['sentence']}")
-    assert (
-        ended.err == "error: run/digests.json: cannot be written: Permission denied; the answer is not kept\n"
-    )
+    assert ended.err == "error: run/.lock: cannot be written: Permission denied; the answer is not kept\n"
 
 
 @pytest.mark.slow

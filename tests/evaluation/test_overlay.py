@@ -71,6 +71,8 @@ def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None
     Path("empty").mkdir()
     Path("file").write_text("")
     picture = str(few_pictures / "red" / "1.png")
+    Path("mine").mkdir()
+    shutil.copy(picture, "mine")
     for arguments, line in (
         (
             (str(run), "nowhere.png"),
@@ -79,6 +81,7 @@ def test_wrong_requests(command: Command, run: Path, few_pictures: Path) -> None
         ((str(run), "empty"), "empty: expected images in this folder"),
         (("empty", picture), "empty: expected the folder of a run"),
         ((str(run), picture, "--out", "file"), "--out=file: cannot be made: File exists"),
+        ((str(run), "mine/1.png", "--out", "./mine"), "--out mine: expected another folder than the images'"),
     ):
         ended = command("explain", *arguments)
         assert ended.code == 2

@@ -105,16 +105,19 @@ def write_export(
     A state dict is itself the model: None is returned. A script beside it, predict.py, classifies
     images, where it can run such a file.
     temperature: of the softmax that ends the graph; None for logits.
-    RequestError: the folder cannot be made.
+    RequestError: the folder cannot be made, or has a predict.py of somebody's own.
     RunError: the model cannot be exported, differs by more than 1e-4, or a file cannot be written.
     """
     make_out(target.parent)
     prefix = "" if target.stem == "model" else f"{target.stem}."  # in a folder there may be several
+    script = target.with_name(f"{prefix}predict.py")
+    if script.exists() and b"# Written by finetune export" not in script.read_bytes()[:500]:
+        raise RequestError(f"{script}: expected none but one of finetune's; it is somebody's own")
     about = {"labels": list(saved.classes), "preprocessing": asdict(saved.preprocessing)}
     convert = FORMATS[format].convert
     if convert is None:
         _write_state_dict(saved, target, {f"{prefix}{name}.json": value for name, value in about.items()})
-        _write_script(saved, target, prefix, temperature)
+        _write_script(saved, target, script, temperature)
         return None
     model = Exported(saved.network, temperature).requires_grad_(False).eval()
     text = {name: json.dumps(value) for name, value in about.items()}
@@ -125,15 +128,15 @@ def write_export(
             f" {TOLERANCE:g} at most"
         )
     write_atomically(target, content)
-    _write_script(saved, target, prefix, temperature)
+    _write_script(saved, target, script, temperature)
     return difference
 
 
-def _write_script(saved: Saved, target: Path, prefix: str, temperature: float | None) -> None:
+def _write_script(saved: Saved, target: Path, script: Path, temperature: float | None) -> None:
     if target.suffix.lower() not in RUNS:
         return
     text = recipe(saved, target.name, is_probability=temperature is not None)
-    write_atomically(target.with_name(f"{prefix}predict.py"), text.encode())
+    write_atomically(script, text.encode())
 
 
 def _write_state_dict(saved: Saved, target: Path, about: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from finetune.runs.open import Saved
 from finetune.training import device as devices
 from finetune.training.metrics import probabilities
 
+SETTLING = threading.RLock()  # a model answers several threads once its form is chosen
 EVERY = 50  # of the clip art, 16 images; noise would not show what rounding does to images
 Ranked = list[tuple[str, float]]
 
@@ -74,7 +76,8 @@ class Predictor:
 
     def __call__(self, images: Iterable[RawImage]) -> Iterator[list[Answer]]:
         """The answers to images in their order, a few at a time; memory does not grow with their number."""
-        forward, device = self.forward or self.settle(), self.device
+        with SETTLING:
+            forward, device = self.forward or self.settle(), self.device
         batches = extract(
             lambda images: forward(self.normalise(images)),
             *(self.read, images),

@@ -11,13 +11,15 @@ from rich.console import Console
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from finetune.atomic import not_written
 from finetune.build import find_data, make_model
 from finetune.data.dataset import SPLITS, Dataset
 from finetune.errors import RequestError, RunError
 from finetune.evaluation.embeddings import embed, model_of
 from finetune.model.standardize import statistics
+from finetune.runs.folder import one_writer
 from finetune.runs.open import open_run
-from finetune.runs.summary import write_summary
+from finetune.runs.summary import read_summary, write_summary
 from finetune.say import Screen, progress, say
 from finetune.training.device import threads
 from finetune.training.intervals import counted_as, wilson
@@ -51,9 +53,13 @@ def curve_run(run: str) -> None:
         console.print("{images:>9,}  {value:8.3f}  {low:.3f} to {high:.3f}".format(**one))
     say(console, "answer", curve["sentence"])
     try:
-        write_summary(saved.folder, saved.summary | {"curve": curve})
-    except RunError as error:
-        raise RunError(f"{error}; the answer is not kept") from None
+        with one_writer(saved.folder):
+            if read_summary(saved.folder) != saved.summary:
+                raise RunError(f"{saved.folder}: has been trained further meanwhile")
+            write_summary(saved.folder, saved.summary | {"curve": curve})
+    except (RunError, OSError) as error:
+        told = not_written(saved.folder, error) if isinstance(error, OSError) else str(error)
+        raise RunError(f"{told}; the answer is not kept") from None
 
 
 def _sides(dataset: Dataset, refit: bool) -> tuple[np.ndarray, np.ndarray]:

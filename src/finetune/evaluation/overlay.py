@@ -45,6 +45,10 @@ def explain_paths(run: str, paths: list[str], out: Path | None) -> None:
     if not images:
         raise RequestError("-: expected names of images on stdin; there are none")
     folder = out or saved.folder / "explain"
+    if any(isinstance(one, Path) and one.absolute().parent == folder.absolute() for one in images):
+        raise RequestError(
+            f"--out {folder}: expected another folder than the images', which would be written over"
+        )
     make_out(folder)
     console, method = Screen(), ""
     named.tell(console)

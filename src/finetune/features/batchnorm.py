@@ -75,7 +75,8 @@ def find_statistics(
     sample = [first[one] for one in sorted(first)[:SAMPLE]]  # one of each content
     sizes = [1, *(len(model.network.get_buffer(name)) for name in names)]
     layout, bad = RowLayout(((sum(sizes),),), torch.float32), set(reader.known)
-    backbone = {k: v for k, v in model.network.state_dict().items() if not k.startswith(f"{model.head}.")}
+    tensors = {**model.network.state_dict(), **dict(model.network.named_buffers())}
+    backbone = {name: one for name, one in tensors.items() if not name.startswith(f"{model.head}.")}
     about = {"boundary": ["BatchNorm"], "view": "statistics", "dtype": "fp32", "batch": BATCH}
     about |= {**known_by(model, device), "names": names, "weights": digest(backbone)}
     with open_store(cache, about, layout, loading.on_wait) as store:

@@ -157,7 +157,7 @@ def _about(model: Model, halves: Split, device: str) -> dict[str, Any]:
     return {
         **known_by(model, device),
         "boundary": [crossing.name for crossing in halves.crossings],
-        "weights": digest(halves.prefix.state_dict()),
+        "weights": digest({**halves.prefix.state_dict(), **dict(halves.prefix.named_buffers())}),
         "graph": fingerprint(halves.prefix),
     }
 

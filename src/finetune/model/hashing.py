@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 from finetune.errors import RunError, brief
 from finetune.model.freeze import Frozen
 
+PLAIN = (bool, int, float, str, type(None))
+
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """One SHA-256 over names, types, shapes and bytes of all tensors."""
@@ -78,6 +80,24 @@ def own_code(traced: fx.GraphModule) -> str:
 def _in_library(code: Any) -> bool:
     root = (getattr(code, "__module__", None) or "torch").partition(".")[0]
     return root in ("torch", "torchvision", "timm", "finetune", "_operator", "operator", "math", "builtins")
+
+
+def left_out(network: nn.Module) -> str:
+    """What a network computes with that neither `structure` nor its state dict tells; empty of nothing.
+
+    Buffers that are not saved, and what a user's module keeps in its attributes: tensors, private values.
+    """
+    saved, usual = network.state_dict(), vars(nn.Module())
+    tensors = {name: one for name, one in network.named_buffers() if name not in saved}
+    plain: dict[str, Any] = {}
+    for path, part in network.named_modules():
+        for name, value in {} if _in_library(type(part)) else vars(part).items():
+            leaves = tree_leaves(value)
+            if isinstance(value, Tensor):
+                tensors[f"{path}.{name}"] = value
+            elif name.startswith("_") and name not in usual and all(isinstance(one, PLAIN) for one in leaves):
+                plain[f"{path}.{name}"] = value
+    return f"{plain} {digest(tensors)}" if plain or tensors else ""
 
 
 def structure(network: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _COPIES = {"aten::cat", "aten::stack", "aten::clone", "aten::_unsafe_view"}
+
+
+_ALONE = threading.RLock()  # what fx puts in the place of torch's own code is there for all threads
 
 
 class NotTraceable(ValueError):
@@ -28,7 +32,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     tensor; other arguments of `forward` keep their defaults. Raises NotTraceable if that module is the model.
     """
     whole: set[str | type] = set()
-    with keep_modes(model), torch.random.fork_rng(devices=()):
+    with _ALONE, keep_modes(model), torch.random.fork_rng(devices=()):
         while True:
             try:
                 training, evaluating = (_trace(model, whole, mode) for mode in (True, False))
@@ -69,7 +73,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, whole: set[str | type]) -> None:
         super().__init__()
-        self.whole, self.inside = whole, [""]
+        self.whole, self.inside, self.thread = whole, [""], threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -89,6 +93,8 @@ class _Tracer(fx.Tracer):
         return chosen or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:  # which runs a model meanwhile
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return self._call_whole(m, forward, args, kwargs)
@@ -97,6 +103,10 @@ class _Tracer(fx.Tracer):
             result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
         return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        other = threading.get_ident() != self.thread
+        return attr_val if other else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _call_whole(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """The call of a module as one node, with its hooks, which fx itself leaves out."""

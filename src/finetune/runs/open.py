@@ -66,6 +66,7 @@ def open_run(run: str) -> Saved:
     preprocessing = Preprocessing.from_metadata(about)
     if preprocessing is None or "classes" not in about:
         raise RequestError(f"{folder}/checkpoints/frozen.safetensors: expected the run's classes in it")
+    before = torch.get_rng_state()  # of the program that opens a run
     torch.manual_seed(settings.seed)
     network = build_model(settings.model, enum_of(settings.model, settings.weights), initialised=False)
     resize(network, preprocessing.crop_size)
@@ -75,6 +76,7 @@ def open_run(run: str) -> Saved:
     example = torch.zeros(1, 3, preprocessing.crop_size, preprocessing.crop_size)
     read_stages(network, head, settings.stages, example)
     replace_head(network, head, new, hidden=settings.head_hidden, dropout=settings.head_dropout)
+    torch.set_rng_state(before)
     own = network.state_dict()
     if strange := own.keys() - state.keys():
         raise RequestError(f"{folder}: expected the tensors of {settings.model}; {len(strange)} are missing")

@@ -68,9 +68,12 @@ def _gone_through(where: str | Path, names: list[str]) -> list[str]:
 
 
 def _is_run(folder: str) -> bool:
-    """Whether Hydra made a folder for a run of ours, begun or about to; other programs use Hydra, too."""
-    hydras = os.path.isdir(f"{folder}/.hydra")
-    return hydras and any(os.path.isfile(f"{folder}/{one}") for one in (".lock", "settings.json"))
+    """Whether a folder is that of a run of ours, begun or about to; other programs use Hydra, too."""
+    if not os.path.isfile(f"{folder}/settings.json"):
+        return os.path.isdir(f"{folder}/.hydra") and os.path.isfile(f"{folder}/.lock")
+    return any(
+        os.path.isdir(f"{folder}/{one}") for one in (".hydra", "checkpoints")
+    )  # the second of Python's
 
 
 def files_below(folder: Path) -> Iterator[Path]:
