@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.data import sources
 from finetune.errors import RequestError
@@ -84,6 +84,26 @@ def planned(model: Model, folder: Path, cache: str = "auto", augment: str = "non
         fresh="data.augment=standard" if augment == "standard" else None,
     )
     return plan_features(model, sources.load_dataset("digits", None, 0.15, 0.15), settings)
+
+
+class Scale(nn.Module):
+    """Multiplies by a buffer that no state dict has."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_buffers_that_are_not_saved_decide_what_features_are(tmp_path):
+    keys = []
+    for factor in (1.0, 7.0, 1.0):
+        model = resnet(["all"])
+        model.network.relu = Scale(factor)
+        keys.append(planned(model, tmp_path).keys)
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.slow
